@@ -1,0 +1,60 @@
+"""sftkit: supervised fine-tuning of language models, with every technique a plugin.
+
+What is listed here is loaded on first use; importing the package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sftkit.data.documents import Formatter, RowError, Skipped, Span
+    from sftkit.errors import ConfigError, DataError, Problem, RunError, SftkitError
+    from sftkit.pipeline import Pipeline, RunResult
+    from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+_HOMES = {
+    "Field": "plugin",
+    "Plugin": "plugin",
+    "dataclass": "plugin",
+    "hookimpl": "plugin",
+    "Pipeline": "pipeline",
+    "RunResult": "pipeline",
+    "Formatter": "data.documents",
+    "RowError": "data.documents",
+    "Skipped": "data.documents",
+    "Span": "data.documents",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "Problem": "errors",
+    "RunError": "errors",
+    "SftkitError": "errors",
+}
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Field",
+    "Formatter",
+    "Pipeline",
+    "Plugin",
+    "Problem",
+    "RowError",
+    "RunError",
+    "RunResult",
+    "SftkitError",
+    "Skipped",
+    "Span",
+    "dataclass",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("sftkit")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sftkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sftkit.{_HOMES[name]}"), name)

@@ -1,0 +1,71 @@
+"""The configuration of a run: ``model``, ``data``, ``train`` and ``plugins``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+Loss = Literal["all", "completion", "assistant"]
+Where = str | list[str]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of the sections: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which model is trained, and how it is loaded."""
+
+    name: str = Field(description="directory or hub name; a directory with a PEFT adapter continues it; `demo`")
+    tokenizer: str | None = Field(None, description="directory or hub name of the tokenizer, if not the model's")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="type of the loaded weights; auto: the checkpoint's own"
+    )
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: new weights from the directory's config.json, drawn with train.seed"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of `from_pretrained`")
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    train: Where = Field(description="file, glob, directory, hub name, or a list of them; `demo`")
+    eval: Where | Annotated[float, Field(gt=0, lt=1)] | dict[str, Where] | None = Field(
+        None, description="held-out data: as `train`, or a fraction of it, or several sets by name"
+    )
+    subset: str | None = Field(None, description="configuration name of a hub data set")
+    split: str = Field("train", description="split of a hub data set or DatasetDict to train on")
+    max_length: PositiveInt = Field(1024, description="tokens a row, at most")
+    truncation: Literal["keep_start", "drop", "error"] = Field(
+        "keep_start", description="what happens to longer examples; each is counted"
+    )
+    loss: Loss | None = Field(None, description="what is trained; by default what the format implies")
+    text_column: str = Field("text", description="column that holds plain text")
+    formatting: str | Callable[..., Any] | None = Field(
+        None, description="your own formatting function, `module:function`"
+    )
+
+    @field_serializer("formatting")
+    def _name_formatting(self, value: str | Callable[..., Any] | None) -> str | None:
+        if value is None or isinstance(value, str):
+            return value
+        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+class RunConfig(Section):
+    """A whole run, as resolved: what the file, the command line and the defaults say together."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="selected plugins in order, each with its options"
+    )

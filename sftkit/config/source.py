@@ -1,0 +1,140 @@
+"""Where configuration comes from: a YAML file, ``key=value`` overrides and ``-p`` arguments, each value with its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftkit.errors import ConfigError, Problem
+
+Key = tuple[str, ...]
+
+
+@dataclass
+class Source:
+    """Raw configuration values and the place each came from, for messages."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)
+
+    def where(self, key: Key) -> str:
+        """Place and name of a key, as in ``sft.yaml:7, data.max_length``."""
+        name = ".".join(key)
+        for end in range(len(key), 0, -1):
+            if key[:end] in self.places:
+                return f"{self.places[key[:end]]}, {name}"
+        return name
+
+    def set(self, key: Key, value: Any, place: str) -> None:
+        """Set one value; what is a mapping merges, anything else replaces."""
+        section: dict[str, Any] = self.values
+        for depth, part in enumerate(key[:-1], start=1):
+            inner = section.get(part)
+            if not isinstance(inner, dict):
+                # `model: name` is short for `model: {name: name}`; a plugin without options is None.
+                inner = {"name": inner} if isinstance(inner, str) and key[:depth] == ("model",) else {}
+                section[part] = inner
+            section = inner
+        old = section.get(key[-1])
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            for name, item in value.items():
+                self.set((*key, str(name)), item, place)
+            return
+        section[key[-1]] = dict(value) if isinstance(value, Mapping) else value
+        self.places[key] = place
+
+
+def read_yaml(path: Path) -> Source:
+    """Read a YAML file safely.
+
+    Raises:
+        ConfigError: if it cannot be read, is no mapping, or names a key twice; with file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError(Problem("no such file", str(path), "give the path of a YAML file")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(Problem(f"cannot be read: {error}", str(path))) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(Problem(f"not valid YAML: {getattr(error, 'problem', error)}", where)) from None
+    if values is None:
+        return Source()
+    if not isinstance(values, dict):
+        raise ConfigError(Problem("holds no mapping", f"{path}:1", "start it with `model:` and `data:`"))
+    places: dict[Key, str] = {}
+    problems = list(_collect_places(root, (), path, places))
+    if problems:
+        raise ConfigError(problems)
+    return Source(values, places)
+
+
+def _collect_places(node: Any, key: Key, path: Path, places: dict[Key, str]) -> Iterable[Problem]:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            inner = (*key, str(name.value))
+            place = f"{path}:{name.start_mark.line + 1}"
+            if inner in places:
+                yield Problem(f"named twice, first in {places[inner]}", f"{place}, {'.'.join(inner)}", "drop one")
+            places[inner] = place
+            yield from _collect_places(value, inner, path, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            places[(*key, str(index))] = f"{path}:{value.start_mark.line + 1}"
+            yield from _collect_places(value, (*key, str(index)), path, places)
+
+
+_PLAIN = re.compile(r"""^([\[{"'].*|[-+]?[0-9][0-9_]*|true|false|null|~)$""", re.DOTALL | re.IGNORECASE)
+
+
+def parse_value(text: str) -> Any:
+    """The value of ``key=value``: YAML where it is quoted, a list, a mapping, an integer, true, false or null.
+
+    Anything else stays the text as it is, since ``### Answer:`` is a comment in YAML. Decimal numbers are turned into
+    floats by the type of their key.
+    """
+    if not _PLAIN.match(text):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def split_options(text: str) -> list[str]:
+    """Split ``a=1,b=[2,3]`` at the commas that are outside quotes and brackets, and start an option."""
+    parts, depth, quote, start = [], 0, "", 0
+    for index, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote and text[index - 1] != "\\" else quote
+        elif char in "\"'" and text[index - 1] in "=[,{ ":
+            quote = char
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        elif char == "," and depth <= 0 and re.match(r"\s*[A-Za-z_]\w*=", text[index + 1 :]):
+            parts.append(text[start:index])
+            start = index + 1
+    return [*parts, text[start:]]
+
+
+def parse_assignment(text: str, place: str) -> tuple[str, Any]:
+    """``key=value`` as its two halves.
+
+    Raises:
+        ConfigError: if there is no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(Problem(f"{text!r} is not of the form key=value", place, "write it as key=value"))
+    return key.strip(), parse_value(value)

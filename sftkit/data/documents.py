@@ -1,0 +1,65 @@
+"""The pieces between a row and its tokens: spans, and the formatter that makes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
+"""A batch of rows as columns: name → one value a row."""
+
+
+class Span(NamedTuple):
+    """A piece of a document's text, and whether the model is trained on it."""
+
+    text: str
+    trained: bool
+
+
+class Skipped(NamedTuple):
+    """A row that cannot be trained on and why, in words that do not vary by row: rows are counted by reason."""
+
+    reason: str
+
+
+class RowError(ValueError):
+    """A row is of a bad shape.
+
+    Args:
+        index: position of the row in the batch given to the formatter, from 0.
+        message: what is wrong, with the column or role.
+        mend: what the user can do.
+    """
+
+    def __init__(self, index: int, message: str, mend: str = "") -> None:
+        super().__init__(message)
+        self.index, self.message, self.mend = index, message, mend
+
+
+Document: TypeAlias = Sequence[Span]
+
+
+@dataclass(frozen=True)
+class Formatter(ABC):
+    """Turns rows into spans and does nothing else; the spans' texts joined are the document.
+
+    A formatter holds plain data, so that it can be pickled.
+    """
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether encoding adds the tokenizer's BOS in front and EOS at the end (once each).
+
+        False where the text is complete as it is, as from a chat template.
+        """
+        return True
+
+    @abstractmethod
+    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+        """The spans of each row of the batch, or why a row is skipped.
+
+        Raises:
+            RowError: where a row is of a bad shape.
+        """

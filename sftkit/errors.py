@@ -1,0 +1,48 @@
+"""What can go wrong through the user's input, and how it is told."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what, where (a file and line, a key, a row, a plugin) and the mend."""
+
+    what: str
+    where: str = ""
+    mend: str = ""
+    key: tuple[str, ...] = ()  # path inside the configuration, from which the file and line are found
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        mend = f" -> {self.mend}" if self.mend else ""
+        return f"{place}{self.what}{mend}"
+
+
+class SftkitError(Exception):
+    """Base of the errors that the user can mend; the command line ends with exit code 2 and no traceback."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class ConfigError(SftkitError):
+    """The configuration, a plugin or its options cannot be used."""
+
+
+class DataError(SftkitError):
+    """The data cannot be read, or nothing can be trained on it."""
+
+
+class RunError(SftkitError):
+    """The run directory, the device or the training itself stands in the way."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the known name nearest to ``name``, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else ""

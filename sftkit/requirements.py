@@ -1,0 +1,57 @@
+"""What a plugin needs of the machine, found out without importing a heavy package."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from sftkit.errors import Problem
+
+
+def requirement_problem(text: str, dist: metadata.Distribution | None, where: str) -> Problem | None:
+    """The problem with one requirement, as ``"peft>=0.18"``, or None where it is met."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement as error:
+        return Problem(f"requires {text!r}, which is no requirement: {error}", where, "correct it in the plugin")
+    if requirement.marker and not requirement.marker.evaluate():
+        return None
+    mend = install_command(requirement, dist)
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Problem(f"needs the package {requirement.name}, which is not installed", where, mend)
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Problem(f"needs {requirement.name}{requirement.specifier}, and {version} is installed", where, mend)
+    return None
+
+
+def install_command(requirement: Requirement, dist: metadata.Distribution | None) -> str:
+    """The pip command that brings a package: the extra of the plugin's own distribution where it has one for it."""
+    wanted = canonicalize_name(requirement.name)
+    for line in (dist.requires or []) if dist else []:
+        item = Requirement(line)
+        if dist and item.marker and canonicalize_name(item.name) == wanted:
+            for extra in dist.metadata.get_all("Provides-Extra") or []:
+                if extra != "dev" and item.marker.evaluate({"extra": extra}):
+                    return f'pip install "{dist.name}[{extra}]"'
+    return f'pip install "{requirement.name}{requirement.specifier}"'
+
+
+def has_gpu() -> bool:
+    """Whether a GPU is visible: asks the CUDA driver, and looks for the ROCm and Intel devices, without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return False
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0:
+            return True
+    except OSError:
+        pass
+    return Path("/dev/kfd").exists() or Path("/dev/xpu").exists()
