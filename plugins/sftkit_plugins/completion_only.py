@@ -1,0 +1,164 @@
+"""Training on completions that are told apart by templates in the text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from sftkit.config import RunConfig
+from sftkit.data.documents import Columns, Document, Formatter, Skipped, Span
+from sftkit.errors import ConfigError, Problem
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Template = str | list[int]
+Region = tuple[int, int]
+"""Start and end, in characters of the document's text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionOnly(Plugin):
+    """Trains only on what follows a response template in the text (TRL 0.11, DataCollatorForCompletionOnlyLM).
+
+    Without an instruction template, what follows the last response template is trained; with one, what follows each
+    response template up to the next instruction template.
+    """
+
+    response_template: Annotated[
+        Template, Field(min_length=1, description="text, or token ids in context, after which a response begins")
+    ]
+    instruction_template: Annotated[
+        Template | None, Field(min_length=1, description="text, or token ids in context, at which a response ends")
+    ] = None
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """``data.loss`` and this plugin both choose what is trained."""
+        if config.data.loss is not None:
+            what = f"data.loss: {config.data.loss} and plugin completion_only both choose what is trained"
+            yield Problem(what, "data.loss", "remove data.loss, or drop the plugin", ("data", "loss"))
+
+    @hookimpl(wrapper=True)
+    def make_formatter(self, tokenizer: PreTrainedTokenizerBase) -> Generator[None, Formatter | None, Formatter | None]:
+        """The data's formatter, with its own choice of what is trained replaced.
+
+        Raises:
+            ConfigError: for templates of token ids, if the tokenizer does not tell where its tokens are in the text.
+        """
+        inner = yield
+        if inner is None:
+            return None
+        if any(item.name == "loss" for item in dataclasses.fields(inner)):
+            inner = dataclasses.replace(
+                cast("Any", inner), loss="all"
+            )  # what it would pick out is not used, and need not be there
+        templates = (self.response_template, self.instruction_template)
+        has_ids = any(isinstance(template, list) for template in templates)
+        if has_ids and not tokenizer.is_fast:
+            what = "the tokenizer does not tell where its tokens are in the text, which templates of token ids need"
+            raise ConfigError(Problem(what, "plugin completion_only", "give the templates as text"))
+        return ResponsesOnly(inner, self.response_template, self.instruction_template, tokenizer if has_ids else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponsesOnly(Formatter):
+    """The documents of another formatter, trained only on their responses.
+
+    Text is searched among the characters of the document, so that a template matches wherever it is written, however
+    its tokens come out in context. Token ids are searched among the document's tokens, as the model gets them.
+    """
+
+    inner: Formatter
+    response_template: Template
+    instruction_template: Template | None
+    tokenizer: Any
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """As the inner formatter's."""
+        return self.inner.adds_special_tokens
+
+    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+        """Each document as spans; a document without a template is skipped.
+
+        Raises:
+            RowError: from the inner formatter.
+        """
+        documents = self.inner(rows)
+        texts = [_text(document) for document in documents if not isinstance(document, Skipped)]
+        found = iter(self._split(text, tokens) for text, tokens in zip(texts, self._tokens(texts), strict=True))
+        return [document if isinstance(document, Skipped) else next(found) for document in documents]
+
+    def _tokens(self, texts: list[str]) -> Sequence[_Tokens | None]:
+        if self.tokenizer is None or not texts:
+            return [None] * len(texts)
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=self.adds_special_tokens,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [_Tokens(*pair) for pair in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+
+    def _split(self, text: str, tokens: _Tokens | None) -> Document | Skipped:
+        responses = _find(self.response_template, text, tokens)
+        if not responses:
+            return Skipped(f"no response template {self.response_template!r} in the text")
+        if self.instruction_template is None:
+            return _spans(text, [(responses[-1][1], len(text))])
+        instructions = _find(self.instruction_template, text, tokens)
+        if not instructions:
+            return Skipped(f"no instruction template {self.instruction_template!r} in the text")
+        regions = []
+        for _, start in responses:
+            end = next((begin for begin, _ in instructions if begin >= start), len(text))
+            regions.append((start, end))
+        return _spans(text, regions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    ids: list[int]
+    offsets: list[Region]
+
+
+def _find(template: Template, text: str, tokens: _Tokens | None) -> list[Region]:
+    """Where the template stands in the text, in order."""
+    if isinstance(template, str):
+        return [(start, start + len(template)) for start in _positions(text.find, template)]
+    assert tokens is not None
+    ids, offsets, width = tokens.ids, tokens.offsets, len(template)
+
+    def find(part: list[int], start: int) -> int:
+        return next((at for at in range(start, len(ids)) if ids[at] == part[0] and ids[at : at + width] == part), -1)
+
+    return [(offsets[at][0], offsets[at + width - 1][1]) for at in _positions(find, template)]
+
+
+def _positions(find: Callable[[Any, int], int], part: Template) -> Iterator[int]:
+    at = find(part, 0)
+    while at >= 0:
+        yield at
+        at = find(part, at + 1)
+
+
+def _text(document: Document) -> str:
+    return "".join(span.text for span in document)
+
+
+def _spans(text: str, regions: Sequence[Region]) -> Document:
+    """The text as spans, trained inside the regions, which may overlap."""
+    spans, done = [], 0
+    for start, end in regions:
+        if start > done:
+            spans.append(Span(text[done:start], False))
+        if end > max(start, done):
+            spans.append(Span(text[max(start, done) : end], True))
+        done = max(done, end)
+    if done < len(text):
+        spans.append(Span(text[done:], False))
+    return spans

@@ -1,0 +1,123 @@
+"""Conversations as they are found in data, brought into the one shape that chat templates take."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sftkit.data.documents import RowError
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+_SHAPE = "each message is {role, content} or {from, value}"
+
+
+def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:
+    """The messages of one row as ``{role, content, ...}``, without the nulls that Arrow adds for absent keys.
+
+    Raises:
+        RowError: for anything that is no conversation; naming the column and the message.
+    """
+    if not isinstance(value, list):
+        raise RowError(index, f"column {column!r} is {_kind(value)}, not a list of messages", _SHAPE)
+    messages = []
+    for number, raw in enumerate(value, start=1):
+        where = f"column {column!r}, message {number}"
+        if not isinstance(raw, dict):
+            raise RowError(index, f"{where} is {_kind(raw)}, not a mapping", _SHAPE)
+        message = without_nulls(raw)
+        if "from" in message and "role" not in message:
+            message = _from_sharegpt(message, index, where)
+        _check(message, index, where)
+        if not isinstance(message.get("content", ""), str):
+            message["content"] = _joined_text(message["content"], index, where)
+        messages.append(message)
+    return messages
+
+
+def without_nulls(value: Any) -> Any:
+    """A copy without the keys whose value is None, at any depth: the columnar store gives every row every key."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def read_tools(value: Any, index: int) -> list[dict[str, Any]] | None:
+    """The tools of one row: a list of JSON schemas, or such a list (or each of its items) as JSON text.
+
+    Raises:
+        RowError: if it is neither.
+    """
+    mend = "give a list of tool descriptions (JSON schemas), or the same as JSON text"
+    try:
+        tools = json.loads(value) if isinstance(value, str) and value.strip() else value
+        if not tools:
+            return None
+        if isinstance(tools, list):
+            tools = [json.loads(tool) if isinstance(tool, str) else without_nulls(tool) for tool in tools]
+    except json.JSONDecodeError as error:
+        raise RowError(index, f"column 'tools' is not valid JSON: {error}", mend) from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowError(index, f"column 'tools' is {_kind(tools)}, not a list of mappings", mend)
+    return tools
+
+
+def _from_sharegpt(message: dict[str, Any], index: int, where: str) -> dict[str, Any]:
+    sender = message["from"]
+    if sender not in SHAREGPT_ROLES:
+        raise RowError(index, f"{where}: unknown 'from' {sender!r}", f"it is one of: {', '.join(SHAREGPT_ROLES)}")
+    rest = {key: item for key, item in message.items() if key not in ("from", "value")}
+    if sender == "function_call":
+        return {**rest, "role": "assistant", "tool_calls": _tool_calls(message.get("value"), index, where)}
+    content = {"content": message["value"]} if "value" in message else {}
+    return {**rest, "role": SHAREGPT_ROLES[sender], **content}
+
+
+def _tool_calls(value: Any, index: int, where: str) -> list[dict[str, Any]]:
+    try:
+        calls = json.loads(value)
+    except (TypeError, json.JSONDecodeError):
+        calls = None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
+        mend = 'write {"name": ..., "arguments": {...}} as JSON, or a list of these'
+        raise RowError(index, f"{where}: the value of a function_call is no call", mend)
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _check(message: dict[str, Any], index: int, where: str) -> None:
+    if "role" not in message:
+        raise RowError(index, f"{where} has no role", _SHAPE)
+    if message["role"] not in ROLES:
+        raise RowError(index, f"{where}: unknown role {message['role']!r}", f"it is one of: {', '.join(ROLES)}")
+    calls = message["role"] == "assistant" and (message.get("tool_calls") or message.get("function_call"))
+    if "content" not in message and not calls:
+        raise RowError(index, f"{where} ({message['role']}) has no content", "fill it in, or remove the row")
+
+
+def _joined_text(content: Any, index: int, where: str) -> str:
+    """The text of content given in parts. Many templates would print the list itself into the text."""
+    mend = "content is text, or a list of {type: text, text: ...}"
+    if not isinstance(content, list):
+        raise RowError(index, f"{where}: content is {_kind(content)}, not text", mend)
+    for part in content:
+        if not (isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)):
+            kind = part.get("type", "unknown") if isinstance(part, dict) else _kind(part)
+            raise RowError(index, f"{where}: content has a part that is not text: {kind}", mend)
+    return "".join(part["text"] for part in content)
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"

@@ -1,0 +1,84 @@
+"""Packing: several documents in one row, which do not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from sftkit.errors import Problem
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sftkit.config import RunConfig
+    from sftkit.data.tally import Tally
+
+Strategy = Literal["best_fit", "wrapped"]
+DEFAULT_BATCH_SIZE = 8  # of transformers.TrainingArguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing(Plugin):
+    """Packs several documents into each row of `data.max_length` tokens; they do not see each other.
+
+    Before training starts, the model itself is tried on two packed rows: a model whose documents see each other is
+    refused.
+
+    Sources: best-fit packing after Ding et al., 2024 (arXiv 2404.10830, section 2), with the classic best-fit
+    decreasing rule; ``wrapped`` is the constant-length stream of common language-model training.
+    """
+
+    strategy: Annotated[
+        Strategy,
+        Field(description="best_fit: whole documents; wrapped: one stream cut into rows of exactly data.max_length"),
+    ] = "best_fit"
+    eval: Annotated[
+        bool | Strategy,
+        Field(description="pack evaluation sets: no, as the training data, or by a strategy of their own"),
+    ] = False
+    concat_token_id: Annotated[
+        int | None, Field(ge=0, description="wrapped: token put after each document that does not end with it")
+    ] = None
+    infinite: Annotated[
+        bool, Field(description="wrapped: fill the last training row by starting over; else it stays short")
+    ] = False
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """Refuses options of ``wrapped`` where nothing is wrapped."""
+        if "wrapped" not in (self.strategy, self.eval):
+            for name, value in (("concat_token_id", self.concat_token_id), ("infinite", self.infinite or None)):
+                if value is not None:
+                    what = f"{name} works with strategy wrapped only"
+                    key = ("plugins", "packing", name)
+                    yield Problem(what, f"plugin packing, option {name}", f"set strategy: wrapped, or drop {name}", key)
+
+    @hookimpl
+    def pack_dataset(self, dataset: Dataset, split: str, config: RunConfig, tally: Tally) -> Dataset | None:
+        """Rows of at most ``config.data.max_length`` tokens, with ``position_ids``; None for sets left single."""
+        from sftkit.data.length import fit_length
+        from sftkit_plugins.packing.rows import best_fit_rows, wrapped_rows
+
+        choice = self.strategy if split == "train" or self.eval is True else self.eval
+        if choice is False:
+            return None
+        if choice == "best_fit":
+            return best_fit_rows(fit_length(dataset, split, config, tally), split, config.data.max_length, tally)
+        if config.data.truncation != "keep_start":  # wrapping cuts no document off, but drop and error are obeyed
+            dataset = fit_length(dataset, split, config, tally)
+        endless = self.infinite and split == "train"
+        return wrapped_rows(dataset, split, config.data.max_length, tally, self.concat_token_id, endless)
+
+    @hookimpl
+    @contextmanager
+    def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
+        """Proves on entry that the documents of a row do not see each other in this model."""
+        from sftkit_plugins.packing.isolation import prove_isolation
+
+        sizes = [config.train.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)]
+        if self.eval:
+            sizes.append(config.train.get("per_device_eval_batch_size", DEFAULT_BATCH_SIZE))
+        prove_isolation(model, batch_size=max(map(int, sizes)))
+        yield

@@ -1,0 +1,60 @@
+"""The default collator: rows padded on the right to the longest of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from sftkit.training.collate import Collator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pad(Plugin):
+    """Batches padded on the right to their longest row (default)."""
+
+    to_multiple_of: Annotated[int | None, Field(gt=0, description="round a batch's length up to a multiple")] = None
+
+    @hookimpl
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """A collator that pads with the tokenizer's pad token, else its EOS, else id 0: padding is never trained."""
+        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        pad_id = next(token for token in candidates if token is not None)
+        return PadCollator(pad_id, self.to_multiple_of)
+
+
+@dataclasses.dataclass(frozen=True)
+class PadCollator:
+    """Makes a batch of right-padded int64 tensors ``[B, T]`` from examples.
+
+    Padding has label -100 and attention 0, so that a pad token equal to EOS leaves the real EOS trained. Packed rows,
+    those with ``position_ids``, get no attention mask: their padding is a document of its own, whose positions restart.
+    """
+
+    pad_id: int
+    to_multiple_of: int | None = None
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The batch: ``input_ids``, ``labels`` and either ``attention_mask`` or ``position_ids``."""
+        import numpy as np
+        import torch
+
+        lengths = [len(example["input_ids"]) for example in examples]
+        width = -(-max(lengths) // (self.to_multiple_of or 1)) * (self.to_multiple_of or 1)
+        packed = "position_ids" in examples[0]
+        fills = {"input_ids": self.pad_id, "labels": -100, "position_ids" if packed else "attention_mask": 0}
+        batch = {name: np.full((len(examples), width), fill, dtype=np.int64) for name, fill in fills.items()}
+        for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+            batch["input_ids"][row, :length] = example["input_ids"]
+            batch["labels"][row, :length] = example["labels"]
+            if packed:
+                batch["position_ids"][row, :length] = example["position_ids"]
+                batch["position_ids"][row, length:] = np.arange(width - length)
+            else:
+                batch["attention_mask"][row, :length] = 1
+        return {name: torch.from_numpy(array) for name, array in batch.items()}

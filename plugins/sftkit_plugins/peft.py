@@ -1,0 +1,191 @@
+"""Adapters of the peft library: LoRA and every other method it has."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.models import let_gradients_through, linear_names
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from sftkit.config import RunConfig
+
+#: Methods that adapt other layers than linear ones, or choose among those themselves, as their papers do.
+OWN_TARGETS = {"IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS"}
+#: The options spelled out, and the names their fields have in the methods' configs.
+ALIASES = {
+    "r": ("r", "init_r"),
+    "alpha": ("lora_alpha", "alpha"),
+    "dropout": ("lora_dropout", "{method}_dropout", "dropout"),
+    "target_modules": ("target_modules",),
+}
+LORA_DEFAULTS: dict[str, Any] = {"r": 16, "dropout": 0.0}
+#: Methods that train a prompt and need its length, which peft leaves open.
+PROMPTS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEFT(Plugin):
+    """Adapters instead of all weights: LoRA (Hu et al., 2021), or any method of peft."""
+
+    requires: ClassVar[tuple[str, ...]] = ("peft>=0.18",)
+
+    method: Annotated[str, Field(description="lora, ia3, vera, prompt_tuning, ...: any method of peft")] = "lora"
+    r: Annotated[int | None, Field(gt=0, description="rank; for LoRA 16 by default")] = None
+    alpha: Annotated[float | None, Field(gt=0, description="scale is alpha/r; for LoRA 2r by default")] = None
+    dropout: Annotated[float | None, Field(ge=0, lt=1, description="on adapter inputs; for LoRA 0 by default")] = None
+    target_modules: Annotated[
+        str | list[str] | None,
+        Field(description="names of layers, a regular expression or all-linear, the default where the method allows"),
+    ] = None
+    options: Annotated[dict[str, Any], Field(description="further fields of the method's config in peft")] = (
+        dataclasses.field(default_factory=dict)
+    )
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """A method or option that peft does not have, and prompts in front of packed rows."""
+        try:
+            peft_config = self._peft_config()
+        except ConfigError as error:
+            yield from error.problems
+            return
+        if peft_config.is_prompt_learning and "packing" in config.plugins:
+            what = f"{self.method} puts its prompt in front of a row, and a packed row holds several documents"
+            yield Problem(what, "plugin peft, option method", "drop plugin packing, or use lora")
+
+    def _peft_config(self, **more: Any) -> Any:
+        """The method's config, checked against its fields.
+
+        Raises:
+            ConfigError: for an unknown method or field, or a value that peft refuses.
+        """
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        method = self.method.upper().replace("-", "_").replace(" ", "_")
+        classes = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        if method not in classes:
+            known = [name.lower() for name in classes]
+            mend = nearest(method.lower(), known) or f"the methods are {', '.join(sorted(known))}"
+            raise ConfigError(Problem(f"peft has no method {self.method!r}", "plugin peft, option method", mend))
+        values = self._values(method, [field.name for field in dataclasses.fields(classes[method])])
+        try:
+            return classes[method](task_type="CAUSAL_LM", **(values | more))
+        except (ValueError, TypeError) as error:
+            what = f"peft refuses the options of {method}: {' '.join(str(error).split())}"
+            raise ConfigError(Problem(what, "plugin peft, options", "correct them")) from error
+
+    def _values(self, method: str, fields: list[str]) -> dict[str, Any]:
+        """The fields that the options set, under the names that this method's config has for them."""
+        asked: dict[str, Any] = {name: getattr(self, name) for name in ALIASES}
+        if method == "LORA":
+            asked = LORA_DEFAULTS | {name: value for name, value in asked.items() if value is not None}
+            asked.setdefault("alpha", 2 * asked["r"])
+        if asked.get("target_modules") is None and method not in OWN_TARGETS and "target_modules" in fields:
+            asked["target_modules"] = "all-linear"
+        values, problems = {}, []
+        for name, value in asked.items():
+            candidates = (alias.format(method=method.lower()) for alias in ALIASES[name])
+            field = next((alias for alias in candidates if alias in fields), None)
+            if value is not None and field is None:
+                problems.append(Problem(f"{method} has no such option", f"plugin peft, option {name}", "drop it"))
+            elif value is not None and field is not None:
+                values[field] = int(value) if isinstance(value, float) and value.is_integer() else value
+        reserved = {"task_type", "peft_type", "inference_mode", "base_model_name_or_path", "auto_mapping", *values}
+        for name in self.options:
+            where = f"plugin peft, option options.{name}"
+            if name in reserved:
+                problems.append(Problem("it is set already", where, "use the plugin's own option, or drop it"))
+            elif name not in fields:
+                known = f"the fields of {method} are {', '.join(sorted(fields))}"
+                problems.append(Problem(f"{method} has no such field", where, nearest(name, fields) or known))
+        if problems:
+            raise ConfigError(problems)
+        defaults = {"num_virtual_tokens": 20} if method in PROMPTS else {}
+        return defaults | values | self.options
+
+    @hookimpl
+    def adapt_model(self, model: PreTrainedModel, config: RunConfig, new_token_ids: list[int]) -> Any:
+        """The model with adapters on it, its own weights frozen. Changes the model.
+
+        Raises:
+            ConfigError: if the model has an adapter already, no layer matches, or the method cannot train new tokens.
+        """
+        from peft import get_peft_model
+
+        if hasattr(model, "peft_config"):
+            what = "the model has an adapter already, and plugin peft would add a second one"
+            raise ConfigError(Problem(what, "plugin peft", "drop plugin peft to train the adapter on"))
+        peft_config = self._peft_config()
+        if new_token_ids:
+            peft_config = self._peft_config(**_train_tokens(model, peft_config, sorted(new_token_ids)))
+        layers = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
+        try:
+            adapted = get_peft_model(model, peft_config)
+        except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+            mend = layers if hasattr(peft_config, "target_modules") else "correct the plugin's options"
+            raise ConfigError(Problem(" ".join(str(error).split()), "plugin peft", mend)) from error
+        if new_token_ids:
+            # The rows of new tokens are in the adapter; by itself, peft would store the whole resized embedding too.
+            adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+        let_gradients_through(adapted, config.train)
+        trained, total = adapted.get_nb_trainable_parameters()
+        name = {"LORA": "LoRA"}.get(peft_config.peft_type.value, peft_config.peft_type.value)
+        share = f"{trained:,} trainable of {total:,} parameters ({100 * trained / total:.1f} %)"
+        logging.getLogger("sftkit").info("peft: %s, %s", name, share)
+        return adapted
+
+    @hookimpl
+    def trainer_callbacks(self) -> list[TrainerCallback]:
+        """AdaLoRA moves its ranks about after each step; other methods need nothing."""
+        return [_rank_allocation()] if self.method.upper() == "ADALORA" else []
+
+
+def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> dict[str, Any]:
+    """The config fields by which the embeddings of new tokens are trained and saved.
+
+    Only these rows where the method can (an output head with a bias cannot), else the whole layers.
+
+    Raises:
+        ConfigError: if the method can do neither.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    tied = head is None or head.weight is embedding.weight
+    has_bias = getattr(head, "bias", None) is not None
+    fields = {field.name for field in dataclasses.fields(peft_config)}
+    modules = list(getattr(peft_config, "modules_to_save", None) or [])
+    layers = [names[id(embedding)]] if tied else [names[id(embedding)], names[id(head)]]
+    taken = [layer for layer in layers if layer.rpartition(".")[2] in {name.rpartition(".")[2] for name in modules}]
+    layers = [layer for layer in layers if layer not in taken]
+    if "trainable_token_indices" in fields and not (tied and has_bias):
+        by_row = [layer for layer in layers if layer == names[id(embedding)] or not has_bias]
+        whole = modules + [layer for layer in layers if layer not in by_row]
+        tokens = {"trainable_token_indices": {layer: ids for layer in by_row}} if by_row else {}
+        return tokens | ({"modules_to_save": whole} if whole else {})
+    # A prompt is embedded by the frozen layer, and a tied pair would come apart into two copies.
+    if "modules_to_save" in fields and not tied and not peft_config.is_prompt_learning:
+        return {"modules_to_save": modules + layers}
+    what = f"{peft_config.peft_type.value} cannot train the embeddings of the {len(ids)} new tokens of this model"
+    mend = "use method lora, or drop the plugin that adds the tokens"
+    raise ConfigError(Problem(what, "plugin peft, option method", mend))
+
+
+def _rank_allocation() -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class RankAllocation(TrainerCallback):  # type: ignore[misc]
+        """Calls AdaLoRA's ``update_and_allocate`` after each optimizer step, while the gradients are still there."""
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+            model.base_model.update_and_allocate(state.global_step)
+
+    return RankAllocation()

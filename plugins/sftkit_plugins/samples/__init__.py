@@ -1,0 +1,41 @@
+"""Samples: what the model answers before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+from sftkit.errors import Problem
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from sftkit.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Plugin):
+    """Shows greedy completions of held-out rows before and after training, and how many match exactly.
+
+    The rate is logged as ``eval_exact_match``; the first rows are written to ``samples.jsonl`` in the output directory.
+    Training itself is the same, bit for bit, with and without this plugin.
+    """
+
+    rows: Annotated[int, Field(gt=0, description="held-out rows completed for the exact match")] = 128
+    shown: Annotated[int, Field(ge=0, description="rows written to samples.jsonl, from the first")] = 5
+    max_new_tokens: Annotated[int, Field(gt=0, description="tokens a completion, at most")] = 64
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """Refuses a run without held-out rows."""
+        if config.data.eval is None:
+            mend = "set data.eval, as in data.eval=0.05, or drop samples"
+            yield Problem("there are no held-out rows to complete", "plugin samples", mend, ("plugins", "samples"))
+
+    @hookimpl
+    def trainer_callbacks(self, config: RunConfig) -> list[TrainerCallback]:
+        """One callback, which acts when training begins and ends."""
+        from sftkit_plugins.samples.callback import CompleteSamples
+
+        return [CompleteSamples(self.rows, self.shown, self.max_new_tokens)]

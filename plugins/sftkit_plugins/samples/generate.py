@@ -1,0 +1,79 @@
+"""Greedy completions that leave the model and the random state as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 32
+
+
+def complete(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
+) -> list[str]:
+    """Greedy completion of each prompt: text without special tokens and outer blanks.
+
+    A completion ends at the tokenizer's or the model's end token, after ``max_new_tokens``, or where the model's
+    positions end. Modes of the modules, gradients and random state are left as they were.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    completions = [""] * len(prompts)
+    with undisturbed(model):
+        for low in range(0, len(order), BATCH):
+            batch = order[low : low + BATCH]
+            texts = _complete_batch(model, tokenizer, [prompts[index] for index in batch], max_new_tokens)
+            for index, text in zip(batch, texts, strict=True):
+                completions[index] = text.strip()
+    return completions
+
+
+def _complete_batch(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
+) -> list[str]:
+    device = next(model.get_input_embeddings().parameters()).device
+    width = max(map(len, prompts))
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    room = getattr(config, "max_position_embeddings", None)
+    new = max_new_tokens if room is None else min(max_new_tokens, room - width)
+    if new < 1:
+        return [""] * len(prompts)
+    ends = end_token_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):  # padding on the left: a completion continues the last column
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    settings = GenerationConfig(
+        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=new, pad_token_id=pad, eos_token_id=ends or None
+    )
+    made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+    return tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+
+
+def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a completion: the tokenizer's end token and those of the model's generation config."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return sorted({int(token) for token in ids if token is not None})
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Eval mode without gradients; each module's own mode and the random state are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode

@@ -1,0 +1,89 @@
+"""Progress of a run: one live line in a terminal, plain lines in a log file or a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def console() -> Console:
+    """The console for progress and reports: standard output, plain where that is no terminal."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+class Display:
+    """Shows stages, steps and values; with ``quiet`` it shows nothing, as on every process but the first."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = console()
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._total, self._first, self._started = 0, 0, 0.0
+
+    def stage(self, text: str) -> None:
+        """Tells what happens now."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def start(self, total: int, completed: int = 0) -> None:
+        """Begin to count steps."""
+        self._total, self._first, self._started = total, completed, time.monotonic()
+        if self.quiet or not self.console.is_terminal:
+            return
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+        self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
+        self._task = self._progress.add_task("training", total=total, completed=completed, told="")
+        self._progress.start()
+
+    def step(self, number: int) -> None:
+        """One step is done."""
+        if self._progress:
+            self._progress.update(self._task, completed=number)
+
+    def values(self, step: int, logs: Mapping[str, Any]) -> None:
+        """New values of loss, rate and the like."""
+        if self.quiet:
+            return
+        if self._progress and "loss" in logs:
+            self._progress.update(self._task, told=self._told(step, logs))
+        elif self._progress:
+            self._progress.console.print(self._line(step, logs), markup=False)
+        else:
+            self.console.print(self._line(step, logs), markup=False)
+
+    def stop(self) -> None:
+        """Training is over, or was interrupted."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def _rate(self, step: int) -> float:
+        return (step - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def _told(self, step: int, logs: Mapping[str, Any]) -> str:
+        rate = f"{self._rate(step):.2f} steps/s"
+        return f"{rate} · {logs.get('tokens_per_second', 0):,.0f} tokens/s · loss {logs['loss']:.4f}"
+
+    def _line(self, step: int, logs: Mapping[str, Any]) -> str:
+        head = f"step {step}/{self._total}"
+        if "loss" in logs:
+            rate = self._rate(step)
+            left = (self._total - step) / rate if rate > 0 else 0.0
+            return f"{head} · {self._told(step, logs)} · {_clock(left)} left"
+        shown = {key: value for key, value in logs.items() if not key.endswith(("_per_second", "_runtime"))}
+        return f"{head} · " + " · ".join(
+            f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in shown.items()
+            if key != "epoch"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,57 @@
+"""Tables at the end of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def show_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; numbers are set to the right, text is never read as markup."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    kept = [list(row) for row in rows]
+    for index, name in enumerate(columns):
+        numeric = bool(kept) and all(isinstance(row[index], int | float) for row in kept)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in kept:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> None:
+    """Counts of each split: what there is, and what was done to it."""
+    rows = []
+    for split, counts in summary.items():
+        share = counts["trained tokens"] / max(counts["tokens"], 1)
+        plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read"}
+        done = ", ".join(f"{number:,} {what}" for what, number in counts.items() if what not in plain)
+        rows.append(
+            [split, counts["rows read"], counts["rows"], counts["tokens"], counts["trained tokens"], f"{share:.1%}"]
+            + [done or "nothing dropped or cut"]
+        )
+    names = ("split", "rows read", "rows", "tokens", "trained", "share", "done to the data")
+    show_table(console, "Data", names, rows)
+
+
+def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
+    """Every metric; those known from before training beside their value after it."""
+    rows = [
+        [name, metrics.get(f"{name}_before", ""), value]
+        for name, value in metrics.items()
+        if not name.endswith("_before")
+    ]
+    show_table(console, "Results", ("metric", "before", "after"), [[n, _shown(b), _shown(a)] for n, b, a in rows])
+
+
+def _shown(value: Any) -> str:
+    return _cell(value)

@@ -1,0 +1,41 @@
+"""`TrainingArguments` from the section `train`, with sftkit's defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sftkit.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from sftkit.config import RunConfig
+
+#: Where sftkit's default differs from transformers', and why.
+DEFAULTS: dict[str, Any] = {
+    "logging_nan_inf_filter": False,  # a NaN loss is shown
+    "remove_unused_columns": False,  # the collator knows what the model needs
+    "label_names": ["labels"],
+    "disable_tqdm": True,  # sftkit shows its own progress
+    "report_to": "none",
+    "prediction_loss_only": True,
+    "logging_steps": 10,
+    "save_total_limit": 2,
+}
+
+
+def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
+    """Build the arguments.
+
+    Raises:
+        ConfigError: for what transformers refuses, in its own words.
+    """
+    from transformers import TrainingArguments
+
+    values = {**DEFAULTS, **config.train}
+    values["do_eval"] = has_eval  # without it, TrainingArguments would turn an evaluation strategy on without data
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        first = " ".join(str(error).split())
+        raise ConfigError(Problem(first, "train", "correct the arguments")) from error

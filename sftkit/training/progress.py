@@ -1,0 +1,48 @@
+"""Progress of the training loop: a live line in a terminal, plain lines elsewhere, and ``log.jsonl`` always."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from sftkit.console import Display
+
+
+class Progress(TrainerCallback):
+    """Shows steps, rate, tokens/s, loss and time left, and writes each log entry as a line of JSON.
+
+    Args:
+        display: where it is shown.
+        log: path of ``log.jsonl``.
+    """
+
+    def __init__(self, display: Display, log: Path) -> None:
+        self.display, self.log = display, log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the progress line."""
+        if state.is_world_process_zero:
+            self.display.start(total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Moves on by a step."""
+        if state.is_world_process_zero:
+            self.display.step(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Shows and stores the values."""
+        if not state.is_world_process_zero or not logs:
+            return
+        entry = {"step": state.global_step, "time": round(time.time(), 3), **logs}
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.display.values(state.global_step, logs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ends the progress line."""
+        if state.is_world_process_zero:
+            self.display.stop()

@@ -1,0 +1,80 @@
+"""`transformers.Trainer` with the loss over trained tokens, and a rate in tokens."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from sftkit.data.columns import IGNORE
+from sftkit.training.loss import trained_token_loss
+
+
+class SFTTrainer(Trainer):
+    """Divides the loss by the trained tokens of the whole accumulation window, over all processes.
+
+    The model never sees the labels, so its own reduction cannot interfere. The evaluation loss is the mean over all
+    trained tokens of the set, not over batches.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(compute_loss_func=_loss, **arguments)
+        # The loss function is given the window's count; the forward has no use for it.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True
+        self._loss_shifts_labels = True
+        self._tokens: Any = 0
+        self._since = time.perf_counter()
+        self._evaluated: list[tuple[Any, Any]] = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of one micro-batch; the cache is off, or packed documents would see each other."""
+        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        # prediction_step pops nothing, compute_loss does: hand on a copy
+        loss, outputs = super().compute_loss(
+            model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        if model.training:
+            self._tokens = self._tokens + (labels.numel() if mask is None else mask.sum())
+            if getattr(outputs, "aux_loss", None) is not None:
+                coefficient = getattr(self.model.config.get_text_config(), "router_aux_loss_coef", 0.0)
+                loss = loss + coefficient * outputs.aux_loss / self.current_gradient_accumulation_steps
+        else:
+            count = (labels[:, 1:] != IGNORE).sum()
+            self._evaluated.append((loss.detach() * count, count))
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+        """As the Trainer's, with the loss as the mean over all trained tokens."""
+        self._evaluated.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        sums = torch.stack([torch.stack([loss.float(), count.float()]) for loss, count in self._evaluated]).sum(0)
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1.0)
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the tokens a second since the last training log, padding not counted."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            rate = int(self._tokens) * self.args.world_size / max(now - self._since, 1e-9)
+            logs = {**logs, "tokens_per_second": round(rate, 1)}
+            self._tokens, self._since = 0, now
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # The pickled arguments are needed by nothing: the manifest holds them as text.
+        if self.args.should_save:
+            from pathlib import Path
+
+            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+
+def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    return trained_token_loss(logits, labels, num_items_in_batch)
