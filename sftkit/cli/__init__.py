@@ -1,0 +1,45 @@
+"""The command line: one file a verb, each loaded when it is called."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sftkit.cli import plugins, run, schema
+
+app = typer.Typer(
+    name="sftkit",
+    help="Supervised fine-tuning of language models, with every technique a plugin.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("plugins")(plugins.plugins)
+app.command("schema")(schema.schema)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+    if version:
+        from importlib import metadata
+
+        typer.echo(metadata.version("sftkit"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: exit 0 when done, 2 for what the user can mend, 130 on Ctrl-C, 1 for a bug."""
+    from sftkit.errors import SftkitError
+
+    try:
+        app()
+    except SftkitError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)

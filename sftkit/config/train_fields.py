@@ -1,0 +1,204 @@
+"""The fields of `transformers.TrainingArguments`, read from its source: importing transformers takes seconds."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sftkit.errors import nearest
+
+#: Fields that sftkit has a better place for, and where.
+REFUSED = {
+    "neftune_noise_alpha": "use the plugin neftune, which scales the noise by each document's own length",
+    "use_liger_kernel": "use the plugin liger",
+    "liger_kernel_config": "use the plugin liger",
+    "hub_token": "set HF_TOKEN in the environment: a secret does not belong in a configuration",
+    "remove_unused_columns": "remove it: the collator takes what the model needs",
+    "label_names": "remove it: the labels are `labels`",
+    "resume_from_checkpoint": "use --resume",
+    "do_train": "remove it: a run always trains",
+    "do_eval": "set data.eval and train.eval_strategy",
+    "do_predict": "remove it",
+    "label_smoothing_factor": "remove it: label smoothing is not offered",
+}
+#: Names that transformers 5 renamed or removed, or that peers have, and what to write.
+MOVED = {
+    "evaluation_strategy": "use eval_strategy",
+    "warmup_ratio": "use warmup_steps, which takes a fraction below 1 as well",
+    "group_by_length": "use train_sampling_strategy: group_by_length",
+    "overwrite_output_dir": "use --overwrite",
+    "no_cuda": "use use_cpu",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
+    "max_seq_length": "use data.max_length",
+    "max_length": "use data.max_length",
+    "packing": "use the plugin packing",
+    "dataset_text_field": "use data.text_column",
+}
+_TYPES: dict[str, Any] = {
+    **{t.__name__: t for t in (str, int, float, bool, list, dict, tuple)},
+    "Any": Any,
+    "Optional": Optional,
+    "Union": Union,
+    "Literal": Literal,
+}
+
+
+@dataclass(frozen=True)
+class TrainField:
+    """One field: its type as pydantic understands it, its default and its help."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+
+
+@functools.cache
+def training_fields(package: Path | None = None) -> dict[str, TrainField]:
+    """The fields by name, in their order.
+
+    Args:
+        package: directory of transformers; by default the installed one.
+    """
+    if package is None:
+        spec = importlib.util.find_spec("transformers")
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError("transformers is not installed")
+        package = Path(next(iter(spec.submodule_search_locations)))
+    tree = ast.parse((package / "training_args.py").read_text(encoding="utf-8"))
+    enums = _enums(tree, package)
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    fields = [_field(node, enums) for node in body if isinstance(node, ast.AnnAssign)]
+    return {field.name: field for field in fields if not field.name.startswith("_")}
+
+
+def _enums(tree: ast.Module, package: Path) -> dict[str, Any]:
+    """The string enums that annotations use, as Literals; they stand here or in the modules imported from."""
+    trees = [tree]
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module in ("trainer_utils", "debug_utils"):
+            trees.append(ast.parse((package / f"{node.module}.py").read_text(encoding="utf-8")))
+    found = {}
+    for module in trees:
+        for node in module.body:
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "ExplicitEnum" for base in node.bases):
+                values = [
+                    item.value.value
+                    for item in node.body
+                    if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+                ]
+                found[node.name] = Literal[tuple(values)]
+    return found
+
+
+def _field(node: ast.AnnAssign, enums: Mapping[str, Any]) -> TrainField:
+    name = node.target.id if isinstance(node.target, ast.Name) else ""
+    default, text = None, ""
+    value = node.value
+    if isinstance(value, ast.Call):
+        arguments = {keyword.arg: keyword.value for keyword in value.keywords}
+        default = _literal(arguments.get("default"))
+        if isinstance(arguments.get("default_factory"), ast.Name):
+            default = {"list": [], "dict": {}}.get(ast.unparse(arguments["default_factory"]))
+        metadata = arguments.get("metadata")
+        text = str((_literal(metadata) or {}).get("help", "")) if metadata else ""
+    elif value is not None:
+        default = _literal(value)
+    return TrainField(name, _type(node.annotation, enums), default, " ".join(text.split()))
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        return None
+
+
+def _type(node: ast.expr, enums: Mapping[str, Any]) -> Any:
+    """An annotation as a type, without evaluating any code; an unknown name is Any."""
+    if isinstance(node, ast.Constant):
+        return type(None) if node.value is None else node.value
+    if isinstance(node, ast.BinOp):
+        sides = [_type(side, enums) for side in (node.left, node.right)]
+        # `SchedulerType | str`: the string is one of the enum's values
+        if any(typing.get_origin(side) is Literal for side in sides) and str in sides and _has_enum(node, enums):
+            sides.remove(str)
+        return sides[0] if len(sides) == 1 else Union[tuple(sides)]
+    if isinstance(node, ast.Subscript):
+        base = _type(node.value, enums)
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        arguments = tuple(_type(part, enums) for part in parts)
+        return Any if base is Any else base[arguments if len(arguments) > 1 else arguments[0]]
+    if isinstance(node, ast.Name):
+        return enums.get(node.id, _TYPES.get(node.id, Any))
+    return Any
+
+
+def _has_enum(node: ast.BinOp, enums: Mapping[str, Any]) -> bool:
+    return any(isinstance(side, ast.Name) and side.id in enums for side in (node.left, node.right))
+
+
+def allowed_fields() -> dict[str, TrainField]:
+    """The fields that a configuration may set."""
+    return {name: field for name, field in training_fields().items() if name not in REFUSED}
+
+
+def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """Check names and types.
+
+    Returns:
+        The values, coerced (YAML reads ``2e-5`` as text), and a (key, message, mend) for each problem.
+    """
+    fields = allowed_fields()
+    coerced, problems = {}, []
+    for key, value in values.items():
+        if key in REFUSED:
+            problems.append((key, "cannot be set here", REFUSED[key]))
+        elif key not in fields:
+            mend = MOVED.get(key) or nearest(key, fields) or "any field of transformers.TrainingArguments is allowed"
+            problems.append((key, "no such training argument", mend))
+        else:
+            try:
+                coerced[key] = _coerce(value, fields[key].annotation)
+            except ValueError:
+                problems.append((key, f"{value!r} is of the wrong type", f"give {_plain(fields[key].annotation)}"))
+    return coerced, problems
+
+
+def _coerce(value: Any, annotation: Any) -> Any:
+    members = typing.get_args(annotation) or (annotation,)
+    if isinstance(value, bool) and bool not in members and Any not in members and value not in members:
+        raise ValueError("a boolean is no number")
+    if isinstance(value, str) and str not in members and value.lower() in ("none", "null") and type(None) in members:
+        return None
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
+def _plain(annotation: Any) -> str:
+    """A type in words: ``one of linear, cosine`` or ``int or None``."""
+    if typing.get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(annotation)))}"
+    if typing.get_origin(annotation) is Union:
+        return " or ".join(_plain(member) for member in typing.get_args(annotation))
+    return {type(None): "None", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def train_schema() -> dict[str, Any]:
+    """The JSON schema of the section ``train``."""
+    properties = {}
+    for name, field in allowed_fields().items():
+        schema = {} if field.annotation is Any else TypeAdapter(field.annotation).json_schema()
+        properties[name] = {**schema, "default": field.default, "description": field.help}
+    return {"type": "object", "additionalProperties": False, "properties": properties}

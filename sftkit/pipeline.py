@@ -1,0 +1,313 @@
+"""The flow of a run, from a configuration to a saved model."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftkit.config.resolve import resolve
+from sftkit.config.source import Source, read_yaml
+from sftkit.console import Display, show_data
+from sftkit.errors import ConfigError, Problem, SftkitError
+from sftkit.registry import Choice, PluginSet, choices_from
+from sftkit.rundir import RunDirectory, default_directory, is_main_process, new_manifest
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+    from sftkit.data.prepare import Prepared
+    from sftkit.plugin import Plugin
+
+logger = logging.getLogger("sftkit")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made.
+
+    Attributes:
+        metrics: final values by name; ``NAME_before`` is the value before training.
+        directory: where the model, tokenizer, manifest and logs are.
+        model: the trained model, with its adapter if there is one.
+        tokenizer: its tokenizer, with its chat template.
+    """
+
+    metrics: dict[str, float]
+    directory: Path
+    model: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Given:
+    """Loaded objects passed instead of names; none of them is changed."""
+
+    model: Any = None
+    tokenizer: Any = None
+    train: Any = None
+    eval: Any = None
+    collator: Callable[[list[dict[str, Any]]], Any] | None = None
+    callbacks: tuple[Any, ...] = field(default=())
+
+
+class Pipeline:
+    """A fine-tuning run.
+
+    Args:
+        model: directory or hub name, the mapping of the section ``model``, or a loaded PreTrainedModel or PeftModel;
+            a loaded model is copied before it is trained.
+        data: file, glob, directory or hub name, the mapping of the section ``data``, or a loaded Dataset,
+            DatasetDict or list of rows.
+        eval: held-out data, as ``data``; or a fraction of it, or a dict of several sets.
+        plugins: names (``"neftune:alpha=10"``, ``"no:pad"``), plugin objects, or one-key mappings of name to options.
+        train: fields of `transformers.TrainingArguments`.
+        config: path of a YAML file, or a mapping of all sections; the other arguments go on top of it.
+        tokenizer: name, or a loaded tokenizer.
+        formatting: your formatting function.
+        collator: used instead of the collator plugin.
+        callbacks: further `transformers.TrainerCallback` objects.
+        resume: go on from the newest checkpoint in ``train.output_dir``.
+        overwrite: replace a run that is there.
+
+    Example:
+        >>> result = Pipeline(model="demo-dir", data="train.jsonl", plugins=["packing"]).run()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        data: Any = None,
+        *,
+        eval: Any = None,
+        plugins: Iterable[str | Plugin | Mapping[str, Any]] = (),
+        train: Mapping[str, Any] | None = None,
+        config: str | Path | Mapping[str, Any] | Source | None = None,
+        tokenizer: Any = None,
+        formatting: Callable[..., Any] | str | None = None,
+        collator: Callable[[list[dict[str, Any]]], Any] | None = None,
+        callbacks: Iterable[Any] = (),
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self._resume, self._overwrite = resume, overwrite
+        self._source = _as_source(config)
+        self._choices: list[Choice | Any] = list(plugins)
+        named, given = _split_loaded(model, data, eval, tokenizer)
+        self._given = Given(**given, collator=collator, callbacks=tuple(callbacks))
+        for key, value in {**named, ("data", "formatting"): formatting, ("train",): train}.items():
+            if value is not None:
+                self._source.set(key, copy.copy(value), "Pipeline()")
+        self._source.values.setdefault("train", {})
+        self.output_dir = self._source.values["train"].get("output_dir") if _is_map(self._source, "train") else None
+        self._directory = RunDirectory(Path(self.output_dir or default_directory()))
+
+    def check(self) -> tuple[Problem, ...]:
+        """Every problem that can be known before data or weights are read; empty if there is none."""
+        try:
+            self._resolve()
+        except SftkitError as error:
+            return error.problems
+        return ()
+
+    def run(self) -> RunResult:
+        """Check, load, prepare the data, train, save.
+
+        Raises:
+            ConfigError: every problem of the configuration, before anything is read.
+            DataError: if the data cannot be used, before weights are read.
+            RunError: if the run directory or the training itself stands in the way.
+        """
+        config, plugins = self._resolve()
+        for name in _import_first(plugins):
+            importlib.import_module(name)
+        display = Display(quiet=not is_main_process())
+        tokenizer, new_token_ids = self._load_tokenizer(config, plugins)
+        data = self._prepare_data(config, plugins, tokenizer)
+        manifest = new_manifest(config, plugins, data.summary())
+        if not display.quiet:
+            show_data(display.console, manifest["data"])
+        self._directory.begin(manifest, self._resume)
+        model = self._load_model(config, plugins, tokenizer, new_token_ids)
+        trainer = self._make_trainer(config, plugins, model, tokenizer, data, display)
+        self._train(trainer, config, plugins)
+        metrics = _final_metrics(trainer, bool(data.eval))
+        self._save(trainer, plugins, tokenizer)
+        self._directory.write({**manifest, "status": "done", "metrics": metrics})
+        final = trainer.accelerator.unwrap_model(trainer.model)
+        return RunResult(metrics, self._directory.path, final, tokenizer)
+
+    def _resolve(self) -> tuple[RunConfig, PluginSet]:
+        problems = self._directory.check(self._resume, self._overwrite)
+        try:
+            extra = choices_from(Source({"plugins": self._choices}))
+            config, plugins = resolve(self._source, extra)
+        except SftkitError as error:
+            raise ConfigError([*error.problems, *problems]) from None
+        if self._given.model is not None:
+            problems += _check_loaded_model(config, plugins)
+        else:
+            plugins.model_options(config)
+        if problems:
+            raise ConfigError(problems)
+        train = {**config.train, "output_dir": str(self._directory.path)}
+        return config.model_copy(update={"train": train}), plugins
+
+    def _load_tokenizer(self, config: RunConfig, plugins: PluginSet) -> tuple[Any, list[int]]:
+        """The tokenizer with what plugins add to it, and the ids of the added tokens."""
+        if self._given.tokenizer is not None:
+            tokenizer = copy.deepcopy(self._given.tokenizer)
+        else:
+            tokenizer = _filled(plugins.hook.load_tokenizer(config=config), "load_tokenizer")
+        before = len(tokenizer)
+        plugins.hook.add_tokens(tokenizer=tokenizer, config=config)
+        return tokenizer, list(range(before, len(tokenizer)))
+
+    def _prepare_data(self, config: RunConfig, plugins: PluginSet, tokenizer: Any) -> Prepared:
+        from sftkit.data.prepare import prepare
+        from sftkit.data.sources import load_sources
+
+        sources = load_sources(config, self._given.train, self._given.eval)
+        return prepare(sources, tokenizer, config, plugins)
+
+    def _load_model(self, config: RunConfig, plugins: PluginSet, tokenizer: Any, new_token_ids: list[int]) -> Any:
+        from sftkit.models import align_special_tokens
+
+        if self._given.model is not None:
+            model = copy.deepcopy(self._given.model)
+        else:
+            options = plugins.model_options(config)
+            model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
+        plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
+        align_special_tokens(model, tokenizer, changed=bool(new_token_ids))
+        plugins.hook.patch_kernels(model=model, config=config)
+        adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
+        return model if adapted is None else adapted
+
+    def _make_trainer(
+        self, config: RunConfig, plugins: PluginSet, model: Any, tokenizer: Any, data: Prepared, display: Display
+    ) -> Any:
+        from transformers import PrinterCallback, set_seed
+
+        from sftkit.training.arguments import training_arguments
+        from sftkit.training.progress import Progress
+        from sftkit.training.trainer import SFTTrainer
+
+        arguments = training_arguments(config, has_eval=bool(data.eval))
+        set_seed(arguments.seed)
+        collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
+        own = [callback for found in plugins.hook.trainer_callbacks(config=config) for callback in found]
+        sets = data.eval
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            data_collator=_filled(collator, "make_collator"),
+            train_dataset=data.train,
+            eval_dataset=next(iter(sets.values())) if list(sets) == ["eval"] else sets or None,
+            processing_class=tokenizer,
+            callbacks=[*own, *self._given.callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Progress(display, self._directory.path / "log.jsonl"))
+        return trainer
+
+    def _train(self, trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
+        checkpoint = self._directory.last_checkpoint() if self._resume else None
+        with ExitStack() as stack:
+            for context in reversed(plugins.hook.inject_noise(model=trainer.model)):
+                stack.enter_context(context)
+            for context in plugins.hook.training_context(model=trainer.model, config=config):
+                stack.enter_context(context)
+            trainer.train(resume_from_checkpoint=checkpoint)
+
+    def _save(self, trainer: Any, plugins: PluginSet, tokenizer: Any) -> None:
+        trainer.save_model(str(self._directory.path))
+        plugins.hook.export_model(
+            model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer, directory=self._directory.path
+        )
+
+
+def _as_source(config: Any) -> Source:
+    if config is None:
+        return Source()
+    if isinstance(config, Source):
+        return copy.deepcopy(config)
+    if isinstance(config, Mapping):
+        return Source(copy.deepcopy(dict(config)))
+    return read_yaml(Path(config))
+
+
+def _is_map(source: Source, key: str) -> bool:
+    return isinstance(source.values.get(key), Mapping)
+
+
+def _split_loaded(model: Any, data: Any, eval: Any, tokenizer: Any) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
+    """Names and mappings, by their key in the configuration; and loaded objects."""
+    named: dict[tuple[str, ...], Any] = {}
+    given: dict[str, Any] = {}
+    for key, name, value in (("model",), "model", model), (("data",), "train", data):
+        if isinstance(value, str | Path):
+            named[(*key, "name" if name == "model" else "train")] = str(value)
+        elif isinstance(value, Mapping) and not _is_dataset_dict(value):
+            named[key] = value
+        elif isinstance(value, list) and value and all(isinstance(item, str | Path) for item in value):
+            named[("data", "train")] = [str(item) for item in value]
+        elif value is not None:
+            given[name] = value
+            named[(*key, "name" if name == "model" else "train")] = f"loaded {type(value).__name__}"
+    if isinstance(eval, str | Path | float | int) or _are_names(eval):
+        named[("data", "eval")] = str(eval) if isinstance(eval, Path) else eval
+    elif eval is not None:
+        given["eval"] = eval
+        named[("data", "eval")] = f"loaded {type(eval).__name__}"
+    if isinstance(tokenizer, str | Path):
+        named[("model", "tokenizer")] = str(tokenizer)
+    elif tokenizer is not None:
+        given["tokenizer"] = tokenizer
+    return named, given
+
+
+def _are_names(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return not _is_dataset_dict(value) and all(_are_names(v) or isinstance(v, str) for v in value.values())
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _is_dataset_dict(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "datasets"
+
+
+def _check_loaded_model(config: RunConfig, plugins: PluginSet) -> list[Problem]:
+    options = plugins.model_options(config)
+    if not options:
+        return []
+    what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
+    return [Problem(what, "model", "pass the model's name, or load it with these options yourself")]
+
+
+def _import_first(plugins: PluginSet) -> list[str]:
+    return [name for item in plugins.selected for name in item.plugin.import_first]
+
+
+def _filled(value: Any, slot: str) -> Any:
+    if value is None:
+        raise ConfigError(Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default"))
+    return value
+
+
+def _final_metrics(trainer: Any, has_eval: bool) -> dict[str, float]:
+    """The last value of each metric, and the value before the first step as ``NAME_before``."""
+    if has_eval and trainer.args.eval_strategy == "no":
+        trainer.evaluate()
+    metrics: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        for name, value in entry.items():
+            if not name.startswith(("eval_", "train_")) or name.endswith(("_runtime", "_per_second", "flos")):
+                continue
+            key = f"{name}_before" if entry.get("step") == 0 and name.startswith("eval_") else name
+            metrics[key] = value
+    return metrics

@@ -1,0 +1,256 @@
+"""Loading models and tokenizers, and what is refused before a weight is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sftkit_plugins.hf import HF
+
+from sftkit.errors import ConfigError, Problem
+from sftkit.registry import select
+from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    directory = tmp_path / "base"
+    tiny_model().save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """A LoRA adapter that has trained one new token, with its tokenizer."""
+    peft = pytest.importorskip("peft")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"], special_tokens=True)
+    base = HF().load_model(config=configured(checkpoint), options={})
+    base.resize_token_embeddings(len(tokenizer))
+    lora = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        init_lora_weights=False,
+        trainable_token_indices={"model.embed_tokens": [320], "lm_head": [320]},
+    )
+    model = peft.get_peft_model(base, lora)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    torch.save(model(input_ids=torch.tensor([[5, 320]])).logits, tmp_path / "adapter" / "logits")
+    return tmp_path / "adapter"
+
+
+def configured(name: Path | str, plugins: dict[str, Any] | None = None, **model: Any) -> Any:
+    return tiny_config(model={"name": str(name), **model}, plugins=plugins or {})
+
+
+def problems(name: Path | str, plugins: dict[str, Any] | None = None, **model: Any) -> list[Problem]:
+    return list(HF().check_run(config=configured(name, plugins, **model)))
+
+
+def load(name: Path | str, options: dict[str, Any] | None = None, **model: Any) -> Any:
+    return HF().load_model(config=configured(name, **model), options=options or {})
+
+
+def test_the_default_plugins_load_a_model_and_its_tokenizer(checkpoint: Path) -> None:
+    plugins, wrong = select([])
+    assert plugins is not None, wrong
+    config = configured(checkpoint)
+    assert list(plugins.hook.check_run(config=config)[-1]) == []
+    tokenizer = plugins.hook.load_tokenizer(config=config)
+    model = plugins.hook.load_model(config=config, options={})
+    assert len(tokenizer) == model.config.vocab_size == 320
+
+
+def test_loaded_weights_are_those_of_the_checkpoint(checkpoint: Path) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(load(checkpoint).parameters(), tiny_model().parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), ("auto", torch.float32)])
+def test_weights_have_the_type_asked_for(checkpoint: Path, dtype: str, expected: torch.dtype) -> None:
+    assert load(checkpoint, dtype=dtype).dtype == expected
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_options_reach_the_model(checkpoint: Path, init: str) -> None:
+    assert load(checkpoint, {"attn_implementation": "eager"}, init=init).config._attn_implementation == "eager"
+
+
+def test_random_weights_are_drawn_with_the_runs_seed(checkpoint: Path) -> None:
+    def draw(**train: Any) -> torch.Tensor:
+        config = tiny_config(model={"name": str(checkpoint), "init": "random"}, train=train)
+        return HF().load_model(config=config, options={}).get_input_embeddings().weight
+
+    assert torch.equal(draw(seed=1), draw(seed=1))
+    assert not torch.equal(draw(seed=1), draw(seed=2))
+    assert torch.equal(draw(), draw(seed=42))
+
+
+def test_random_weights_need_only_the_configurations(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": [1, 9]}')
+    assert problems(checkpoint, init="random") == []
+    model = load(checkpoint, init="random", dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert model.generation_config.eos_token_id == [1, 9]
+
+
+def test_a_directory_without_weights_is_told_at_check_and_at_load(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (problem,) = problems(checkpoint)
+    assert "model.init=random" in problem.mend
+    with pytest.raises(ConfigError, match=r"model\.init=random"):
+        load(checkpoint)
+
+
+def test_pickled_weights_are_refused_and_never_read(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    (problem,) = problems(checkpoint)
+    assert "pickles" in problem.what
+    with pytest.raises(ConfigError, match="pickles"):
+        load(checkpoint)
+
+
+def test_truncated_weights_are_an_error_of_one_line(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigError) as caught:
+        load(checkpoint)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_missing_from_a_checkpoint_are_not_made_up(checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 1 weights of LlamaForCausalLM, as lm_head\.weight"):
+        load(checkpoint)
+
+
+def test_an_option_the_model_does_not_know_is_an_error_of_one_line(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unexpected keyword argument 'attention'.*-> correct model\.options"):
+        load(checkpoint, {"attention": "eager"})
+
+
+def test_the_tokenizer_may_come_from_elsewhere(checkpoint: Path, tmp_path: Path) -> None:
+    tiny_tokenizer(vocab_size=300).save_pretrained(tmp_path / "other")
+    config = configured(checkpoint, tokenizer=str(tmp_path / "other"))
+    assert len(HF().load_tokenizer(config=config)) == 300
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HF().load_tokenizer(config=configured(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    with pytest.raises(ConfigError, match="is not a fast one -> set model.tokenizer"):
+        HF().load_tokenizer(config=configured(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./runs/a", "/nowhere/model", "~/model", "a/b/c"])
+def test_a_path_that_does_not_exist_is_a_problem(name: str) -> None:
+    (problem,) = problems(name)
+    assert f"no directory '{name}'" in problem.what
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-0.6B"])
+def test_a_hub_name_is_no_problem(name: str) -> None:
+    assert problems(name) == []
+
+
+def test_a_misspelt_directory_gets_the_nearest_name(checkpoint: Path) -> None:
+    (problem,) = problems(checkpoint.with_name("bass"))
+    assert problem.mend == "did you mean 'base'?"
+
+
+def test_one_level_below_a_directory_that_exists_is_a_path(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    assert problems("base") == []
+    assert len(problems("base/checkpoint-3")) == 1
+
+
+def test_a_directory_without_a_model_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path)
+    assert "neither a config.json nor an adapter_config.json" in problem.what
+
+
+@pytest.mark.parametrize("key", ["revision", "dtype", "torch_dtype", "trust_remote_code", "use_safetensors"])
+def test_options_that_have_a_key_of_their_own_are_problems(key: str) -> None:
+    (problem,) = problems("gpt2", options={key: "x", "attn_implementation": "eager"})
+    assert problem.where == f"model.options.{key}"
+
+
+def test_an_adapter_directory_gives_its_base_with_the_adapter_to_train_on(adapter: Path) -> None:
+    model = load(adapter)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all("lora_" in name or "trainable_tokens" in name for name in trained)
+    expected = torch.load(adapter / "logits")
+    assert torch.equal(model.eval()(input_ids=torch.tensor([[5, 320]])).logits, expected)
+
+
+def test_an_adapters_own_tokenizer_goes_before_its_bases(adapter: Path) -> None:
+    assert len(HF().load_tokenizer(config=configured(adapter))) == 321
+    (adapter / "tokenizer.json").unlink()
+    (adapter / "tokenizer_config.json").unlink()
+    assert len(HF().load_tokenizer(config=configured(adapter))) == 320
+
+
+def test_an_adapter_that_holds_a_whole_resized_embedding_loads(checkpoint: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = load(checkpoint)
+    base.resize_token_embeddings(384)
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    model.save_pretrained(tmp_path / "whole", save_embedding_layers=True)
+    loaded = load(tmp_path / "whole")
+    assert torch.equal(loaded.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
+def test_an_adapter_trains_on_under_gradient_checkpointing(adapter: Path) -> None:
+    config = tiny_config(model={"name": str(adapter)}, train={"gradient_checkpointing": True})
+    model = HF().load_model(config=config, options={}).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    ids = torch.tensor([[5, 6, 7]])
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    grads = [parameter.grad for name, parameter in model.named_parameters() if "lora_" in name]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+
+
+def test_an_adapter_together_with_plugin_peft_is_a_problem(adapter: Path) -> None:
+    assert problems(adapter) == []
+    (problem,) = problems(adapter, plugins={"peft": {}})
+    assert "drop plugin peft" in problem.mend
+
+
+def test_an_adapter_whose_base_is_gone_is_an_error_of_one_line(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/nowhere/base"}))
+    with pytest.raises(ConfigError) as caught:
+        load(adapter)
+    assert "/nowhere/base" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_adapter_config_that_is_no_json_is_named(adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"adapter_config\.json: no valid JSON object"):
+        load(adapter)
+
+
+def test_a_token_of_the_tokenizer_gets_a_row(checkpoint: Path) -> None:
+    model, tokenizer = load(checkpoint), tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    assert HF().resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=[320]) is True
+    assert model.get_input_embeddings().weight.shape[0] == 321
