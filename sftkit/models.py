@@ -1,8 +1,9 @@
-"""What a model and its tokenizer must agree on: embedding rows, special tokens, gradients through frozen inputs."""
+"""What a model and its tokenizer must agree on: embedding rows and special tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
@@ -38,7 +39,9 @@ def grow_embeddings(
     Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (2021), for the mean.
     """
     if new_token_ids and hasattr(model, "peft_config"):
-        what = f"the adapter was trained without {len(new_token_ids)} of the tokens, whose embeddings would stay untrained"
+        what = (
+            f"the adapter was trained without {len(new_token_ids)} of the tokens, whose embeddings would stay untrained"
+        )
         mend = "keep the tokenizer that was saved with the adapter, or drop the plugin that adds the tokens"
         raise ConfigError(Problem(what, "model", mend))
     old_rows = model.get_input_embeddings().weight.shape[0]
@@ -104,17 +107,13 @@ def _ends(eos: int | None, old: int | Iterable[int] | None) -> int | list[int] |
     return ends[0] if len(ends) == 1 else (ends or None)
 
 
-def let_gradients_through(model: Any, train: Mapping[str, Any]) -> None:
-    """Let gradients reach adapters in a model with frozen embeddings under gradient checkpointing. Changes the model.
-
-    Checkpointing gives a layer no gradient where none of its inputs asks for one, as with frozen embeddings.
+def save_adapter_only(model: Any) -> None:
+    """Keep peft from storing whole resized embeddings beside an adapter that holds the new rows. Changes the model.
 
     Args:
-        model: a model with an adapter.
-        train: the training arguments.
+        model: a PeftModel; its ``save_pretrained`` is bound to ``save_embedding_layers=False``.
     """
-    if train.get("gradient_checkpointing") or train.get("activation_checkpointing"):
-        model.enable_input_require_grads()
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -201,16 +201,18 @@ class Pipeline:
         set_seed(arguments.seed)
         collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
         own = [callback for found in plugins.hook.trainer_callbacks(config=config) for callback in found]
-        sets = data.eval
+        sets = list(data.eval.values())
         trainer = SFTTrainer(
             model=model,
             args=arguments,
             data_collator=_filled(collator, "make_collator"),
             train_dataset=data.train,
-            eval_dataset=next(iter(sets.values())) if list(sets) == ["eval"] else sets or None,
+            eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
             processing_class=tokenizer,
             callbacks=[*own, *self._given.callbacks],
         )
+        if sets:  # callbacks see it from the start, not only after the first evaluation
+            trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress(display, self._directory.path / "log.jsonl"))
         return trainer

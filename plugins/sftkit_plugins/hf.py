@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.models import grow_embeddings, let_gradients_through
+from sftkit.models import align_special_tokens, grow_embeddings, save_adapter_only
 from sftkit.plugin import Plugin, dataclass, hookimpl
 from sftkit.requirements import requirement_problem
 
@@ -27,6 +27,7 @@ OWN_KEYS = {
     "trust_remote_code": "set model.trust_remote_code",
     "use_safetensors": "drop it: only safetensors are read",
 }
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,9 @@ class HF(Plugin):
         """Directories that do not exist or hold no model, and options that have a key of their own."""
         for key in config.model.options:
             if key in OWN_KEYS:
-                yield Problem("this is no place for it", f"model.options.{key}", OWN_KEYS[key], ("model", "options", key))
+                yield Problem(
+                    "this is no place for it", f"model.options.{key}", OWN_KEYS[key], ("model", "options", key)
+                )
         name = config.model.name
         path = Path(name)
         if name and path.is_dir():
@@ -91,13 +94,16 @@ class HF(Plugin):
             raise ConfigError(problem)
         from peft import PeftModel
 
-        grow_embeddings(base, self.load_tokenizer(config), [])
+        tokenizer = self.load_tokenizer(config)
+        grow_embeddings(base, tokenizer, [])
+        align_special_tokens(base, tokenizer, changed=True)
         with _as_config_error("model.name"):
             rows = _saved_rows(directory, base)
             if rows > base.get_input_embeddings().weight.shape[0]:
-                grow_embeddings(base, self.load_tokenizer(config), [], pad_to_multiple_of=rows)
+                grow_embeddings(base, tokenizer, [], pad_to_multiple_of=rows)
             model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
-        let_gradients_through(model, config.train)
+        if not rows:
+            save_adapter_only(model)
         return model
 
     @hookimpl
@@ -109,13 +115,12 @@ class HF(Plugin):
         return True
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
 def _looks_like_path(name: str) -> bool:
     """Whether a name that is no directory was meant as one: a hub name is ``name`` or ``owner/name``."""
     owner, slash, _ = name.partition("/")
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or bool(slash and Path(owner).is_dir())
+    return (
+        name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or bool(slash and Path(owner).is_dir())
+    )
 
 
 def _directory_problems(path: Path, config: RunConfig) -> Iterator[Problem]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.models import let_gradients_through, linear_names
+from sftkit.models import linear_names, save_adapter_only
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
@@ -60,6 +59,10 @@ class PEFT(Plugin):
         if peft_config.is_prompt_learning and "packing" in config.plugins:
             what = f"{self.method} puts its prompt in front of a row, and a packed row holds several documents"
             yield Problem(what, "plugin peft, option method", "drop plugin packing, or use lora")
+        keys = [key for key in ("gradient_checkpointing", "activation_checkpointing") if config.train.get(key)]
+        if peft_config.peft_type.value == "PREFIX_TUNING" and keys:
+            what = "prefix tuning goes through the cache, which checkpointed layers do not use"
+            yield Problem(what, f"train.{keys[0]}", "turn it off, or use lora", ("train", keys[0]))
 
     def _peft_config(self, **more: Any) -> Any:
         """The method's config, checked against its fields.
@@ -112,7 +115,7 @@ class PEFT(Plugin):
         return defaults | values | self.options
 
     @hookimpl
-    def adapt_model(self, model: PreTrainedModel, config: RunConfig, new_token_ids: list[int]) -> Any:
+    def adapt_model(self, model: PreTrainedModel, new_token_ids: list[int]) -> Any:
         """The model with adapters on it, its own weights frozen. Changes the model.
 
         Raises:
@@ -133,9 +136,7 @@ class PEFT(Plugin):
             mend = layers if hasattr(peft_config, "target_modules") else "correct the plugin's options"
             raise ConfigError(Problem(" ".join(str(error).split()), "plugin peft", mend)) from error
         if new_token_ids:
-            # The rows of new tokens are in the adapter; by itself, peft would store the whole resized embedding too.
-            adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
-        let_gradients_through(adapted, config.train)
+            save_adapter_only(adapted)
         trained, total = adapted.get_nb_trainable_parameters()
         name = {"LORA": "LoRA"}.get(peft_config.peft_type.value, peft_config.peft_type.value)
         share = f"{trained:,} trainable of {total:,} parameters ({100 * trained / total:.1f} %)"
@@ -169,7 +170,7 @@ def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> d
     if "trainable_token_indices" in fields and not (tied and has_bias):
         by_row = [layer for layer in layers if layer == names[id(embedding)] or not has_bias]
         whole = modules + [layer for layer in layers if layer not in by_row]
-        tokens = {"trainable_token_indices": {layer: ids for layer in by_row}} if by_row else {}
+        tokens = {"trainable_token_indices": dict.fromkeys(by_row, ids)} if by_row else {}
         return tokens | ({"modules_to_save": whole} if whole else {})
     # A prompt is embedded by the frozen layer, and a tied pair would come apart into two copies.
     if "modules_to_save" in fields and not tied and not peft_config.is_prompt_learning:

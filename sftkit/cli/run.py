@@ -41,6 +41,9 @@ def run(
     from sftkit.pipeline import Pipeline
     from sftkit.rundir import is_main_process
 
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # sftkit shows its own progress
     pipeline = Pipeline(config=source, plugins=choices, resume=resume, overwrite=overwrite)
     result = pipeline.run()
     if is_main_process():

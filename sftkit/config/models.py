@@ -15,7 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class Section(BaseModel):
     """Base of the sections: unknown keys are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Section):

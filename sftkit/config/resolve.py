@@ -10,15 +10,12 @@ from pydantic import BaseModel, ValidationError
 
 from sftkit import demo
 from sftkit.config.models import DataConfig, ModelConfig, RunConfig
-from sftkit.config.source import Source
+from sftkit.config.source import SHORT, Source
 from sftkit.config.train_fields import check_train
 from sftkit.errors import ConfigError, Problem, nearest
 
 if TYPE_CHECKING:
     from sftkit.registry import Choice, PluginSet
-
-SHORT = {"model": "name", "data": "train"}  # `model: x` is short for `model: {name: x}`
-
 
 def resolve(source: Source, choices: Iterable[Choice] = ()) -> tuple[RunConfig, PluginSet]:
     """Check everything that can be known without reading data or weights.

@@ -14,6 +14,8 @@ from sftkit.errors import ConfigError, Problem
 
 Key = tuple[str, ...]
 
+SHORT = {"model": "name", "data": "train"}  # `model: x` is short for `model: {name: x}`
+
 
 @dataclass
 class Source:
@@ -36,8 +38,8 @@ class Source:
         for depth, part in enumerate(key[:-1], start=1):
             inner = section.get(part)
             if not isinstance(inner, dict):
-                # `model: name` is short for `model: {name: name}`; a plugin without options is None.
-                inner = {"name": inner} if isinstance(inner, str) and key[:depth] == ("model",) else {}
+                short = SHORT.get(part) if depth == 1 else None
+                inner = {short: inner} if short and isinstance(inner, str | list) else {}  # else None: no options yet
                 section[part] = inner
             section = inner
         old = section.get(key[-1])

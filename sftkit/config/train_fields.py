@@ -176,6 +176,8 @@ def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[s
 
 def _coerce(value: Any, annotation: Any) -> Any:
     members = typing.get_args(annotation) or (annotation,)
+    if value is False and "no" in members:
+        return "no"  # YAML reads `save_strategy: no` as false
     if isinstance(value, bool) and bool not in members and Any not in members and value not in members:
         raise ValueError("a boolean is no number")
     if isinstance(value, str) and str not in members and value.lower() in ("none", "null") and type(None) in members:

@@ -75,12 +75,13 @@ class Display:
             rate = self._rate(step)
             left = (self._total - step) / rate if rate > 0 else 0.0
             return f"{head} · {self._told(step, logs)} · {_clock(left)} left"
-        shown = {key: value for key, value in logs.items() if not key.endswith(("_per_second", "_runtime"))}
-        return f"{head} · " + " · ".join(
+        hidden = ("_per_second", "_runtime", "_flos", "epoch")
+        shown = [
             f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in shown.items()
-            if key != "epoch"
-        )
+            for key, value in logs.items()
+            if not key.endswith(hidden)
+        ]
+        return " · ".join([head, *shown])
 
 
 def _clock(seconds: float) -> str:

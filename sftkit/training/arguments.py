@@ -30,9 +30,10 @@ def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
     Raises:
         ConfigError: for what transformers refuses, in its own words.
     """
+    import torch
     from transformers import TrainingArguments
 
-    values = {**DEFAULTS, **config.train}
+    values = {**DEFAULTS, "dataloader_pin_memory": torch.accelerator.is_available(), **config.train}
     values["do_eval"] = has_eval  # without it, TrainingArguments would turn an evaluation strategy on without data
     try:
         return TrainingArguments(**values)

@@ -1,4 +1,4 @@
-"""Embedding rows, special tokens and gradients: what a model and its tokenizer must agree on."""
+"""Embedding rows and special tokens: what a model and its tokenizer must agree on."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_tokens_that_are_new_to_a_trained_adapter_are_refused() -> None:
 
 
 def test_generation_stops_at_the_new_eos_and_at_the_old_ones() -> None:
-    model, (tokenizer, new) = tiny_model(), with_tokens("<a>")
+    model, (tokenizer, _) = tiny_model(), with_tokens("<a>")
     model.generation_config.eos_token_id = [1, 7]
     tokenizer.eos_token = "<a>"
     align_special_tokens(model, tokenizer, changed=True)
@@ -124,7 +124,7 @@ def test_one_eos_stays_a_bare_id() -> None:
 
 
 def test_a_changed_pad_token_is_named_by_both_configurations() -> None:
-    model, (tokenizer, new) = tiny_model(), with_tokens("<a>")
+    model, (tokenizer, _) = tiny_model(), with_tokens("<a>")
     tokenizer.pad_token = "<a>"
     align_special_tokens(model, tokenizer, changed=True)
     assert (model.config.pad_token_id, model.generation_config.pad_token_id) == (320, 320)

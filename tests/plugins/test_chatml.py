@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sftkit_plugins.chatml import TEMPLATES, ChatML
 
 from sftkit.errors import ConfigError
 from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit_plugins.chatml import TEMPLATES, ChatML
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 MESSAGES = [

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from sftkit_plugins.hf import HF
 
 from sftkit.errors import ConfigError, Problem
 from sftkit.registry import select
 from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
+from sftkit_plugins.hf import HF
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_an_error_of_one_line(tmp_path: Pat
 
 def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
-    with pytest.raises(ConfigError, match="is not a fast one -> set model.tokenizer"):
+    with pytest.raises(ConfigError, match=r"is not a fast one -> set model\.tokenizer"):
         HF().load_tokenizer(config=configured(tmp_path))
 
 
@@ -173,9 +173,7 @@ def test_a_misspelt_directory_gets_the_nearest_name(checkpoint: Path) -> None:
     assert problem.mend == "did you mean 'base'?"
 
 
-def test_one_level_below_a_directory_that_exists_is_a_path(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_level_below_a_directory_that_exists_is_a_path(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkpoint.parent)
     assert problems("base") == []
     assert len(problems("base/checkpoint-3")) == 1
@@ -201,6 +199,22 @@ def test_an_adapter_directory_gives_its_base_with_the_adapter_to_train_on(adapte
     assert torch.equal(model.eval()(input_ids=torch.tensor([[5, 320]])).logits, expected)
 
 
+def test_an_adapter_that_is_trained_on_is_saved_without_whole_embeddings(adapter: Path, tmp_path: Path) -> None:
+    load(adapter).save_pretrained(tmp_path / "again")
+    sizes = [(path / "adapter_model.safetensors").stat().st_size for path in (adapter, tmp_path / "again")]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_model_with_an_adapter_ends_as_the_adapters_tokenizer_does(adapter: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    tokenizer.eos_token = "<new>"
+    tokenizer.save_pretrained(adapter)
+    model = load(adapter)
+    assert (model.config.eos_token_id, model.generation_config.eos_token_id) == (320, [320, 1])
+
+
 def test_an_adapters_own_tokenizer_goes_before_its_bases(adapter: Path) -> None:
     assert len(HF().load_tokenizer(config=configured(adapter))) == 321
     (adapter / "tokenizer.json").unlink()
@@ -219,8 +233,7 @@ def test_an_adapter_that_holds_a_whole_resized_embedding_loads(checkpoint: Path,
 
 
 def test_an_adapter_trains_on_under_gradient_checkpointing(adapter: Path) -> None:
-    config = tiny_config(model={"name": str(adapter)}, train={"gradient_checkpointing": True})
-    model = HF().load_model(config=config, options={}).train()
+    model = load(adapter).train()
     model.gradient_checkpointing_enable({"use_reentrant": True})
     ids = torch.tensor([[5, 6, 7]])
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()

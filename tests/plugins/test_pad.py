@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sftkit_plugins.pad import Pad
 
 from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit_plugins.pad import Pad
 
 
 def collate(examples: list[dict[str, Any]], **options: Any) -> dict[str, torch.Tensor]:

@@ -88,7 +88,8 @@ class ChatML(Plugin):
             uses_eos = tokenizer.eos_token is None and "eos_token" in tokenizer.chat_template
             what = "it ends answers with the EOS token, and the tokenizer has none" if uses_eos else f"{error}"
             mend = "choose the template chatml, which brings its own" if uses_eos else "correct the template"
-            line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
+            number = getattr(error, "lineno", None)
+            line = f", line {number}" if number else ""
             raise ConfigError(Problem(what, f"{WHERE}, {self.template}{line}", mend)) from error
         rest = text.partition(answer)[2].lstrip()
         tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

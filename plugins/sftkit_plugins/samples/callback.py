@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import TrainerCallback
 
+from sftkit.console import console, show_table
 from sftkit.errors import ConfigError, DataError, Problem
 from sftkit_plugins.samples.generate import complete
 
@@ -79,8 +80,17 @@ class CompleteSamples(TrainerCallback):
                 line |= {name: json.loads(earlier[index])[name] for name in ("before", "exact_before")}
             line |= {when: completions[index], f"exact_{when}": completions[index] == reference}
             lines.append(json.dumps(line, ensure_ascii=False))
+        if when == "after":
+            show([json.loads(line) for line in lines])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def show(samples: list[dict[str, Any]]) -> None:
+    """Prints the shown rows: what was asked, what was expected, and the completions before and after."""
+    columns = ("prompt", "reference", "before", "after")
+    rows = [[" ".join(str(sample[column] or "").split())[-80:] for column in columns] for sample in samples]
+    show_table(console(), "Samples (greedy, held out)", columns, rows)
 
 
 def held_out(eval_dataloader: Any, rows: int) -> list[Sample]:

@@ -1,0 +1,146 @@
+"""Configuration comes from YAML, overrides and Python; every mistake is told with its place and mend, all at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from sftkit.cli.run import gather
+from sftkit.config.resolve import resolve
+from sftkit.config.schema import config_schema
+from sftkit.config.source import Source, parse_value, read_yaml, split_options
+from sftkit.errors import ConfigError, DataError
+from sftkit.pipeline import Pipeline
+from sftkit.registry import discover
+
+
+def write(tmp_path, text):
+    path = tmp_path / "sft.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(path):
+    with pytest.raises(ConfigError) as raised:
+        resolve(read_yaml(path))
+    return str(raised.value)
+
+
+def test_short_and_long_forms_are_the_same(tmp_path):
+    short, _ = resolve(Source({"model": {"name": "demo", "init": "random"}, "data": "a.jsonl"}))
+    long, _ = resolve(Source({"model": {"name": "demo", "init": "random"}, "data": {"train": "a.jsonl"}}))
+    assert short == long
+
+
+def test_every_unknown_key_is_told_with_file_line_and_key(tmp_path):
+    text = problems_of(
+        write(
+            tmp_path,
+            "model: {name: demo, nmae: x}\n"
+            "data:\n  train: a.jsonl\n  max_lenght: 5\n"
+            "train:\n  lerning_rate: 1\n  max_steps: many\n"
+            "plugins:\n  neftune:\n    alhpa: 3\n"
+            "modle: x\n",
+        )
+    )
+    assert "sft.yaml:1, model.nmae: no such key -> did you mean 'name'?" in text
+    assert "sft.yaml:4, data.max_lenght: no such key -> did you mean 'max_length'?" in text
+    assert "sft.yaml:6, train.lerning_rate: no such training argument -> did you mean 'learning_rate'?" in text
+    assert "sft.yaml:7, train.max_steps: 'many' is of the wrong type -> give int" in text
+    assert "sft.yaml:10, plugins.neftune.alhpa: no such option -> did you mean 'alpha'?" in text
+    assert "sft.yaml:11, modle: no such section -> did you mean 'model'?" in text
+
+
+def test_a_wrong_value_in_a_section_says_what_is_allowed(tmp_path):
+    text = problems_of(write(tmp_path, "model: demo\ndata: {train: a, max_length: 0, eval: 1.5}\n"))
+    assert "data.max_length: Input should be greater than 0" in text
+    assert text.count("data.eval") == 1
+
+
+def test_missing_sections_are_told(tmp_path):
+    text = problems_of(write(tmp_path, "train: {max_steps: 1}\n"))
+    assert "model: is missing" in text
+    assert "data: is missing" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("model: [1\n", "not valid YAML"),
+        ("- a\n", "holds no mapping"),
+        ("model: a\nmodel: b\n", "named twice"),
+        ("model: !!python/object/apply:os.system [true]\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_plain_configuration_is_refused(tmp_path, text, what):
+    with pytest.raises(ConfigError, match=what):
+        read_yaml(write(tmp_path, text))
+
+
+def test_overrides_go_on_top_of_the_file(tmp_path):
+    path = write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {max_steps: 5, seed: 1}\nplugins: {neftune: {alpha: 2}}\n")
+    source, choices = gather([str(path), "train.max_steps=9", "data.max_length=64", "plugins.neftune.alpha=3"], [])
+    config = Pipeline(config=source, plugins=choices)._resolve()[0]
+    assert (config.train["max_steps"], config.train["seed"]) == (9, 1)
+    assert (config.data.train, config.data.max_length) == ("a.jsonl", 64)
+    assert config.plugins["neftune"]["alpha"] == 3
+
+
+def test_a_model_without_data_does_not_fall_back_to_the_embedded_data():
+    source, choices = gather([], [], model="demo")
+    with pytest.raises(ConfigError, match="data: is missing"):
+        Pipeline(config=source, plugins=choices)._resolve()
+
+
+def test_values_on_the_command_line_keep_text_that_yaml_would_lose():
+    assert parse_value("### Answer:") == "### Answer:"
+    assert parse_value("[1, 2]") == [1, 2]
+    assert parse_value("true") is True
+    assert parse_value("12") == 12
+    assert parse_value('"a\\nb"') == "a\nb"
+
+
+def test_options_are_split_at_commas_that_start_an_option():
+    assert split_options("a=1,b=x, y,c=[1,2]") == ["a=1", "b=x, y", "c=[1,2]"]
+
+
+def test_scientific_numbers_that_yaml_reads_as_text_become_floats(tmp_path):
+    config, _ = resolve(read_yaml(write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {learning_rate: 2e-5}\n")))
+    assert config.train["learning_rate"] == 2e-5
+
+
+def test_a_bad_configuration_is_reported_without_torch_or_transformers(tmp_path):
+    path = write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {lerning_rate: 1}\n")
+    code = (
+        "import sys\nfrom sftkit.cli.run import gather\nfrom sftkit.pipeline import Pipeline\n"
+        f"source, choices = gather([{str(path)!r}], ['packing'])\n"
+        "problems = Pipeline(config=source, plugins=choices).check()\n"
+        "assert 'lerning_rate' in str(problems[0]), problems\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_schema_has_every_section_training_argument_and_plugin():
+    schema = config_schema()["properties"]
+    assert set(schema) == {"model", "data", "train", "plugins"}
+    assert schema["train"]["properties"]["learning_rate"]["type"] == "number"
+    named = schema["plugins"]["anyOf"][0]["properties"]
+    assert set(named) == set(discover())
+    assert "alpha" in named["neftune"]["anyOf"][0]["properties"]
+
+
+def test_arguments_of_the_pipeline_are_never_changed(tmp_path):
+    train, data, plugins = {"max_steps": 1}, {"train": "a.jsonl"}, [{"neftune": {"alpha": 1}}]
+    Pipeline(model="demo", data=data, plugins=plugins, train=train).check()
+    assert (train, data, plugins) == ({"max_steps": 1}, {"train": "a.jsonl"}, [{"neftune": {"alpha": 1}}])
+
+
+def test_a_missing_data_file_is_an_error_before_weights_are_read(tmp_path):
+    pipeline = Pipeline(
+        model={"name": "demo", "init": "random"}, data=str(tmp_path / "no.jsonl"), train={"output_dir": str(tmp_path / "o")}
+    )
+    with pytest.raises(DataError, match="no such file or directory"):
+        pipeline.run()
