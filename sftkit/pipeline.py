@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.config.resolve import resolve
 from sftkit.config.source import Source, read_yaml
@@ -41,6 +41,14 @@ class RunResult:
     directory: Path
     model: Any
     tokenizer: Any
+
+
+class Vocabulary(NamedTuple):
+    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding."""
+
+    tokenizer: Any
+    new_token_ids: list[int]
+    changed: bool
 
 
 @dataclass(frozen=True)
@@ -126,13 +134,14 @@ class Pipeline:
         for name in _import_first(plugins):
             importlib.import_module(name)
         display = Display(quiet=not is_main_process())
-        tokenizer, new_token_ids = self._load_tokenizer(config, plugins)
+        vocabulary = self._load_tokenizer(config, plugins)
+        tokenizer = vocabulary.tokenizer
         data = self._prepare_data(config, plugins, tokenizer)
         manifest = new_manifest(config, plugins, data.summary())
         if not display.quiet:
             show_data(display.console, manifest["data"])
         self._directory.begin(manifest, self._resume)
-        model = self._load_model(config, plugins, tokenizer, new_token_ids)
+        model = self._load_model(config, plugins, vocabulary)
         trainer = self._make_trainer(config, plugins, model, tokenizer, data, display)
         self._train(trainer, config, plugins)
         metrics = _final_metrics(trainer, bool(data.eval))
@@ -157,15 +166,15 @@ class Pipeline:
         train = {**config.train, "output_dir": str(self._directory.path)}
         return config.model_copy(update={"train": train}), plugins
 
-    def _load_tokenizer(self, config: RunConfig, plugins: PluginSet) -> tuple[Any, list[int]]:
-        """The tokenizer with what plugins add to it, and the ids of the added tokens."""
+    def _load_tokenizer(self, config: RunConfig, plugins: PluginSet) -> Vocabulary:
         if self._given.tokenizer is not None:
             tokenizer = copy.deepcopy(self._given.tokenizer)
         else:
             tokenizer = _filled(plugins.hook.load_tokenizer(config=config), "load_tokenizer")
-        before = len(tokenizer)
+        before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
         plugins.hook.add_tokens(tokenizer=tokenizer, config=config)
-        return tokenizer, list(range(before, len(tokenizer)))
+        changed = special != tokenizer.special_tokens_map
+        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed)
 
     def _prepare_data(self, config: RunConfig, plugins: PluginSet, tokenizer: Any) -> Prepared:
         from sftkit.data.prepare import prepare
@@ -174,16 +183,19 @@ class Pipeline:
         sources = load_sources(config, self._given.train, self._given.eval)
         return prepare(sources, tokenizer, config, plugins)
 
-    def _load_model(self, config: RunConfig, plugins: PluginSet, tokenizer: Any, new_token_ids: list[int]) -> Any:
+    def _load_model(self, config: RunConfig, plugins: PluginSet, vocabulary: Vocabulary) -> Any:
         from sftkit.models import align_special_tokens
 
+        tokenizer, new_token_ids, changed = vocabulary
         if self._given.model is not None:
             model = copy.deepcopy(self._given.model)
         else:
             options = plugins.model_options(config)
             model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
+        rows = model.get_input_embeddings().weight.shape[0]
+        new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
         plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
-        align_special_tokens(model, tokenizer, changed=bool(new_token_ids))
+        align_special_tokens(model, tokenizer, changed)
         plugins.hook.patch_kernels(model=model, config=config)
         adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
         return model if adapted is None else adapted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config import RunConfig
 from sftkit.errors import SftkitError
 from sftkit.plugin import Plugin
-from sftkit.registry import Choice, PluginSet, hooks_filled, select
+from sftkit.registry import Choice, PluginSet, discover, hooks_filled, name_of, select
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,8 +127,7 @@ def check_plugin(plugin: Plugin) -> PluginSet:
     """
     assert hooks_filled(type(plugin)), f"{type(plugin).__name__} fills no hook"
     assert (type(plugin).__doc__ or "").strip(), f"{type(plugin).__name__} has no docstring: its first line is shown"
-    cls = type(plugin)
-    plugins, problems = select([Choice(f"{cls.__module__}:{cls.__qualname__}", instance=plugin)])
+    plugins, problems = select([Choice(name_of(type(plugin), discover()), instance=plugin)])
     if problems or plugins is None:
         raise AssertionError(str(SftkitError(problems)))
     return plugins

@@ -95,15 +95,17 @@ def _collect_places(node: Any, key: Key, path: Path, places: dict[Key, str]) -> 
             yield from _collect_places(value, (*key, str(index)), path, places)
 
 
-_PLAIN = re.compile(r"""^([\[{"'].*|[-+]?[0-9][0-9_]*|true|false|null|~)$""", re.DOTALL | re.IGNORECASE)
+_PLAIN = re.compile(r"""^([\[{"'].*|[-+]?[0-9]+|true|false|null|~)$""", re.DOTALL | re.IGNORECASE)
+_DECIMAL = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$")
 
 
 def parse_value(text: str) -> Any:
-    """The value of ``key=value``: YAML where it is quoted, a list, a mapping, an integer, true, false or null.
+    """The value of ``key=value``: YAML where it is quoted, a list, a mapping, a number, true, false or null.
 
-    Anything else stays the text as it is, since ``### Answer:`` is a comment in YAML. Decimal numbers are turned into
-    floats by the type of their key.
+    Anything else stays the text as it is, since ``### Answer:`` is a comment in YAML.
     """
+    if _DECIMAL.match(text) and not text.lstrip("+-").isdigit():
+        return float(text)  # YAML 1.1 reads 2e-5 as text
     if not _PLAIN.match(text):
         return text
     try:

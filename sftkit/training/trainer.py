@@ -77,4 +77,5 @@ class SFTTrainer(Trainer):
 
 def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-    return trained_token_loss(logits, labels, num_items_in_batch)
+    # prompt methods put virtual tokens in front of the row
+    return trained_token_loss(logits[:, -labels.shape[1] :], labels, num_items_in_batch)

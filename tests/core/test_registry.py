@@ -136,7 +136,7 @@ def test_only_selected_plugins_are_imported():
     [
         ("packing", "packing", {}),
         ("neftune:alpha=10", "neftune", {"alpha": 10}),
-        ("neftune:alpha=1e-1", "neftune", {"alpha": "1e-1"}),
+        ("neftune:alpha=1e-1", "neftune", {"alpha": 0.1}),
         ("peft:r=8,target_modules=[q_proj, v_proj],method=lora", "peft",
          {"r": 8, "target_modules": ["q_proj", "v_proj"], "method": "lora"}),
         ("completion_only:response_template=### Answer:", "completion_only", {"response_template": "### Answer:"}),
