@@ -259,20 +259,22 @@ def _is_map(source: Source, key: str) -> bool:
     return isinstance(source.values.get(key), Mapping)
 
 
-def _split_loaded(model: Any, data: Any, eval: Any, tokenizer: Any) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
+def _split_loaded(
+    model: Any, data: Any, eval: Any, tokenizer: Any
+) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
     """Names and mappings, by their key in the configuration; and loaded objects."""
     named: dict[tuple[str, ...], Any] = {}
     given: dict[str, Any] = {}
-    for key, name, value in (("model",), "model", model), (("data",), "train", data):
+    for section, short, value in (("model", "name", model), ("data", "train", data)):
         if isinstance(value, str | Path):
-            named[(*key, "name" if name == "model" else "train")] = str(value)
+            named[(section, short)] = str(value)
         elif isinstance(value, Mapping) and not _is_dataset_dict(value):
-            named[key] = value
+            named[(section,)] = value
         elif isinstance(value, list) and value and all(isinstance(item, str | Path) for item in value):
-            named[("data", "train")] = [str(item) for item in value]
+            named[(section, short)] = [str(item) for item in value]
         elif value is not None:
-            given[name] = value
-            named[(*key, "name" if name == "model" else "train")] = f"loaded {type(value).__name__}"
+            given["model" if section == "model" else "train"] = value
+            named[(section, short)] = f"loaded {type(value).__name__}"
     if isinstance(eval, str | Path | float | int) or _are_names(eval):
         named[("data", "eval")] = str(eval) if isinstance(eval, Path) else eval
     elif eval is not None:
@@ -309,7 +311,9 @@ def _import_first(plugins: PluginSet) -> list[str]:
 
 def _filled(value: Any, slot: str) -> Any:
     if value is None:
-        raise ConfigError(Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default"))
+        raise ConfigError(
+            Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default")
+        )
     return value
 
 

@@ -66,7 +66,7 @@ class PluginSet:
             ConfigError: if two of them set one key.
         """
         merged = dict(config.model.options)
-        owner = {key: "model.options" for key in merged}
+        owner = dict.fromkeys(merged, "model.options")
         problems = []
         for impl in reversed(self.hook.model_options.get_hookimpls()):
             arguments = {"config": config} if "config" in impl.argnames else {}
@@ -211,10 +211,8 @@ def _build(
     try:
         cls = type(choice.instance) if choice.instance is not None else load_class(choice.name, known, choice.where)
         problems = check_class(cls, choice.name, dist)
-        if choice.instance is not None:
-            plugin = cls(**_fields(choice.instance))  # validates what a plain dataclass decorator did not
-        else:
-            plugin = cls(**choice.options)
+        # an instance is built anew: that validates what a plain dataclass decorator did not
+        plugin = cls(**(choice.options if choice.instance is None else _fields(choice.instance)))
     except ConfigError as error:
         return None, [_placed(problem, choice, source) for problem in error.problems]
     if problems:
@@ -275,7 +273,7 @@ def check_class(cls: type[Plugin], name: str, dist: metadata.Distribution | None
     problems = [p for item in cls.requires if (p := requirement_problem(item, dist, where))]
     if cls.needs_gpu and not has_gpu():
         problems.append(Problem("it needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))
-    params = getattr(cls, "__dataclass_params__", None)
+    params: Any = getattr(cls, "__dataclass_params__", None)
     if "__dataclass_fields__" not in vars(cls) or not params.frozen:
         mend = "decorate the class with @dataclass(frozen=True, kw_only=True)"
         problems.append(Problem(f"{cls.__name__} is not a frozen dataclass", where, mend))

@@ -38,10 +38,10 @@ def run(
     sys.path.insert(0, os.getcwd())  # -p package.module:Class and data.formatting name the user's own modules
     source, choices = gather(arguments or [], plugin or [], model, data, output)
 
+    from transformers.utils import logging as transformers_logging
+
     from sftkit.pipeline import Pipeline
     from sftkit.rundir import is_main_process
-
-    from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # sftkit shows its own progress
     pipeline = Pipeline(config=source, plugins=choices, resume=resume, overwrite=overwrite)

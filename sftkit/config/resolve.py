@@ -17,6 +17,7 @@ from sftkit.errors import ConfigError, Problem, nearest
 if TYPE_CHECKING:
     from sftkit.registry import Choice, PluginSet
 
+
 def resolve(source: Source, choices: Iterable[Choice] = ()) -> tuple[RunConfig, PluginSet]:
     """Check everything that can be known without reading data or weights.
 

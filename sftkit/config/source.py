@@ -1,4 +1,4 @@
-"""Where configuration comes from: a YAML file, ``key=value`` overrides and ``-p`` arguments, each value with its place."""
+"""Where configuration comes from: a YAML file and ``key=value`` overrides, each value with its place."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def _collect_places(node: Any, key: Key, path: Path, places: dict[Key, str]) -> 
             yield from _collect_places(value, inner, path, places)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            places[(*key, str(index))] = f"{path}:{value.start_mark.line + 1}"
-            yield from _collect_places(value, (*key, str(index)), path, places)
+            inner = (*key, str(index))
+            places[inner] = f"{path}:{value.start_mark.line + 1}"
+            yield from _collect_places(value, inner, path, places)
 
 
 _PLAIN = re.compile(r"""^([\[{"'].*|[-+]?[0-9]+|true|false|null|~)$""", re.DOTALL | re.IGNORECASE)

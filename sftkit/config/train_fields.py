@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import operator
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _type(node: ast.expr, enums: Mapping[str, Any]) -> Any:
         # `SchedulerType | str`: the string is one of the enum's values
         if any(typing.get_origin(side) is Literal for side in sides) and str in sides and _has_enum(node, enums):
             sides.remove(str)
-        return sides[0] if len(sides) == 1 else Union[tuple(sides)]
+        return sides[0] if len(sides) == 1 else functools.reduce(operator.or_, sides)
     if isinstance(node, ast.Subscript):
         base = _type(node.value, enums)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

@@ -36,8 +36,11 @@ def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> Non
         plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read"}
         done = ", ".join(f"{number:,} {what}" for what, number in counts.items() if what not in plain)
         rows.append(
-            [split, counts["rows read"], counts["rows"], counts["tokens"], counts["trained tokens"], f"{share:.1%}"]
-            + [done or "nothing dropped or cut"]
+            (
+                *(split, counts["rows read"], counts["rows"], counts["tokens"], counts["trained tokens"]),
+                f"{share:.1%}",
+                done or "nothing dropped or cut",
+            )
         )
     names = ("split", "rows read", "rows", "tokens", "trained", "share", "done to the data")
     show_table(console, "Data", names, rows)

@@ -121,9 +121,7 @@ def make_examples(
     return examples
 
 
-def _format(
-    rows: Dataset, start: int, split: str, formatter: Formatter, reasons: Counter[str]
-) -> list[Document]:
+def _format(rows: Dataset, start: int, split: str, formatter: Formatter, reasons: Counter[str]) -> list[Document]:
     batch = rows[start : start + BATCH]
     try:
         formatted = formatter(batch)

@@ -80,7 +80,11 @@ def test_a_file_that_is_no_plain_configuration_is_refused(tmp_path, text, what):
 
 
 def test_overrides_go_on_top_of_the_file(tmp_path):
-    path = write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {max_steps: 5, seed: 1}\nplugins: {neftune: {alpha: 2}}\n")
+    path = write(
+        tmp_path,
+        "model: {name: demo, init: random}\ndata: a.jsonl\n"
+        "train: {max_steps: 5, seed: 1}\nplugins: {neftune: {alpha: 2}}\n",
+    )
     source, choices = gather([str(path), "train.max_steps=9", "data.max_length=64", "plugins.neftune.alpha=3"], [])
     config = Pipeline(config=source, plugins=choices)._resolve()[0]
     assert (config.train["max_steps"], config.train["seed"]) == (9, 1)
@@ -107,7 +111,9 @@ def test_options_are_split_at_commas_that_start_an_option():
 
 
 def test_scientific_numbers_that_yaml_reads_as_text_become_floats(tmp_path):
-    config, _ = resolve(read_yaml(write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {learning_rate: 2e-5}\n")))
+    config, _ = resolve(
+        read_yaml(write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {learning_rate: 2e-5}\n"))
+    )
     assert config.train["learning_rate"] == 2e-5
 
 
@@ -140,7 +146,9 @@ def test_arguments_of_the_pipeline_are_never_changed(tmp_path):
 
 def test_a_missing_data_file_is_an_error_before_weights_are_read(tmp_path):
     pipeline = Pipeline(
-        model={"name": "demo", "init": "random"}, data=str(tmp_path / "no.jsonl"), train={"output_dir": str(tmp_path / "o")}
+        model={"name": "demo", "init": "random"},
+        data=str(tmp_path / "no.jsonl"),
+        train={"output_dir": str(tmp_path / "o")},
     )
     with pytest.raises(DataError, match="no such file or directory"):
         pipeline.run()

@@ -215,7 +215,7 @@ def test_a_selected_plugin_goes_before_the_default_of_its_slot():
 def test_one_model_option_from_two_plugins_is_an_error():
     plugins, problems = select(chosen(Noise(), Rival()))
     assert not problems
-    with pytest.raises(ConfigError, match="both plugin .*Noise and plugin .*Rival set 'attn_implementation'"):
+    with pytest.raises(ConfigError, match=r"both plugin .*Noise and plugin .*Rival set 'attn_implementation'"):
         plugins.model_options(tiny_config())
 
 
@@ -230,7 +230,7 @@ def test_missing_and_old_packages_and_a_missing_gpu_are_told_at_once_with_their_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     text = told(Needy())
     assert 'needs the package no-such-package, which is not installed -> pip install "no-such-package>=1"' in text
-    assert 'needs pluggy>=99, and 1' in text
+    assert "needs pluggy>=99, and 1" in text
     assert "it needs a GPU" in text
 
 

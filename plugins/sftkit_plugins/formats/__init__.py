@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from sftkit.config import RunConfig
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin import Plugin, dataclass, hookimpl
-
 from sftkit_plugins.formats.recognise import recognise
 from sftkit_plugins.formats.user_function import UserFunction, resolve
 
 if TYPE_CHECKING:
     from datasets import Features
-    from sftkit.data.documents import Formatter
     from transformers import PreTrainedTokenizerBase
+
+    from sftkit.data.documents import Formatter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 from sftkit.config.models import Loss
 from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
-
 from sftkit_plugins.formats.messages import read_messages, read_tools
 
 Region = tuple[int, int]

@@ -9,7 +9,6 @@ from sftkit.config import DataConfig
 from sftkit.config.models import Loss
 from sftkit.data.documents import Formatter
 from sftkit.errors import ConfigError, DataError, Problem, nearest
-
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
 
