@@ -35,15 +35,14 @@ def run(
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("sftkit").setLevel(logging.INFO)
+    # sftkit shows its own progress; said here, transformers need not be imported before the configuration is checked
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.path.insert(0, os.getcwd())  # -p package.module:Class and data.formatting name the user's own modules
     source, choices = gather(arguments or [], plugin or [], model, data, output)
-
-    from transformers.utils import logging as transformers_logging
 
     from sftkit.pipeline import Pipeline
     from sftkit.rundir import is_main_process
 
-    transformers_logging.disable_progress_bar()  # sftkit shows its own progress
     pipeline = Pipeline(config=source, plugins=choices, resume=resume, overwrite=overwrite)
     result = pipeline.run()
     if is_main_process():

@@ -110,6 +110,7 @@ def read(source: str | list[str], config: RunConfig, where: str) -> Dataset:
     kinds = {BUILDERS[path.suffix.lower()] for path in files}
     if len(kinds) > 1:
         raise DataError(Problem(f"the files are of several kinds: {', '.join(sorted(kinds))}", where, "give one kind"))
+    _check_encoding(files, where)
     options = {"sep": "\t"} if files[0].suffix.lower() == ".tsv" else {}
     with _quiet():
         try:
@@ -161,6 +162,30 @@ def _read_hub(name: str, config: RunConfig, where: str) -> Dataset:
         raise DataError(Problem(f"cannot load the data set {name!r}: {first}", where, mend)) from error
 
 
+def _check_encoding(files: list[Path], where: str) -> None:
+    """The readers replace what is not UTF-8 without a word."""
+    for path in files:
+        if BUILDERS[path.suffix.lower()] not in ("json", "csv", "text"):
+            continue
+        with path.open(encoding="utf-8") as file:
+            try:
+                while file.read(1 << 20):
+                    pass
+            except UnicodeDecodeError:
+                lines = path.read_bytes().split(b"\n")
+                line = next(number for number, text in enumerate(lines, start=1) if not _is_utf8(text))
+                mend = "save the file as UTF-8"
+                raise DataError(Problem("not valid UTF-8", f"{where}, {path}:{line}", mend)) from None
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _unreadable(error: Exception, files: list[Path], where: str) -> Problem:
     cause = error.__cause__ or error
     first = (str(cause).splitlines() or [type(cause).__name__])[0]
@@ -169,7 +194,7 @@ def _unreadable(error: Exception, files: list[Path], where: str) -> Problem:
 
 
 def _diagnose(files: list[Path], where: str) -> Iterator[Problem]:
-    """What is wrong with files that could not be read: encoding, emptiness, the first line that is no JSON."""
+    """What is wrong with files that could not be read: emptiness, the first line that is no JSON."""
     for path in files:
         place = f"{where}, {path}"
         if path.stat().st_size == 0:
@@ -177,12 +202,7 @@ def _diagnose(files: list[Path], where: str) -> Iterator[Problem]:
             continue
         if BUILDERS[path.suffix.lower()] not in ("json", "csv", "text"):
             continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            line = path.read_bytes()[: error.start].count(b"\n") + 1
-            yield Problem("not valid UTF-8", f"{where}, {path}:{line}", "save the file as UTF-8")
-            continue
+        text = path.read_text(encoding="utf-8")
         if BUILDERS[path.suffix.lower()] == "json":
             yield from _diagnose_json(text, path, where)
 

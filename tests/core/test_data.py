@@ -1,0 +1,146 @@
+"""Sources are read or refused with file and line; everything done to the rows is counted."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from sftkit.data.columns import flat
+from sftkit.data.length import fit_length
+from sftkit.data.sources import load_sources
+from sftkit.data.tally import Tally
+from sftkit.errors import DataError
+from sftkit.testing import tiny_config
+
+ROWS = [{"text": f"row {number}"} for number in range(6)]
+
+
+def texts(dataset):
+    return list(dataset["text"])
+
+
+def read(train, **data):
+    return load_sources(tiny_config(data={"train": str(train), **data}))
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def save(path):
+    dataset = Dataset.from_list(ROWS)
+    match path.suffix:
+        case ".jsonl":
+            write(path, lines(ROWS))
+        case ".json":
+            write(path, json.dumps(ROWS))
+        case ".csv":
+            dataset.to_csv(path, index=False)
+        case ".parquet":
+            dataset.to_parquet(path)
+        case ".arrow":
+            import pyarrow as pa
+
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, dataset.data.table.schema) as writer:
+                writer.write_table(dataset.data.table)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
+    assert texts(read(save(tmp_path / name))["train"]) == [row["text"] for row in ROWS]
+
+
+def test_globs_directories_and_lists_of_files_are_read_together(tmp_path):
+    write(tmp_path / "a.jsonl", lines(ROWS[:2]))
+    write(tmp_path / "b.jsonl", lines(ROWS[2:]))
+    for source in (tmp_path, tmp_path / "*.jsonl"):
+        assert texts(read(source)["train"]) == [row["text"] for row in ROWS]
+    both = load_sources(tiny_config(data={"train": [str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")]}))
+    assert len(both["train"]) == 6
+
+
+def test_loaded_objects_are_taken_as_they_are():
+    dataset = Dataset.from_list(ROWS)
+    for value in (dataset, DatasetDict(train=dataset), ROWS):
+        assert texts(load_sources(tiny_config(), value)["train"]) == [row["text"] for row in ROWS]
+
+
+def test_a_fraction_is_held_out_with_the_seed_of_the_run(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines(ROWS))
+    one, two = (read(path, eval=0.5), read(path, eval=0.5))
+    assert len(one["train"]) == len(one["eval"]) == 3
+    assert texts(one["eval"]) == texts(two["eval"])
+    assert not set(texts(one["train"])) & set(texts(one["eval"]))
+
+
+def test_several_evaluation_sets_keep_their_names(tmp_path):
+    path = str(write(tmp_path / "a.jsonl", lines(ROWS)))
+    assert set(read(path, eval={"easy": path, "hard": path})) == {"train", "easy", "hard"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', r"not valid JSON.*"),
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl:2"),
+        ("a.json", '[{"text": "x"},\n{"text" "y"}]', r"a\.json:2"),
+        ("a.jsonl", "", "the file is empty"),
+        ("a.xlsx", "x", "unknown kind"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, name, text, told):
+    with pytest.raises(DataError, match=told):
+        read(write(tmp_path / name, text))
+
+
+def test_bad_utf8_is_named_with_its_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "x"}\n{"text": "\xff"}\n')
+    with pytest.raises(DataError, match=re.escape(f"{path}:2: not valid UTF-8")):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "dir/no/", "*.jsonl"])
+def test_what_is_not_there_is_an_error(tmp_path, name):
+    with pytest.raises(DataError, match="no such file|no data file"):
+        read(tmp_path / name)
+
+
+def examples(*rows):
+    return Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in rows])
+
+
+def fitted(policy, dataset, limit=3):
+    tally = Tally()
+    config = tiny_config(data={"max_length": limit, "truncation": policy})
+    return fit_length(dataset, "train", config, tally), dict(tally.counts.get("train", {}))
+
+
+LONG = examples(([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 3, 4], [-100, -100, -100, 4]), ([1, 2], [-100, 2]))
+
+
+def test_truncation_keeps_the_start_and_counts_all_that_is_lost():
+    result, counts = fitted("keep_start", LONG)
+    ids, offsets = flat(result, "input_ids")
+    assert [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == [[1, 2, 3], [1, 2]]
+    assert counts["rows truncated"] == 2
+    assert counts["completions cut"] == 2
+    assert counts["tokens cut"] == 2
+    assert counts["rows without a trained token dropped"] == 1
+
+
+def test_longer_examples_can_be_dropped_or_refused():
+    result, counts = fitted("drop", LONG)
+    assert len(result) == 1
+    assert counts == {"rows longer than 3 tokens dropped": 2}
+    with pytest.raises(DataError, match="example 1 has 4 tokens"):
+        fitted("error", LONG)

@@ -1,0 +1,112 @@
+"""Tokens and labels carry the spans over by characters; an independent re-implementation agrees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sftkit.data.documents import Span
+from sftkit.data.encode import encode
+from sftkit.testing import CHATML, tiny_tokenizer
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def rows(documents, tokenizer, special=True):
+    ids, labels, offsets = encode(documents, tokenizer, special)
+    return [(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in zip(offsets, offsets[1:], strict=False)]
+
+
+def reference(document, tokenizer):
+    """Token by token, with the public tokenizer call: a token is trained if its last character is."""
+    text = "".join(span.text for span in document)
+    flags = [span.trained for span in document for _ in span.text]
+    out = tokenizer(text, return_offsets_mapping=True)
+    ids, offsets = list(out["input_ids"]), list(out["offset_mapping"])
+    labels = [i if end and flags[end - 1] else -100 for i, (_, end) in zip(ids, offsets, strict=True)]
+    if ids[-1] != tokenizer.eos_token_id:
+        ids.append(tokenizer.eos_token_id)
+        labels.append(tokenizer.eos_token_id if flags[-1] else -100)
+    labels[0] = -100
+    return ids, labels
+
+
+def real_tokenizer(name):
+    if not SHARED.exists():
+        pytest.skip("the shared data is not beside the project")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(SHARED / name)
+
+
+def test_labels_are_the_ids_of_trained_spans_and_of_the_closing_eos():
+    tokenizer = tiny_tokenizer()
+    ((ids, labels),) = rows([[Span("### Question: a\n", False), Span("Paris", True)]], tokenizer)
+    trained = [token for token in labels if token != -100]
+    assert tokenizer.decode(trained) == "Paris</s>"
+    assert ids[0] == tokenizer.bos_token_id
+
+
+def test_eos_is_not_trained_where_the_end_of_the_document_is_not():
+    tokenizer = tiny_tokenizer()
+    ((ids, labels),) = rows([[Span("Paris", True), Span(" is", False)]], tokenizer)
+    assert ids[-1] == tokenizer.eos_token_id
+    assert labels[-1] == -100
+
+
+def test_bos_is_never_doubled_and_eos_is_appended_once():
+    tokenizer = tiny_tokenizer()
+    ((ids, _),) = rows([[Span("<s>Paris</s>", True)]], tokenizer)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_a_token_across_a_border_belongs_to_the_part_it_ends_in():
+    tokenizer = tiny_tokenizer()
+    whole = tokenizer("Paris", add_special_tokens=False)["input_ids"]
+    ((ids, labels),) = rows([[Span("x Par", False), Span("is", True), Span(" the", False)]], tokenizer, special=False)
+    for token, label in zip(ids, labels, strict=True):
+        piece = tokenizer.decode([token])
+        if piece.endswith("is") or piece in ("i", "s"):
+            assert label == token
+        if piece.strip() in ("the", "t", "h", "e", "th", "he"):
+            assert label == -100
+    assert len(whole) >= 1
+
+
+def test_the_first_token_of_a_document_is_never_trained():
+    ((_, labels),) = rows([[Span("Paris is", True)]], tiny_tokenizer(bos=False))
+    assert labels[0] == -100
+    assert labels[1] != -100
+
+
+def test_a_templated_document_gets_no_special_tokens():
+    tokenizer = tiny_tokenizer(chat_template=CHATML)
+    ((ids, _),) = rows([[Span("Hello", True)]], tokenizer, special=False)
+    assert tokenizer.bos_token_id not in ids
+    assert tokenizer.eos_token_id not in ids
+
+
+def test_an_empty_document_gives_no_trained_token():
+    assert all(label == -100 for _, labels in rows([[Span("", True)]], tiny_tokenizer()) for label in labels)
+
+
+def test_spaces_at_a_border_are_labelled_by_their_own_span():
+    tokenizer = tiny_tokenizer()
+    documents = [[Span("a:", False), Span("    b", True)], [Span("a:    ", False), Span("b", True)]]
+    for document, (ids, labels) in zip(documents, rows(documents, tokenizer), strict=True):
+        assert (ids, labels) == reference(document, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["llama2_tokenizer", "gpt2_tokenizer"])
+def test_labels_equal_an_independent_implementation_on_real_rows(name):
+    tokenizer = real_tokenizer(name)
+    data = json.loads((SHARED / "code_alpaca_2k.json").read_text())[:400]
+    documents = [
+        [Span(f"### Q: {row['instruction']} {row['input']}\n### A:", False), Span(f" {row['output']}", True)]
+        for row in data
+    ]
+    for document, found in zip(documents, rows(documents, tokenizer), strict=True):
+        assert found == reference(document, tokenizer)

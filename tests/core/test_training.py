@@ -1,0 +1,229 @@
+"""The step is right: one divisor for the whole window, packed equals alone, and a run does what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sftkit.errors import ConfigError, DataError, RunError
+from sftkit.pipeline import Pipeline
+from sftkit.testing import CHATML, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.training.loss import trained_token_loss
+from sftkit.training.trainer import SFTTrainer
+
+MIXED = [
+    {"prompt": "### Question: ", "completion": "Paris is the capital of France. " * (1 + number % 4)} for number in range(8)
+]
+
+
+def pipeline(tmp_path, *, model=None, data=None, plugins=(), name="run", **options):
+    train = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "seed": 0, **options.pop("train", {})}
+    train["output_dir"] = str(tmp_path / name)
+    return Pipeline(
+        model=tiny_model() if model is None else model,
+        data=MIXED if data is None else data,
+        tokenizer=tiny_tokenizer(),
+        plugins=plugins,
+        train=train,
+        **options,
+    )
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def farthest(one, two):
+    return max((one[name].float() - two[name].float()).abs().max().item() for name in one)
+
+
+def test_the_loss_equals_a_loop_over_positions():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 11), torch.tensor([[-100, 3, -100, 4, 5], [-100, -100, -100, -100, 1]])
+    terms = [
+        -torch.log_softmax(logits[row, position - 1], -1)[labels[row, position]]
+        for row in range(2)
+        for position in range(1, 5)
+        if labels[row, position] != -100
+    ]
+    torch.testing.assert_close(trained_token_loss(logits, labels), torch.stack(terms).mean())
+    torch.testing.assert_close(trained_token_loss(logits, labels, 10), torch.stack(terms).sum() / 10)
+
+
+def test_a_batch_without_trained_tokens_has_a_loss_of_zero():
+    loss = trained_token_loss(torch.randn(1, 3, 5, requires_grad=True), torch.full((1, 3), -100))
+    assert loss.item() == 0.0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_micro_batches_give_the_step_of_one_batch(tmp_path, architecture):
+    found = []
+    for batch, windows in ((8, 1), (2, 4), (1, 8)):
+        train = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": windows, "max_steps": 1}
+        train |= {"learning_rate": 0.1, "optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0}
+        run = pipeline(tmp_path, model=tiny_model(architecture), name=f"b{batch}", train=train)
+        found.append(weights(run.run().model))
+    start = weights(tiny_model(architecture))
+    assert farthest(start, found[0]) > 1e-3
+    assert farthest(found[0], found[1]) < 1e-6
+    assert farthest(found[0], found[2]) < 1e-6
+
+
+def test_packed_rows_give_the_step_of_single_rows(tmp_path):
+    train = {"per_device_train_batch_size": 8, "max_steps": 1, "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0}
+    data = {"max_length": 200, "train": "given"}
+    alone = pipeline(tmp_path, name="alone", train=train).run()
+    packed = pipeline(
+        tmp_path, name="packed", plugins=["packing"], config={"data": data}, train=train
+    ).run()
+    assert json.loads((packed.directory / "manifest.json").read_text())["data"]["train"]["rows"] < 8
+    assert farthest(weights(alone.model), weights(packed.model)) < 1e-5
+
+
+def test_the_evaluation_loss_is_the_mean_over_all_trained_tokens(tmp_path):
+    run = pipeline(tmp_path, eval=MIXED, train={"per_device_eval_batch_size": 3, "max_steps": 1, "eval_on_start": True})
+    result = run.run()
+    model, total, count = tiny_model().eval(), 0.0, 0
+    from sftkit.data.documents import Span
+    from sftkit.data.encode import encode
+
+    for row in MIXED:
+        ids, labels, _ = encode(
+            [[Span(row["prompt"], False), Span(row["completion"], True)]], tiny_tokenizer(), True
+        )
+        ids, labels = torch.from_numpy(ids).long()[None], torch.from_numpy(labels).long()[None]
+        trained = int((labels != -100).sum())
+        with torch.no_grad():
+            total += trained_token_loss(model(input_ids=ids).logits, labels).item() * trained
+        count += trained
+    assert result.metrics["eval_loss_before"] == pytest.approx(total / count, rel=1e-5)
+    assert result.metrics["eval_loss"] != result.metrics["eval_loss_before"]
+
+
+def test_given_objects_are_never_changed(tmp_path):
+    model, tokenizer, data = tiny_model(vocab_size=400), tiny_tokenizer(), tiny_conversations()
+    before, vocabulary, rows = weights(model), len(tokenizer), json.dumps(data)
+    train = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "learning_rate": 0.1, "use_cpu": True}
+    result = Pipeline(model=model, data=data, tokenizer=tokenizer, plugins=["chatml"], train=train).run()
+    assert farthest(before, weights(model)) == 0
+    assert (len(tokenizer), tokenizer.chat_template, json.dumps(data)) == (vocabulary, None, rows)
+    assert result.tokenizer.chat_template
+    assert train == {"output_dir": str(tmp_path / "run"), "max_steps": 1, "learning_rate": 0.1, "use_cpu": True}
+
+
+def test_the_run_directory_holds_all_that_is_needed(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = pipeline(tmp_path, plugins=["neftune"], train={"logging_steps": 1}).run()
+    names = {path.name for path in result.directory.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "manifest.json", "log.jsonl"} <= names
+    assert not list(result.directory.rglob("*.bin"))
+    again = AutoModelForCausalLM.from_pretrained(result.directory)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(again.eval()(ids).logits, result.model.eval()(ids).logits)
+    assert len(AutoTokenizer.from_pretrained(result.directory)) == len(result.tokenizer)
+    manifest = json.loads((result.directory / "manifest.json").read_text())
+    assert manifest["status"] == "done"
+    assert manifest["config"]["plugins"]["neftune"] == {"alpha": 5.0}
+    assert manifest["plugins"]["neftune"]["distribution"] == "sftkit"
+    assert manifest["data"]["train"]["rows"] == 8
+    assert manifest["metrics"]["train_loss"] == result.metrics["train_loss"]
+    assert {"sftkit", "torch", "transformers"} <= set(manifest["versions"])
+
+
+def test_an_existing_run_is_not_overwritten_without_being_told_to(tmp_path):
+    pipeline(tmp_path).run()
+    kept = (tmp_path / "run" / "manifest.json").read_text()
+    with pytest.raises(ConfigError, match="there is a run already"):
+        pipeline(tmp_path).run()
+    assert (tmp_path / "run" / "manifest.json").read_text() == kept
+    pipeline(tmp_path, overwrite=True).run()
+    assert (tmp_path / "run" / "manifest.json").read_text() != kept
+
+
+def test_a_directory_with_other_files_is_never_overwritten(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="not empty, and holds no run"):
+        pipeline(tmp_path, overwrite=True).run()
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
+    train = {"save_steps": 2, "save_strategy": "steps", "lr_scheduler_type": "constant", "learning_rate": 1e-2}
+    whole = pipeline(tmp_path, name="whole", plugins=["neftune"], train={**train, "max_steps": 4}).run()
+    pipeline(tmp_path, name="cut", plugins=["neftune"], train={**train, "max_steps": 2}).run()
+    rest = pipeline(tmp_path, name="cut", plugins=["neftune"], train={**train, "max_steps": 4}, resume=True).run()
+    assert farthest(weights(whole.model), weights(rest.model)) == 0
+
+
+def test_resuming_with_other_data_or_plugins_is_refused_with_the_difference(tmp_path):
+    train = {"save_steps": 1, "save_strategy": "steps"}
+    pipeline(tmp_path, train=train).run()
+    with pytest.raises(RunError, match="the data has changed"):
+        pipeline(tmp_path, data=MIXED[:6], train=train, resume=True).run()
+    with pytest.raises(RunError, match="neftune"):
+        pipeline(tmp_path, plugins=["neftune"], train=train, resume=True).run()
+
+
+def test_data_with_nothing_to_train_on_fails_before_weights_are_read(tmp_path):
+    data = [{"prompt": "a", "completion": ""}] * 3
+    options = {"data": data, "model": str(tmp_path / "nowhere")}
+    with pytest.raises(ConfigError, match="nowhere"):
+        pipeline(tmp_path, **options).run()
+    from transformers import AutoConfig
+
+    directory = tmp_path / "weights"
+    tiny_tokenizer().save_pretrained(directory)
+    AutoConfig.for_model("llama", vocab_size=320).save_pretrained(directory)
+    (directory / "model.safetensors").write_bytes(b"not weights: reading them would fail")
+    with pytest.raises(DataError):
+        pipeline(tmp_path, data=[{"prompt": "only a prompt", "completion": ""}], model=str(directory)).run()
+
+
+def test_model_options_for_a_loaded_model_are_an_error(tmp_path):
+    config = {"model": {"name": "x", "options": {"attn_implementation": "eager"}}}
+    with pytest.raises(ConfigError, match="the model is loaded already"):
+        pipeline(tmp_path, config=config).run()
+
+
+def test_a_formatting_function_a_collator_and_callbacks_can_be_given(tmp_path):
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Counter(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append(state.global_step)
+
+    def collate(examples):
+        seen.append("batch")
+        width = max(len(example["input_ids"]) for example in examples)
+        pad = [(example, width - len(example["input_ids"])) for example in examples]
+        return {
+            "input_ids": torch.tensor([list(e["input_ids"]) + [2] * n for e, n in pad]),
+            "labels": torch.tensor([list(e["labels"]) + [-100] * n for e, n in pad]),
+            "attention_mask": torch.tensor([[1] * (width - n) + [0] * n for _, n in pad]),
+        }
+
+    data = Dataset.from_list([{"q": "Hello", "a": "Paris"}] * 4)
+    pipeline(
+        tmp_path, data=data, formatting=lambda row: f"{row['q']} {row['a']}", collator=collate, callbacks=[Counter()]
+    ).run()
+    assert 2 in seen
+    assert "batch" in seen
+
+
+def test_the_trainer_is_a_transformers_trainer():
+    from transformers import Trainer
+
+    assert issubclass(SFTTrainer, Trainer)
+
+
+def test_a_chat_template_is_needed_for_messages_and_its_absence_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="chatml"):
+        pipeline(tmp_path, data=tiny_conversations()).run()
+    assert CHATML
