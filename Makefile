@@ -1,46 +1,48 @@
 # Each target sets up what it needs in .venv; nothing is installed by hand.
 PYTHON ?= python3
+CONSTRAINTS ?= -c constraints.txt# for Python 3.11 and newer; on 3.10 say `make demo CONSTRAINTS=`
+PYTEST_FLAGS ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check -q
-export OMP_NUM_THREADS ?= 2
-export TOKENIZERS_PARALLELISM ?= true
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: help demo test test-all lint bench clean
 
-help:  ## Show the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+help:  ## show the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --upgrade pip
-
-$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt -e .
-	@touch $@
-
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt -e ".[dev]"
-	@touch $@ $(VENV)/.run
-
-demo: $(VENV)/.run  ## Train the embedded tiny model on the embedded data, and show what it learnt
+demo: $(VENV)/.demo  ## train the embedded tiny model on the embedded data, into runs/demo
 	$(BIN)/sftkit run --output runs/demo --overwrite
 
-lint: $(VENV)/.dev  ## Lint, types, import contracts, and the demo's files against their script
+test: lint  ## everything that CI checks: lint, and all tests but the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-all: lint  ## the slow tests too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files against their script
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/make_demo.py --check
 
-test: lint  ## Everything that CI checks
-	$(BIN)/python -m pytest -m "not slow"
+bench: $(VENV)/.dev  ## measure sftkit beside its peers, with full settings
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
 
-test-all: lint  ## And the slow tests
-	$(BIN)/python -m pytest
+clean:  ## remove the virtual environment, the runs and the builds
+	rm -rf $(VENV) runs dist build
 
-bench: $(VENV)/.dev  ## Measure beside the peers
-	$(BIN)/python benchmarks/startup.py
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	@touch $@
 
-clean:  ## Remove the virtual environment and the runs
-	rm -rf $(VENV) runs
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) -e ".[dev]"
+	@touch $@ $(VENV)/.demo
