@@ -28,7 +28,9 @@ def program(name: str) -> str:
     """The path of a program that is installed beside this Python."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
-        sys.exit(f"error: {path} does not exist -> run this with a Python where {name} is installed, as `make bench` does")
+        sys.exit(
+            f"error: {path} does not exist -> run this with a Python where {name} is installed, as `make bench` does"
+        )
     return str(path)
 
 
@@ -42,7 +44,9 @@ def versions(*names: str) -> str:
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in names)])
 
 
-def report(result: dict[str, Any], title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool) -> None:
+def report(
+    result: dict[str, Any], title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool
+) -> None:
     """Print the result as one JSON object, or as a table for people."""
     if as_json:
         print(json.dumps(result))

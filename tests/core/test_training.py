@@ -15,7 +15,8 @@ from sftkit.training.loss import trained_token_loss
 from sftkit.training.trainer import SFTTrainer
 
 MIXED = [
-    {"prompt": "### Question: ", "completion": "Paris is the capital of France. " * (1 + number % 4)} for number in range(8)
+    {"prompt": "### Question: ", "completion": "Paris is the capital of France. " * (1 + number % 4)}
+    for number in range(8)
 ]
 
 
@@ -76,9 +77,7 @@ def test_packed_rows_give_the_step_of_single_rows(tmp_path):
     train = {"per_device_train_batch_size": 8, "max_steps": 1, "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0}
     data = {"max_length": 200, "train": "given"}
     alone = pipeline(tmp_path, name="alone", train=train).run()
-    packed = pipeline(
-        tmp_path, name="packed", plugins=["packing"], config={"data": data}, train=train
-    ).run()
+    packed = pipeline(tmp_path, name="packed", plugins=["packing"], config={"data": data}, train=train).run()
     assert json.loads((packed.directory / "manifest.json").read_text())["data"]["train"]["rows"] < 8
     assert farthest(weights(alone.model), weights(packed.model)) < 1e-5
 
@@ -91,9 +90,7 @@ def test_the_evaluation_loss_is_the_mean_over_all_trained_tokens(tmp_path):
     from sftkit.data.encode import encode
 
     for row in MIXED:
-        ids, labels, _ = encode(
-            [[Span(row["prompt"], False), Span(row["completion"], True)]], tiny_tokenizer(), True
-        )
+        ids, labels, _ = encode([[Span(row["prompt"], False), Span(row["completion"], True)]], tiny_tokenizer(), True)
         ids, labels = torch.from_numpy(ids).long()[None], torch.from_numpy(labels).long()[None]
         trained = int((labels != -100).sum())
         with torch.no_grad():
