@@ -68,10 +68,8 @@ def main() -> None:
     columns = ("command", "seconds", "times faster than trl")
     report({**result, "targets": targets, "rounds": rounds, "versions": told}, title, columns, rows, flags.json)
     if not flags.json:
-        met = took[HELP] <= TARGET_SECONDS and ratio[HELP] >= TARGET_RATIO
-        print(
-            f"target of `{HELP}`, at most {TARGET_SECONDS} s and {TARGET_RATIO:.0f} times faster: {'met' if met else 'missed'}"
-        )
+        told = "met" if took[HELP] <= TARGET_SECONDS and ratio[HELP] >= TARGET_RATIO else "missed"
+        print(f"target of `{HELP}`, at most {TARGET_SECONDS} s and {TARGET_RATIO:.0f} times faster: {told}")
 
 
 if __name__ == "__main__":

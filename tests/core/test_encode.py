@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 def rows(documents, tokenizer, special=True):
     ids, labels, offsets = encode(documents, tokenizer, special)
-    return [(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in pairwise(offsets)]
 
 
 def reference(document, tokenizer):

@@ -138,9 +138,9 @@ def test_a_model_whose_documents_see_each_other_is_refused():
     from transformers import BloomConfig, BloomForCausalLM
 
     model = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4))
-    with pytest.raises(ConfigError, match="bloom lets packed documents attend to each other"):
-        with Packing().training_context(model=model, config=tiny_config()):
-            pass
+    context = Packing().training_context(model=model, config=tiny_config())
+    with pytest.raises(ConfigError, match="bloom lets packed documents attend to each other"), context:
+        pass
 
 
 def test_options_of_wrapped_are_refused_where_nothing_is_wrapped():

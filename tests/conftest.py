@@ -1,0 +1,54 @@
+"""What the tests share: a quiet, offline environment, the command line as a process, and real data where it is there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch and the hub's client read them: the same results and no network, however pytest is called.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).resolve().parents[1]
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real data and tokenizers, which lie beside the checkout and are no part of it."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"real data is not here: {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Runs ``sftkit`` as a user does, in a process of its own.
+
+    Called with the arguments, ``cwd``, further variables ``env`` and the exit code to expect (0 by default).
+    """
+    program = Path(sys.executable).with_name("sftkit")
+
+    def run(
+        *arguments: object, cwd: Path, env: dict[str, str] | None = None, code: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        command = [str(program), *map(str, arguments)]
+        variables = {**os.environ, "COLUMNS": "200", **(env or {})}
+        done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
