@@ -15,14 +15,15 @@ import json
 import random
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 DEMO = Path(__file__).resolve().parent.parent / "sftkit" / "demo"
 SEED = 7
-PHRASINGS_IN_TRAIN = 3  # per fact, of the four that are not held out
-TRAIN_ONE_WORD, TRAIN_TWO_TURNS = 200, 240
-EVAL_ONE_TURN, EVAL_ONE_WORD, EVAL_TWO_TURNS = 90, 20, 40
-VOCAB_SIZE = 1024
+FACTS_PER_TOPIC = 9  # of each list below: what a tiny model can learn within 40 s on two cores
+TRAIN_ONE_WORD, TRAIN_TWO_TURNS = 100, 120
+EVAL_ONE_TURN, EVAL_ONE_WORD, EVAL_TWO_TURNS = 60, 15, 25
+VOCAB_SIZE = 768
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 ONE_WORD = "Answer in one word."
 
@@ -97,9 +98,9 @@ COLOURS = """lemon yellow carrot orange cucumber green flamingo pink plum purple
     canary yellow pumpkin orange frog green pig pink raven black swan white tomato red lime green"""
 PAST = """go went see saw eat ate run ran take took give gave write wrote sing sang swim swam fly flew drink drank
     find found buy bought sleep slept"""
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -108,7 +109,7 @@ def pairs(text: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-AFTER = {x: y for row in (DAYS, MONTHS, NUMBERS) for x, y in zip(row, row[1:])}
+AFTER = {x: y for row in (DAYS, MONTHS, NUMBERS) for x, y in pairwise(row)}
 
 TOPICS = (
     Topic(
@@ -285,7 +286,7 @@ def make_conversations() -> tuple[list[dict], list[dict]]:
     facts = [
         Fact(topic, x, y, held_out=(i + t) % len(topic.questions))
         for t, topic in enumerate(TOPICS)
-        for i, (x, y) in enumerate(shuffled(topic.facts.items(), rng))
+        for i, (x, y) in enumerate(shuffled(list(topic.facts.items())[:FACTS_PER_TOPIC], rng))
     ]
     shown = [(f, p) for f in facts for p in shuffled(set(range(len(f.topic.questions))) - {f.held_out}, rng)]
     hidden = shuffled(((f, f.held_out) for f in facts), rng)
@@ -300,7 +301,7 @@ def make_conversations() -> tuple[list[dict], list[dict]]:
         other = second_fact(fact, facts, rng)
         return conversation((fact.ask(phrasing), fact.sentence()), (other.follow_up(), other.sentence()))
 
-    train = [one_turn(*ask) for i, ask in enumerate(shown) if i % 4 < PHRASINGS_IN_TRAIN]
+    train = [one_turn(*ask) for ask in shown]
     train += [one_word(*ask) for ask in shuffled(shown, rng)[:TRAIN_ONE_WORD]]
     train += [two_turns(*ask) for ask in shuffled(shown, rng)[:TRAIN_TWO_TURNS]]
     held_out = [one_turn(*hidden.pop()) for _ in range(EVAL_ONE_TURN)]
@@ -374,16 +375,16 @@ MODEL_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
+    "hidden_size": 160,
+    "intermediate_size": 448,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "head_dim": 48,
+    "head_dim": 40,
     "hidden_act": "silu",
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-05,
-    "initializer_range": 0.02,
+    "initializer_range": 0.09,  # small widths learn to look things up much sooner from larger weights
     "attention_bias": False,
     "attention_dropout": 0.0,
     "mlp_bias": False,

@@ -1,4 +1,4 @@
-"""What the tests share: a quiet, offline environment, the command line as a process, and real data where it is there."""
+"""What the tests share: an offline environment, the command line as a process, and real data where it is there."""
 
 from __future__ import annotations
 

@@ -52,9 +52,8 @@ class CompletionOnly(Plugin):
         if inner is None:
             return None
         if any(item.name == "loss" for item in dataclasses.fields(inner)):
-            inner = dataclasses.replace(
-                cast("Any", inner), loss="all"
-            )  # what it would pick out is not used, and need not be there
+            # What it would pick out is not used, and a row that lacks it is no reason to refuse.
+            inner = dataclasses.replace(cast("Any", inner), loss="all")
         templates = (self.response_template, self.instruction_template)
         has_ids = any(isinstance(template, list) for template in templates)
         if has_ids and not tokenizer.is_fast:

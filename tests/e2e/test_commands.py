@@ -193,7 +193,7 @@ def test_plugins_in_a_mapping_in_a_list_and_on_the_command_line_train_the_same(i
     }
     for name, values in files.items():
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(values))
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
         flags = ("-p", "packing", "-p", "neftune:alpha=7") if name == "flags" else ()
         assert in_process("run", path, *flags, "-o", tmp_path / name)[0] == 0
     weights = [load_file(tmp_path / name / "model.safetensors") for name in files]
@@ -242,13 +242,8 @@ def accepts(schema, value):
     if "const" in schema or "enum" in schema:
         allowed = schema.get("enum", [schema.get("const")])
         return any(type(value) is type(one) and value == one for one in allowed)
-    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
     wanted = schema.get("type", [])
-    names = [wanted] if isinstance(wanted, str) else wanted
-    if names and not any(
-        value is None if name == "null" else isinstance(value, types[name]) and (name == "boolean") == (value is True or value is False)
-        for name in names
-    ):
+    if wanted and not any(is_of(name, value) for name in ([wanted] if isinstance(wanted, str) else wanted)):
         return False
     if isinstance(value, list):
         return all(accepts(schema.get("items", {}), item) for item in value)
@@ -257,6 +252,14 @@ def accepts(schema, value):
     if not set(schema.get("required", [])) <= set(value):
         return False
     return all(accepts_member(schema, name, item) for name, item in value.items())
+
+
+def is_of(name, value):
+    """Whether a value is of a JSON type; true and false are no numbers."""
+    if isinstance(value, bool) or name == "boolean":
+        return isinstance(value, bool) and name == "boolean"
+    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
+    return isinstance(value, types[name])
 
 
 def accepts_member(schema, name, value):

@@ -1,179 +1,555 @@
-"""Every documented format is recognised, and trains what it implies."""
+"""What data the built-in formats recognise, which characters of it are trained, and what they refuse."""
 
-from __future__ import annotations
-
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-from sftkit.data.documents import RowError, Skipped
-from sftkit.errors import SftkitError
+from sftkit.data.documents import RowError, Skipped, Span
+from sftkit.errors import ConfigError, DataError
 from sftkit.registry import select
-from sftkit.testing import CHATML, tiny_config, tiny_tokenizer
+from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_tokenizer
+from sftkit_plugins.formats import Formats
 
-PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+#: A template that adds nothing behind the closing token; `CHATML` adds a newline, as most do.
+CHATML_WITHOUT_NEWLINE = CHATML.replace("{{ '\n' }}{% endfor %}", "{% endfor %}")
 TURNS = [
     {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello!"},
-    {"role": "user", "content": "2+2?"},
-    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "1\n"},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "2"},
 ]
 
 
-def formatter_for(rows, template=CHATML, **data):
+def unmarked(template):
+    return template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+
+
+def formatter_for(rows, template=None, **data):
     dataset = Dataset.from_list(rows)
     plugins, problems = select([])
-    assert not problems
-    tokenizer = tiny_tokenizer(chat_template=template)
+    assert plugins is not None, problems
     formatter = plugins.hook.make_formatter(
-        columns=dataset.features, tokenizer=tokenizer, config=tiny_config(data=data)
+        columns=dataset.features, tokenizer=tiny_tokenizer(chat_template=template), config=tiny_config(data=data)
     )
     return formatter, dataset[:]
 
 
-def spans(rows, template=CHATML, **data):
-    """Each document as its whole text and its trained text."""
+def documents(rows, template=None, **data):
     formatter, columns = formatter_for(rows, template, **data)
-    return [
-        document
-        if isinstance(document, Skipped)
-        else ("".join(s.text for s in document), "|".join(s.text for s in document if s.trained))
-        for document in formatter(columns)
+    return formatter(columns)
+
+
+def trained(document):
+    return [span.text for span in document if span.trained]
+
+
+def text(document):
+    return "".join(span.text for span in document)
+
+
+def row_error(rows, template=CHATML, **data):
+    with pytest.raises(RowError) as caught:
+        documents(rows, template, **data)
+    return caught.value
+
+
+def test_the_plugin_passes_the_checks_of_a_run():
+    check_plugin(Formats())
+
+
+# Text, prompt and completion, Alpaca
+
+
+def test_text_is_trained_throughout():
+    assert documents([{"text": "Hello"}]) == [(Span("Hello", True),)]
+
+
+def test_another_text_column_goes_before_every_format():
+    rows = [{"instruction": "a", "output": "b", "story": "Once"}]
+    assert documents(rows, text_column="story") == [(Span("Once", True),)]
+
+
+def test_a_text_column_that_is_missing_is_named_with_the_nearest():
+    with pytest.raises(DataError, match=r"no such column: 'storey' -> did you mean 'story'"):
+        documents([{"story": "Once"}], text_column="storey")
+
+
+def test_a_prompt_is_not_trained_and_its_completion_is():
+    assert documents([{"prompt": "2+2=", "completion": "4"}]) == [(Span("2+2=", False), Span("4", True))]
+
+
+def test_loss_all_trains_the_prompt_too():
+    assert trained(documents([{"prompt": "2+2=", "completion": "4"}], loss="all")[0]) == ["2+2=", "4"]
+
+
+def test_alpaca_with_and_without_input_takes_stanfords_two_prompts():
+    rows = [
+        {"instruction": "Add.", "input": "1, 2", "output": "3"},
+        {"instruction": "Greet.", "input": "", "output": "Hi"},
+        {"instruction": "Greet.", "input": None, "output": "Hi"},
     ]
-
-
-def batched(rows):
-    return [f"Q {q} A {a}" for q, a in zip(rows["q"], rows["a"], strict=True)]
-
-
-def one_row(row):
-    return f"Q {row['q'].strip()} A {row['a']}"
-
-
-def own_spans(row):
-    return [(f"Q {row['q']}", False), (f" A {row['a']}", True)]
-
-
-def two_strings(rows):
-    return ["a", "b"]
-
-
-def test_text_is_trained_whole():
-    assert spans([{"text": "Hello."}]) == [("Hello.", "Hello.")]
-    assert spans([{"body": "Hello."}], text_column="body") == [("Hello.", "Hello.")]
-
-
-def test_prompt_and_completion_train_the_completion():
-    assert spans([{"prompt": "Q:", "completion": " A"}]) == [("Q: A", " A")]
-    ((text, trained),) = spans([{"prompt": "Q:", "completion": " A"}], loss="all")
-    assert trained.replace("|", "") == text == "Q: A"
-
-
-def test_alpaca_rows_train_the_output():
-    (with_input, without) = spans(
-        [
-            {"instruction": "Add.", "input": "1 2", "output": "3"},
-            {"instruction": "Say hi.", "input": "", "output": "hi"},
-        ]
+    with_input, without_input, null_input = documents(rows)
+    assert with_input == (
+        Span(
+            "Below is an instruction that describes a task, paired with an input that provides further context. Write "
+            "a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n"
+            "### Response:\n",
+            False,
+        ),
+        Span("3", True),
     )
-    assert with_input[1] == "3"
-    assert "### Instruction:\nAdd." in with_input[0]
-    assert "### Input:\n1 2" in with_input[0]
-    assert "### Input" not in without[0]
-    assert without[0].endswith("### Response:\nhi")
+    assert without_input == null_input
+    assert text(without_input) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nGreet.\n\n### Response:\nHi"
+    )
 
 
-@pytest.mark.parametrize("template", [CHATML, PLAIN], ids=["with markers", "without markers"])
-def test_messages_train_the_assistant_turns_and_their_closing_tokens(template):
-    ((text, trained),) = spans([{"messages": TURNS}], template)
-    assert trained == "Hello!<|im_end|>|4<|im_end|>"
-    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+def test_braces_in_alpaca_data_stay_as_they_are():
+    assert "{x}" in text(documents([{"instruction": "Print {x} and {}", "output": "{y}"}])[0])
 
 
-def test_sharegpt_conversations_are_messages_under_other_names():
-    names = {"system": "system", "user": "human", "assistant": "gpt"}
-    rows = [{"conversations": [{"from": names[turn["role"]], "value": turn["content"]} for turn in TURNS]}]
-    assert spans(rows) == spans([{"messages": TURNS}])
-
-
-def test_prompt_and_completion_may_be_message_lists():
-    ((text, trained),) = spans([{"prompt": TURNS[:4], "completion": TURNS[4:]}])
-    assert trained.startswith("4<|im_end|>")
-    assert text == spans([{"messages": TURNS}])[0][0]
-
-
-def test_all_of_a_conversation_can_be_trained():
-    ((text, trained),) = spans([{"messages": TURNS}], loss="all")
-    assert trained.replace("|<|", "<|").replace("|", "") == text.replace("|", "")
-
-
-def test_a_conversation_without_an_assistant_turn_is_skipped():
-    (found,) = spans([{"messages": TURNS[:2]}])
-    assert isinstance(found, Skipped)
-
-
-@pytest.mark.parametrize("function", [batched, one_row])
-def test_a_users_function_may_work_on_batches_or_on_rows(function):
-    rows = [{"q": str(n), "a": str(n + 1)} for n in range(5)]
-    assert [text for text, _ in spans(rows, formatting=function)] == [f"Q {n} A {n + 1}" for n in range(5)]
-
-
-def test_a_users_function_may_return_spans():
-    assert spans([{"q": "x", "a": "y"}], formatting=own_spans) == [("Q x A y", " A y")]
-
-
-def test_a_users_function_is_named_by_module(tmp_path, monkeypatch):
-    (tmp_path / "my_formatting_module.py").write_text("def f(row):\n    return row['q'] + '!'\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert spans([{"q": "x"}], formatting="my_formatting_module:f") == [("x!", "x!")]
+@pytest.mark.skipif(not SHARED.exists(), reason="the real data is not beside the repository")
+@pytest.mark.parametrize("name", ["code_alpaca_2k.json", "new_codealpaca.json", "alpaca_en_demo.json"])
+def test_real_alpaca_files_give_each_output_as_the_trained_text(name):
+    rows = json.loads((SHARED / name).read_text(encoding="utf-8"))[:500]
+    assert [trained(document) for document in documents(rows)] == [[row["output"]] for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("rows", "data"),
+    ("rows", "message"),
     [
-        ([{"text": "x"}], {"loss": "completion"}),
-        ([{"text": "x"}], {"loss": "assistant"}),
-        ([{"prompt": "x", "completion": "y"}], {"loss": "assistant"}),
-        ([{"instruction": "x", "output": "y"}], {"loss": "assistant"}),
-        ([{"messages": TURNS}], {"loss": "completion"}),
-        ([{"foo": "x"}], {}),
-        ([{"q": "x"}], {"formatting": "no_such_module:f"}),
+        ([{"text": "a"}, {"text": None}], "column 'text' is null"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}], "column 'completion' is null"),
+        ([{"instruction": "a", "output": "b"}, {"instruction": None, "output": "b"}], "column 'instruction' is null"),
     ],
 )
-def test_impossible_choices_are_refused_with_a_mend(rows, data):
-    with pytest.raises(SftkitError) as raised:
-        spans(rows, **data)
-    assert raised.value.problems[0].mend
+def test_a_null_is_told_with_its_row_and_column(rows, message):
+    error = row_error(rows)
+    assert (error.index, error.message) == (1, message)
+    assert error.mend
 
 
-def test_a_function_that_returns_neither_text_nor_spans_is_refused():
-    with pytest.raises((SftkitError, RowError)):
-        spans([{"q": "x"}] * 4, formatting=two_strings)
+def test_empty_rows_are_skipped_with_a_reason():
+    assert documents([{"text": ""}, {"text": "a"}])[0] == Skipped("empty text")
+    assert documents([{"prompt": "", "completion": ""}])[0] == Skipped("empty text")
 
 
+# Which format
+
+
+@pytest.mark.parametrize(
+    ("row", "formatter"),
+    [
+        ({"messages": TURNS, "text": "a", "prompt": "a", "completion": "b"}, "Chat"),
+        ({"prompt": "a", "completion": "b", "instruction": "a", "output": "b", "text": "c"}, "PromptCompletion"),
+        ({"instruction": "a", "output": "b", "response": "c", "text": "d"}, "Alpaca"),
+        ({"messages": "a text of that name", "text": "a"}, "Text"),
+        ({"prompt": [1, 2], "completion": "b", "text": "a"}, "Text"),
+    ],
+)
+def test_the_first_format_whose_columns_and_types_fit_is_taken(row, formatter):
+    assert type(formatter_for([row], CHATML)[0]).__name__ == formatter
+
+
+def test_data_in_no_format_is_refused_with_its_columns_and_the_formats():
+    with pytest.raises(DataError) as caught:
+        documents([{"question": "a", "label": 1, "text": 2}])
+    message = str(caught.value)
+    assert "question (string), label (int64), text (int64)" in message
+    for column in ("messages", "conversations", "prompt", "instruction", "data.text_column", "data.formatting"):
+        assert column in message
+
+
+@pytest.mark.parametrize(
+    ("row", "loss"),
+    [
+        ({"text": "a"}, "completion"),
+        ({"text": "a"}, "assistant"),
+        ({"prompt": "a", "completion": "b"}, "assistant"),
+        ({"instruction": "a", "output": "b"}, "assistant"),
+        ({"messages": TURNS}, "completion"),
+    ],
+)
+def test_a_loss_that_the_format_has_no_place_for_is_refused_with_a_mend(row, loss):
+    with pytest.raises(ConfigError, match=f"{loss} cannot be trained") as caught:
+        documents([row], CHATML, loss=loss)
+    (problem,) = caught.value.problems
+    assert problem.key == ("data", "loss")
+    assert "data.loss: all" in problem.mend or ", or all" in problem.mend
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "a"}, {"prompt": "a", "completion": "b"}, {"messages": TURNS}, {"prompt": "a", "completion": ""}]
+)
+def test_loss_all_is_always_possible(row):
+    (document,) = documents([row], CHATML, loss="all")
+    assert all(span.trained for span in document)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a"},
+        {"prompt": "a", "completion": "b"},
+        {"instruction": "a", "output": "b"},
+        {"messages": TURNS, "tools": '[{"type": "function"}]'},
+    ],
+)
+def test_formatters_survive_pickling(row):
+    formatter, columns = formatter_for([row], CHATML)
+    assert pickle.loads(pickle.dumps(formatter))(columns) == formatter(columns)
+
+
+# Conversations
+
+
+@pytest.mark.parametrize("template", [CHATML, unmarked(CHATML)], ids=["marked", "unmarked"])
+def test_content_and_closing_token_of_every_assistant_turn_are_trained(template):
+    (document,) = documents([{"messages": TURNS}], template)
+    assert trained(document) == ["1\n<|im_end|>", "2<|im_end|>"]
+    assert text(document).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n")
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_WITHOUT_NEWLINE])
 @pytest.mark.parametrize(
     "messages",
     [
-        [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}],
-        [{"role": "owl", "content": "x"}, {"role": "assistant", "content": "x"}],
+        *(row["messages"] for row in tiny_conversations(2)),
+        TURNS,
+        [*TURNS[:3], {"role": "assistant", "content": "again"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": " \n"}, {"role": "user", "content": "b"}],
+        [{"role": "assistant", "content": "I begin."}],
     ],
 )
-def test_a_row_of_a_bad_shape_is_told_by_its_index(messages):
-    with pytest.raises(RowError) as raised:
-        spans([{"messages": TURNS[:3]}, {"messages": messages}])
-    assert raised.value.index == 1
-    assert raised.value.mend
+def test_templates_with_and_without_markers_agree_on_every_character(template, messages):
+    marked = documents([{"messages": messages}], template)
+    assert marked == documents([{"messages": messages}], unmarked(template))
 
 
-def test_a_template_that_rewrites_history_is_refused_rather_than_guessed():
-    drops = PLAIN.replace("{% for message in messages %}", "{% for message in messages[-2:] %}")
-    with pytest.raises(RowError):
-        spans([{"messages": TURNS}], drops)
+def test_a_chat_template_writes_its_own_special_tokens():
+    template = "{{ bos_token }}" + CHATML
+    formatter, columns = formatter_for([{"messages": TURNS}], template)
+    assert not formatter.adds_special_tokens
+    assert text(formatter(columns)[0]).startswith("<s><|im_start|>system")
 
 
-@pytest.mark.parametrize("rows", [[{"text": "x"}], [{"messages": TURNS}], [{"prompt": "x", "completion": "y"}]])
-def test_formatters_can_be_pickled(rows):
-    formatter, columns = formatter_for(rows)
+def test_text_formats_leave_special_tokens_to_the_encoder():
+    assert formatter_for([{"text": "a"}])[0].adds_special_tokens
+
+
+def test_white_space_that_closes_a_turn_without_closing_token_is_trained():
+    template = (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    (document,) = documents([{"messages": TURNS[1:2] + TURNS[4:]}], template)
+    assert trained(document) == ["2\n"]
+
+
+def test_sharegpt_is_read_as_messages_are():
+    roles = {"system": "system", "user": "human", "assistant": "gpt"}
+    rows = [{"conversations": [{"from": roles[turn["role"]], "value": turn["content"]} for turn in TURNS]}]
+    assert documents(rows, CHATML) == documents([{"messages": TURNS}], CHATML)
+
+
+def test_conversations_of_role_and_content_are_read_as_messages_are():
+    assert documents([{"conversations": TURNS}], CHATML) == documents([{"messages": TURNS}], CHATML)
+
+
+def test_sharegpt_function_calls_and_observations_become_calls_and_tool_turns():
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{% generation %}{{ m.content }}"
+        "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments | tojson }})"
+        "{% endfor %}{% endgeneration %}{% endfor %}"
+    )
+    conversation = [
+        {"from": "human", "value": "Weather?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Ulm"}}'},
+        {"from": "observation", "value": "rain"},
+        {"from": "gpt", "value": "It rains."},
+    ]
+    (document,) = documents([{"conversations": conversation}], template)
+    assert text(document) == '[user]Weather?[assistant]weather({"city": "Ulm"})[tool]rain[assistant]It rains.'
+
+
+def test_nulls_added_by_the_columnar_store_do_not_reach_the_template():
+    template = (
+        "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}{{ tools | tojson }}"
+    )
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    other = {"role": "assistant", "tool_calls": [{"function": {"name": "g", "arguments": {"y": 2}}}]}
+    tools = [{"name": "f", "parameters": {"x": "int"}}, {"name": "g", "parameters": {"y": "int"}}]
+    user = {"role": "user", "content": "go"}
+    (document,) = documents([{"messages": [user, call, other], "tools": tools}], template)
+    assert text(document) == "".join(map(json.dumps, [user, call, other])) + json.dumps(tools)
+
+
+@pytest.mark.parametrize("as_text", [json.dumps, lambda tools: [json.dumps(tool) for tool in tools]])
+def test_tools_may_be_json_text(as_text):
+    template = CHATML + "{% if tools %}{{ tools[0].name }}{% endif %}"
+    tools = [{"name": "weather", "parameters": {"type": "object", "properties": {}}}]
+    (document,) = documents([{"messages": TURNS, "tools": as_text(tools)}], template)
+    assert text(document).endswith("weather")
+
+
+def test_rows_with_tools_take_the_tool_use_template_of_several():
+    template = {"default": CHATML, "tool_use": "TOOLS" + CHATML}
+    rows = [{"messages": TURNS, "tools": '[{"name": "f"}]'}, {"messages": TURNS, "tools": None}]
+    starts = [text(document)[:5] for document in documents(rows, template)]
+    assert starts == ["TOOLS", "<|im_"]
+
+
+def test_content_in_parts_is_joined_and_never_printed_as_a_list():
+    parts = [{"type": "text", "text": "O"}, {"type": "text", "text": "ne?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "1"}]}]
+    plain = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"}]
+    assert documents([{"messages": messages}], CHATML) == documents([{"messages": plain}], CHATML)
+
+
+def test_a_conversation_without_an_assistant_turn_is_skipped():
+    rows = [{"messages": TURNS[:2]}, {"messages": []}]
+    assert documents(rows, CHATML) == [Skipped("no assistant turn"), Skipped("empty conversation")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "column 'messages' is null, not a list of messages"),
+        ([{"role": "user", "content": None}], "column 'messages', message 1 (user) has no content"),
+        ([TURNS[0], {"role": "bot", "content": "a"}], "column 'messages', message 2: unknown role 'bot'"),
+        ([{"role": None, "content": "a"}], "column 'messages', message 1 has no role"),
+        ([None], "column 'messages', message 1 is null, not a mapping"),
+    ],
+)
+def test_a_bad_message_is_told_with_its_place_and_a_mend(messages, message):
+    error = row_error([{"messages": TURNS}, {"messages": messages}])
+    assert (error.index, error.message) == (1, message)
+    assert error.mend
+
+
+def test_an_unknown_sharegpt_sender_is_told():
+    error = row_error([{"conversations": [{"from": "narrator", "value": "a"}]}])
+    assert "unknown 'from' 'narrator'" in error.message
+    assert "human" in error.mend
+
+
+def test_parts_that_are_not_text_are_told():
+    parts = [{"type": "image", "text": None}]
+    assert "not text: image" in row_error([{"messages": [{"role": "user", "content": parts}]}]).message
+
+
+def test_conversations_without_a_chat_template_are_refused_with_the_plugin_that_has_one():
+    with pytest.raises(ConfigError, match=r"no chat template -> set one: -p chatml"):
+        documents([{"messages": TURNS}])
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_not_guessed():
+    rewriting = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}THINK {% endif %}"
+        "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    error = row_error([{"messages": TURNS}], rewriting)
+    assert "does not let the assistant's text be told apart" in error.message
+    assert "'THINK" in error.message
+    assert "{% generation %}" in error.mend
+
+
+def test_a_template_that_drops_earlier_turns_is_refused_not_guessed():
+    dropping = unmarked(CHATML).replace("in messages %}", "in messages[-2:] %}")
+    assert "told apart" in row_error([{"messages": TURNS}], dropping).message
+
+
+def test_a_generation_prompt_that_the_whole_does_not_contain_is_refused():
+    other_prompt = unmarked(CHATML).replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")
+    assert "'bot\\n'" in row_error([{"messages": TURNS}], other_prompt).message
+
+
+def test_markers_that_jinja_counts_wrongly_inside_a_macro_are_refused():
+    in_macro = (
+        "{% macro turn(m) %}<{{ m.role }}>{% generation %}{{ m.content }}</s>{% endgeneration %}{% endmacro %}"
+        "{% for m in messages %}{{ turn(m) }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In the garden."}]
+    assert "markers do not enclose" in row_error([{"messages": messages}], in_macro).message
+
+
+def test_what_the_template_raises_is_told_with_the_row():
+    refusing = "{{ raise_exception('roles must alternate') }}{% generation %}{% endgeneration %}"
+    error = row_error([{"messages": TURNS}], refusing)
+    assert (error.index, "roles must alternate" in error.message) == (0, True)
+
+
+# Prompt and completion as messages
+
+
+@pytest.mark.parametrize("template", [CHATML, unmarked(CHATML)], ids=["marked", "unmarked"])
+def test_a_completion_of_messages_is_trained_after_the_generation_prompt(template):
+    (document,) = documents([{"prompt": TURNS[:4], "completion": TURNS[4:]}], template)
+    assert trained(document) == ["2<|im_end|>"]
+    assert text(document) == text(documents([{"messages": TURNS}], template)[0])
+
+
+def test_loss_assistant_trains_the_assistant_turns_of_the_prompt_too():
+    (document,) = documents([{"prompt": TURNS[:4], "completion": TURNS[4:]}], CHATML, loss="assistant")
+    assert trained(document) == ["1\n<|im_end|>", "2<|im_end|>"]
+
+
+def test_a_completion_that_does_not_follow_its_prompt_is_refused():
+    error = row_error([{"prompt": TURNS[:1], "completion": TURNS[1:]}])
+    assert "told apart" in error.message
+
+
+# The user's own function
+
+QA = [{"q": f"question {number}", "a": f"answer {number}"} for number in range(5)]
+
+
+def qa_batch(example):
+    return [f"### Q: {example['q'][i]}\n### A: {example['a'][i]}" for i in range(len(example["q"]))]
+
+
+def qa_row(example):
+    return f"### Q: {example['q']}\n### A: {example['a']}"
+
+
+def qa_spans(example):
+    return [(example["q"], False), (" ", False), (example["a"], True)]
+
+
+def qa_span_batch(examples):
+    return [[Span(q, False), Span(a, True)] for q, a in zip(examples["q"], examples["a"], strict=True)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("function", [qa_batch, qa_row])
+def test_functions_of_rows_and_of_batches_are_told_apart(function, count):
+    rows = QA[:count]
+    assert documents(rows, formatting=function) == [(Span(qa_row(row), True),) for row in rows]
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_function_may_mark_what_is_trained(count):
+    assert [trained(document) for document in documents(QA[:count], formatting=qa_spans)] == [
+        [row["a"]] for row in QA[:count]
+    ]
+    assert documents(QA[:count], formatting=qa_span_batch) == [
+        [Span(row["q"], False), Span(row["a"], True)] for row in QA[:count]
+    ]
+
+
+def test_what_a_function_is_called_with_is_found_out_once():
+    calls = []
+
+    def counting(example):
+        calls.append(example)
+        return qa_row(example)
+
+    formatter, columns = formatter_for(QA, formatting=counting)
+    formatter(columns)
+    first = len(calls)
+    formatter(columns)
+    assert len(calls) - first == len(QA)
+
+
+def test_a_named_function_is_imported_from_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "my_prompts.py").write_text("def shout(row):\n    return row['q'].upper()\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere"] + __import__("sys").path)
+    formatter, columns = formatter_for(QA[:1], formatting="my_prompts:shout")
+    assert formatter(columns) == [(Span("QUESTION 0", True),)]
     assert pickle.loads(pickle.dumps(formatter))(columns) == formatter(columns)
+
+
+def test_a_used_formatter_pickles_to_the_same_bytes_as_a_fresh_one():
+    formatter, columns = formatter_for(QA, formatting=qa_row)
+    fresh = pickle.dumps(formatter)
+    formatter(columns)
+    assert pickle.dumps(formatter) == fresh
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module_here:f", "ModuleNotFoundError"),
+        ("json:dump_all", "json has no 'dump_all'"),
+        ("json", "names no function"),
+        ("json:__doc__", "not a function"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_told_before_the_data_is_read(name, message):
+    (problem,) = Formats().check_run(tiny_config(data={"formatting": name}))
+    assert message in problem.what
+    assert problem.key == ("data", "formatting")
+    assert problem.mend
+    with pytest.raises(ConfigError, match="data.formatting"):
+        documents(QA, formatting=name)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda row: {"text": qa_row(row)},
+        lambda rows: ["only one"],
+        lambda rows: ["one", "two"],
+        lambda row: [row["q"], row["a"]],
+    ],
+)
+def test_a_function_that_returns_no_documents_is_refused_with_what_it_returned(function):
+    with pytest.raises(DataError, match=r"the columns are: q, a") as caught:
+        documents(QA, formatting=function)
+    assert "for one row" in str(caught.value)
+
+
+def test_an_error_in_a_function_of_rows_is_told_with_its_row():
+    def fragile(row):
+        return "fine" if row["a"] != "answer 3" else row["missing"]
+
+    error = row_error(QA, formatting=fragile)
+    assert error.index == 3
+    assert "fragile raised KeyError: 'missing'" in error.message
+    assert "q, a" in error.mend
+
+
+def test_an_error_in_a_function_of_batches_is_told_with_its_row():
+    def fragile(rows):
+        return [f"{1 / (answer != 'answer 4')}" for answer in rows["a"]]
+
+    error = row_error(QA, formatting=fragile)
+    assert (error.index, "ZeroDivisionError" in error.message) == (4, True)
+
+
+def test_a_misspelt_column_is_told_with_the_columns():
+    error = row_error(QA, formatting=lambda row: row["question"])
+    assert "KeyError: 'question'" in error.message
+    assert error.mend == "the columns are: q, a"
+
+
+def test_a_batch_of_another_length_is_refused():
+    def dropping(rows):
+        return [q for q in rows["q"] if q != "question 4"]
+
+    with pytest.raises(DataError, match=r"a list of 4 \(str\) for a batch of 5 rows"):
+        documents(QA, formatting=dropping)
+
+
+@pytest.mark.parametrize("nothing", [None, "", []])
+def test_a_row_for_which_the_function_returns_nothing_is_skipped(nothing):
+    found = documents(QA, formatting=lambda row: nothing if row["a"] == "answer 1" else qa_row(row))
+    assert [isinstance(document, Skipped) for document in found] == [False, True, False, False, False]
+    assert found[1] == Skipped("the formatting function returned nothing")
+
+
+def test_completion_loss_is_refused_where_a_function_returns_text():
+    with pytest.raises(ConfigError, match="no part is marked: completion cannot be trained"):
+        documents(QA, formatting=qa_row, loss="completion")
+
+
+def test_loss_all_trains_on_unmarked_spans_too():
+    assert all(span.trained for span in documents(QA, formatting=qa_spans, loss="all")[0])

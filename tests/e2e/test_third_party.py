@@ -1,0 +1,123 @@
+"""Plugins from other distributions: installed with pip and found, and harmless to others where they are broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROWS = [{"greeting": f"hello {name}", "reply": f"good day, {name}"} for name in ("Ada", "Kurt", "Emmy", "Alan")]
+
+
+@pytest.fixture(scope="module")
+def hello(root, tmp_path_factory):
+    """A directory with the distribution sftkit-hello, as pip installs it."""
+    target = tmp_path_factory.mktemp("hello")
+    options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index")
+    source = root / "tests" / "external" / "sftkit-hello"
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", target, source], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def greetings(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "greetings.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    return path
+
+
+def install(directory: Path, distribution: str, entry_points: dict[str, str], code: str = "") -> Path:
+    """Lay down what pip would: a module named after the distribution, and its metadata."""
+    module = distribution.replace("-", "_")
+    info = directory / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in entry_points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[sftkit]", *lines, ""]))
+    (directory / f"{module}.py").write_text(code)
+    return directory
+
+
+def on_path(*directories: Path) -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join(map(str, directories))}
+
+
+def listed(cli, tmp_path, *directories):
+    told = json.loads(cli("plugins", "--json", cwd=tmp_path, env=on_path(*directories)).stdout)
+    return {item["name"]: item for item in told}
+
+
+def demo_run(data, output, *plugins):
+    flags = [item for name in plugins for item in ("-p", name)]
+    model = ("model.name=demo", "model.init=random")
+    return ("run", *model, "--data", data, *flags, "--output", output, "train.max_steps=2")
+
+
+def test_an_installed_distributions_plugins_are_listed_with_its_name_and_version(cli, hello, tmp_path):
+    found = listed(cli, tmp_path, hello)
+    for name, hook in (("hello_format", "make_formatter"), ("hello_noise", "inject_noise")):
+        assert (found[name]["distribution"], found[name]["version"]) == ("sftkit-hello", "0.1.0")
+        assert found[name]["status"] == "ready"
+        assert found[name]["hooks"] == [hook]
+
+
+def test_a_third_party_format_and_noise_train_from_the_command_line(cli, hello, greetings, tmp_path):
+    output = tmp_path / "run"
+    cli(*demo_run(greetings, output, "hello_format", "hello_noise:scale=0.1"), cwd=tmp_path, env=on_path(hello))
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["status"] == "done"
+    assert manifest["config"]["plugins"]["hello_noise"] == {"scale": 0.1}
+    assert manifest["plugins"]["hello_format"] == {"distribution": "sftkit-hello", "version": "0.1.0"}
+    counts = manifest["data"]["train"]
+    assert counts["rows"] == len(ROWS)
+    assert 0 < counts["trained tokens"] < counts["tokens"]
+
+
+def test_columns_that_only_a_plugin_knows_are_refused_without_it(cli, hello, greetings, tmp_path):
+    done = cli(*demo_run(greetings, tmp_path / "run"), cwd=tmp_path, env=on_path(hello), code=2)
+    assert "greeting" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_third_party_plugins_options_are_checked_like_any_others(cli, hello, greetings, tmp_path):
+    arguments = demo_run(greetings, tmp_path / "run", "hello_format", "hello_noise:scael=0.1")
+    done = cli(*arguments, cwd=tmp_path, env=on_path(hello), code=2)
+    assert "plugin hello_noise, option scael: no such option -> did you mean 'scale'?" in done.stderr
+
+
+def test_a_broken_plugin_is_told_as_broken_and_harms_no_other(cli, tmp_path):
+    broken = install(
+        tmp_path / "site", "sftkit-broken", {"broken": "sftkit_broken:Broken"}, "raise RuntimeError('boo')"
+    )
+    found = listed(cli, tmp_path, broken)
+    assert found["broken"]["status"] == "broken: RuntimeError: boo"
+    assert found["packing"]["status"] == "ready"
+    for command in (["--help"], ["schema"], ["plugins", "packing"]):
+        cli(*command, cwd=tmp_path, env=on_path(broken))
+
+
+def test_a_broken_plugin_stops_only_the_run_that_selects_it(cli, greetings, hello, tmp_path):
+    broken = install(
+        tmp_path / "site", "sftkit-broken", {"broken": "sftkit_broken:Broken"}, "raise RuntimeError('boo')"
+    )
+    places = on_path(broken, hello)
+    done = cli(*demo_run(greetings, tmp_path / "run", "hello_format", "broken"), cwd=tmp_path, env=places, code=2)
+    assert "plugin 'broken' is broken: RuntimeError: boo" in done.stderr
+    assert "Traceback" not in done.stderr
+    cli(*demo_run(greetings, tmp_path / "run", "hello_format"), cwd=tmp_path, env=places)
+
+
+def test_two_distributions_that_claim_one_name_are_both_named_and_neither_is_taken(cli, tmp_path):
+    code = "from sftkit.plugin import Plugin, dataclass\n\n\n@dataclass(frozen=True, kw_only=True)\nclass Twin(Plugin):\n    pass\n"
+    one = install(tmp_path / "one", "sftkit-one", {"twin": "sftkit_one:Twin"}, code)
+    two = install(tmp_path / "two", "sftkit-two", {"twin": "sftkit_two:Twin"}, code)
+    found = listed(cli, tmp_path, one, two)
+    assert found["twin"]["distribution"] == "sftkit-one, sftkit-two"
+    assert found["twin"]["status"].startswith("broken: two distributions claim the plugin name 'twin'")
+    done = cli("run", "-p", "twin", "-o", "run", cwd=tmp_path, env=on_path(one, two), code=2)
+    assert "two distributions claim the plugin name 'twin': sftkit-one and sftkit-two" in done.stderr
+    assert "-p sftkit_one:Twin" in done.stderr
