@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 
 from sftkit.data.documents import Skipped
-from sftkit.errors import DataError
+from sftkit.data.encode import encode
+from sftkit.errors import ConfigError, DataError
 from sftkit.pipeline import Pipeline
-from sftkit.registry import Choice, select
-from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
+from sftkit.registry import Choice, discover, parse_choice, select
+from sftkit.testing import CHATML, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.completion_only import CompletionOnly
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -98,3 +100,142 @@ def test_two_ways_to_choose_what_is_trained_are_refused():
     config = tiny_config(data={"loss": "all"})
     (problem,) = CompletionOnly(response_template="x").check_run(config)
     assert "both choose what is trained" in problem.what
+
+
+GUANACO = "### Human: a\nb### Assistant: c### Human: d### Assistant: e"
+
+
+def formatter_for(rows, tokenizer, data=None, **options):
+    """The formatter for rows of any format, and their columns."""
+    plugins, problems = select([Choice("completion_only", options)])
+    assert plugins is not None, problems
+    dataset = Dataset.from_list(rows)
+    config = tiny_config(data=data or {})
+    return plugins.hook.make_formatter(columns=dataset.features, tokenizer=tokenizer, config=config), dataset[:]
+
+
+def test_nothing_of_the_text_is_lost():
+    formatter, columns = formatter_for(
+        [{"text": GUANACO}], tiny_tokenizer(), response_template="### Assistant:", instruction_template="### Human:"
+    )
+    (document,) = formatter(columns)
+    assert "".join(span.text for span in document) == GUANACO
+
+
+def test_answers_in_a_row_without_an_instruction_between_them_are_trained_to_the_next_one():
+    text = "### Human: a### Assistant: b### Assistant: c### Human: d"
+    found = trained([text], response_template="### Assistant:", instruction_template="### Human:")
+    assert found == [" b### Assistant: c"]
+
+
+def test_a_dialogue_that_begins_with_an_answer_keeps_it():
+    text = "### Assistant: hello### Human: a### Assistant: b"
+    assert trained([text], response_template="### Assistant:", instruction_template="### Human:") == [" hello b"]
+
+
+def test_a_text_without_the_instruction_template_is_skipped_for_its_questions_would_be_trained():
+    text = "### User: a### Assistant: b### User: c### Assistant: d"
+    found = trained([text], response_template="### Assistant:", instruction_template="### Human:")
+    assert found == ["no instruction template '### Human:' in the text"]
+
+
+def test_templates_of_text_and_of_token_ids_mix():
+    tokenizer = llama2()
+    text = "### User: Hello\n\n### Assistant: Hi\n\n### User: Bye\n\n### Assistant: See you"
+    ids = [2277, 29937, 4007, 22137, 29901]
+    found = trained([text], tokenizer, response_template=ids, instruction_template="### User:")
+    assert found == [" Hi\n\n See you"]
+
+
+def test_both_templates_may_be_token_ids():
+    tokenizer = llama2()
+    text = "Dialogue:\n### User: Hello\n### Assistant: Hi\n### User: Bye\n### Assistant: See you"
+    user = tokenizer.encode("\n### User:", add_special_tokens=False)[2:]
+    options = {"response_template": [2277, 29937, 4007, 22137, 29901], "instruction_template": user}
+    assert trained([text], tokenizer, **options) == [" Hi\n See you"]
+
+
+def test_labels_of_real_rows_are_those_of_masking_up_to_the_last_template_among_the_ids(real_data):
+    tokenizer = llama2()
+    rows = json.loads((real_data / "code_alpaca_2k.json").read_text())[:200]
+    texts = [f"### Question: {row['instruction']}\n### Answer: {row['output']}" for row in rows]
+    template = tokenizer.encode("\n### Answer:", add_special_tokens=False)[2:]
+    formatter, columns = formatter_for([{"text": text} for text in texts], tokenizer, response_template=template)
+    ids, labels, offsets = encode(formatter(columns), tokenizer, formatter.adds_special_tokens)
+    for number, text in enumerate(texts):
+        expected = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        width = len(template)
+        last = max(at for at in range(len(expected)) if expected[at : at + width] == template)
+        begin, end = offsets[number], offsets[number + 1]
+        assert ids[begin:end].tolist() == expected
+        assert labels[begin:end].tolist() == [-100] * (last + width) + expected[last + width :]
+
+
+def test_a_chat_template_is_split_by_the_template_and_not_by_its_turns():
+    rewriting = "{% for m in messages %}<{{ m.role }}>{% if loop.last %}THINK {% endif %}{{ m.content }}{% endfor %}"
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
+    tokenizer = tiny_tokenizer(chat_template=rewriting)
+    formatter, columns = formatter_for([{"messages": turns}], tokenizer, response_template="<assistant>")
+    assert [span.text for span in formatter(columns)[0] if span.trained] == ["THINK a"]
+
+
+def test_special_tokens_are_added_as_the_wrapped_format_has_it():
+    tokenizer = tiny_tokenizer(chat_template=CHATML)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chat, _ = formatter_for([{"messages": turns}], tokenizer, response_template="x")
+    text, _ = formatter_for([{"text": "a"}], tokenizer, response_template="x")
+    assert (chat.adds_special_tokens, text.adds_special_tokens) == (False, True)
+
+
+def test_rows_that_the_format_skips_stay_skipped_in_their_places():
+    assert trained(["", "### A: x", ""], response_template="### A:") == ["empty text", " x", "empty text"]
+
+
+def test_a_users_function_gives_the_text_as_the_seed_document_has_it():
+    def formatting_prompts_func(example):
+        pairs = zip(example["instruction"], example["output"], strict=True)
+        return [f"### Question: {question}\n ### Answer: {answer}" for question, answer in pairs]
+
+    rows = [{"instruction": f"q{number}", "output": f"a{number}"} for number in range(4)]
+    data = {"formatting": formatting_prompts_func}
+    formatter, columns = formatter_for(rows, tiny_tokenizer(), data, response_template=" ### Answer:")
+    found = [[span.text for span in document if span.trained] for document in formatter(columns)]
+    assert found == [[f" a{number}"] for number in range(4)]
+
+
+@pytest.mark.parametrize("template", ["### A:", [5, 6]])
+def test_the_formatter_survives_pickling(template):
+    formatter, columns = formatter_for([{"text": "### A: x"}], tiny_tokenizer(), response_template=template)
+    assert pickle.loads(pickle.dumps(formatter))(columns) == formatter(columns)
+
+
+@pytest.mark.parametrize(
+    ("argument", "template"),
+    [
+        ("completion_only:response_template=### Response:", "### Response:"),
+        ("completion_only:response_template=[2277, 29937]", [2277, 29937]),
+        ('completion_only:response_template="\\n### Response:"', "\n### Response:"),
+    ],
+)
+def test_templates_are_given_on_the_command_line(argument, template):
+    choice = parse_choice(argument, discover())
+    assert CompletionOnly(**choice.options).response_template == template
+
+
+@pytest.mark.parametrize("template", ["", [], None, ["### A:"]])
+def test_a_template_that_cannot_match_is_refused(template):
+    with pytest.raises(ConfigError, match="response_template"):
+        CompletionOnly(response_template=template)
+
+
+def test_token_ids_need_a_tokenizer_that_tells_where_its_tokens_are():
+    from transformers import PreTrainedTokenizer
+
+    class Slow(PreTrainedTokenizer):
+        vocab_size = 0
+
+        def get_vocab(self):
+            return {}
+
+    with pytest.raises(ConfigError, match="give the templates as text"):
+        formatter_for([{"text": "a"}], Slow(), response_template=[1])

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -461,7 +462,7 @@ def test_what_a_function_is_called_with_is_found_out_once():
 def test_a_named_function_is_imported_from_the_current_directory(tmp_path, monkeypatch):
     (tmp_path / "my_prompts.py").write_text("def shout(row):\n    return row['q'].upper()\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", ["/nowhere"] + __import__("sys").path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     formatter, columns = formatter_for(QA[:1], formatting="my_prompts:shout")
     assert formatter(columns) == [(Span("QUESTION 0", True),)]
     assert pickle.loads(pickle.dumps(formatter))(columns) == formatter(columns)
@@ -488,7 +489,7 @@ def test_a_function_that_cannot_be_imported_is_told_before_the_data_is_read(name
     assert message in problem.what
     assert problem.key == ("data", "formatting")
     assert problem.mend
-    with pytest.raises(ConfigError, match="data.formatting"):
+    with pytest.raises(ConfigError, match=r"data\.formatting"):
         documents(QA, formatting=name)
 
 
