@@ -12,6 +12,15 @@ import pytest
 
 ROWS = [{"greeting": f"hello {name}", "reply": f"good day, {name}"} for name in ("Ada", "Kurt", "Emmy", "Alan")]
 
+BROKEN = "raise RuntimeError('boo')"
+TWIN = """
+from sftkit.plugin import Plugin, dataclass
+
+@dataclass(frozen=True, kw_only=True)
+class Twin(Plugin):
+    \"\"\"One of two.\"\"\"
+"""
+
 
 @pytest.fixture(scope="module")
 def hello(root, tmp_path_factory):
@@ -100,10 +109,8 @@ def test_a_broken_plugin_is_told_as_broken_and_harms_no_other(cli, tmp_path):
         cli(*command, cwd=tmp_path, env=on_path(broken))
 
 
-def test_a_broken_plugin_stops_only_the_run_that_selects_it(cli, greetings, hello, tmp_path):
-    broken = install(
-        tmp_path / "site", "sftkit-broken", {"broken": "sftkit_broken:Broken"}, "raise RuntimeError('boo')"
-    )
+def test_a_broken_plugin_stops_the_run_that_selects_it_and_no_other(cli, greetings, hello, tmp_path):
+    broken = install(tmp_path / "site", "sftkit-broken", {"broken": "sftkit_broken:Broken"}, BROKEN)
     places = on_path(broken, hello)
     done = cli(*demo_run(greetings, tmp_path / "run", "hello_format", "broken"), cwd=tmp_path, env=places, code=2)
     assert "plugin 'broken' is broken: RuntimeError: boo" in done.stderr
@@ -112,9 +119,8 @@ def test_a_broken_plugin_stops_only_the_run_that_selects_it(cli, greetings, hell
 
 
 def test_two_distributions_that_claim_one_name_are_both_named_and_neither_is_taken(cli, tmp_path):
-    code = "from sftkit.plugin import Plugin, dataclass\n\n\n@dataclass(frozen=True, kw_only=True)\nclass Twin(Plugin):\n    pass\n"
-    one = install(tmp_path / "one", "sftkit-one", {"twin": "sftkit_one:Twin"}, code)
-    two = install(tmp_path / "two", "sftkit-two", {"twin": "sftkit_two:Twin"}, code)
+    one = install(tmp_path / "one", "sftkit-one", {"twin": "sftkit_one:Twin"}, TWIN)
+    two = install(tmp_path / "two", "sftkit-two", {"twin": "sftkit_two:Twin"}, TWIN)
     found = listed(cli, tmp_path, one, two)
     assert found["twin"]["distribution"] == "sftkit-one, sftkit-two"
     assert found["twin"]["status"].startswith("broken: two distributions claim the plugin name 'twin'")

@@ -155,6 +155,13 @@ def test_both_templates_may_be_token_ids():
     assert trained([text], tokenizer, **options) == [" Hi\n See you"]
 
 
+def test_token_ids_are_searched_among_all_that_the_model_gets_with_bos():
+    tokenizer = tiny_tokenizer()
+    bos, first = tokenizer("A: x")["input_ids"][:2]
+    assert bos == tokenizer.bos_token_id
+    assert trained(["A: x"], tokenizer, response_template=[bos, first]) == [": x"]
+
+
 def test_labels_of_real_rows_are_those_of_masking_up_to_the_last_template_among_the_ids(real_data):
     tokenizer = llama2()
     rows = json.loads((real_data / "code_alpaca_2k.json").read_text())[:200]
