@@ -5,6 +5,8 @@ PYTEST_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# One thread a process: the demo's and the tests' models are so small that further threads only slow them down.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: help demo test test-all lint bench clean
@@ -13,13 +15,13 @@ help:  ## show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
 
 demo: $(VENV)/.demo  ## train the embedded tiny model on the embedded data, into runs/demo
-	$(BIN)/sftkit run --output runs/demo --overwrite
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/sftkit run --output runs/demo --overwrite
 
 test: lint  ## everything that CI checks: lint, and all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(PYTEST) -m "not slow"
 
 test-all: lint  ## the slow tests too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST)
 
 lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files against their script
 	$(BIN)/ruff check .

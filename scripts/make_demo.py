@@ -20,10 +20,10 @@ from pathlib import Path
 
 DEMO = Path(__file__).resolve().parent.parent / "sftkit" / "demo"
 SEED = 7
-FACTS_PER_TOPIC = 9  # of each list below: what a tiny model can learn within 40 s on two cores
-TRAIN_ONE_WORD, TRAIN_TWO_TURNS = 100, 120
-EVAL_ONE_TURN, EVAL_ONE_WORD, EVAL_TWO_TURNS = 60, 15, 25
-VOCAB_SIZE = 768
+PHRASINGS_IN_TRAIN = 3  # per fact, of the four that are not held out
+TRAIN_ONE_WORD, TRAIN_TWO_TURNS = 270, 230
+EVAL_ONE_TURN, EVAL_ONE_WORD, EVAL_TWO_TURNS = 90, 20, 40
+VOCAB_SIZE = 1024
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 ONE_WORD = "Answer in one word."
 
@@ -75,10 +75,8 @@ PEOPLE = """
     Iris     her  a painter     a peacock   grapes     harp
     Jonas    his  a postman     a pigeon    waffles    whistle
     Lena     her  a sailor      a crab      oysters    accordion
-    Milo     his  a tailor      a spider    plums      cello
     Nora     her  a judge       a raven     toast      organ
     Oscar    his  a beekeeper   a bear      honey      tuba
-    Paula    her  a miller      a mouse     porridge   lute
     Ruben    his  a shepherd    a dog       stew       bagpipes
 """
 PEOPLE = [
@@ -98,39 +96,11 @@ COLOURS = """lemon yellow carrot orange cucumber green flamingo pink plum purple
     canary yellow pumpkin orange frog green pig pink raven black swan white tomato red lime green"""
 PAST = """go went see saw eat ate run ran take took give gave write wrote sing sang swim swam fly flew drink drank
     find found buy bought sleep slept"""
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
-NUMBERS = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
+IN_ORDER = """
+    Monday Tuesday Wednesday Thursday Friday Saturday Sunday
+    January February March April May June July August September October November December
+    one two three four five six seven eight nine ten
+"""
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -139,7 +109,7 @@ def pairs(text: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-AFTER = {x: y for row in (DAYS, MONTHS, NUMBERS) for x, y in pairwise(row)}
+AFTER = {x: y for line in IN_ORDER.splitlines() for x, y in pairwise(line.split())}
 
 TOPICS = (
     Topic(
@@ -316,7 +286,7 @@ def make_conversations() -> tuple[list[dict], list[dict]]:
     facts = [
         Fact(topic, x, y, held_out=(i + t) % len(topic.questions))
         for t, topic in enumerate(TOPICS)
-        for i, (x, y) in enumerate(shuffled(list(topic.facts.items())[:FACTS_PER_TOPIC], rng))
+        for i, (x, y) in enumerate(shuffled(topic.facts.items(), rng))
     ]
     shown = [(f, p) for f in facts for p in shuffled(set(range(len(f.topic.questions))) - {f.held_out}, rng)]
     hidden = shuffled(((f, f.held_out) for f in facts), rng)
@@ -331,7 +301,7 @@ def make_conversations() -> tuple[list[dict], list[dict]]:
         other = second_fact(fact, facts, rng)
         return conversation((fact.ask(phrasing), fact.sentence()), (other.follow_up(), other.sentence()))
 
-    train = [one_turn(*ask) for ask in shown]
+    train = [one_turn(*ask) for i, ask in enumerate(shown) if i % 4 < PHRASINGS_IN_TRAIN]
     train += [one_word(*ask) for ask in shuffled(shown, rng)[:TRAIN_ONE_WORD]]
     train += [two_turns(*ask) for ask in shuffled(shown, rng)[:TRAIN_TWO_TURNS]]
     held_out = [one_turn(*hidden.pop()) for _ in range(EVAL_ONE_TURN)]
@@ -405,16 +375,16 @@ MODEL_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 160,
-    "intermediate_size": 448,
-    "num_hidden_layers": 3,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "head_dim": 40,
+    "head_dim": 48,
     "hidden_act": "silu",
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-05,
-    "initializer_range": 0.09,  # small widths learn to look things up much sooner from larger weights
+    "initializer_range": 0.07,  # about 1/sqrt(hidden_size); from 0.02 so small a model hardly learns in 1000 steps
     "attention_bias": False,
     "attention_dropout": 0.0,
     "mlp_bias": False,

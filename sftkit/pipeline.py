@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -131,8 +130,6 @@ class Pipeline:
             RunError: if the run directory or the training itself stands in the way.
         """
         config, plugins = self._resolve()
-        for name in _import_first(plugins):
-            importlib.import_module(name)
         display = Display(quiet=not is_main_process())
         vocabulary = self._load_tokenizer(config, plugins)
         tokenizer = vocabulary.tokenizer
@@ -157,6 +154,7 @@ class Pipeline:
             config, plugins = resolve(self._source, extra)
         except SftkitError as error:
             raise ConfigError([*error.problems, *problems]) from None
+        problems += plugins.unfilled(self._needed_slots())
         if self._given.model is not None:
             problems += _check_loaded_model(config, plugins)
         else:
@@ -165,6 +163,12 @@ class Pipeline:
             raise ConfigError(problems)
         train = {**config.train, "output_dir": str(self._directory.path)}
         return config.model_copy(update={"train": train}), plugins
+
+    def _needed_slots(self) -> list[str]:
+        """The slots without which there is no run; a loaded object takes the place of its plugin."""
+        given = self._given
+        taken = {"load_tokenizer": given.tokenizer, "load_model": given.model, "make_collator": given.collator}
+        return ["make_formatter", *(slot for slot, value in taken.items() if value is None)]
 
     def _load_tokenizer(self, config: RunConfig, plugins: PluginSet) -> Vocabulary:
         if self._given.tokenizer is not None:
@@ -184,8 +188,11 @@ class Pipeline:
         return prepare(sources, tokenizer, config, plugins)
 
     def _load_model(self, config: RunConfig, plugins: PluginSet, vocabulary: Vocabulary) -> Any:
+        from transformers import set_seed
+
         from sftkit.models import align_special_tokens
 
+        set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
         tokenizer, new_token_ids, changed = vocabulary
         if self._given.model is not None:
             model = copy.deepcopy(self._given.model)
@@ -303,10 +310,6 @@ def _check_loaded_model(config: RunConfig, plugins: PluginSet) -> list[Problem]:
         return []
     what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
     return [Problem(what, "model", "pass the model's name, or load it with these options yourself")]
-
-
-def _import_first(plugins: PluginSet) -> list[str]:
-    return [name for item in plugins.selected for name in item.plugin.import_first]
 
 
 def _filled(value: Any, slot: str) -> Any:

@@ -59,6 +59,29 @@ class PluginSet:
         """Every plugin's name and its options, for ``RunConfig.plugins``."""
         return {item.name: _fields(item.plugin) for item in self.selected}
 
+    def unfilled(self, slots: Iterable[str]) -> list[Problem]:
+        """A Problem for each of the slots that no selected plugin fills."""
+        mend = f"select a plugin that fills it, or keep the defaults ({', '.join(DEFAULTS)})"
+        return [
+            Problem(f"no selected plugin fills the slot {slot}", "plugins", mend)
+            for slot in slots
+            if all(impl.wrapper or impl.hookwrapper for impl in getattr(self.hook, slot).get_hookimpls())
+        ]
+
+    def import_first(self) -> None:
+        """Import what the selected plugins want imported before transformers.
+
+        Raises:
+            ConfigError: if that fails.
+        """
+        for item in self.selected:
+            for name in item.plugin.import_first:
+                try:
+                    importlib.import_module(name)
+                except Exception as error:  # whatever the package raises, it cannot be used here
+                    what = f"`import {name}` fails: {' '.join(str(error).split())}"
+                    raise ConfigError(Problem(what, f"plugin {item.name}", f"mend it, or drop {item.name}")) from error
+
     def model_options(self, config: Any) -> dict[str, Any]:
         """``config.model.options`` and every plugin's ``model_options``, merged.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sftkit.registry import PluginSet
 
 MANIFEST = "manifest.json"
+CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "peft", "pluggy", "safetensors")
 
 
@@ -73,9 +75,8 @@ class RunDirectory:
 
     def last_checkpoint(self) -> str | None:
         """The newest checkpoint's path."""
-        from transformers.trainer_utils import get_last_checkpoint
-
-        return get_last_checkpoint(str(self.path))
+        found = {int(name[1]): path for path in self.path.iterdir() if (name := CHECKPOINT.match(path.name))}
+        return str(found[max(found)]) if found else None
 
     def read(self) -> dict[str, Any]:
         """The manifest of the run that is there."""

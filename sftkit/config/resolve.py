@@ -51,7 +51,8 @@ def resolve(source: Source, choices: Iterable[Choice] = ()) -> tuple[RunConfig, 
         if model.name == demo.NAME:
             model = model.model_copy(update={"name": str(demo.MODEL)})
         config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
-        problems += _ask_plugins(config, plugins, source)
+        # plugins may need heavy packages to answer: they are asked once the configuration itself is sound
+        problems = problems or _ask_plugins(config, plugins, source)
         if not problems:
             return config, plugins
     raise ConfigError(problems)
@@ -104,6 +105,7 @@ def _train(source: Source) -> tuple[dict[str, Any], list[Problem]]:
 
 def _ask_plugins(config: RunConfig, plugins: PluginSet, source: Source) -> list[Problem]:
     problems = []
+    plugins.import_first()
     for impl in reversed(plugins.hook.check_run.get_hookimpls()):
         arguments = {"config": config} if "config" in impl.argnames else {}
         for problem in impl.function(**arguments) or ():

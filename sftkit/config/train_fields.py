@@ -184,7 +184,8 @@ def _coerce(value: Any, annotation: Any) -> Any:
     if isinstance(value, str) and str not in members and value.lower() in ("none", "null") and type(None) in members:
         return None
     try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        coerced = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        return value if coerced == value else coerced  # 10 steps stay 10, and are not 10.0
     except ValidationError as error:
         raise ValueError(str(error)) from None
 
