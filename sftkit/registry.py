@@ -148,7 +148,8 @@ def choices_from(source: Source) -> list[Choice]:
         raise ConfigError(Problem("must be a mapping or a list", source.where(("plugins",)), mend))
     choices = []
     for index, item in enumerate(raw):
-        where = source.where(("plugins", str(index)))
+        key = ("plugins", str(index))
+        where = source.where(key) if key in source.places else ""
         if isinstance(item, Plugin):
             choices.append(Choice(name_of(type(item), known), instance=item, where=where))
         elif isinstance(item, str):
