@@ -36,3 +36,19 @@ def trained_token_loss(
     total = torch.nn.functional.cross_entropy(logits_KV, targets[trained].to(logits_KV.device), reduction="sum")
     divisor = trained.sum().clamp(min=1) if num_items is None else num_items
     return total / (divisor.to(total.device) if torch.is_tensor(divisor) else divisor)
+
+
+def row_losses(
+    logits_BTV: Tensor,  # noqa: N803
+    labels_BT: Tensor,  # noqa: N803
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy and number of the trained tokens of each row (float32 and int64, ``[B]``)."""
+    import torch
+
+    targets = labels_BT[:, 1:]
+    trained = targets != IGNORE
+    losses_K = torch.nn.functional.cross_entropy(  # noqa: N806
+        logits_BTV[:, :-1][trained].float(), targets[trained], reduction="none"
+    )
+    row_K = trained.nonzero()[:, 0]  # noqa: N806
+    return losses_K.new_zeros(len(targets)).index_add(0, row_K, losses_K), trained.sum(1)

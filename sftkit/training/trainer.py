@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from sftkit.data.columns import IGNORE
-from sftkit.training.loss import trained_token_loss
+from sftkit.training.loss import row_losses, trained_token_loss
 
 
 class SFTTrainer(Trainer):
@@ -26,6 +25,8 @@ class SFTTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
         self._tokens: Any = 0
+        self._loss_sum: Any = 0.0
+        self._steps = 0.0
         self._since = time.perf_counter()
         self._evaluated: list[tuple[Any, Any]] = []
 
@@ -33,32 +34,46 @@ class SFTTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one micro-batch; the cache is off, or packed documents would see each other."""
+        if not model.training:
+            loss, outputs = self._evaluate_batch(model, dict(inputs))
+            return (loss, outputs) if return_outputs else loss
         labels, mask = inputs["labels"], inputs.get("attention_mask")
-        # prediction_step pops nothing, compute_loss does: hand on a copy
         loss, outputs = super().compute_loss(
             model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        if model.training:
-            self._tokens = self._tokens + (labels.numel() if mask is None else mask.sum())
-            if getattr(outputs, "aux_loss", None) is not None:
-                coefficient = getattr(self.model.config.get_text_config(), "router_aux_loss_coef", 0.0)
-                loss = loss + coefficient * outputs.aux_loss / self.current_gradient_accumulation_steps
-        else:
-            count = (labels[:, 1:] != IGNORE).sum()
-            self._evaluated.append((loss.detach() * count, count))
+        self._tokens = self._tokens + (labels.numel() if mask is None else mask.sum())
+        if getattr(outputs, "aux_loss", None) is not None:
+            coefficient = getattr(self.model.config.get_text_config(), "router_aux_loss_coef", 0.0)
+            loss = loss + coefficient * outputs.aux_loss / self.current_gradient_accumulation_steps
+        self._loss_sum = self._loss_sum + loss.detach()
+        self._steps += 1 / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def _evaluate_batch(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Sums of each row: only by rows can the ones that fill up the last batch of a process be left out."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, use_cache=False)
+        sums_B, counts_B = row_losses(_logits(outputs, labels), labels)  # noqa: N806 (suffixes are shapes)
+        self._evaluated.append(self.accelerator.gather_for_metrics((sums_B, counts_B)))
+        return sums_B.sum() / counts_B.sum().clamp(min=1), outputs
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         """As the Trainer's, with the loss as the mean over all trained tokens."""
         self._evaluated.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
-        sums = torch.stack([torch.stack([loss.float(), count.float()]) for loss, count in self._evaluated]).sum(0)
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        total, count = (torch.cat(column).double().sum().item() for column in zip(*self._evaluated, strict=True))
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1.0)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the tokens a second since the last training log, padding not counted."""
+        """Adds the tokens a second since the last training log, padding not counted.
+
+        The final ``train_loss`` is the mean over this run's steps and all processes; the Trainer's own has only the
+        first process's share of what was not yet logged.
+        """
+        if "train_loss" in logs and self._steps:
+            mean = self.accelerator.reduce(self._loss_sum, reduction="mean").item() / self._steps
+            logs = {**logs, "train_loss": mean}
         if "loss" in logs:
             now = time.perf_counter()
             rate = int(self._tokens) * self.args.world_size / max(now - self._since, 1e-9)
@@ -76,6 +91,10 @@ class SFTTrainer(Trainer):
 
 
 def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return trained_token_loss(_logits(outputs, labels), labels, num_items_in_batch)
+
+
+def _logits(outputs: Any, labels: Any) -> Any:
+    """The logits at the labels' positions: prompt methods put virtual tokens in front of the row."""
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-    # prompt methods put virtual tokens in front of the row
-    return trained_token_loss(logits[:, -labels.shape[1] :], labels, num_items_in_batch)
+    return logits[:, -labels.shape[1] :]
