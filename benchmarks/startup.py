@@ -62,11 +62,10 @@ def main() -> None:
         for name, command in (("help", HELP), ("run_help", RUN_HELP), ("plugins", PLUGINS))
     }
     told = versions("sftkit", "trl", "transformers", "torch")
-    targets = {"seconds": TARGET_SECONDS, "ratio": TARGET_RATIO}
     rows = [[name, f"{value:.3f}", f"{ratio[name]:.1f}"] for name, value in took.items()]
     title = f"Start-up, median of {rounds} ({told})"
     columns = ("command", "seconds", "times faster than trl")
-    report({**result, "targets": targets, "rounds": rounds, "versions": told}, title, columns, rows, flags.json)
+    report(result, title, columns, rows, flags.json)
     if not flags.json:
         told = "met" if took[HELP] <= TARGET_SECONDS and ratio[HELP] >= TARGET_RATIO else "missed"
         print(f"target of `{HELP}`, at most {TARGET_SECONDS} s and {TARGET_RATIO:.0f} times faster: {told}")

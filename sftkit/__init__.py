@@ -6,7 +6,6 @@ What is listed here is loaded on first use; importing the package loads neither 
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata
+
         return metadata.version("sftkit")
     if name not in _HOMES:
         raise AttributeError(f"module 'sftkit' has no attribute {name!r}")

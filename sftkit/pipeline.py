@@ -228,12 +228,11 @@ class Pipeline:
             train_dataset=data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
             processing_class=tokenizer,
-            callbacks=[*own, *self._given.callbacks],
+            callbacks=[Progress(display, self._directory.path / "log.jsonl"), *own, *self._given.callbacks],
         )
         if sets:  # callbacks see it from the start, not only after the first evaluation
             trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Progress(display, self._directory.path / "log.jsonl"))
         return trainer
 
     def _train(self, trainer: Any, config: RunConfig, plugins: PluginSet) -> None:

@@ -23,21 +23,26 @@ class Display:
         self.console = console()
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._total, self._first, self._started = 0, 0, 0.0
+        self._total, self._first, self._since = 0, 0, 0.0
+        self.started = False
 
     def stage(self, text: str) -> None:
         """Tells what happens now."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
-    def start(self, total: int, completed: int = 0) -> None:
-        """Begin to count steps."""
-        self._total, self._first, self._started = total, completed, time.monotonic()
+    def expect(self, total: int) -> None:
+        """Tells how many steps there will be."""
+        self._total = total
+
+    def start(self, completed: int = 0) -> None:
+        """Begin to count steps and time."""
+        self.started, self._first, self._since = True, completed, time.monotonic()
         if self.quiet or not self.console.is_terminal:
             return
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
         self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
-        self._task = self._progress.add_task("training", total=total, completed=completed, told="")
+        self._task = self._progress.add_task("training", total=self._total, completed=completed, told="")
         self._progress.start()
 
     def step(self, number: int) -> None:
@@ -63,7 +68,7 @@ class Display:
             self._progress = None
 
     def _rate(self, step: int) -> float:
-        return (step - self._first) / max(time.monotonic() - self._started, 1e-9)
+        return (step - self._first) / max(time.monotonic() - self._since, 1e-9)
 
     def _told(self, step: int, logs: Mapping[str, Any]) -> str:
         rate = f"{self._rate(step):.2f} steps/s"

@@ -24,9 +24,13 @@ class Progress(TrainerCallback):
         self.display, self.log = display, log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts the progress line."""
-        if state.is_world_process_zero:
-            self.display.start(total=state.max_steps, completed=state.global_step)
+        """Takes the number of steps; the line starts with the first of them."""
+        self.display.expect(state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the progress line at the first step."""
+        if state.is_world_process_zero and not self.display.started:
+            self.display.start(completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Moves on by a step."""

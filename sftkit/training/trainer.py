@@ -24,7 +24,7 @@ class SFTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
-        self._tokens: Any = 0
+        self._tokens: Any = None
         self._loss_sum: Any = 0.0
         self._steps = 0.0
         self._since = time.perf_counter()
@@ -38,6 +38,8 @@ class SFTTrainer(Trainer):
             loss, outputs = self._evaluate_batch(model, dict(inputs))
             return (loss, outputs) if return_outputs else loss
         labels, mask = inputs["labels"], inputs.get("attention_mask")
+        if self._tokens is None:  # the clock starts with a window's first batch: evaluations are not in the rate
+            self._tokens, self._since = 0, time.perf_counter()
         loss, outputs = super().compute_loss(
             model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
@@ -74,11 +76,10 @@ class SFTTrainer(Trainer):
         if "train_loss" in logs and self._steps:
             mean = self.accelerator.reduce(self._loss_sum, reduction="mean").item() / self._steps
             logs = {**logs, "train_loss": mean}
-        if "loss" in logs:
-            now = time.perf_counter()
-            rate = int(self._tokens) * self.args.world_size / max(now - self._since, 1e-9)
+        if "loss" in logs and self._tokens is not None:
+            rate = int(self._tokens) * self.args.world_size / max(time.perf_counter() - self._since, 1e-9)
             logs = {**logs, "tokens_per_second": round(rate, 1)}
-            self._tokens, self._since = 0, now
+            self._tokens = None
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
