@@ -1,9 +1,10 @@
-"""What a model and its tokenizer must agree on: embedding rows and special tokens."""
+"""A model beside its tokenizer: embedding rows and special tokens they must agree on, and looking without touching."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
@@ -125,3 +126,19 @@ def linear_names(model: nn.Module) -> list[str]:
 def _is_linear(module: nn.Module) -> bool:
     # By name, since quantized layers and GPT-2's Conv1D are no subclass of nn.Linear.
     return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Eval mode without gradients; each module's own mode and the random state are put back."""
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode

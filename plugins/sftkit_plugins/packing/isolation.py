@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from sftkit.errors import ConfigError, Problem
+from sftkit.models import undisturbed
 
 LENGTH = 8  # tokens of each document tried
 
@@ -31,7 +30,7 @@ def prove_isolation(model: Any, batch_size: int) -> None:
     first, other, second = torch.arange(3 * LENGTH, device=device).view(3, LENGTH) % embedding.num_embeddings
     ids = torch.stack([torch.cat([first, second]), torch.cat([other, second])])
     position_ids = torch.arange(LENGTH, device=device).repeat(2, 2)
-    with _evaluating(model, device), torch.no_grad():
+    with undisturbed(model):
         parts = zip(ids.split(min(batch_size, 2)), position_ids.split(min(batch_size, 2)), strict=True)
         outputs = [model(input_ids=part, position_ids=places, use_cache=False).logits for part, places in parts]
     logits = torch.cat(outputs)[:, LENGTH:].float()
@@ -55,18 +54,3 @@ def _leaks(model: Any, batch_size: int, seen: str) -> ConfigError:
     one_row = ", or set train.per_device_train_batch_size: 1" if batch_size > 1 and "flash" in str(attention) else ""
     mend = f"drop packing, or choose another model.options.attn_implementation (sdpa, eager){one_row}"
     return ConfigError(Problem(what, "plugin packing", mend))
-
-
-@contextmanager
-def _evaluating(model: Any, device: Any) -> Iterator[None]:
-    """In eval mode, with each module's own mode and the random state put back."""
-    import torch
-
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig
+
+from sftkit.models import undisturbed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,17 +63,3 @@ def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     own = getattr(model.generation_config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     return sorted({int(token) for token in ids if token is not None})
-
-
-@contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode and the random state are put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
