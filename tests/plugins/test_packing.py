@@ -1,150 +1,325 @@
-"""Packing loses nothing, isolates documents, and is proved on the model before training."""
-
-from __future__ import annotations
+"""Packing loses no document, fills its rows, and the documents of a row do not see each other."""
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
-from sftkit.data.columns import flat, from_flat
 from sftkit.data.tally import Tally
-from sftkit.errors import ConfigError
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
-from sftkit.training.loss import trained_token_loss
+from sftkit.errors import ConfigError, DataError
+from sftkit.testing import check_plugin, tiny_config, tiny_model
 from sftkit_plugins.packing import Packing
-from sftkit_plugins.pad import Pad
+from sftkit_plugins.packing.plan import best_fit
+
+IGNORE = -100
 
 
-def examples(lengths, seed=0):
-    random = np.random.default_rng(seed)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = random.integers(3, 300, offsets[-1]).astype(np.int32)
-    labels = np.where(random.random(offsets[-1]) < 0.7, ids, -100).astype(np.int32)
-    labels[offsets[:-1]] = -100
-    labels[offsets[1:] - 1] = ids[offsets[1:] - 1]
-    labels[offsets[:-1][np.asarray(lengths) == 1]] = -100
-    return from_flat(offsets, input_ids=ids, labels=labels)
+def documents(*lengths, untrained=(), first_id=3):
+    """Documents of the given lengths whose ids count on, trained but for the first token (or not at all)."""
+    rows, start = [], first_id
+    for index, length in enumerate(lengths):
+        ids = list(range(start, start + length))
+        labels = [IGNORE] * length if index in untrained else [IGNORE, *ids[1:]]
+        rows.append({"input_ids": ids, "labels": labels})
+        start += length
+    return Dataset.from_list(rows)
 
 
-def pack(dataset, limit=32, split="train", **options):
-    tally = Tally()
-    config = tiny_config(data={"max_length": limit})
-    packed = Packing(**options).pack_dataset(dataset=dataset, split=split, config=config, tally=tally)
-    return packed, dict(tally.counts.get(split, {}))
+def pack(dataset, plugin=None, split="train", tally=None, **data):
+    """The rows that the plugin makes, through its hook as a run calls it."""
+    config = tiny_config(data={"max_length": 16, **data})
+    hook = check_plugin(plugin or Packing()).hook.pack_dataset
+    return hook(dataset=dataset, split=split, config=config, tally=tally or Tally())
 
 
-def documents(packed):
-    """Each document of packed rows: its ids and labels, cut where the positions restart."""
-    found = []
-    for row in packed:
-        ids, labels, positions = (list(row[name]) for name in ("input_ids", "labels", "position_ids"))
-        starts = [index for index, position in enumerate(positions) if position == 0]
-        for a, b in zip(starts, [*starts[1:], len(ids)], strict=True):
-            assert positions[a:b] == list(range(b - a))
-            found.append((tuple(ids[a:b]), tuple(labels[a:b])))
-    return found
+def pieces(row):
+    """The row's documents as (ids, labels), cut where the positions restart."""
+    starts = [index for index, place in enumerate(row["position_ids"]) if place == 0]
+    cuts = zip(starts, [*starts[1:], len(row["input_ids"])], strict=True)
+    return [(row["input_ids"][low:high], row["labels"][low:high]) for low, high in cuts]
 
 
-def test_best_fit_keeps_every_document_whole_and_none_twice():
-    dataset = examples(np.random.default_rng(1).integers(2, 33, 200))
-    packed, counts = pack(dataset)
-    alone = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in dataset]
-    assert sorted(documents(packed)) == sorted(alone)
-    assert max(len(row["input_ids"]) for row in packed) <= 32
-    assert counts == {"documents packed": 200, "rows made": len(packed)}
+def test_best_fit_keeps_every_document_whole_and_as_it_was():
+    dataset = documents(5, 9, 3, 7, 11, 1, 6, 16, 2)
+
+    packed = [piece for row in pack(dataset) for piece in pieces(row)]
+
+    assert sorted(packed) == sorted((row["input_ids"], row["labels"]) for row in dataset)
 
 
-def test_best_fit_fills_rows():
-    lengths = np.clip(np.random.default_rng(2).lognormal(4, 0.7, 5000), 2, 512).astype(int)
-    packed, _ = pack(examples(lengths), limit=512)
-    assert lengths.sum() / (512 * len(packed)) > 0.99
+def test_best_fit_rows_never_exceed_max_length_and_fill_up():
+    rows = pack(documents(10, 9, 8, 8, 7, 6))
+
+    assert [len(row["input_ids"]) for row in rows] == [16, 16, 16]
 
 
-def test_wrapped_rows_are_exactly_full_and_lose_no_token():
-    dataset = examples([10, 7, 20, 3])
-    packed, _ = pack(dataset, limit=8, strategy="wrapped")
-    ids, offsets = flat(packed, "input_ids")
-    assert ids.tolist() == flat(dataset, "input_ids")[0].tolist()
-    assert np.diff(offsets).tolist() == [8, 8, 8, 8, 8]
+def test_best_fit_places_each_document_as_the_textbook_rule_does():
+    lengths = np.random.default_rng(0).integers(1, 65, 400)
+
+    plan = best_fit(lengths, 64)
+
+    free = []  # the textbook: longest first, into the fullest row that still has room
+    for length in sorted(lengths.tolist(), reverse=True):
+        fitting = [row for row, space in enumerate(free) if space >= length]
+        if not fitting:
+            free.append(64)
+            fitting = [len(free) - 1]
+        free[min(fitting, key=free.__getitem__)] -= length
+    filled = np.bincount(plan.rows, weights=plan.lengths).astype(int)
+    assert sorted(filled.tolist()) == sorted(64 - space for space in free)
 
 
-def test_an_endless_stream_fills_its_last_row_by_starting_over():
-    dataset = examples([10, 7])
-    packed, _ = pack(dataset, limit=8, strategy="wrapped", infinite=True)
-    ids, _ = flat(packed, "input_ids")
-    whole = flat(dataset, "input_ids")[0].tolist()
-    assert ids.tolist() == (whole + whole)[:24]
+def test_best_fit_fills_rows_of_realistic_lengths_to_999_permille():
+    lengths = np.random.default_rng(0).lognormal(5, 0.8, 50_000).astype(int).clip(2, 2048)
+
+    rows = best_fit(lengths, 2048).rows[-1] + 1
+
+    assert lengths.sum() / (rows * 2048) >= 0.999
 
 
-def test_the_concatenation_token_is_put_where_a_document_does_not_end_with_it():
-    dataset = from_flat(
-        np.array([0, 2, 4]),
-        input_ids=np.array([5, 6, 7, 1], np.int32),
-        labels=np.array([-100, 6, -100, 1], np.int32),
+def test_best_fit_is_the_same_every_time():
+    lengths = np.random.default_rng(1).integers(2, 17, 200).tolist()
+
+    assert pack(documents(*lengths)).to_list() == pack(documents(*lengths)).to_list()
+
+
+def test_rows_stand_in_the_order_of_the_data():
+    first_ids = [row["input_ids"][0] for row in pack(documents(3, 16, 4, 15, 5))]
+
+    assert first_ids == sorted(first_ids)
+
+
+def test_columns_are_int32_lists_with_positions_restarting_at_each_document():
+    rows = pack(documents(9, 7))
+
+    assert rows.column_names == ["input_ids", "labels", "position_ids"]
+    assert all(feature.feature.dtype == "int32" for feature in rows.features.values())
+    assert rows[0]["position_ids"] == [*range(9), *range(7)]
+
+
+def test_packing_does_not_care_whether_the_data_was_selected_or_sliced():
+    dataset = documents(5, 9, 3, 7)
+
+    reversed_rows = pack(dataset.select([3, 2, 1, 0]))
+
+    assert sorted(p for row in reversed_rows for p in pieces(row)) == sorted(
+        p for r in pack(dataset) for p in pieces(r)
     )
-    packed, counts = pack(dataset, limit=8, strategy="wrapped", concat_token_id=1)
-    assert flat(packed, "input_ids")[0].tolist() == [5, 6, 1, 7, 1]
-    assert counts["concat tokens added"] == 1
 
 
-def test_evaluation_sets_are_left_single_unless_asked():
-    dataset = examples([4, 4])
-    assert pack(dataset, split="eval")[0] is None
-    assert len(pack(dataset, split="eval", eval=True)[0]) == 1
-    assert len(pack(dataset, limit=6, split="eval", eval="wrapped")[0]) == 2
+def test_long_documents_are_cut_at_max_length_and_counted():
+    tally = Tally()
+
+    rows = pack(documents(20, 4), tally=tally)
+
+    assert sorted(len(row["input_ids"]) for row in rows) == [4, 16]
+    assert tally.counts["train"]["rows truncated"] == 1
+
+
+def test_long_documents_are_an_error_where_truncation_says_so():
+    with pytest.raises(DataError, match="20 tokens"):
+        pack(documents(20, 4), truncation="error")
+
+
+def test_wrapped_drops_long_documents_where_truncation_says_so():
+    rows = pack(documents(20, 4), Packing(strategy="wrapped"), truncation="drop")
+
+    assert [len(row["input_ids"]) for row in rows] == [4]
+
+
+def test_documents_and_rows_are_counted():
+    tally = Tally()
+
+    pack(documents(9, 7, 5), tally=tally)
+
+    assert tally.as_dict() == {"train": {"documents packed": 3, "rows made": 2}}
 
 
 def test_rows_without_a_trained_token_are_dropped_and_counted():
-    dataset = from_flat(
-        np.array([0, 16]),
-        input_ids=np.arange(16, dtype=np.int32),
-        labels=np.array([-100] * 15 + [15], np.int32),
-    )
-    packed, counts = pack(dataset, limit=8, strategy="wrapped")
-    assert len(packed) == 1
-    assert counts["rows without a trained token dropped"] == 1
+    tally = Tally()
+
+    rows = pack(documents(16, 16, untrained=[1]), tally=tally)
+
+    assert len(rows) == 1
+    assert tally.counts["train"]["rows without a trained token dropped"] == 1
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_documents_have_the_logits_and_gradients_they_have_alone(attention):
-    dataset = examples([9, 5, 14, 7, 12])
-    packed, _ = pack(dataset)
-    found = {}
-    collate = Pad().make_collator(tokenizer=tiny_tokenizer())
-    for name, rows in (("alone", [[row] for row in dataset]), ("packed", [list(packed)])):
-        model = tiny_model(attn_implementation=attention)
-        total = 0.0
-        for batch in map(collate, rows):
-            labels = batch.pop("labels")
-            loss = trained_token_loss(model(**batch, use_cache=False).logits, labels, 1)
-            loss.backward()
-            total += loss.item()
-        found[name] = (total, {key: p.grad.clone() for key, p in model.named_parameters()})
-    assert found["alone"][0] == pytest.approx(found["packed"][0], rel=1e-5)
-    for key, gradient in found["alone"][1].items():
-        torch.testing.assert_close(found["packed"][1][key], gradient, rtol=1e-4, atol=1e-5)
+def test_wrapped_rows_are_one_stream_cut_at_exactly_max_length_with_nothing_lost():
+    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped"))
+
+    assert [len(row["input_ids"]) for row in rows] == [16, 16, 7]
+    assert [token for row in rows for token in row["input_ids"]] == list(range(3, 42))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
-def test_models_that_isolate_documents_are_accepted_and_left_as_they_were(architecture):
-    model = tiny_model(architecture).train()
-    state = torch.random.get_rng_state()
-    with Packing().training_context(model=model, config=tiny_config()):
-        assert model.training
-        assert torch.equal(torch.random.get_rng_state(), state)
+def test_wrapped_positions_restart_at_documents_and_at_rows():
+    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped"))
+
+    assert rows["position_ids"][1] == [*range(4), *range(9), *range(3)]
+    assert rows["position_ids"][2] == [*range(7)]
 
 
-def test_a_model_whose_documents_see_each_other_is_refused():
-    from transformers import BloomConfig, BloomForCausalLM
+def test_a_trained_token_that_loses_its_context_at_a_rows_start_is_masked_and_counted():
+    tally = Tally()
 
-    model = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4))
-    context = Packing().training_context(model=model, config=tiny_config())
-    with pytest.raises(ConfigError, match="bloom lets packed documents attend to each other"), context:
-        pass
+    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped"), tally=tally)
+
+    assert [row["labels"][0] for row in rows] == [IGNORE] * 3
+    assert tally.counts["train"]["trained tokens at a row's start, without context"] == 2
+    assert sum(label != IGNORE for row in rows for label in row["labels"]) == 39 - 3 - 2
+
+
+def test_infinite_fills_the_last_training_row_by_starting_over():
+    rows = pack(documents(20, 9), Packing(strategy="wrapped", infinite=True))
+
+    assert [len(row["input_ids"]) for row in rows] == [16, 16]
+    assert rows["input_ids"][1] == [*range(19, 32), 3, 4, 5]
+
+
+def test_infinite_repeats_data_shorter_than_a_row():
+    rows = pack(documents(3, 2), Packing(strategy="wrapped", infinite=True))
+
+    assert rows["input_ids"] == [[3, 4, 5, 6, 7] * 3 + [3]]
+
+
+def test_infinite_counts_no_evaluation_row_twice():
+    rows = pack(documents(20, 9), Packing(strategy="wrapped", infinite=True, eval=True), split="eval")
+
+    assert [len(row["input_ids"]) for row in rows] == [16, 13]
+
+
+def test_the_concat_token_ends_documents_that_lack_it():
+    rows = pack(documents(3, 3), Packing(strategy="wrapped", concat_token_id=8))  # the second ends with 8
+
+    assert rows["input_ids"] == [[3, 4, 5, 8, 6, 7, 8]]
+    assert rows["position_ids"] == [[0, 1, 2, 3, 0, 1, 2]]
+
+
+def test_the_concat_token_is_trained_where_its_document_is():
+    rows = pack(documents(3, 3, untrained=[1]), Packing(strategy="wrapped", concat_token_id=1))
+
+    assert rows["labels"] == [[IGNORE, 4, 5, 1, IGNORE, IGNORE, IGNORE, IGNORE]]
+
+
+def test_evaluation_sets_stay_single_by_default():
+    assert pack(documents(9, 7), split="eval") is None
+
+
+def test_evaluation_sets_can_be_packed_by_a_strategy_of_their_own():
+    rows = pack(documents(20, 9), Packing(eval="wrapped"), split="eval")
+
+    assert [len(row["input_ids"]) for row in rows] == [16, 13]
 
 
 def test_options_of_wrapped_are_refused_where_nothing_is_wrapped():
-    assert "infinite works with strategy wrapped only" in str(
-        next(iter(Packing(infinite=True).check_run(tiny_config())))
-    )
-    check_plugin(Packing())
+    problems = list(Packing(infinite=True, concat_token_id=1).check_run(tiny_config()))
+
+    assert [problem.what.split()[0] for problem in problems] == ["concat_token_id", "infinite"]
+    assert not list(Packing(strategy="wrapped", infinite=True).check_run(tiny_config()))
+
+
+def summed_loss(model, ids, labels, position_ids=None):
+    """The loss summed over trained tokens, one row, as transformers' own forward sees it."""
+    places = None if position_ids is None else torch.tensor([position_ids])
+    logits = model(input_ids=torch.tensor([ids]), position_ids=places, use_cache=False).logits[0]
+    return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(labels)[1:], reduction="sum")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("strategy", ["best_fit", "wrapped"])
+def test_packed_rows_have_the_loss_and_gradients_of_their_documents_alone(attention, strategy):
+    dataset = documents(5, 9, 3, 7, 11, 6, untrained=[2])
+    rows = pack(dataset, Packing(strategy=strategy))
+    alone, packed = (tiny_model("llama", attn_implementation=attention) for _ in range(2))
+
+    loss_packed = sum(summed_loss(packed, r["input_ids"], r["labels"], r["position_ids"]) for r in rows)
+    loss_alone = sum(summed_loss(alone, *piece) for row in rows for piece in pieces(row))
+    loss_packed.backward()
+    loss_alone.backward()
+
+    torch.testing.assert_close(loss_packed, loss_alone, rtol=1e-5, atol=1e-5)
+    for one, other in zip(packed.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_logits_are_those_of_the_document_alone():
+    model = tiny_model("llama").eval()
+    ids, places = torch.arange(3, 19)[None], torch.tensor([[*range(9), *range(7)]])
+
+    packed = model(input_ids=ids, position_ids=places, use_cache=False).logits[:, 9:]
+
+    torch.testing.assert_close(packed, model(input_ids=ids[:, 9:]).logits, rtol=1e-5, atol=1e-6)
+
+
+def enter(model, **train):
+    with Packing().training_context(model, tiny_config(train=train)):
+        pass
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+def test_models_that_isolate_packed_documents_are_let_through(architecture, attention):
+    enter(tiny_model(architecture, attn_implementation=attention))
+
+
+@pytest.mark.parametrize("architecture", ["opt", "bloom", "mamba"])
+def test_models_whose_packed_documents_see_each_other_are_refused(architecture):
+    with pytest.raises(ConfigError, match=f"model type {architecture} lets packed documents attend to each other"):
+        enter(tiny_model(architecture))
+
+
+def test_a_leak_is_seen_in_half_precision():
+    enter(tiny_model("llama").bfloat16())
+    with pytest.raises(ConfigError, match="opt"):
+        enter(tiny_model("opt").bfloat16())
+
+
+class IsolatesSingleRowsOnly(torch.nn.Module):
+    """A model that reads its positions in batches of one row only, as flash attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny_model("llama")
+        self.config = self.inner.config
+
+    def get_input_embeddings(self):
+        return self.inner.get_input_embeddings()
+
+    def forward(self, input_ids, position_ids, use_cache):
+        whole = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        return self.inner(input_ids, position_ids=position_ids if len(input_ids) == 1 else whole, use_cache=use_cache)
+
+
+def test_isolation_is_proved_with_as_many_rows_a_batch_as_training_has():
+    enter(IsolatesSingleRowsOnly(), per_device_train_batch_size=1)
+    with pytest.raises(ConfigError):
+        enter(IsolatesSingleRowsOnly(), per_device_train_batch_size=4)
+
+
+def test_a_model_without_position_ids_is_refused():
+    class Blind(IsolatesSingleRowsOnly):
+        def forward(self, input_ids):
+            return self.inner(input_ids)
+
+    with pytest.raises(ConfigError, match="takes no position_ids"):
+        enter(Blind())
+
+
+def test_the_proof_sees_through_an_adapter():
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+
+    enter(peft.get_peft_model(tiny_model("llama"), adapter))
+    with pytest.raises(ConfigError, match="opt"):
+        enter(peft.get_peft_model(tiny_model("opt"), adapter))
+
+
+def test_the_proof_leaves_modes_gradients_and_random_state_as_they_were():
+    model = tiny_model("gpt2", embd_pdrop=0.5).train()
+    model.transformer.h[0].eval()
+    state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+
+    enter(model)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sftkit.data.documents import Columns, Document, Formatter, Span
+from sftkit.data.documents import Columns, Document, Formatter, Skipped, Span
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Greetings(Formatter):
     """A greeting, which is only read, and its reply, which is learned."""
 
-    def __call__(self, rows: Columns) -> list[Document]:
+    def __call__(self, rows: Columns) -> list[Document | Skipped]:
         """The two spans of each row."""
         pairs = zip(rows["greeting"], rows["reply"], strict=True)
         return [[Span(f"{greeting}\n", trained=False), Span(reply, trained=True)] for greeting, reply in pairs]
