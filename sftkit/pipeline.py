@@ -62,6 +62,26 @@ class Given:
     callbacks: tuple[Any, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Ready:
+    """All that a run has before it reads a weight.
+
+    Attributes:
+        config: the run as resolved.
+        plugins: the selected plugins.
+        tokenizer: the run's tokenizer, with its chat template and new tokens.
+        data: the examples of each split, and what was done to the data.
+        collator: makes a batch from a list of examples.
+    """
+
+    config: RunConfig
+    plugins: PluginSet
+    tokenizer: Any
+    data: Prepared
+    collator: Callable[[list[dict[str, Any]]], Any]
+    vocabulary: Vocabulary
+
+
 class Pipeline:
     """A fine-tuning run.
 
@@ -121,6 +141,20 @@ class Pipeline:
             return error.problems
         return ()
 
+    def prepare(self) -> Ready:
+        """Check, load the tokenizer, prepare the data; no weight is read, and nothing is written but the cache.
+
+        Raises:
+            ConfigError: every problem of the configuration, before anything is read.
+            DataError: if the data cannot be used.
+        """
+        config, plugins = self._resolve()
+        vocabulary = self._load_tokenizer(config, plugins)
+        tokenizer = vocabulary.tokenizer
+        data = self._prepare_data(config, plugins, tokenizer)
+        collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
+        return Ready(config, plugins, tokenizer, data, _filled(collator, "make_collator"), vocabulary)
+
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.
 
@@ -129,17 +163,15 @@ class Pipeline:
             DataError: if the data cannot be used, before weights are read.
             RunError: if the run directory or the training itself stands in the way.
         """
-        config, plugins = self._resolve()
+        ready = self.prepare()
+        config, plugins, tokenizer, data = ready.config, ready.plugins, ready.tokenizer, ready.data
         display = Display(quiet=not is_main_process())
-        vocabulary = self._load_tokenizer(config, plugins)
-        tokenizer = vocabulary.tokenizer
-        data = self._prepare_data(config, plugins, tokenizer)
         manifest = new_manifest(config, plugins, data.summary())
         if not display.quiet:
             show_data(display.console, manifest["data"])
         self._directory.begin(manifest, self._resume)
-        model = self._load_model(config, plugins, vocabulary)
-        trainer = self._make_trainer(config, plugins, model, tokenizer, data, display)
+        model = self._load_model(config, plugins, ready.vocabulary)
+        trainer = self._make_trainer(ready, model, display)
         self._train(trainer, config, plugins)
         metrics = _final_metrics(trainer, bool(data.eval))
         self._save(trainer, plugins, tokenizer)
@@ -207,27 +239,25 @@ class Pipeline:
         adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
         return model if adapted is None else adapted
 
-    def _make_trainer(
-        self, config: RunConfig, plugins: PluginSet, model: Any, tokenizer: Any, data: Prepared, display: Display
-    ) -> Any:
+    def _make_trainer(self, ready: Ready, model: Any, display: Display) -> Any:
         from transformers import PrinterCallback, set_seed
 
         from sftkit.training.arguments import training_arguments
         from sftkit.training.progress import Progress
         from sftkit.training.trainer import SFTTrainer
 
+        config, data = ready.config, ready.data
         arguments = training_arguments(config, has_eval=bool(data.eval))
         set_seed(arguments.seed)
-        collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
-        own = [callback for found in plugins.hook.trainer_callbacks(config=config) for callback in found]
+        own = [callback for found in ready.plugins.hook.trainer_callbacks(config=config) for callback in found]
         sets = list(data.eval.values())
         trainer = SFTTrainer(
             model=model,
             args=arguments,
-            data_collator=_filled(collator, "make_collator"),
+            data_collator=ready.collator,
             train_dataset=data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
-            processing_class=tokenizer,
+            processing_class=ready.tokenizer,
             callbacks=[Progress(display, self._directory.path / "log.jsonl"), *own, *self._given.callbacks],
         )
         if sets:  # callbacks see it from the start, not only after the first evaluation
