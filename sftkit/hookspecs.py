@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Features
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from sftkit.config import RunConfig
     from sftkit.data.documents import Formatter
+    from sftkit.data.packs import Packer
     from sftkit.data.tally import Tally
     from sftkit.errors import Problem
     from sftkit.training.collate import Collator
@@ -72,18 +73,13 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
-    def pack_dataset(self, dataset: Dataset, split: str, config: RunConfig, tally: Tally) -> Dataset | None:
-        """Slot: rearrange examples into rows of at most ``config.data.max_length``, or None to leave them single.
+    def make_packer(self, split: str, config: RunConfig, tally: Tally) -> Packer | None:
+        """Slot: what rearranges examples into rows of ``config.data.max_length``, or None to leave them single.
 
         Args:
-            dataset: one example a row, columns ``input_ids`` and ``labels`` (int32 lists of equal length, labels
-                unshifted, -100 where not trained, the first of each example always -100), not yet truncated.
             split: ``"train"``, or the name of an evaluation set.
             config: the run as resolved.
             tally: where to count what is done to the data.
-
-        Returns:
-            A data set with the column ``position_ids`` beside them, restarting from 0 at each document.
         """
 
     @hookspec(firstresult=True)

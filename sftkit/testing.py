@@ -6,11 +6,13 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config import RunConfig
+from sftkit.data.tally import Tally
 from sftkit.errors import SftkitError
 from sftkit.plugin import Plugin
 from sftkit.registry import Choice, PluginSet, discover, hooks_filled, name_of, select
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHATML = (
@@ -131,3 +133,33 @@ def check_plugin(plugin: Plugin) -> PluginSet:
     if problems or plugins is None:
         raise AssertionError(str(SftkitError(problems)))
     return plugins
+
+
+def packed_rows(
+    plugin: Plugin, rows: list[dict[str, Any]], *, split: str = "train", tally: Tally | None = None, **data: Any
+) -> Dataset | None:
+    """The rows that a packing plugin makes of examples, as a run would; None where it leaves the split single.
+
+    Args:
+        plugin: with the hook ``make_packer``.
+        rows: examples with ``input_ids`` and ``labels``.
+        split: ``"train"``, or the name of an evaluation set.
+        tally: where it counts.
+        data: values of the section ``data``, as ``max_length``.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from datasets import Dataset
+
+    from sftkit.data.columns import examples_of
+    from sftkit.data.prepare import pack
+
+    config, tally = tiny_config(data=data), tally or Tally()
+    packer = check_plugin(plugin).hook.make_packer(split=split, config=config, tally=tally)
+    if packer is None:
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "rows.arrow")
+        pack([examples_of(Dataset.from_list(rows))], packer, path, split, config, tally)
+        return Dataset.from_file(str(path), in_memory=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,16 @@ import pytest
 # Before torch and the hub's client read them: the same results and no network, however pytest is called.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SFTKIT_CACHE"] = tempfile.mkdtemp(prefix="sftkit-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 ROOT = Path(__file__).resolve().parents[1]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_unconfigure() -> None:
+    """The tests' cache goes with them."""
+    shutil.rmtree(os.environ["SFTKIT_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

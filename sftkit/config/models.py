@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 Loss = Literal["all", "completion", "assistant"]
 Where = str | list[str]
+PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -37,7 +38,13 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """What is trained on."""
 
-    train: Where = Field(description="file, glob, directory, hub name, or a list of them; `demo`")
+    train: Where | None = Field(None, description="file, glob, directory, hub name, or a list of them; `demo`")
+    mix: dict[str, PositiveFloat] | None = Field(
+        None, description="instead of `train`: several sources, each perhaps of another format, with their weights"
+    )
+    mix_until: Literal["first", "all"] = Field(
+        "first", description="rows are taken until the first source is used up, or until all are (others repeat)"
+    )
     eval: Where | Annotated[float, Field(gt=0, lt=1)] | dict[str, Where] | None = Field(
         None, description="held-out data: as `train`, or a fraction of it, or several sets by name"
     )
@@ -47,11 +54,22 @@ class DataConfig(Section):
     truncation: Literal["keep_start", "drop", "error"] = Field(
         "keep_start", description="what happens to longer examples; each is counted"
     )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="what happens to a row of a bad shape; skipped ones are counted"
+    )
+    max_bad_rows: PositiveInt = Field(100, description="on_bad_row: skip gives up behind so many of a split")
+    cache: bool = Field(True, description="keep prepared data on disk; unchanged data is not prepared again")
     loss: Loss | None = Field(None, description="what is trained; by default what the format implies")
     text_column: str = Field("text", description="column that holds plain text")
     formatting: str | Callable[..., Any] | None = Field(
         None, description="your own formatting function, `module:function`"
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.train is None) == (self.mix is None):
+            raise ValueError("give one of data.train and data.mix")
+        return self
 
     @field_serializer("formatting")
     def _name_formatting(self, value: str | Callable[..., Any] | None) -> str | None:

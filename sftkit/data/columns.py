@@ -1,11 +1,12 @@
-"""List columns of a data set as flat arrays, and back: whole-column work without per-row Python.
+# ruff: noqa: N802, N803, N806, N815 (suffixes are shapes)
+"""Examples as flat arrays and Arrow tables: whole-column work without per-row Python.
 
-Legend: N examples, S tokens in all of them; ``values_S`` are the tokens, ``offsets_N1`` where each example starts
-(N + 1 numbers, the last is S).
+Legend: N examples, S tokens in all of them; ``offsets_N1`` is where each example starts (N + 1 numbers, the last is S).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,36 +17,89 @@ if TYPE_CHECKING:
 IGNORE = -100
 
 
-def flat(dataset: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Examples:
+    """Encoded documents, one behind the other.
+
+    Attributes:
+        ids_S: token ids (int32).
+        labels_S: unshifted labels (int32), -100 where not trained; the first of each example always is.
+        offsets_N1: where each example starts (int64).
+    """
+
+    ids_S: np.ndarray
+    labels_S: np.ndarray
+    offsets_N1: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.offsets_N1) - 1
+
+    @property
+    def lengths_N(self) -> np.ndarray:
+        """Tokens of each example (int64)."""
+        import numpy as np
+
+        return np.diff(self.offsets_N1)
+
+    @property
+    def trained_N(self) -> np.ndarray:
+        """Trained tokens of each example (int64)."""
+        return count_trained(self.labels_S, self.offsets_N1)
+
+    def where(self, keep_N: np.ndarray) -> Examples:
+        """The examples that a mask (bool, N) keeps."""
+        import numpy as np
+
+        if keep_N.all():
+            return self
+        keep_S = np.repeat(keep_N, self.lengths_N)
+        offsets_N1 = np.concatenate([[0], np.cumsum(self.lengths_N[keep_N])])
+        return Examples(self.ids_S[keep_S], self.labels_S[keep_S], offsets_N1)
+
+    def table(self) -> pa.Table:
+        """An Arrow table, one example a row."""
+        return table(self.offsets_N1, input_ids=self.ids_S, labels=self.labels_S)
+
+    def release(self) -> None:
+        """Give back memory, if what was read lies on disk; called now and then while reading in order."""
+
+
+def table(offsets_N1: np.ndarray, **columns_S: np.ndarray) -> pa.Table:
+    """An Arrow table of int32 list columns that share their offsets."""
+    import pyarrow as pa
+
+    offsets = pa.array(offsets_N1, pa.int64())
+    return pa.table(
+        {
+            name: pa.LargeListArray.from_arrays(offsets, pa.array(values, pa.int32()))
+            for name, values in columns_S.items()
+        }
+    )
+
+
+def flat(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """``values_S`` (int32) and ``offsets_N1`` (int64) of a list column."""
     import numpy as np
 
-    if not len(dataset):
-        return np.zeros(0, np.int32), np.zeros(1, np.int64)
-    chunks = dataset.with_format("arrow")[:][column].chunks
+    chunks = table[column].chunks
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
-    offsets = np.zeros(len(dataset) + 1, np.int64)
-    np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    return np.concatenate(values).astype(np.int32, copy=False), offsets
+    offsets = np.zeros(len(table) + 1, np.int64)
+    if lengths:
+        np.cumsum(np.concatenate(lengths), out=offsets[1:])
+    together = values[0] if len(values) == 1 else np.concatenate([np.zeros(0, np.int32), *values])
+    return together.astype(np.int32, copy=False), offsets
 
 
-def list_array(values_S: np.ndarray, offsets_N1: np.ndarray) -> pa.Array:  # noqa: N803 (the suffix is the shape)
-    """An Arrow array of int32 lists over flat values."""
-    import pyarrow as pa
-
-    return pa.LargeListArray.from_arrays(pa.array(offsets_N1, pa.int64()), pa.array(values_S, pa.int32()))
-
-
-def from_flat(offsets_N1: np.ndarray, **columns_S: np.ndarray) -> Dataset:  # noqa: N803
-    """A data set of int32 list columns that share their offsets."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    return Dataset(pa.table({name: list_array(values, offsets_N1) for name, values in columns_S.items()}))
+def examples_of(dataset: Dataset) -> Examples:
+    """The examples of a data set with the columns ``input_ids`` and ``labels``, in memory."""
+    table = dataset.with_format("arrow")[:]
+    ids, offsets = flat(table, "input_ids")
+    return Examples(ids, flat(table, "labels")[0], offsets)
 
 
-def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:  # noqa: N803
+def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
     """Number of labels that are trained, of each example (int64, N)."""
     import numpy as np
 

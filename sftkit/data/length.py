@@ -1,62 +1,63 @@
+# ruff: noqa: N806 (suffixes are shapes)
 """Fitting examples into ``data.max_length``, with every loss counted."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftkit.data.columns import count_trained, flat, from_flat
+from sftkit.data.columns import Examples
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from collections.abc import Callable
 
-    from sftkit.config import RunConfig
+    from sftkit.config.models import DataConfig
     from sftkit.data.tally import Tally
 
 NOTHING_TRAINED = "rows without a trained token dropped"
 
 
-def fit_length(dataset: Dataset, split: str, config: RunConfig, tally: Tally) -> Dataset:
-    """Examples of at most ``config.data.max_length`` tokens, by the policy ``config.data.truncation``.
+def fit_length(
+    examples: Examples, split: str, data: DataConfig, tally: Tally, place: Callable[[int], str] | None = None
+) -> Examples:
+    """Examples of at most ``data.max_length`` tokens, by the policy ``data.truncation``.
 
     Examples that lose their last trained token are dropped. Everything is counted in ``tally``.
+
+    Args:
+        place: where an example comes from, for the error's message.
 
     Raises:
         DataError: with the policy ``error``, for the first example that is too long.
     """
     import numpy as np
 
-    limit, policy = config.data.max_length, config.data.truncation
-    ids, offsets = flat(dataset, "input_ids")
-    lengths = np.diff(offsets)
-    long = lengths > limit
-    if not long.any():
-        return dataset
-    if policy == "error":
-        row = int(np.argmax(long))
-        what = f"example {row + 1} has {lengths[row]} tokens, more than data.max_length={limit}"
-        raise DataError(Problem(what, f"data.{split}", "raise data.max_length, or set data.truncation=keep_start"))
-    if policy == "drop":
-        tally.add(split, f"rows longer than {limit} tokens dropped", int(long.sum()))
-        return dataset.select(np.flatnonzero(~long))
-    labels, _ = flat(dataset, "labels")
-    kept_offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, limit))])
-    position = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-    keep = position < limit
-    fitted = from_flat(kept_offsets, input_ids=ids[keep], labels=labels[keep])
-    trained_before, trained = count_trained(labels, offsets), count_trained(labels[keep], kept_offsets)
-    tally.add(split, "rows truncated", int(long.sum()))
-    tally.add(split, "completions cut", int((trained < trained_before).sum()))
-    tally.add(split, "tokens cut", int(len(ids) - keep.sum()))
+    limit, lengths_N = data.max_length, examples.lengths_N
+    long_N = lengths_N > limit
+    if not long_N.any():
+        return examples
+    if data.truncation == "error":
+        row = int(np.argmax(long_N))
+        what = f"the example has {lengths_N[row]} tokens, more than data.max_length={limit}"
+        where = place(row) if place else f"data.{split}, example {row + 1}"
+        raise DataError(Problem(what, where, "raise data.max_length, or set data.truncation=keep_start"))
+    if data.truncation == "drop":
+        tally.add(split, f"rows longer than {limit} tokens dropped", int(long_N.sum()))
+        return examples.where(~long_N)
+    kept_N = np.minimum(lengths_N, limit)
+    position_S = np.arange(len(examples.ids_S)) - np.repeat(examples.offsets_N1[:-1], lengths_N)
+    keep_S = position_S < limit
+    offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
+    fitted = Examples(examples.ids_S[keep_S], examples.labels_S[keep_S], offsets_N1)
+    tally.add(split, "rows truncated", int(long_N.sum()))
+    tally.add(split, "completions cut", int((fitted.trained_N < examples.trained_N).sum()))
+    tally.add(split, "tokens cut", int(len(keep_S) - keep_S.sum()))
     return drop_untrained(fitted, split, tally)
 
 
-def drop_untrained(dataset: Dataset, split: str, tally: Tally) -> Dataset:
+def drop_untrained(examples: Examples, split: str, tally: Tally) -> Examples:
     """The examples with at least one trained token; the others are counted and dropped."""
-    import numpy as np
-
-    trained = count_trained(*flat(dataset, "labels")) > 0
-    if trained.all():
-        return dataset
-    tally.add(split, NOTHING_TRAINED, int((~trained).sum()))
-    return dataset.select(np.flatnonzero(trained))
+    trained_N = examples.trained_N > 0
+    if not trained_N.all():
+        tally.add(split, NOTHING_TRAINED, int((~trained_N).sum()))
+    return examples.where(trained_N)

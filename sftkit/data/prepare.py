@@ -1,34 +1,52 @@
-"""Rows to examples ready for batches: format, encode, drop what cannot be trained on, fit or pack."""
+"""Splits ready for batches: prepared batch by batch onto disk, or found there."""
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import count_trained, flat
-from sftkit.data.documents import Document, Formatter, RowError, Skipped
-from sftkit.data.encode import encode
-from sftkit.data.length import drop_untrained, fit_length
+from sftkit.data import cache
+from sftkit.data.columns import Examples
+from sftkit.data.facts import Facts
+from sftkit.data.identity import parts_of
+from sftkit.data.length import NOTHING_TRAINED, fit_length
+from sftkit.data.make import Maker
+from sftkit.data.sources import Source
+from sftkit.data.store import Spool, open_rows, write_rows
 from sftkit.data.tally import Tally
-from sftkit.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
+    from sftkit.data.packs import Packer
     from sftkit.registry import PluginSet
-
-BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The examples of each split, and what was done to the data on the way."""
+    """The examples of each split, and what was done to the data on the way.
+
+    Attributes:
+        splits: rows ready for the collator, by split.
+        tally: what was done to the data.
+        facts: what is known of the examples as encoded, before they were cut or packed.
+        described: rows, tokens, trained tokens and a fingerprint of each split.
+        cached: the splits that were prepared before.
+    """
 
     splits: dict[str, Dataset]
     tally: Tally
+    facts: dict[str, Facts] = field(default_factory=dict)
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cached: frozenset[str] = frozenset()
 
     @property
     def train(self) -> Dataset:
@@ -42,105 +60,81 @@ class Prepared:
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
-        return {name: {**describe(dataset), **self.tally.counts[name]} for name, dataset in self.splits.items()}
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Rows, tokens, trained tokens and a fingerprint over ids, labels and their borders."""
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    ids, offsets = flat(dataset, "input_ids")
-    labels, _ = flat(dataset, "labels")
-    for array in (ids, offsets, labels):
-        digest.update(array.tobytes())
-    trained = int(count_trained(labels, offsets).sum())
-    return {"rows": len(dataset), "tokens": len(ids), "trained tokens": trained, "fingerprint": digest.hexdigest()}
+        return {name: {**self.described[name], **self.tally.counts[name]} for name in self.splits}
 
 
 def prepare(
-    sources: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, config: RunConfig, plugins: PluginSet
+    sources: dict[str, list[Source]], tokenizer: PreTrainedTokenizerBase, config: RunConfig, plugins: PluginSet
 ) -> Prepared:
-    """Prepare every split.
+    """Prepare every split, or find it prepared.
 
     Args:
-        sources: rows as read, by split; ``train`` is one of them.
+        sources: where the rows of each split come from; ``train`` is one of them.
         tokenizer: the run's tokenizer, with its chat template.
 
     Raises:
         DataError: for a row of a bad shape, or a split with nothing to train on.
     """
-    tally = Tally()
-    splits = {}
-    for split, rows in sources.items():
-        tally.add(split, "rows read", len(rows))
-        formatter = plugins.hook.make_formatter(columns=rows.features, tokenizer=tokenizer, config=config)
-        if formatter is None:
-            mend = "select a formatter plugin, or drop no:formats"
-            raise ConfigError(Problem(f"no plugin formats columns {', '.join(rows.features)}", f"data.{split}", mend))
-        examples = make_examples(rows, split, formatter, tokenizer, tally)
-        packed = plugins.hook.pack_dataset(dataset=examples, split=split, config=config, tally=tally)
-        fitted = fit_length(examples, split, config, tally) if packed is None else packed
-        if not len(fitted):
-            mend = "raise data.max_length, or shorten the prompts"
-            what = f"no trained token is left within data.max_length={config.data.max_length}"
-            raise DataError(Problem(what, f"data.{split}", mend))
-        splits[split] = fitted
-    return Prepared(splits, tally)
-
-
-def make_examples(
-    rows: Dataset, split: str, formatter: Formatter, tokenizer: PreTrainedTokenizerBase, tally: Tally
-) -> Dataset:
-    """One example a row: ``input_ids`` and ``labels``; rows that cannot be trained on are counted and dropped.
-
-    Raises:
-        DataError: for a row of a bad shape, or if no row can be trained on; a row is shown.
-    """
-    import pyarrow as pa
-    from datasets import Dataset
-
-    from sftkit.data.columns import list_array
-
-    batches: list[pa.Table] = []
-    reasons: Counter[str] = Counter()
-    shown = ""
-    for start in range(0, len(rows), BATCH):
-        documents = _format(rows, start, split, formatter, reasons)
-        shown = shown or next(("".join(s.text for s in d) for d in documents), "")
-        ids, labels, offsets = encode(documents, tokenizer, formatter.adds_special_tokens)
-        batches.append(pa.table({"input_ids": list_array(ids, offsets), "labels": list_array(labels, offsets)}))
-    for reason, number in reasons.items():
-        tally.add(split, f"rows dropped: {reason}", number)
-    if not sum(len(batch) for batch in batches):
-        raise _nothing_trained(rows, split, reasons, "")
-    examples = drop_untrained(Dataset(pa.concat_tables(batches)), split, tally)
-    if not len(examples):
-        reasons["every label is masked"] += 1
-        raise _nothing_trained(rows, split, reasons, shown)
-    return examples
-
-
-def _format(rows: Dataset, start: int, split: str, formatter: Formatter, reasons: Counter[str]) -> list[Document]:
-    batch = rows[start : start + BATCH]
-    try:
-        formatted = formatter(batch)
-    except RowError as error:
-        where = f"data.{split}, row {start + error.index + 1}"
-        raise DataError(Problem(error.message, where, error.mend)) from error
-    documents: list[Document] = []
-    for document in formatted:
-        if isinstance(document, Skipped):
-            reasons[document.reason] += 1
+    prepared = Prepared({}, Tally())
+    cached = set()
+    for split, parts in sources.items():
+        build = functools.partial(_build, split, parts, tokenizer, config, plugins)
+        if config.data.cache:
+            key = parts_of(split, parts, tokenizer, config, plugins)
+            entry, was_there = cache.get(cache.key_of(key), key, build)
+            if was_there:
+                cached.add(split)
+            prepared.splits[split] = open_rows(entry.rows)
         else:
-            documents.append(document)
-    return documents
+            holder = tempfile.TemporaryDirectory(prefix="sftkit-")
+            entry = cache.Entry(Path(holder.name), cache.build_entry(Path(holder.name), {}, build))
+            prepared.splits[split] = open_rows(entry.rows)
+            prepared.splits[split]._sftkit_directory = holder  # lives as long as the rows do
+        prepared.described[split] = entry.told["summary"]
+        prepared.facts[split] = Facts.from_dict(entry.told["facts"])
+        prepared.tally.counts[split] = Counter(entry.told["tally"])
+    return Prepared(prepared.splits, prepared.tally, prepared.facts, prepared.described, frozenset(cached))
 
 
-def _nothing_trained(rows: Dataset, split: str, reasons: Counter[str], text: str) -> DataError:
-    if not len(rows):
-        return DataError(Problem("the data has no rows", f"data.{split}", "give a file with rows"))
-    why = "; ".join(reasons) or "every row is empty"
-    row = text or str(rows[0])
-    mend = f"check what is trained (data.loss, the template); the first row is {row[:400]!r}"
-    return DataError(Problem(f"no row can be trained on: {why}", f"data.{split}", mend))
+def _build(
+    split: str,
+    sources: list[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    plugins: PluginSet,
+    directory: Path,
+) -> dict[str, Any]:
+    """Write the rows of a split into ``directory``, and tell what they are and what was done to them."""
+    maker = Maker(split, tokenizer, config, plugins)
+    tally, path = maker.tally, directory / cache.ROWS
+    packer = plugins.hook.make_packer(split=split, config=config, tally=tally)
+    encoded = (part for source in sources for part in maker.examples(source))
+    if packer is not None:
+        told = pack(encoded, packer, path, split, config, tally)
+    else:
+        told = write_rows(path, (fit_length(part, split, config.data, tally).table() for part in encoded))
+        told.pop("untrained")
+    if not told["rows"]:
+        raise maker.nothing_left()
+    return {"summary": told, "tally": tally.as_dict()[split], "facts": maker.facts.as_dict()}
+
+
+def pack(
+    parts: Iterable[Examples], packer: Packer, path: Path, split: str, config: RunConfig, tally: Tally
+) -> dict[str, Any]:
+    """Write the packer's rows of all the examples; see `write_rows` for what is told."""
+    whole = packer.cuts_documents and config.data.truncation == "keep_start"
+
+    def tables(examples: Examples) -> Iterator[pa.Table]:
+        if len(examples):
+            for table in packer(examples):
+                yield table
+                examples.release()
+
+    with Spool(path.parent) as spool:
+        for part in parts:
+            spool.append(part if whole else fit_length(part, split, config.data, tally))
+        told = write_rows(path, tables(spool.examples()))
+    if untrained := told.pop("untrained"):
+        tally.add(split, NOTHING_TRAINED, untrained)
+    return told

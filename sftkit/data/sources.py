@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
-import glob
-import json
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftkit import demo
+from sftkit.data.cache import root
+from sftkit.data.files import check_encoding, diagnose, find_files, kind_of, locate, without_bad_lines
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
     from sftkit.config import RunConfig
 
-BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
+
+class Read(NamedTuple):
+    """Rows as read, and how many lines were left out because they cannot be."""
+
+    rows: Dataset
+    bad_lines: int = 0
 
 
-def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -> dict[str, Dataset]:
-    """Rows by split: ``train`` and the evaluation sets by name.
+@dataclass(frozen=True)
+class Source:
+    """Rows that are read when they are needed.
+
+    Attributes:
+        where: the key of the configuration that names it.
+        identity: what tells this data from other data, without reading it; JSON-able.
+        load: reads the rows.
+        files: the files they come from, where they do.
+        pick: which of the rows, given their number; all where None.
+    """
+
+    where: str
+    identity: Any
+    load: Callable[[], Read]
+    files: tuple[Path, ...] = ()
+    pick: Callable[[int], np.ndarray] | None = None
+
+    def place(self, row: int) -> str:
+        """Where a row is, for people: file and line where there are files."""
+        if not self.files:
+            return f"{self.where}, row {row + 1}"
+        return f"{self.where}, {locate(self.files, row)}"
+
+
+def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -> dict[str, list[Source]]:
+    """The sources of each split: ``train`` and the evaluation sets by name; several where they are mixed.
 
     Args:
         config: the run as resolved.
@@ -38,29 +62,100 @@ def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -
         evaluation: the same for ``data.eval``, or a dict of several by name.
 
     Raises:
-        DataError: if something is not there, cannot be read or has no rows.
+        DataError: if a file is not there or of an unknown kind.
     """
     data = config.data
-    rows = as_rows(train, data.split, "data.train") if train is not None else read(data.train, config, "data.train")
-    splits = {"train": rows}
+    if train is not None:
+        sources = [_loaded(train, data.split, "data.train")]
+    elif data.mix:
+        sources = mixed([(_named(name, config, "data.mix"), weight) for name, weight in data.mix.items()], config)
+    else:
+        sources = [_named(data.train or [], config, "data.train")]
+    splits = {"train": sources}
     if evaluation is not None:
         named = evaluation if _is_several(evaluation) else {"eval": evaluation}
-        splits |= {name: as_rows(value, "train", f"data.eval.{name}") for name, value in named.items()}
+        splits |= {name: [_loaded(value, "train", f"data.eval.{name}")] for name, value in named.items()}
     elif isinstance(data.eval, float):
+        seed = int(config.train.get("seed", 42))
+        splits = {
+            "train": [_part(source, data.eval, seed, held_out=False) for source in sources],
+            "eval": [_part(source, data.eval, seed, held_out=True) for source in sources],
+        }
+    elif isinstance(data.eval, dict):
+        splits |= {name: [_named(value, config, f"data.eval.{name}")] for name, value in data.eval.items()}
+    elif data.eval is not None:
+        splits["eval"] = [_named(data.eval, config, "data.eval")]
+    return splits
+
+
+def _named(names: str | list[str], config: RunConfig, where: str) -> Source:
+    listed = [names] if isinstance(names, str) else list(names)
+    files = tuple(path for name in listed for path in find_files(name, where) or ())
+
+    @functools.cache
+    def load() -> Read:
+        return read(names, config, where)
+
+    if files:
+        stats = [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in files]
+        return Source(where, {"files": stats, "on_bad_row": config.data.on_bad_row}, load, files)
+    return Source(where, {"fingerprint": load().rows._fingerprint}, load)
+
+
+def _loaded(value: Any, split: str, where: str) -> Source:
+    rows = as_rows(value, split, where)
+    return Source(where, {"fingerprint": rows._fingerprint}, lambda: Read(rows))
+
+
+def _part(source: Source, fraction: float, seed: int, held_out: bool) -> Source:
+    """The rows held out of a source, or the others; in their order."""
+    inner = source.pick
+
+    def pick(number: int) -> np.ndarray:
+        import numpy as np
+
+        rows = np.arange(number) if inner is None else inner(number)
         if len(rows) < 2:
             mend = "give an evaluation file, or more rows"
             raise DataError(Problem(f"{len(rows)} rows cannot be split", "data.eval", mend))
-        parts = rows.train_test_split(test_size=data.eval, seed=int(config.train.get("seed", 42)))
-        splits = {"train": parts["train"], "eval": parts["test"]}
-    elif isinstance(data.eval, dict):
-        splits |= {name: read(value, config, f"data.eval.{name}") for name, value in data.eval.items()}
-    elif data.eval is not None:
-        splits["eval"] = read(data.eval, config, "data.eval")
-    for name, value in splits.items():
-        if not len(value):
-            where = "data.train" if name == "train" else f"data.eval ({name})"
-            raise DataError(Problem("the data has no rows", where, "give data with rows"))
-    return splits
+        out = np.zeros(len(rows), bool)
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        out[np.random.default_rng(seed).permutation(len(rows))[:count]] = True
+        return rows[out if held_out else ~out]
+
+    identity = {"of": source.identity, "fraction": fraction, "seed": seed, "held out": held_out}
+    return dataclasses.replace(source, identity=identity, pick=pick)
+
+
+def mixed(weighted: list[tuple[Source, float]], config: RunConfig) -> list[Source]:
+    """The sources, each with as many rows as its weight gives it.
+
+    ``data.mix_until: first`` takes rows until the first source has no more, so that none is repeated; ``all`` until
+    each has been seen whole, so that others are repeated. Which rows is drawn with ``train.seed``.
+    """
+    seed = int(config.train.get("seed", 42))
+    until = config.data.mix_until
+
+    @functools.cache
+    def size() -> float:
+        totals = [len(source.load().rows) / weight for source, weight in weighted]
+        return min(totals) if until == "first" else max(totals)
+
+    def picker(weight: float) -> Callable[[int], np.ndarray]:
+        def pick(number: int) -> np.ndarray:
+            import numpy as np
+
+            times, rest = divmod(max(round(size() * weight), 1), number)
+            some = np.random.default_rng(seed).permutation(number)[:rest]
+            return np.sort(np.concatenate([np.tile(np.arange(number), times), some]))
+
+        return pick
+
+    together = {"mix": [(source.identity, weight) for source, weight in weighted], "until": until, "seed": seed}
+    return [
+        dataclasses.replace(source, identity={"of": source.identity, **together}, pick=picker(weight))
+        for source, weight in weighted
+    ]
 
 
 def _is_several(evaluation: Any) -> bool:
@@ -93,61 +188,50 @@ def as_rows(value: Any, split: str, where: str) -> Dataset:
     raise DataError(Problem(f"{type(value).__name__} is no data", where, mend))
 
 
-def read(source: str | list[str], config: RunConfig, where: str) -> Dataset:
+def read(source: str | list[str], config: RunConfig, where: str) -> Read:
     """Read one source: all its files are of one kind and have the same columns.
 
     Raises:
         DataError: if a file is missing, of an unknown kind, or cannot be parsed; with file and line where known.
     """
-    from datasets import load_dataset
-
     names = [source] if isinstance(source, str) else list(source)
     files = [path for name in names if (found := find_files(name, where)) is not None for path in found]
     if not files:
         if len(names) > 1:
             raise DataError(Problem("hub data sets are named one at a time", where, "give one name, or files"))
-        return _read_hub(names[0], config, where)
-    kinds = {BUILDERS[path.suffix.lower()] for path in files}
+        return Read(_read_hub(names[0], config, where))
+    kinds = {kind_of(path) for path in files}
     if len(kinds) > 1:
         raise DataError(Problem(f"the files are of several kinds: {', '.join(sorted(kinds))}", where, "give one kind"))
-    _check_encoding(files, where)
+    skip = config.data.on_bad_row == "skip"
+    if not skip:
+        check_encoding(files, where)
+    try:
+        return Read(_read_files(files))
+    except Exception as error:  # datasets wraps whatever its readers raise
+        problems = list(diagnose(files, where))
+        if skip and kinds == {"json"} and all(path.stat().st_size for path in files):
+            return _read_without_bad_lines(files, where, config.data.max_bad_rows)
+        raise DataError(problems or [_unreadable(error, files, where)]) from error
+
+
+def _read_without_bad_lines(files: list[Path], where: str, limit: int) -> Read:
+    import xxhash
+
+    copies, bad = [], 0
+    for path in files:
+        name = xxhash.xxh3_64_hexdigest(str(path.resolve()).encode())
+        copies.append(root() / "clean" / name / path.name)
+        bad += without_bad_lines(path, copies[-1], where, limit - bad)
+    return Read(_read_files(copies), bad)
+
+
+def _read_files(files: list[Path]) -> Dataset:
+    from datasets import load_dataset
+
     options = {"sep": "\t"} if files[0].suffix.lower() == ".tsv" else {}
     with _quiet():
-        try:
-            return load_dataset(kinds.pop(), data_files=[str(path) for path in files], split="train", **options)
-        except Exception as error:  # datasets wraps whatever its readers raise
-            raise DataError(list(_diagnose(files, where)) or [_unreadable(error, files, where)]) from error
-
-
-def find_files(name: str, where: str) -> list[Path] | None:
-    """The files that a name stands for, or None where it can only be a hub name.
-
-    Raises:
-        DataError: if the name is a path with nothing there, or with no file of a kind that can be read.
-    """
-    if name == demo.NAME:
-        return [demo.TRAIN if where == "data.train" else demo.EVAL]
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in BUILDERS:
-            mend = f"convert it to one of {', '.join(BUILDERS)}"
-            raise DataError(Problem(f"{name} is of an unknown kind", where, mend))
-        return [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in BUILDERS and p.is_file())
-        if not files:
-            mend = f"put files of one kind into it: {', '.join(BUILDERS)}"
-            raise DataError(Problem(f"no data file in the directory {name}", where, mend))
-        return files
-    if any(char in name for char in "*?["):
-        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-        files = [file for file in files if file.is_file() and file.suffix.lower() in BUILDERS]
-        if not files:
-            raise DataError(Problem(f"no data file matches {name}", where, "correct the pattern"))
-        return files
-    if name.startswith((".", "/", "~")) or path.suffix.lower() in BUILDERS or name.count("/") > 1:
-        raise DataError(Problem(f"no such file or directory: {name}", where, "correct the path"))
-    return None
+        return load_dataset(kind_of(files[0]), data_files=[str(path) for path in files], split="train", **options)
 
 
 def _read_hub(name: str, config: RunConfig, where: str) -> Dataset:
@@ -162,69 +246,11 @@ def _read_hub(name: str, config: RunConfig, where: str) -> Dataset:
         raise DataError(Problem(f"cannot load the data set {name!r}: {first}", where, mend)) from error
 
 
-def _check_encoding(files: list[Path], where: str) -> None:
-    """The readers replace what is not UTF-8 without a word."""
-    for path in files:
-        if BUILDERS[path.suffix.lower()] not in ("json", "csv", "text"):
-            continue
-        with path.open(encoding="utf-8") as file:
-            try:
-                while file.read(1 << 20):
-                    pass
-            except UnicodeDecodeError:
-                lines = path.read_bytes().split(b"\n")
-                line = next(number for number, text in enumerate(lines, start=1) if not _is_utf8(text))
-                mend = "save the file as UTF-8"
-                raise DataError(Problem("not valid UTF-8", f"{where}, {path}:{line}", mend)) from None
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _unreadable(error: Exception, files: list[Path], where: str) -> Problem:
     cause = error.__cause__ or error
     first = (str(cause).splitlines() or [type(cause).__name__])[0]
     names = ", ".join(str(path) for path in files[:3])
     return Problem(f"cannot be read: {first}", f"{where} ({names})", "the files must have the same columns and types")
-
-
-def _diagnose(files: list[Path], where: str) -> Iterator[Problem]:
-    """What is wrong with files that could not be read: emptiness, the first line that is no JSON."""
-    for path in files:
-        place = f"{where}, {path}"
-        if path.stat().st_size == 0:
-            yield Problem("the file is empty", place, "give a file with rows")
-            continue
-        if BUILDERS[path.suffix.lower()] not in ("json", "csv", "text"):
-            continue
-        text = path.read_text(encoding="utf-8")
-        if BUILDERS[path.suffix.lower()] == "json":
-            yield from _diagnose_json(text, path, where)
-
-
-def _diagnose_json(text: str, path: Path, where: str) -> Iterator[Problem]:
-    mend = "one JSON object a line, or one array of objects"
-    try:
-        if text.lstrip().startswith("["):
-            json.loads(text)
-            return
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{number}", mend)
-                    return
-                if not isinstance(row, dict):
-                    yield Problem(f"a row is no JSON object: {line[:60]!r}", f"{where}, {path}:{number}", mend)
-                    return
-    except json.JSONDecodeError as error:
-        yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{error.lineno}", mend)
 
 
 @contextmanager

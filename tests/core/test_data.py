@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sftkit.data.columns import flat
+from sftkit.data.columns import examples_of
 from sftkit.data.length import fit_length
 from sftkit.data.sources import load_sources
 from sftkit.data.tally import Tally
@@ -24,7 +24,20 @@ def texts(dataset):
 
 
 def read(train, **data):
-    return load_sources(tiny_config(data={"train": str(train), **data}))
+    return rows_of(load_sources(tiny_config(data={"train": str(train), **data})))
+
+
+def rows_of(splits):
+    """The rows of each split, read and picked as a run does."""
+    return {
+        name: Dataset.from_list([row for source in sources for row in picked(source)])
+        for name, sources in splits.items()
+    }
+
+
+def picked(source):
+    rows = source.load().rows
+    return rows if source.pick is None else rows.select(source.pick(len(rows)))
 
 
 def write(path, text):
@@ -66,13 +79,13 @@ def test_globs_directories_and_lists_of_files_are_read_together(tmp_path):
     for source in (tmp_path, tmp_path / "*.jsonl"):
         assert texts(read(source)["train"]) == [row["text"] for row in ROWS]
     both = load_sources(tiny_config(data={"train": [str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")]}))
-    assert len(both["train"]) == 6
+    assert len(rows_of(both)["train"]) == 6
 
 
 def test_loaded_objects_are_taken_as_they_are():
     dataset = Dataset.from_list(ROWS)
     for value in (dataset, DatasetDict(train=dataset), ROWS):
-        assert texts(load_sources(tiny_config(), value)["train"]) == [row["text"] for row in ROWS]
+        assert texts(rows_of(load_sources(tiny_config(), value))["train"]) == [row["text"] for row in ROWS]
 
 
 def test_a_fraction_is_held_out_with_the_seed_of_the_run(tmp_path):
@@ -123,7 +136,7 @@ def examples(*rows):
 def fitted(policy, dataset, limit=3):
     tally = Tally()
     config = tiny_config(data={"max_length": limit, "truncation": policy})
-    return fit_length(dataset, "train", config, tally), dict(tally.counts.get("train", {}))
+    return fit_length(examples_of(dataset), "train", config.data, tally), dict(tally.counts.get("train", {}))
 
 
 LONG = examples(([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 3, 4], [-100, -100, -100, 4]), ([1, 2], [-100, 2]))
@@ -131,8 +144,7 @@ LONG = examples(([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 3, 4], [-100, -100, 
 
 def test_truncation_keeps_the_start_and_counts_all_that_is_lost():
     result, counts = fitted("keep_start", LONG)
-    ids, offsets = flat(result, "input_ids")
-    assert [ids[a:b].tolist() for a, b in pairwise(offsets)] == [[1, 2, 3], [1, 2]]
+    assert [result.ids_S[a:b].tolist() for a, b in pairwise(result.offsets_N1)] == [[1, 2, 3], [1, 2]]
     assert counts["rows truncated"] == 2
     assert counts["completions cut"] == 2
     assert counts["tokens cut"] == 2
@@ -143,5 +155,5 @@ def test_longer_examples_can_be_dropped_or_refused():
     result, counts = fitted("drop", LONG)
     assert len(result) == 1
     assert counts == {"rows longer than 3 tokens dropped": 2}
-    with pytest.raises(DataError, match="example 1 has 4 tokens"):
+    with pytest.raises(DataError, match="example 1: the example has 4 tokens"):
         fitted("error", LONG)

@@ -16,8 +16,8 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def rows(documents, tokenizer, special=True):
-    ids, labels, offsets = encode(documents, tokenizer, special)
-    return [(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in pairwise(offsets)]
+    made = encode(documents, tokenizer, special)
+    return [(made.ids_S[a:b].tolist(), made.labels_S[a:b].tolist()) for a, b in pairwise(made.offsets_N1)]
 
 
 def reference(document, tokenizer):

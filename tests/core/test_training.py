@@ -90,8 +90,8 @@ def test_the_evaluation_loss_is_the_mean_over_all_trained_tokens(tmp_path):
     from sftkit.data.encode import encode
 
     for row in MIXED:
-        ids, labels, _ = encode([[Span(row["prompt"], False), Span(row["completion"], True)]], tiny_tokenizer(), True)
-        ids, labels = torch.from_numpy(ids).long()[None], torch.from_numpy(labels).long()[None]
+        made = encode([[Span(row["prompt"], False), Span(row["completion"], True)]], tiny_tokenizer(), True)
+        ids, labels = torch.from_numpy(made.ids_S).long()[None], torch.from_numpy(made.labels_S).long()[None]
         trained = int((labels != -100).sum())
         with torch.no_grad():
             total += trained_token_loss(model(input_ids=ids).logits, labels).item() * trained

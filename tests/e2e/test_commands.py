@@ -215,7 +215,7 @@ def test_plugins_as_json_tells_every_installed_one(cli, tmp_path):
     assert builtin <= {item["name"] for item in told}
     packing = next(item for item in told if item["name"] == "packing")
     assert (packing["distribution"], packing["status"]) == ("sftkit", "ready")
-    assert "pack_dataset" in packing["hooks"]
+    assert "make_packer" in packing["hooks"]
     assert packing["summary"]
 
 

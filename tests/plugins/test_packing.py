@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from sftkit.data.tally import Tally
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import check_plugin, tiny_config, tiny_model
+from sftkit.testing import packed_rows, tiny_config, tiny_model
 from sftkit_plugins.packing import Packing
 from sftkit_plugins.packing.plan import best_fit
 
@@ -26,10 +26,8 @@ def documents(*lengths, untrained=(), first_id=3):
 
 
 def pack(dataset, plugin=None, split="train", tally=None, **data):
-    """The rows that the plugin makes, through its hook as a run calls it."""
-    config = tiny_config(data={"max_length": 16, **data})
-    hook = check_plugin(plugin or Packing()).hook.pack_dataset
-    return hook(dataset=dataset, split=split, config=config, tally=tally or Tally())
+    """The rows that the plugin makes, as a run makes them."""
+    return packed_rows(plugin or Packing(), dataset.to_list(), split=split, tally=tally, **{"max_length": 16, **data})
 
 
 def pieces(row):

@@ -10,9 +10,8 @@ from sftkit.errors import Problem
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from sftkit.config import RunConfig
+    from sftkit.data.packs import Packer
     from sftkit.data.tally import Tally
 
 Strategy = Literal["best_fit", "wrapped"]
@@ -56,20 +55,18 @@ class Packing(Plugin):
                     yield Problem(what, f"plugin packing, option {name}", f"set strategy: wrapped, or drop {name}", key)
 
     @hookimpl
-    def pack_dataset(self, dataset: Dataset, split: str, config: RunConfig, tally: Tally) -> Dataset | None:
-        """Rows of at most ``config.data.max_length`` tokens, with ``position_ids``; None for sets left single."""
-        from sftkit.data.length import fit_length
-        from sftkit_plugins.packing.rows import best_fit_rows, wrapped_rows
+    def make_packer(self, split: str, config: RunConfig, tally: Tally) -> Packer | None:
+        """A packer into rows of at most ``config.data.max_length`` tokens; None for sets that are left single."""
+        from sftkit_plugins.packing.rows import BestFit, Wrapped
 
         choice = self.strategy if split == "train" or self.eval is True else self.eval
         if choice is False:
             return None
         if choice == "best_fit":
-            return best_fit_rows(fit_length(dataset, split, config, tally), split, config.data.max_length, tally)
-        if config.data.truncation != "keep_start":  # wrapping cuts no document off, but drop and error are obeyed
-            dataset = fit_length(dataset, split, config, tally)
-        endless = self.infinite and split == "train"
-        return wrapped_rows(dataset, split, config.data.max_length, tally, self.concat_token_id, endless)
+            return BestFit(split, config.data.max_length, tally)
+        return Wrapped(
+            split, config.data.max_length, tally, self.concat_token_id, endless=self.infinite and split == "train"
+        )
 
     @hookimpl
     @contextmanager

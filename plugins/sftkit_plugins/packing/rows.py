@@ -1,67 +1,107 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
 """Packed rows from examples: whole-column work, no per-row Python.
 
-Legend: N documents, S tokens in all of them, T tokens of the packed rows, P pieces, R rows.
+Legend: N documents, S tokens in all of them, T tokens of some packed rows, P pieces, R rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.data.columns import IGNORE, flat, from_flat
-from sftkit.data.length import drop_untrained
+from sftkit.data.columns import IGNORE, Examples, table
+from sftkit.data.packs import Packer
+from sftkit.data.tally import Tally
 from sftkit_plugins.packing.plan import Pieces, best_fit, wrapped
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset
+    import pyarrow as pa
 
-    from sftkit.data.tally import Tally
+AT_ONCE = 1 << 10  # pieces gathered in one step: their indices stay in the processor's cache
+TABLE = 1 << 20  # tokens of a table, about: what is held in memory at once
 
-AT_ONCE = 1 << 10  # pieces gathered in one step: their indices stay in the cache
 
-
-def best_fit_rows(dataset: Dataset, split: str, max_length: int, tally: Tally) -> Dataset:
+@dataclass(frozen=True)
+class BestFit(Packer):
     """Whole documents, none longer than ``max_length``, in as few rows as best-fit decreasing finds."""
-    import numpy as np
 
-    ids_S, offsets_N1 = flat(dataset, "input_ids")
-    labels_S, _ = flat(dataset, "labels")
-    lengths_N = np.diff(offsets_N1)
-    return _fill(ids_S, labels_S, best_fit(lengths_N[lengths_N > 0], max_length), len(dataset), split, tally)
+    split: str
+    max_length: int
+    tally: Tally
+
+    def __call__(self, examples: Examples) -> Iterator[pa.Table]:
+        """The rows, in the order of the data."""
+        lengths_N = examples.lengths_N
+        pieces = best_fit(lengths_N[lengths_N > 0], self.max_length)
+        return fill(examples.ids_S, examples.labels_S, pieces, len(examples), self.split, self.tally)
 
 
-def wrapped_rows(
-    dataset: Dataset, split: str, max_length: int, tally: Tally, concat_token_id: int | None, endless: bool
-) -> Dataset:
+@dataclass(frozen=True)
+class Wrapped(Packer):
     """All documents as one stream, cut into rows of ``max_length``; a cut document sees nothing of its first part."""
+
+    split: str
+    max_length: int
+    tally: Tally
+    concat_token_id: int | None = None
+    endless: bool = False
+
+    @property
+    def cuts_documents(self) -> bool:
+        """True: no document is too long."""
+        return True
+
+    def __call__(self, examples: Examples) -> Iterator[pa.Table]:
+        """The rows; the last is short, unless the stream starts over to fill it."""
+        import numpy as np
+
+        ids_S, labels_S = examples.ids_S, examples.labels_S
+        lengths_N = examples.lengths_N
+        ends_N, lengths_N = examples.offsets_N1[1:][lengths_N > 0], lengths_N[lengths_N > 0]
+        token = self.concat_token_id
+        if token is not None:
+            unended_N = ids_S[ends_N - 1] != token
+            ends_M = ends_N[unended_N]
+            # The token ends its document: it is trained where the document's own last token is.
+            added_M = np.where(labels_S[ends_M - 1] != IGNORE, token, IGNORE)
+            ids_S, labels_S = np.insert(ids_S, ends_M, token), np.insert(labels_S, ends_M, added_M)
+            lengths_N = lengths_N + unended_N
+            self.tally.add(self.split, "concat tokens added", len(ends_M))
+        pieces = wrapped(lengths_N, self.max_length, self.endless)
+        return fill(ids_S, labels_S, pieces, len(examples), self.split, self.tally)
+
+
+def fill(
+    ids_S: np.ndarray, labels_S: np.ndarray, pieces: Pieces, documents: int, split: str, tally: Tally
+) -> Iterator[pa.Table]:
+    """The rows of a plan, some `TABLE` tokens at a time; the first label of each piece has no context and is masked."""
     import numpy as np
 
-    ids_S, offsets_N1 = flat(dataset, "input_ids")
-    labels_S, _ = flat(dataset, "labels")
-    lengths_N = np.diff(offsets_N1)
-    offsets_N1, lengths_N = offsets_N1[np.append(True, lengths_N > 0)], lengths_N[lengths_N > 0]
-    if concat_token_id is not None:
-        ends_N = offsets_N1[1:]
-        unended_N = ids_S[ends_N - 1] != concat_token_id
-        ends_M = ends_N[unended_N]
-        # The token ends its document: it is trained where the document's own last token is.
-        added_M = np.where(labels_S[ends_M - 1] != IGNORE, concat_token_id, IGNORE)
-        ids_S, labels_S = np.insert(ids_S, ends_M, concat_token_id), np.insert(labels_S, ends_M, added_M)
-        lengths_N = lengths_N + unended_N
-        tally.add(split, "concat tokens added", len(ends_M))
-    return _fill(ids_S, labels_S, wrapped(lengths_N, max_length, endless), len(dataset), split, tally)
+    ends_P = np.cumsum(pieces.lengths)
+    last_R = np.flatnonzero(np.diff(pieces.rows, append=-1))  # the last piece of each row
+    tally.add(split, "documents packed", documents)
+    tally.add(split, "rows made", len(last_R))
+    ends_R = ends_P[last_R]
+    cuts = np.searchsorted(ends_R, np.arange(TABLE, ends_R[-1] + TABLE, TABLE)) if len(ends_R) else ()
+    low_R = 0
+    for high_R in np.unique(np.minimum(np.asarray(cuts, np.int64) + 1, len(ends_R))).tolist():
+        first = last_R[low_R - 1] + 1 if low_R else 0
+        some = Pieces(*(part[first : last_R[high_R - 1] + 1] for part in pieces))
+        ids_T, labels_T, position_ids_T = _gather(ids_S, labels_S, some)
+        firsts_P = np.cumsum(some.lengths) - some.lengths
+        if lost := int((labels_T[firsts_P] != IGNORE).sum()):
+            tally.add(split, "trained tokens at a row's start, without context", lost)
+        labels_T[firsts_P] = IGNORE
+        start = ends_R[low_R - 1] if low_R else 0
+        offsets_R1 = np.append(0, ends_R[low_R:high_R] - start)
+        yield table(offsets_R1, input_ids=ids_T, labels=labels_T, position_ids=position_ids_T)
+        low_R = high_R
 
 
-def _fill(
-    ids_S: np.ndarray,
-    labels_S: np.ndarray,
-    pieces: Pieces,
-    documents: int,
-    split: str,
-    tally: Tally,
-) -> Dataset:
-    """The rows of a plan; the first label of each piece has no context and is masked."""
+def _gather(ids_S: np.ndarray, labels_S: np.ndarray, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens and labels of the pieces, and each token's place in its piece (int32, T each)."""
     import numpy as np
 
     ends_P = np.cumsum(pieces.lengths)
@@ -74,12 +114,4 @@ def _fill(
         position_T = np.arange(here.start, here.stop) - np.repeat(firsts_P[some], lengths_P)
         index_T = np.repeat(pieces.starts[some], lengths_P) + position_T
         ids_T[here], labels_T[here], position_ids_T[here] = ids_S[index_T], labels_S[index_T], position_T
-    lost = int((labels_T[firsts_P] != IGNORE).sum())
-    labels_T[firsts_P] = IGNORE
-    offsets_R1 = np.append(0, ends_P[np.flatnonzero(np.diff(pieces.rows, append=-1))])
-    packed = from_flat(offsets_R1, input_ids=ids_T, labels=labels_T, position_ids=position_ids_T)
-    tally.add(split, "documents packed", documents)
-    tally.add(split, "rows made", len(packed))
-    if lost:
-        tally.add(split, "trained tokens at a row's start, without context", lost)
-    return drop_untrained(packed, split, tally)
+    return ids_T, labels_T, position_ids_T

@@ -1,0 +1,154 @@
+"""Rows to examples, a batch at a time: format, encode, leave out what cannot be trained on."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sftkit.data.columns import Examples
+from sftkit.data.documents import Document, Formatter, RowError, Skipped
+from sftkit.data.encode import encode_stream
+from sftkit.data.facts import Facts
+from sftkit.data.length import NOTHING_TRAINED, drop_untrained
+from sftkit.data.sources import Source
+from sftkit.data.tally import Tally
+from sftkit.errors import ConfigError, DataError, Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset, Features
+    from transformers import PreTrainedTokenizerBase
+
+    from sftkit.config import RunConfig
+    from sftkit.registry import PluginSet
+
+logger = logging.getLogger("sftkit")
+
+BATCH = 1000
+SHOWN = 3  # bad rows that are skipped and told one by one
+#: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
+REMAP = 50 * BATCH
+
+Batch = tuple["np.ndarray", dict[str, Any]]
+"""The numbers of some rows, and the rows as columns."""
+
+
+@dataclass
+class Maker:
+    """Makes the examples of one split, and counts what is done on the way."""
+
+    split: str
+    tokenizer: PreTrainedTokenizerBase
+    config: RunConfig
+    plugins: PluginSet
+    tally: Tally = field(default_factory=Tally)
+    facts: Facts = field(default_factory=Facts)
+    _bad_rows: int = 0
+    _shown: str = ""
+
+    def examples(self, source: Source) -> Iterator[Examples]:
+        """The examples of a source with something to train on, batch by batch, not yet cut to length.
+
+        Raises:
+            DataError: for a row of a bad shape, or a source without rows.
+        """
+        read = source.load()
+        rows = read.rows
+        if read.bad_lines:
+            self._skip(read.bad_lines, "unreadable lines skipped")
+        if not len(rows):
+            raise DataError(Problem("the data has no rows", source.where, "give data with rows"))
+        picked = source.pick(len(rows)) if source.pick else None
+        self.tally.add(self.split, "rows read", len(rows) if picked is None else len(picked))
+        return self.encoded(batches(rows, picked), rows.features, source.place)
+
+    def encoded(self, rows: Iterable[Batch], columns: Features, place: Callable[[int], str]) -> Iterator[Examples]:
+        """The examples of batches of rows with these columns; ``place`` tells where a row is."""
+        special = self.tokenizer
+        tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id, "pad": special.pad_token_id}
+        formatter = self._formatter(columns)
+        documents = (self._documents(batch, formatter, place) for batch in rows)
+        for examples in encode_stream(documents, self.tokenizer, formatter.adds_special_tokens):
+            self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, **tokens)
+            yield drop_untrained(examples, self.split, self.tally)
+
+    def nothing_left(self) -> DataError:
+        """Why no row is left, with the first one."""
+        where, counts = f"data.{self.split}", self.tally.counts[self.split]
+        if self.facts.trained:
+            mend = "raise data.max_length, or shorten the prompts"
+            what = f"no trained token is left within data.max_length={self.config.data.max_length}"
+            return DataError(Problem(what, where, mend))
+        reasons = [what.removeprefix("rows dropped: ") for what in counts if what.startswith("rows dropped: ")]
+        masked = ["every label is masked"] if counts[NOTHING_TRAINED] else []
+        why = "; ".join(reasons + masked) or "every row is empty or bad"
+        mend = f"check what is trained (data.loss, the template); the first row is {self._shown!r}"
+        return DataError(Problem(f"no row can be trained on: {why}", where, mend))
+
+    def _formatter(self, columns: Features) -> Formatter:
+        formatter = self.plugins.hook.make_formatter(columns=columns, tokenizer=self.tokenizer, config=self.config)
+        if formatter is None:
+            mend = "select a formatter plugin, or drop no:formats"
+            raise ConfigError(Problem(f"no plugin formats columns {', '.join(columns)}", f"data.{self.split}", mend))
+        return formatter
+
+    def _documents(self, batch: Batch, formatter: Formatter, place: Callable[[int], str]) -> list[Document]:
+        numbers, columns = batch
+        if not self._shown:
+            self._shown = str({name: values[0] for name, values in columns.items()})[:400]
+        kept: list[Document] = []
+        for document in self._format(numbers, columns, formatter, place):
+            if isinstance(document, Skipped):
+                self.tally.add(self.split, f"rows dropped: {document.reason}")
+            else:
+                kept.append(document)
+        return kept
+
+    def _format(
+        self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Callable[[int], str]
+    ) -> Iterable[Document | Skipped]:
+        """The documents of a batch; a row of a bad shape is an error, or taken out and the rest tried again."""
+        import numpy as np
+
+        while len(numbers):
+            try:
+                return formatter(columns)
+            except RowError as error:
+                at, where = error.index, place(int(numbers[error.index]))
+                if self.config.data.on_bad_row == "error":
+                    mend = "; or ".join([*([error.mend] if error.mend else []), "set data.on_bad_row=skip"])
+                    raise DataError(Problem(error.message, where, mend)) from error
+                if self._bad_rows < SHOWN:
+                    logger.warning("skipped a bad row: %s: %s", where, error.message)
+                self._skip(1, "bad rows skipped")
+                numbers = np.delete(numbers, at)
+                columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
+        return []
+
+    def _skip(self, number: int, what: str) -> None:
+        self._bad_rows += number
+        self.tally.add(self.split, what, number)
+        limit = self.config.data.max_bad_rows
+        if self._bad_rows > limit:
+            mend = "mend the data, or raise data.max_bad_rows"
+            raise DataError(Problem(f"more than {limit} bad rows", f"data.{self.split}", mend))
+
+
+def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[Batch]:
+    """Rows as columns, `BATCH` at a time, with their numbers; memory stays flat in the number of rows."""
+    import numpy as np
+
+    number = len(rows) if picked is None else len(picked)
+    rows = rows.with_format(None)
+    mapped = bool(rows.cache_files)
+    for start in range(0, number, BATCH):
+        if mapped and start and start % REMAP == 0:
+            rows = pickle.loads(pickle.dumps(rows))  # pickles the files' names, and maps them anew
+        stop = min(start + BATCH, number)
+        if picked is None:
+            yield np.arange(start, stop), rows[start:stop]
+        else:
+            yield picked[start:stop], rows[picked[start:stop]]
