@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +175,7 @@ class Pipeline:
         self._train(trainer, config, plugins)
         metrics = _final_metrics(trainer, bool(data.eval))
         self._save(trainer, plugins, tokenizer)
-        self._directory.write({**manifest, "status": "done", "metrics": metrics})
+        self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
         return RunResult(metrics, self._directory.path, final, tokenizer)
 
@@ -191,6 +191,7 @@ class Pipeline:
             problems += _check_loaded_model(config, plugins)
         else:
             plugins.model_options(config)
+        problems += _check_streaming(config)
         if problems:
             raise ConfigError(problems)
         train = {**config.train, "output_dir": str(self._directory.path)}
@@ -216,8 +217,17 @@ class Pipeline:
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources
 
-        sources = load_sources(config, self._given.train, self._given.eval)
-        return prepare(sources, tokenizer, config, plugins)
+        if not config.data.streaming:
+            sources = load_sources(config, self._given.train, self._given.eval)
+            return prepare(sources, tokenizer, config, plugins)
+        from sftkit.data.sources import load_streams
+        from sftkit.data.stream import Stream
+
+        stream = Stream(load_streams(config, self._given.train), tokenizer, config, plugins)
+        next(iter(stream))  # what is wrong with the data is told now
+        held_out = load_sources(config, [], self._given.eval)
+        del held_out["train"]
+        return prepare(held_out, tokenizer, config, plugins).with_stream(stream)
 
     def _load_model(self, config: RunConfig, plugins: PluginSet, vocabulary: Vocabulary) -> Any:
         from transformers import set_seed
@@ -339,6 +349,20 @@ def _check_loaded_model(config: RunConfig, plugins: PluginSet) -> list[Problem]:
         return []
     what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
     return [Problem(what, "model", "pass the model's name, or load it with these options yourself")]
+
+
+def _check_streaming(config: RunConfig) -> Iterator[Problem]:
+    if not config.data.streaming:
+        return
+    if int(config.train.get("max_steps", -1)) <= 0:
+        what = "a stream has no end, and train.max_steps is not set"
+        yield Problem(what, "train.max_steps", "set train.max_steps to the number of steps to train")
+    if isinstance(config.data.eval, float):
+        mend = "name a file or a hub split as data.eval"
+        yield Problem("no fraction of a stream can be held out", "data.eval", mend, ("data", "eval"))
+    if int(config.train.get("dataloader_num_workers", 0)) > 0:
+        what = "a stream is prepared by a thread of each process, not by data workers"
+        yield Problem(what, "train.dataloader_num_workers", "leave train.dataloader_num_workers at 0")
 
 
 def _filled(value: Any, slot: str) -> Any:

@@ -58,6 +58,13 @@ class DataConfig(Section):
         "error", description="what happens to a row of a bad shape; skipped ones are counted"
     )
     max_bad_rows: PositiveInt = Field(100, description="on_bad_row: skip gives up behind so many of a split")
+    streaming: bool = Field(
+        False, description="read the training data while training, for data beyond the disk; needs train.max_steps"
+    )
+    shuffle_buffer: Annotated[int, Field(ge=0)] = Field(
+        10_000, description="streaming: rows among which the next is drawn; 0 keeps their order"
+    )
+    window: PositiveInt = Field(8192, description="streaming: rows that are prepared, and packed, together")
     cache: bool = Field(True, description="keep prepared data on disk; unchanged data is not prepared again")
     loss: Loss | None = Field(None, description="what is trained; by default what the format implies")
     text_column: str = Field("text", description="column that holds plain text")

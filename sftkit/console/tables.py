@@ -32,13 +32,14 @@ def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> Non
     """Counts of each split: what there is, and what was done to it."""
     rows = []
     for split, counts in summary.items():
-        share = counts["trained tokens"] / max(counts["tokens"], 1)
-        plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read"}
+        plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming"}
+        streamed = "streamed" if counts.get("streaming") else ""
+        share = "" if streamed else f"{counts['trained tokens'] / max(counts['tokens'], 1):.1%}"
         done = ", ".join(f"{number:,} {what}" for what, number in counts.items() if what not in plain)
         rows.append(
             (
-                *(split, counts["rows read"], counts["rows"], counts["tokens"], counts["trained tokens"]),
-                f"{share:.1%}",
+                *(split, counts["rows read"], *(counts.get(k, streamed) for k in ("rows", "tokens", "trained tokens"))),
+                share,
                 done or "nothing dropped or cut",
             )
         )

@@ -6,6 +6,7 @@ Legend: N examples, S tokens in all of them; ``offsets_N1`` is where each exampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,15 +48,32 @@ class Examples:
         """Trained tokens of each example (int64)."""
         return count_trained(self.labels_S, self.offsets_N1)
 
+    def take(self, index_M: np.ndarray) -> Examples:
+        """The examples at these numbers, in their order."""
+        import numpy as np
+
+        lengths_M = self.lengths_N[index_M]
+        offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
+        token = np.arange(offsets_M1[-1]) + np.repeat(self.offsets_N1[:-1][index_M] - offsets_M1[:-1], lengths_M)
+        return Examples(self.ids_S[token], self.labels_S[token], offsets_M1)
+
     def where(self, keep_N: np.ndarray) -> Examples:
         """The examples that a mask (bool, N) keeps."""
         import numpy as np
 
-        if keep_N.all():
-            return self
-        keep_S = np.repeat(keep_N, self.lengths_N)
-        offsets_N1 = np.concatenate([[0], np.cumsum(self.lengths_N[keep_N])])
-        return Examples(self.ids_S[keep_S], self.labels_S[keep_S], offsets_N1)
+        return self if keep_N.all() else self.take(np.flatnonzero(keep_N))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Examples]) -> Examples:
+        """All examples of the parts."""
+        import numpy as np
+
+        if len(parts) == 1:
+            return parts[0]
+        lengths_N = np.concatenate([np.zeros(0, np.int64), *(part.lengths_N for part in parts)])
+        ids_S = np.concatenate([np.zeros(0, np.int32), *(part.ids_S for part in parts)])
+        labels_S = np.concatenate([np.zeros(0, np.int32), *(part.labels_S for part in parts)])
+        return cls(ids_S, labels_S, np.concatenate([[0], np.cumsum(lengths_N)]))
 
     def table(self) -> pa.Table:
         """An Arrow table, one example a row."""

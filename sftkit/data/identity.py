@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
-    from sftkit.data.sources import Source
+    from sftkit.data.sources import Source, StreamSource
     from sftkit.registry import PluginSet
 
 #: Hooks whose plugins decide what the examples are. What loads the tokenizer is seen in the tokenizer.
 HOOKS = ("make_formatter", "make_packer")
 LIBRARIES = ("datasets", "jinja2", "numpy", "pyarrow", "tokenizers", "transformers")
 #: Settings of the section ``data`` that say where rows come from, or how they are kept: seen in the sources.
-ELSEWHERE = frozenset({"train", "eval", "mix", "mix_until", "cache", "subset", "split", "formatting"})
+ELSEWHERE = frozenset({"train", "eval", "mix", "mix_until", "cache", "streaming", "subset", "split", "formatting"})
 
 
 def parts_of(
-    split: str, sources: list[Source], tokenizer: PreTrainedTokenizerBase, config: RunConfig, plugins: PluginSet
+    split: str,
+    sources: Sequence[Source | StreamSource],
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    plugins: PluginSet,
 ) -> dict[str, Any]:
     """All that the rows of a split depend on, as plain data."""
     return {

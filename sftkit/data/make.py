@@ -38,14 +38,19 @@ Batch = tuple["np.ndarray", dict[str, Any]]
 
 @dataclass
 class Maker:
-    """Makes the examples of one split, and counts what is done on the way."""
+    """Makes the examples of one split, and counts what is done on the way.
+
+    Args:
+        facts: what is learned of the examples; None where the split has no end.
+    """
 
     split: str
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
     plugins: PluginSet
     tally: Tally = field(default_factory=Tally)
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts | None = field(default_factory=Facts)
+    _trained: int = 0
     _bad_rows: int = 0
     _shown: str = ""
 
@@ -72,13 +77,15 @@ class Maker:
         formatter = self._formatter(columns)
         documents = (self._documents(batch, formatter, place) for batch in rows)
         for examples in encode_stream(documents, self.tokenizer, formatter.adds_special_tokens):
-            self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, **tokens)
+            self._trained += int(examples.trained_N.sum())
+            if self.facts is not None:
+                self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, **tokens)
             yield drop_untrained(examples, self.split, self.tally)
 
     def nothing_left(self) -> DataError:
         """Why no row is left, with the first one."""
         where, counts = f"data.{self.split}", self.tally.counts[self.split]
-        if self.facts.trained:
+        if self._trained:
             mend = "raise data.max_length, or shorten the prompts"
             what = f"no trained token is left within data.max_length={self.config.data.max_length}"
             return DataError(Problem(what, where, mend))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from collections import Counter
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.packs import Packer
+    from sftkit.data.stream import Stream
     from sftkit.registry import PluginSet
 
 
@@ -35,21 +37,21 @@ class Prepared:
     """The examples of each split, and what was done to the data on the way.
 
     Attributes:
-        splits: rows ready for the collator, by split.
+        splits: rows ready for the collator, by split: a Dataset, or the Stream to train on.
         tally: what was done to the data.
         facts: what is known of the examples as encoded, before they were cut or packed.
         described: rows, tokens, trained tokens and a fingerprint of each split.
         cached: the splits that were prepared before.
     """
 
-    splits: dict[str, Dataset]
+    splits: dict[str, Any]
     tally: Tally
     facts: dict[str, Facts] = field(default_factory=dict)
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
 
     @property
-    def train(self) -> Dataset:
+    def train(self) -> Dataset | Stream:
         """The examples to train on."""
         return self.splits["train"]
 
@@ -58,9 +60,20 @@ class Prepared:
         """The evaluation sets by name."""
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
 
+    def with_stream(self, stream: Stream) -> Prepared:
+        """With a stream to train on."""
+        return dataclasses.replace(self, splits={"train": stream, **self.splits})
+
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
-        return {name: {**self.described[name], **self.tally.counts[name]} for name in self.splits}
+        told = {name: {**self.described[name], **self.tally.counts[name]} for name in self.described}
+        train = self.splits.get("train")
+        if train is not None and "train" not in self.described:
+            told = {
+                "train": {"streaming": True, "fingerprint": train.fingerprint, **train.tally.counts["train"]},
+                **told,
+            }
+        return told
 
 
 def prepare(
@@ -116,7 +129,7 @@ def _build(
         told.pop("untrained")
     if not told["rows"]:
         raise maker.nothing_left()
-    return {"summary": told, "tally": tally.as_dict()[split], "facts": maker.facts.as_dict()}
+    return {"summary": told, "tally": tally.as_dict()[split], "facts": maker.facts.as_dict() if maker.facts else {}}
 
 
 def pack(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
     from sftkit.config import RunConfig
 
@@ -51,6 +51,56 @@ class Source:
         if not self.files:
             return f"{self.where}, row {row + 1}"
         return f"{self.where}, {locate(self.files, row)}"
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """Rows that are read one after the other, and never all there.
+
+    Attributes:
+        where: the key of the configuration that names it.
+        identity: what tells this data from other data.
+        load: begins to read.
+        shuffle_buffer: rows among which the next is drawn; 0 keeps the order.
+    """
+
+    where: str
+    identity: Any
+    load: Callable[[], IterableDataset]
+    shuffle_buffer: int = 0
+
+
+def load_streams(config: RunConfig, train: Any = None) -> list[tuple[StreamSource, float]]:
+    """The sources of the training stream, with their weights.
+
+    Args:
+        train: a loaded IterableDataset instead of ``data.train``.
+
+    Raises:
+        DataError: if a file is not there or of an unknown kind.
+    """
+    data = config.data
+    if train is not None:
+        identity = {"stream": str(getattr(train, "_fingerprint", None) or train.info)}
+        return [(StreamSource("data.train", identity, lambda: train, data.shuffle_buffer), 1.0)]
+    if data.mix:
+        return [(_streamed(name, config, "data.mix"), weight) for name, weight in data.mix.items()]
+    return [(_streamed(data.train or [], config, "data.train"), 1.0)]
+
+
+def _streamed(names: str | list[str], config: RunConfig, where: str) -> StreamSource:
+    listed = [names] if isinstance(names, str) else list(names)
+    files = [path for name in listed for path in find_files(name, where) or ()]
+    load = functools.partial(_read_files, files, streaming=True)
+    identity: Any = {"files": _stats(files)}
+    if not files:
+        load = functools.partial(_read_hub, listed[0], config, where, streaming=True)
+        identity = {"hub": [*listed, config.data.subset, config.data.split]}
+    return StreamSource(where, identity, load, config.data.shuffle_buffer)
+
+
+def _stats(files: Iterable[Path]) -> list[Any]:
+    return [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in files]
 
 
 def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -> dict[str, list[Source]]:
@@ -97,8 +147,7 @@ def _named(names: str | list[str], config: RunConfig, where: str) -> Source:
         return read(names, config, where)
 
     if files:
-        stats = [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in files]
-        return Source(where, {"files": stats, "on_bad_row": config.data.on_bad_row}, load, files)
+        return Source(where, {"files": _stats(files), "on_bad_row": config.data.on_bad_row}, load, files)
     return Source(where, {"fingerprint": load().rows._fingerprint}, load)
 
 
@@ -182,8 +231,10 @@ def as_rows(value: Any, split: str, where: str) -> Dataset:
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
         return Dataset.from_list(value)
     if isinstance(value, IterableDataset):
-        mend = "load it as a Dataset, or take its first rows with Dataset.from_list(list(data.take(n)))"
-        raise DataError(Problem("streamed data is not supported", where, mend))
+        mend = (
+            "set data.streaming=true for training data, or take its first rows: Dataset.from_list(list(data.take(n)))"
+        )
+        raise DataError(Problem("an IterableDataset is a stream", where, mend))
     mend = "pass a path, a Dataset, a DatasetDict, or a list of dicts"
     raise DataError(Problem(f"{type(value).__name__} is no data", where, mend))
 
@@ -226,20 +277,21 @@ def _read_without_bad_lines(files: list[Path], where: str, limit: int) -> Read:
     return Read(_read_files(copies), bad)
 
 
-def _read_files(files: list[Path]) -> Dataset:
+def _read_files(files: list[Path], streaming: bool = False) -> Any:
     from datasets import load_dataset
 
+    names = [str(path) for path in files]
     options = {"sep": "\t"} if files[0].suffix.lower() == ".tsv" else {}
     with _quiet():
-        return load_dataset(kind_of(files[0]), data_files=[str(path) for path in files], split="train", **options)
+        return load_dataset(kind_of(files[0]), data_files=names, split="train", streaming=streaming, **options)
 
 
-def _read_hub(name: str, config: RunConfig, where: str) -> Dataset:
+def _read_hub(name: str, config: RunConfig, where: str, streaming: bool = False) -> Any:
     from datasets import load_dataset
 
     try:
         with _quiet():
-            return load_dataset(name, config.data.subset, split=config.data.split)
+            return load_dataset(name, config.data.subset, split=config.data.split, streaming=streaming)
     except Exception as error:  # the hub's client raises many kinds; each means that this name gave no data
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         mend = "check the name, data.subset, data.split and the network; a local path must exist"

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from transformers import Trainer
 
 from sftkit.training.loss import row_losses, trained_token_loss
@@ -29,6 +30,25 @@ class SFTTrainer(Trainer):
         self._steps = 0.0
         self._since = time.perf_counter()
         self._evaluated: list[tuple[Any, Any]] = []
+
+    def get_train_dataloader(self) -> Any:
+        """As the Trainer's; a stream, whose processes read a share each, is not shared out again."""
+        if not isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            return super().get_train_dataloader()
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+        )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -1,0 +1,196 @@
+"""Data that is never whole: read, formatted, encoded and packed window by window while the run goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
+
+from sftkit.data import cache
+from sftkit.data.columns import Examples, flat
+from sftkit.data.identity import parts_of
+from sftkit.data.length import fit_length
+from sftkit.data.make import BATCH, Batch, Maker
+from sftkit.data.sources import StreamSource
+from sftkit.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+    from datasets import Features
+    from transformers import PreTrainedTokenizerBase
+
+    from sftkit.config import RunConfig
+    from sftkit.data.tally import Tally
+    from sftkit.registry import PluginSet
+
+SPLIT = "train"
+LOOKED_AT = 100  # rows whose columns are the stream's
+
+
+class Stream(IterableDataset):
+    """Rows ready for the collator, without an end: a source that runs out starts again, in another order.
+
+    The same rows come in the same order each time it is iterated, so that a resumed run finds its place by skipping.
+    Each process reads its own share of the rows.
+
+    Args:
+        sources: what is read, with weights; a window takes rows from each in proportion, drawn with the run's seed.
+
+    Attributes:
+        tally: what was done to the data since the last iteration began; one window is prepared ahead.
+        fingerprint: a hash over all that the rows depend on.
+    """
+
+    def __init__(
+        self,
+        sources: list[tuple[StreamSource, float]],
+        tokenizer: PreTrainedTokenizerBase,
+        config: RunConfig,
+        plugins: PluginSet,
+    ) -> None:
+        self._sources, self._tokenizer, self._config, self._plugins = sources, tokenizer, config, plugins
+        self._maker = Maker(SPLIT, tokenizer, config, plugins, facts=None)
+        parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins)
+        seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": _world()}
+        self.fingerprint = cache.key_of({**parts, **seeds})
+
+    @property
+    def tally(self) -> Tally:
+        """What was done to the data since the last iteration began."""
+        return self._maker.tally
+
+    @property
+    def _seed(self) -> int:
+        return int(self._config.train.get("data_seed") or self._config.train.get("seed", 42))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Examples as mappings of numpy arrays, as a prepared data set gives them.
+
+        Raises:
+            DataError: for a row of a bad shape, or a window with nothing to train on.
+        """
+        self._maker = Maker(SPLIT, self._tokenizer, self._config, self._plugins, facts=None)
+        windows = self._windows(self._maker)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(next, windows)
+            while True:
+                tables = waiting.result()
+                waiting = pool.submit(next, windows)
+                for table in tables:
+                    yield from _rows(table)
+
+    def _windows(self, maker: Maker) -> Iterator[list[pa.Table]]:
+        import numpy as np
+
+        config, tally = self._config, maker.tally
+        packer = self._plugins.hook.make_packer(split=SPLIT, config=config, tally=tally)
+        whole = packer is not None and packer.cuts_documents and config.data.truncation == "keep_start"
+        feeds = [_Feed(source, self._seed + number, maker) for number, (source, _) in enumerate(self._sources)]
+        weights = np.array([weight for _, weight in self._sources])
+        random = np.random.default_rng([self._seed, *_rank_of()])
+        while True:
+            counts = random.multinomial(config.data.window, weights / weights.sum())
+            parts = [feed.take(int(count)) for feed, count in zip(feeds, counts, strict=True)]
+            window = Examples.concatenate(parts)
+            window = window.take(random.permutation(len(window)))
+            fitted = window if whole else fit_length(window, SPLIT, config.data, tally)
+            if not fitted.trained_N.any():
+                raise maker.nothing_left()
+            yield [fitted.table()] if packer is None else [part for part in packer(fitted) if len(part)]
+
+
+@dataclass
+class _Feed:
+    """The examples of one source, one pass after the other."""
+
+    source: StreamSource
+    seed: int
+    maker: Maker
+    _passes: int = 0
+    _left: Examples | None = None
+    _coming: Iterator[Examples] = field(default_factory=lambda: iter(()))
+    _any: bool = True
+
+    def take(self, count: int) -> Examples:
+        """The next ``count`` examples."""
+        import numpy as np
+
+        parts, missing = [], count
+        while missing:
+            if self._left is None or not len(self._left):
+                self._left = self._next()
+            some = self._left.take(np.arange(min(missing, len(self._left))))
+            self._left = self._left.take(np.arange(len(some), len(self._left)))
+            parts.append(some)
+            missing -= len(some)
+        return Examples.concatenate(parts)
+
+    def _next(self) -> Examples:
+        for examples in self._coming:
+            if len(examples):
+                self._any = True
+                return examples
+        if not self._any:
+            raise self.maker.nothing_left()
+        self._any = False
+        rows = self.source.load()
+        columns = rows.features or _columns(rows)
+        if self.source.shuffle_buffer:
+            rows = rows.shuffle(seed=self.seed, buffer_size=self.source.shuffle_buffer)
+        rows.set_epoch(self._passes)
+        self._passes += 1
+        if self._passes > 1:
+            self.maker.tally.add(SPLIT, f"times {self.source.where} began again")
+        self._coming = self.maker.encoded(self._batches(rows, columns), columns, self._place)
+        return self._next()
+
+    def _batches(self, rows: Any, columns: Mapping[str, Any]) -> Iterator[Batch]:
+        import numpy as np
+        from datasets.distributed import split_dataset_by_node
+
+        rank, world = _rank_of()[0], _world()
+        own = split_dataset_by_node(rows, rank, world) if world > 1 else rows
+        start = 0
+        try:
+            for batch in own.iter(batch_size=BATCH):
+                number = len(next(iter(batch.values())))
+                self.maker.tally.add(SPLIT, "rows read", number)
+                yield np.arange(start, start + number), {name: batch.get(name, [None] * number) for name in columns}
+                start += number
+        except DataError:
+            raise
+        except Exception as error:  # datasets wraps whatever its readers raise
+            cause = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+            what = f"the stream cannot be read on: {cause[0]}"
+            raise DataError(Problem(what, self.source.where, "mend the files")) from error
+
+    def _place(self, row: int) -> str:
+        order = "shuffled " if self.source.shuffle_buffer else ""
+        return f"{self.source.where}, {order}stream, row {row + 1}"
+
+
+def _columns(rows: Any) -> Features:
+    from datasets import Dataset
+
+    first = list(rows.take(LOOKED_AT))
+    return Dataset.from_list(first).features
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    columns = {name: flat(table, name) for name in table.column_names}
+    for row in range(len(table)):
+        yield {name: values[offsets[row] : offsets[row + 1]] for name, (values, offsets) in columns.items()}
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rank_of() -> tuple[int]:
+    return (int(os.environ.get("RANK", "0")),)

@@ -1,0 +1,149 @@
+"""A stream gives the rows that a prepared data set gives, in an order of its own, the same each time."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import pytest
+
+from sftkit import Pipeline
+from sftkit.errors import ConfigError, DataError
+from sftkit.testing import tiny_model, tiny_tokenizer
+
+TRAIN = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "use_cpu": True, "save_steps": 3}
+TRAIN["lr_scheduler_type"] = "constant"  # the same rate however many steps a run is told to take
+
+
+def rows(number, name="row"):
+    return [{"prompt": f"{name} {n}: ", "completion": f"it is {n}"} for n in range(number)]
+
+
+def write(path, values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return str(path)
+
+
+def pipeline(tmp_path, data, *, train=None, output="run", **options):
+    data = {"max_length": 64, "streaming": True, "window": 8, **data}
+    train = {**TRAIN, "output_dir": str(tmp_path / output), **(train or {})}
+    return Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=data, train=train, **options)
+
+
+def texts(stream, number):
+    return [tiny_tokenizer().decode(row["input_ids"]) for row in islice(stream, number)]
+
+
+def as_tuples(examples):
+    return sorted((tuple(row["input_ids"].tolist()), tuple(row["labels"].tolist())) for row in examples)
+
+
+def test_a_pass_over_a_stream_gives_the_examples_of_the_prepared_data(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(20))
+    stream = pipeline(tmp_path, {"train": path, "window": 20}).prepare().data.train
+    prepared = pipeline(tmp_path, {"train": path, "streaming": False}).prepare().data.train
+    assert as_tuples(islice(stream, 20)) == as_tuples(prepared)
+
+
+def test_a_stream_gives_the_same_rows_each_time_and_another_order_in_the_next_pass(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(20))
+    stream = pipeline(tmp_path, {"train": path, "window": 20}).prepare().data.train
+    first = texts(stream, 40)
+    assert first == texts(stream, 40)
+    assert sorted(first[:20]) == sorted(first[20:])
+    assert first[:20] != first[20:]
+    assert stream.tally.counts["train"]["times data.train began again"] >= 1
+
+
+def test_the_order_is_drawn_with_the_seed(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(20))
+    one, two = (pipeline(tmp_path, {"train": path}, train={"seed": seed}).prepare().data.train for seed in (1, 2))
+    assert texts(one, 16) != texts(two, 16)
+
+
+def test_sources_are_mixed_by_their_weights(tmp_path):
+    mix = {write(tmp_path / "a.jsonl", rows(40, "left")): 3.0, write(tmp_path / "b.jsonl", rows(40, "right")): 1.0}
+    stream = pipeline(tmp_path, {"mix": mix, "window": 400}).prepare().data.train
+    share = sum("left" in text for text in texts(stream, 400)) / 400
+    assert 0.68 < share < 0.82
+
+
+def test_a_window_is_packed_without_losing_a_document(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(16))
+    stream = pipeline(tmp_path, {"train": path, "window": 16}, plugins=["packing"]).prepare().data.train
+    packed = []
+    for row in stream:
+        packed += row["input_ids"].tolist()
+        if len(row["input_ids"]) and packed.count(tiny_tokenizer().eos_token_id) >= 16:
+            break
+    assert packed.count(tiny_tokenizer().eos_token_id) == 16
+    assert all(f"row {n}: it is {n}" in tiny_tokenizer().decode(packed) for n in range(16))
+
+
+def test_each_process_reads_a_share_of_its_own(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", rows(20))
+    seen = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        stream = pipeline(tmp_path, {"train": path, "window": 10}).prepare().data.train
+        seen.append(set(texts(stream, 10)))
+    assert len(seen[0]) == len(seen[1]) == 10
+    assert not seen[0] & seen[1]
+
+
+def test_a_resumed_stream_ends_where_an_undisturbed_one_does(tmp_path):
+    from safetensors.torch import load_file
+
+    data = {"train": write(tmp_path / "a.jsonl", rows(20))}
+    pipeline(tmp_path, data, output="whole").run()
+    pipeline(tmp_path, data, output="parts", train={"max_steps": 3}).run()
+    pipeline(tmp_path, data, output="parts", resume=True).run()
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+def test_what_was_done_to_a_stream_is_in_the_manifest(tmp_path):
+    data = {"train": write(tmp_path / "a.jsonl", rows(20)), "max_length": 8}
+    pipeline(tmp_path, data).run()
+    told = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]["train"]
+    assert told["streaming"]
+    assert told["rows truncated"] > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "told"),
+    [
+        ({}, {"max_steps": -1}, "a stream has no end, and train.max_steps is not set"),
+        ({"eval": 0.1}, {}, "no fraction of a stream can be held out"),
+        ({}, {"dataloader_num_workers": 2}, "not by data workers"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_told_before_it_is_read(tmp_path, data, train, told):
+    run = pipeline(tmp_path, {"train": write(tmp_path / "a.jsonl", rows(3)), **data}, train=train)
+    with pytest.raises(ConfigError, match=told):
+        run.prepare()
+
+
+def test_a_stream_with_nothing_to_train_on_fails_before_weights_are_read(tmp_path):
+    empty = [{"prompt": "a question", "completion": ""}] * 3
+    path = write(tmp_path / "a.jsonl", empty)
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    run = Pipeline(
+        model=tiny_model(),
+        tokenizer=tokenizer,
+        data={"train": path, "streaming": True},
+        train={**TRAIN, "output_dir": str(tmp_path / "run")},
+    )
+    with pytest.raises(DataError, match="every label is masked"):
+        run.prepare()
+
+
+def test_a_bad_row_ends_the_run_or_is_skipped_and_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", [*rows(5), {"prompt": "x", "completion": None}])
+    with pytest.raises(DataError, match="column 'completion' is null"):
+        pipeline(tmp_path, {"train": path}).prepare()
+    stream = pipeline(tmp_path, {"train": path, "on_bad_row": "skip", "window": 5}).prepare().data.train
+    texts(stream, 5)
+    assert stream.tally.counts["train"]["bad rows skipped"] >= 1
