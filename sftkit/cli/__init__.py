@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sftkit.cli import plugins, run, schema
+from sftkit.cli import cache, plugins, run, schema
 
 app = typer.Typer(
     name="sftkit",
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("plugins")(plugins.plugins)
 app.command("schema")(schema.schema)
+app.add_typer(cache.app, name="cache")
 
 
 @app.callback(invoke_without_command=True)

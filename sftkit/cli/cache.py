@@ -1,0 +1,50 @@
+"""``sftkit cache``: the prepared data that is kept on disk."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List or clear the prepared data that is kept on disk.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_entries() -> None:
+    """List what is kept: when it was made, of what, its rows and size."""
+    from datetime import datetime
+
+    from sftkit.console import console, show_table
+    from sftkit.data import cache
+
+    rows = []
+    for entry in cache.entries():
+        told, parts = entry.told.get("summary", {}), entry.told.get("parts", {})
+        made = datetime.fromtimestamp(entry.told.get("created", 0)).isoformat(" ", "minutes")
+        size = f"{entry.size / 1e6:.1f} MB"
+        rows.append((made, entry.directory.name[:8], parts.get("split", ""), told.get("rows", 0), size, _of(parts)))
+    screen = console()
+    show_table(screen, f"Prepared data in {cache.root()}", ("made", "key", "split", "rows", "size", "of"), rows)
+
+
+@app.command("clear")
+def clear(
+    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Only what is older, in days.")] = 0.0,
+) -> None:
+    """Remove what is kept; what another process is preparing stays."""
+    from sftkit.console import console
+    from sftkit.data import cache
+
+    number, size = cache.clear(older_than * 86_400)
+    console().print(f"removed {number} entries, {size / 1e6:.1f} MB", markup=False)
+
+
+def _of(parts: dict) -> str:
+    """What the data was made of, for people."""
+    names = []
+    for source in parts.get("sources", []):
+        while isinstance(source, dict) and "of" in source:
+            source = source["of"]
+        files = source.get("files") if isinstance(source, dict) else None
+        names += [str(file[0]) for file in files] if files else ["a loaded data set, or one of the hub"]
+    return ", ".join(names)

@@ -1,0 +1,237 @@
+"""Prepared data is found again where nothing it depends on has changed, and only there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sftkit import Pipeline
+from sftkit.data import cache
+from sftkit.data.documents import Formatter, Span
+from sftkit.plugin import Plugin, dataclass, hookimpl
+from sftkit.testing import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "train.jsonl"
+    write(path, 30)
+    return path
+
+
+def write(path, number, answer="yes"):
+    lines = [json.dumps({"prompt": f"question {n}? ", "completion": answer}) for n in range(number)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def prepare(data, *, tokenizer=None, plugins=(), seed=42, **options):
+    options = {"train": str(data), "max_length": 64, **options}
+    train = {"output_dir": str(data.parent / "run"), "seed": seed}
+    run = Pipeline(
+        model=tiny_model(), tokenizer=tokenizer or tiny_tokenizer(), data=options, plugins=plugins, train=train
+    )
+    return run.prepare().data
+
+
+def was_cached(*args, **options):
+    return "train" in prepare(*args, **options).cached
+
+
+def as_lists(prepared):
+    return {name: rows.with_format(None).to_list() for name, rows in prepared.splits.items()}
+
+
+def test_unchanged_data_is_not_prepared_again_and_gives_the_same(data):
+    first, second = prepare(data, eval=0.2), prepare(data, eval=0.2)
+    assert first.cached == frozenset()
+    assert second.cached == {"train", "eval"}
+    assert as_lists(first) == as_lists(second)
+    assert first.summary() == second.summary()
+    assert {name: facts.as_dict() for name, facts in first.facts.items()} == {
+        name: facts.as_dict() for name, facts in second.facts.items()
+    }
+
+
+def test_a_hit_reads_no_row(data, monkeypatch):
+    prepare(data)
+    monkeypatch.setattr("sftkit.data.sources.read", lambda *_: pytest.fail("the rows were read"))
+    assert was_cached(data)
+
+
+def test_changed_rows_miss(data):
+    prepare(data)
+    write(data, 30, answer="not")  # as many bytes as before
+    assert not was_cached(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_length": 16}, {"truncation": "drop"}, {"loss": "all"}, {"on_bad_row": "skip"}, {"plugins": ["packing"]}],
+)
+def test_a_changed_setting_misses(data, change):
+    prepare(data)
+    assert not was_cached(data, **change)
+
+
+def test_a_changed_plugin_option_misses_and_a_plugin_without_a_part_in_the_data_does_not(data):
+    prepare(data, plugins=["packing"])
+    assert not was_cached(data, plugins=["packing:strategy=wrapped"])
+    assert was_cached(data, plugins=["packing", "neftune"])
+
+
+def test_a_changed_tokenizer_or_template_misses(data):
+    prepare(data)
+    more = tiny_tokenizer()
+    more.add_tokens(["<new>"])
+    assert not was_cached(data, tokenizer=more)
+    other = tiny_tokenizer()
+    other.chat_template = "{{ messages }}"
+    assert not was_cached(data, tokenizer=other)
+
+
+def test_another_seed_of_the_held_out_rows_misses(data):
+    prepare(data, eval=0.2)
+    assert not was_cached(data, eval=0.2, seed=1)
+
+
+def test_changed_code_misses(data, monkeypatch):
+    prepare(data)
+    real = cache.key_of
+    from sftkit.data import identity
+
+    original = identity.code_of
+    monkeypatch.setattr(identity, "code_of", lambda name: original(name) + ("x" if name == "sftkit.data" else ""))
+    assert not was_cached(data)
+    assert real is cache.key_of
+
+
+def test_a_changed_formatting_function_misses(data, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "mine_to_format.py"
+    module.write_text("def form(row):\n    return row['prompt']\n")
+    prepare(data, formatting="mine_to_format:form")
+    assert was_cached(data, formatting="mine_to_format:form")
+    code = "from sftkit.data.identity import code_of; print(code_of('mine_to_format'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    hashes = []
+    for body in ("row['prompt']", "row['completion']"):
+        module.write_text(f"def form(row):\n    return {body}\n")
+        done = subprocess.run([sys.executable, "-B", "-c", code], env=environment, capture_output=True, text=True)
+        hashes.append(done.stdout.strip())
+    assert all(hashes)
+    assert hashes[0] != hashes[1]
+
+
+def test_callables_are_told_apart_by_what_they_close_over(data):
+    def form(word: str) -> Any:
+        return lambda row: row["prompt"] + word
+
+    prepare(data, formatting=form("a"))
+    assert was_cached(data, formatting=form("a"))
+    assert not was_cached(data, formatting=form("b"))
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove", "meta"])
+def test_a_corrupt_entry_is_rebuilt(data, harm):
+    good = as_lists(prepare(data))
+    (entry,) = cache.entries()
+    if harm == "flip":
+        content = bytearray(entry.rows.read_bytes())
+        content[len(content) // 2] ^= 1
+        entry.rows.write_bytes(content)
+    elif harm == "cut":
+        entry.rows.write_bytes(entry.rows.read_bytes()[:-100])
+    elif harm == "remove":
+        entry.rows.unlink()
+    else:
+        (entry.directory / cache.ENTRY).write_text("{")
+    again = prepare(data)
+    assert again.cached == frozenset()
+    assert as_lists(again) == good
+    assert was_cached(data)
+
+
+def test_what_a_killed_process_left_is_built_anew(data):
+    good = as_lists(prepare(data))
+    (entry,) = cache.entries()
+    partial = entry.directory.with_name(f"{entry.directory.name}.partial")
+    entry.directory.rename(partial)
+    (partial / cache.ENTRY).unlink()
+    assert as_lists(prepare(data)) == good
+    assert not partial.exists()
+
+
+def test_a_failed_preparation_leaves_nothing(data):
+    data.write_text('{"prompt": "x", "completion": null}\n')
+    with pytest.raises(Exception, match="completion"):
+        prepare(data)
+    assert list(cache.entries()) == []
+    assert not list(cache.root().glob("data/*.partial"))
+
+
+def test_two_processes_that_prepare_at_once_do_not_harm_each_other(data, tmp_path):
+    write(data, 4000)
+    code = f"""
+from sftkit import Pipeline
+from sftkit.testing import tiny_model, tiny_tokenizer
+ready = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data={{"train": {str(data)!r}}},
+                 train={{"output_dir": {str(tmp_path / "run")!r}}}).prepare()
+print(len(ready.data.train), ready.data.described["train"]["fingerprint"], "train" in ready.data.cached)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert told[0][:2] == told[1][:2]
+    assert told[0][0] == "4000"
+    assert sorted(item[2] for item in told) == ["False", "True"]
+
+
+def test_without_the_cache_nothing_is_kept(data):
+    assert len(prepare(data, cache=False).train) == 30
+    assert not was_cached(data, cache=False)
+    assert list(cache.entries()) == []
+
+
+def test_the_cache_is_listed_and_cleared(data, cli, tmp_path):
+    prepare(data)
+    listed = cli("cache", "list", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache.root())}).stdout
+    assert str(data) in listed
+    assert "removed 1 entries" in cli("cache", "clear", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache.root())}).stdout
+    assert list(cache.entries()) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Shout(Formatter):
+    """Upper case."""
+
+    mark: str
+
+    def __call__(self, rows):
+        return [(Span(text.upper() + self.mark, True),) for text in rows["prompt"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shouting(Plugin):
+    """Makes every text loud."""
+
+    mark: str = "!"
+
+    @hookimpl
+    def make_formatter(self):
+        return Shout(self.mark)
+
+
+def test_a_plugin_given_as_an_object_is_known_by_its_options(data):
+    prepare(data, plugins=[Shouting()])
+    assert was_cached(data, plugins=[Shouting()])
+    assert not was_cached(data, plugins=[Shouting(mark="?")])
