@@ -89,6 +89,8 @@ def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
         return Problem("no such key", where, nearest(str(item["loc"][0]), keys) or f"its keys are: {', '.join(keys)}")
     if item["type"] == "missing":
         return Problem("is missing", where, "set it")
+    if not item["loc"]:  # of the section as a whole
+        return Problem(item["msg"].removeprefix("Value error, "), where, "correct the section")
     field = cls.model_fields.get(str(item["loc"][0]))
     mend = f"{field.description}" if field and field.description else "correct the value"
     return Problem(f"{item['msg']}, not {item.get('input')!r}", where, mend)

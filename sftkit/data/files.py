@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sftkit import demo
@@ -59,11 +59,15 @@ def find_files(name: str, where: str) -> list[Path] | None:
     return None
 
 
-def locate(files: Sequence[Path], row: int) -> str:
-    """``file:line`` of a row, counted from 0 over all files; the row's number in the file where it has no lines."""
+def locate(files: Sequence[Path], row: int, instead: Mapping[Path, Path]) -> str:
+    """``file:line`` of a row, counted from 0 over all files; the row's number in the file where it has no lines.
+
+    Args:
+        instead: copies that were read instead of some of the files, with the same lines.
+    """
     for path in files:
         number = 0
-        for number, line in enumerate(_lines_of_rows(path), start=1):
+        for number, line in enumerate(_lines_of_rows(instead.get(path, path)), start=1):
             if number > row:
                 return f"{path}:{line}" if line else f"{path}, row {row + 1}"
         row -= number

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.cache import root
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 
 
 class Read(NamedTuple):
-    """Rows as read, and how many lines were left out because they cannot be."""
+    """Rows as read, how many lines were left out because they cannot be, and the files read instead of others."""
 
     rows: Dataset
     bad_lines: int = 0
+    instead: Mapping[Path, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Source:
         """Where a row is, for people: file and line where there are files."""
         if not self.files:
             return f"{self.where}, row {row + 1}"
-        return f"{self.where}, {locate(self.files, row)}"
+        return f"{self.where}, {locate(self.files, row, self.load().instead)}"
 
 
 @dataclass(frozen=True)
@@ -246,22 +249,25 @@ def read(source: str | list[str], config: RunConfig, where: str) -> Read:
         DataError: if a file is missing, of an unknown kind, or cannot be parsed; with file and line where known.
     """
     names = [source] if isinstance(source, str) else list(source)
-    files = [path for name in names if (found := find_files(name, where)) is not None for path in found]
+    found = {name: find_files(name, where) for name in names}
+    files = [path for paths in found.values() for path in paths or ()]
     if not files:
         if len(names) > 1:
             raise DataError(Problem("hub data sets are named one at a time", where, "give one name, or files"))
         return Read(_read_hub(names[0], config, where))
+    if missing := [name for name, paths in found.items() if paths is None]:
+        raise DataError(
+            Problem(f"{missing[0]!r} is no file, and others are", where, "correct the path, or use data.mix")
+        )
     kinds = {kind_of(path) for path in files}
     if len(kinds) > 1:
         raise DataError(Problem(f"the files are of several kinds: {', '.join(sorted(kinds))}", where, "give one kind"))
-    skip = config.data.on_bad_row == "skip"
-    if not skip:
-        check_encoding(files, where)
     try:
+        check_encoding(files, where)
         return Read(_read_files(files))
     except Exception as error:  # datasets wraps whatever its readers raise
-        problems = list(diagnose(files, where))
-        if skip and kinds == {"json"} and all(path.stat().st_size for path in files):
+        problems = error.problems if isinstance(error, DataError) else tuple(diagnose(files, where))
+        if config.data.on_bad_row == "skip" and kinds == {"json"} and all(path.stat().st_size for path in files):
             return _read_without_bad_lines(files, where, config.data.max_bad_rows)
         raise DataError(problems or [_unreadable(error, files, where)]) from error
 
@@ -269,12 +275,13 @@ def read(source: str | list[str], config: RunConfig, where: str) -> Read:
 def _read_without_bad_lines(files: list[Path], where: str, limit: int) -> Read:
     import xxhash
 
-    copies, bad = [], 0
+    copies: dict[Path, Path] = {}
+    bad = 0
     for path in files:
         name = xxhash.xxh3_64_hexdigest(str(path.resolve()).encode())
-        copies.append(root() / "clean" / name / path.name)
-        bad += without_bad_lines(path, copies[-1], where, limit - bad)
-    return Read(_read_files(copies), bad)
+        copies[path] = root() / "clean" / name / path.name
+        bad += without_bad_lines(path, copies[path], where, limit - bad)
+    return Read(_read_files(list(copies.values())), bad, copies)
 
 
 def _read_files(files: list[Path], streaming: bool = False) -> Any:
@@ -307,13 +314,18 @@ def _unreadable(error: Exception, files: list[Path], where: str) -> Problem:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of datasets: reading a file is told by the count of its rows."""
+    """No progress bars of datasets, whose reading is told by a count of rows, and no errors told twice."""
     import datasets
+
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
 
     were_on = datasets.is_progress_bar_enabled() if hasattr(datasets, "is_progress_bar_enabled") else True
     datasets.disable_progress_bars()
     try:
         yield
     finally:
+        logger.setLevel(level)
         if were_on:
             datasets.enable_progress_bars()

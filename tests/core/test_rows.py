@@ -1,0 +1,183 @@
+"""Rows of a bad shape are named by file and line, or skipped and counted; sources are mixed and held out."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from datasets import Dataset
+
+from sftkit import Pipeline
+from sftkit.errors import ConfigError, DataError
+from sftkit.testing import tiny_model, tiny_tokenizer
+
+GOOD = {"prompt": "question? ", "completion": "yes"}
+NULL = {"prompt": "question? ", "completion": None}
+
+
+def lines(*rows):
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n"
+
+
+def prepare(tmp_path, data, *, plugins=(), train=None, **options):
+    options = {"max_length": 64, "cache": False, **options}
+    if isinstance(data, dict):
+        options["mix"] = data
+    else:
+        options["train"] = str(data)
+    train = {"output_dir": str(tmp_path / "run"), **(train or {})}
+    return Pipeline(
+        model=tiny_model(), tokenizer=tiny_tokenizer(), data=options, plugins=plugins, train=train
+    ).prepare()
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def texts(rows):
+    return [tiny_tokenizer().decode(ids) for ids in rows["input_ids"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.jsonl", lines(GOOD, "", NULL), r"a\.jsonl:3: column 'completion' is null"),
+        ("a.json", json.dumps([GOOD, NULL]), r"a\.json, row 2: column 'completion' is null"),
+        ("a.csv", 'prompt,completion\n"two\nlines",yes\nq,\n', r"a\.csv:4: column 'completion' is null"),
+    ],
+)
+def test_a_row_of_a_bad_shape_is_named_by_file_and_line(tmp_path, name, text, told):
+    with pytest.raises(DataError, match=told):
+        prepare(tmp_path, write(tmp_path / name, text))
+
+
+def test_a_bad_row_of_the_second_file_is_named_by_that_file(tmp_path):
+    write(tmp_path / "a.jsonl", lines(GOOD, GOOD))
+    write(tmp_path / "b.jsonl", lines(GOOD, NULL))
+    with pytest.raises(DataError, match=r"b\.jsonl:2: "):
+        prepare(tmp_path, tmp_path)
+
+
+def test_a_bad_row_among_held_out_ones_keeps_its_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines(*[GOOD] * 9, NULL))
+    with pytest.raises(DataError, match=r"a\.jsonl:10: "):
+        prepare(tmp_path, path, eval=0.5)
+
+
+def test_bad_rows_are_skipped_counted_and_the_first_of_them_named(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="sftkit")
+    path = write(tmp_path / "a.jsonl", lines(GOOD, NULL, GOOD, NULL))
+    data = prepare(tmp_path, path, on_bad_row="skip").data
+    assert len(data.train) == 2
+    assert data.tally.counts["train"]["bad rows skipped"] == 2
+    assert "a.jsonl:2" in caplog.text
+    assert "a.jsonl:4" in caplog.text
+
+
+def test_lines_that_are_no_json_are_skipped_too_and_those_behind_keep_their_numbers(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="sftkit")
+    path = write(tmp_path / "a.jsonl", lines(GOOD, "{broken", GOOD, "[1]", NULL))
+    data = prepare(tmp_path, path, on_bad_row="skip").data
+    assert len(data.train) == 2
+    assert data.tally.counts["train"]["unreadable lines skipped"] == 2
+    assert "a.jsonl:5" in caplog.text
+
+
+def test_bytes_that_are_no_utf8_are_skipped_too(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(GOOD).encode() + b'{"prompt": "\xff", "completion": "x"}\n' + lines(GOOD).encode())
+    data = prepare(tmp_path, path, on_bad_row="skip").data
+    assert len(data.train) == 2
+    assert data.tally.counts["train"]["unreadable lines skipped"] == 1
+
+
+@pytest.mark.parametrize("bad", [NULL, "{broken"])
+def test_too_many_bad_rows_are_an_error_all_the_same(tmp_path, bad):
+    path = write(tmp_path / "a.jsonl", lines(GOOD, bad, bad, bad))
+    with pytest.raises(DataError, match=r"more than 2 "):
+        prepare(tmp_path, path, on_bad_row="skip", max_bad_rows=2)
+
+
+def test_the_policy_error_names_the_row_that_is_too_long(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines(GOOD, {"prompt": "long " * 50, "completion": "x"}))
+    with pytest.raises(DataError, match=r"example 2: the example has \d+ tokens, more than data.max_length=64"):
+        prepare(tmp_path, path, truncation="error")
+
+
+def mixture(tmp_path, left=30, right=10):
+    one = [{"prompt": f"left {n}? ", "completion": "l"} for n in range(left)]
+    two = [{"text": f"right {n}"} for n in range(right)]
+    return [str(write(tmp_path / f"{name}.jsonl", lines(*rows))) for name, rows in (("one", one), ("two", two))]
+
+
+def test_sources_of_several_formats_are_mixed_by_weight_until_the_first_is_used_up(tmp_path):
+    one, two = mixture(tmp_path)
+    found = texts(prepare(tmp_path, {one: 2, two: 1}).data.train)
+    assert sum("left" in text for text in found) == 20
+    assert sum("right" in text for text in found) == 10
+    assert len(set(found)) == 30
+
+
+def test_until_all_are_used_up_the_smaller_ones_repeat(tmp_path):
+    one, two = mixture(tmp_path)
+    found = texts(prepare(tmp_path, {one: 1, two: 1}, mix_until="all").data.train)
+    assert sum("left" in text for text in found) == 30
+    assert sum("right" in text for text in found) == 30
+    assert len(set(found)) == 40
+
+
+def test_rows_are_held_out_of_every_source_of_a_mixture(tmp_path):
+    one, two = mixture(tmp_path)
+    data = prepare(tmp_path, {one: 2, two: 1}, eval=0.2).data
+    train, held_out = set(texts(data.train)), set(texts(data.eval["eval"]))
+    assert not train & held_out
+    assert any("right" in text for text in held_out)
+    assert any("left" in text for text in held_out)
+
+
+def test_a_mixture_and_a_source_exclude_each_other(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines(GOOD))
+    with pytest.raises(ConfigError, match=r"one of data\.train and data\.mix"):
+        prepare(tmp_path, path, mix={str(path): 1})
+
+
+def test_evaluation_sets_have_names_and_are_packed_only_where_asked(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines(*[GOOD] * 6))
+    sets = {"first": str(path), "second": str(path)}
+    data = prepare(tmp_path, path, eval=sets, plugins=["packing"]).data
+    assert set(data.eval) == {"first", "second"}
+    assert "position_ids" in data.train.column_names
+    assert all("position_ids" not in rows.column_names for rows in data.eval.values())
+    asked = prepare(tmp_path, path, eval=sets, plugins=["packing:eval=true"]).data
+    assert all("position_ids" in rows.column_names for rows in asked.eval.values())
+
+
+@pytest.mark.parametrize("plugins", [(), ("packing",)])
+def test_rows_whose_every_label_is_masked_fail_packed_or_not(tmp_path, plugins):
+    rows = [{"prompt": "long " * 40, "completion": "x"}] * 3
+    with pytest.raises(DataError, match=r"no trained token is left within data\.max_length=16"):
+        prepare(tmp_path, write(tmp_path / "a.jsonl", lines(*rows)), max_length=16, plugins=plugins)
+
+
+def test_what_was_lost_is_counted(tmp_path):
+    rows = [GOOD, {"prompt": "q ", "completion": "long " * 30}, {"prompt": "long " * 40, "completion": "x"}]
+    data = prepare(tmp_path, write(tmp_path / "a.jsonl", lines(*rows)), max_length=24).data
+    counts = data.tally.counts["train"]
+    assert counts["rows read"] == 3
+    assert counts["rows truncated"] == 2
+    assert counts["completions cut"] == 2
+    assert counts["rows without a trained token dropped"] == 1
+    assert counts["tokens cut"] > 0
+    assert data.described["train"]["rows"] == 2
+
+
+def test_a_loaded_data_set_is_prepared_in_its_own_order(tmp_path):
+    rows = Dataset.from_list([{"text": f"row {n}"} for n in range(2500)])
+    ready = Pipeline(
+        model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, train={"output_dir": str(tmp_path / "run")}
+    ).prepare()
+    found = texts(ready.data.train)
+    assert [f"row {n}" in text for n, text in enumerate(found)] == [True] * 2500
