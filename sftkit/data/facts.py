@@ -1,27 +1,134 @@
-# ruff: noqa: N803 (suffixes are shapes)
-"""What is known of examples as they are encoded."""
+# ruff: noqa: N803, N806 (suffixes are shapes)
+"""What is known of examples as they are encoded, before they are cut or packed: counted batch by batch.
+
+Legend: N examples, S tokens in all of them, L lengths up to `LONGEST`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sftkit.data.columns import IGNORE
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LONGEST = 1 << 16  # longer examples are counted with these
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing; from the golden ratio, as in splitmix64
 
 
 @dataclass
 class Facts:
-    """Counts over batches of examples."""
+    """Counts over batches of examples.
 
+    Attributes:
+        rows: examples.
+        tokens: tokens of all of them.
+        trained: trained tokens.
+        longest: tokens of the longest.
+        ended: examples that end with EOS.
+        ended_trained: examples that end with an EOS that is trained.
+        bos_doubled: examples that begin with BOS twice.
+        without_bos: examples that do not begin with BOS, where there is one.
+        duplicates: examples whose tokens were there before.
+        lengths: number of examples by the power of two that holds them: at most 1 token, 2, 4, 8 and so on.
+        percentiles: tokens of the example at 50, 95 and 99 %.
+    """
+
+    rows: int = 0
+    tokens: int = 0
     trained: int = 0
+    longest: int = 0
+    ended: int = 0
+    ended_trained: int = 0
+    bos_doubled: int = 0
+    without_bos: int = 0
+    duplicates: int = 0
+    lengths: dict[str, int] = field(default_factory=dict)
+    percentiles: dict[str, int] = field(default_factory=dict)
 
-    def add(self, ids_S: Any, labels_S: Any, offsets_N1: Any, **tokens: int | None) -> None:
-        """Count a batch."""
-        self.trained += int((labels_S != -100).sum())
+    def __post_init__(self) -> None:
+        self._counts_L: Any = None
+        self._hashes: list[np.ndarray] = []
+
+    def add(
+        self, ids_S: np.ndarray, labels_S: np.ndarray, offsets_N1: np.ndarray, *, bos: int | None, eos: int | None
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            ids_S: token ids.
+            labels_S: unshifted labels, -100 where not trained.
+            offsets_N1: where each example starts.
+            bos: the tokenizer's BOS, if it has one.
+            eos: its EOS, if it has one.
+        """
+        import numpy as np
+
+        lengths_N = np.diff(offsets_N1)
+        filled_N = lengths_N > 0
+        starts_N, lasts_N = offsets_N1[:-1][filled_N], offsets_N1[1:][filled_N] - 1
+        self.rows += len(lengths_N)
+        self.tokens += len(ids_S)
+        self.trained += int((labels_S != IGNORE).sum())
+        self.longest = max(self.longest, int(lengths_N.max(initial=0)))
+        if eos is not None:
+            ended = ids_S[lasts_N] == eos
+            self.ended += int(ended.sum())
+            self.ended_trained += int((ended & (labels_S[lasts_N] != IGNORE)).sum())
+        if bos is not None and bos != eos:
+            self.without_bos += int((ids_S[starts_N] != bos).sum())
+            longer = starts_N[lasts_N > starts_N]
+            self.bos_doubled += int(((ids_S[longer] == bos) & (ids_S[longer + 1] == bos)).sum())
+        counts_L = np.bincount(np.minimum(lengths_N, LONGEST), minlength=LONGEST + 1)
+        self._counts_L = counts_L if self._counts_L is None else self._counts_L + counts_L
+        self._hashes.append(hashes(ids_S, offsets_N1))
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain data."""
-        return {"trained": self.trained}
+        import numpy as np
+
+        if self._counts_L is not None:
+            self.duplicates = self.rows - len(np.unique(np.concatenate(self._hashes)))
+            self.lengths = _by_power_of_two(self._counts_L)
+            running = np.cumsum(self._counts_L)
+            self.percentiles = {
+                f"p{share}": int(np.searchsorted(running, self.rows * share / 100)) for share in (50, 95, 99)
+            }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Facts:
-        """The counts from plain data."""
+        """The counts from plain data; no batch can be added to them."""
         return cls(**values)
+
+
+def hashes(ids_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each example's ids (uint64, N): a polynomial in an odd constant over mixed ids."""
+    import numpy as np
+
+    lengths_N = np.diff(offsets_N1)
+    hashes_N = lengths_N.astype(np.uint64)
+    if not len(ids_S):
+        return hashes_N
+    place_S = np.arange(len(ids_S)) - np.repeat(offsets_N1[:-1], lengths_N)
+    powers = np.multiply.accumulate(np.full(int(lengths_N.max()), _FACTOR, np.uint64))
+    mixed_S = (ids_S.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed_S ^= mixed_S >> np.uint64(31)
+    filled_N = lengths_N > 0
+    hashes_N[filled_N] += np.add.reduceat(mixed_S * powers[place_S], offsets_N1[:-1][filled_N])
+    return hashes_N
+
+
+def _by_power_of_two(counts_L: np.ndarray) -> dict[str, int]:
+    import numpy as np
+
+    found: dict[str, int] = {}
+    low, high = 0, 1
+    while low <= LONGEST:
+        number = int(np.sum(counts_L[low : high + 1]))
+        if number:
+            found[str(high)] = number
+        low, high = high + 1, high * 2
+    return found

@@ -73,7 +73,7 @@ class Maker:
     def encoded(self, rows: Iterable[Batch], columns: Features, place: Callable[[int], str]) -> Iterator[Examples]:
         """The examples of batches of rows with these columns; ``place`` tells where a row is."""
         special = self.tokenizer
-        tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id, "pad": special.pad_token_id}
+        tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id}
         formatter = self._formatter(columns)
         documents = (self._documents(batch, formatter, place) for batch in rows)
         for examples in encode_stream(documents, self.tokenizer, formatter.adds_special_tokens):

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 (suffixes are shapes)
+# ruff: noqa: N806 (suffixes are shapes)
 """Packed rows from examples: whole-column work, no per-row Python.
 
 Legend: N documents, S tokens in all of them, T tokens of some packed rows, P pieces, R rows.
@@ -35,7 +35,7 @@ class BestFit(Packer):
         """The rows, in the order of the data."""
         lengths_N = examples.lengths_N
         pieces = best_fit(lengths_N[lengths_N > 0], self.max_length)
-        return fill(examples.ids_S, examples.labels_S, pieces, len(examples), self.split, self.tally)
+        return fill(examples, pieces, len(examples), self.split, self.tally)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Wrapped(Packer):
         """The rows; the last is short, unless the stream starts over to fill it."""
         import numpy as np
 
-        ids_S, labels_S = examples.ids_S, examples.labels_S
+        ids_S, labels_S, documents = examples.ids_S, examples.labels_S, len(examples)
         lengths_N = examples.lengths_N
         ends_N, lengths_N = examples.offsets_N1[1:][lengths_N > 0], lengths_N[lengths_N > 0]
         token = self.concat_token_id
@@ -68,14 +68,13 @@ class Wrapped(Packer):
             added_M = np.where(labels_S[ends_M - 1] != IGNORE, token, IGNORE)
             ids_S, labels_S = np.insert(ids_S, ends_M, token), np.insert(labels_S, ends_M, added_M)
             lengths_N = lengths_N + unended_N
+            examples = Examples(ids_S, labels_S, np.append(0, np.cumsum(lengths_N)))
             self.tally.add(self.split, "concat tokens added", len(ends_M))
         pieces = wrapped(lengths_N, self.max_length, self.endless)
-        return fill(ids_S, labels_S, pieces, len(examples), self.split, self.tally)
+        return fill(examples, pieces, documents, self.split, self.tally)
 
 
-def fill(
-    ids_S: np.ndarray, labels_S: np.ndarray, pieces: Pieces, documents: int, split: str, tally: Tally
-) -> Iterator[pa.Table]:
+def fill(examples: Examples, pieces: Pieces, documents: int, split: str, tally: Tally) -> Iterator[pa.Table]:
     """The rows of a plan, some `TABLE` tokens at a time; the first label of each piece has no context and is masked."""
     import numpy as np
 
@@ -89,7 +88,7 @@ def fill(
     for high_R in np.unique(np.minimum(np.asarray(cuts, np.int64) + 1, len(ends_R))).tolist():
         first = last_R[low_R - 1] + 1 if low_R else 0
         some = Pieces(*(part[first : last_R[high_R - 1] + 1] for part in pieces))
-        ids_T, labels_T, position_ids_T = _gather(ids_S, labels_S, some)
+        ids_T, labels_T, position_ids_T = _gather(examples, some)
         firsts_P = np.cumsum(some.lengths) - some.lengths
         if lost := int((labels_T[firsts_P] != IGNORE).sum()):
             tally.add(split, "trained tokens at a row's start, without context", lost)
@@ -100,10 +99,11 @@ def fill(
         low_R = high_R
 
 
-def _gather(ids_S: np.ndarray, labels_S: np.ndarray, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gather(examples: Examples, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The tokens and labels of the pieces, and each token's place in its piece (int32, T each)."""
     import numpy as np
 
+    ids_S, labels_S = examples.ids_S, examples.labels_S
     ends_P = np.cumsum(pieces.lengths)
     firsts_P = ends_P - pieces.lengths
     ids_T, labels_T, position_ids_T = (np.empty(int(pieces.lengths.sum()), np.int32) for _ in range(3))
@@ -114,4 +114,5 @@ def _gather(ids_S: np.ndarray, labels_S: np.ndarray, pieces: Pieces) -> tuple[np
         position_T = np.arange(here.start, here.stop) - np.repeat(firsts_P[some], lengths_P)
         index_T = np.repeat(pieces.starts[some], lengths_P) + position_T
         ids_T[here], labels_T[here], position_ids_T[here] = ids_S[index_T], labels_S[index_T], position_T
+        examples.release()  # pieces lie anywhere, and each that is read maps the pages around it too
     return ids_T, labels_T, position_ids_T
