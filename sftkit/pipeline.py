@@ -136,7 +136,7 @@ class Pipeline:
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
-            self._resolve()
+            self._resolve(self._directory.check(self._resume, self._overwrite))
         except SftkitError as error:
             return error.problems
         return ()
@@ -144,11 +144,15 @@ class Pipeline:
     def prepare(self) -> Ready:
         """Check, load the tokenizer, prepare the data; no weight is read, and nothing is written but the cache.
 
+        Whether there is a run in the output directory already is not asked.
+
         Raises:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used.
         """
-        config, plugins = self._resolve()
+        return self._prepare(*self._resolve([]))
+
+    def _prepare(self, config: RunConfig, plugins: PluginSet) -> Ready:
         vocabulary = self._load_tokenizer(config, plugins)
         tokenizer = vocabulary.tokenizer
         data = self._prepare_data(config, plugins, tokenizer)
@@ -163,7 +167,7 @@ class Pipeline:
             DataError: if the data cannot be used, before weights are read.
             RunError: if the run directory or the training itself stands in the way.
         """
-        ready = self.prepare()
+        ready = self._prepare(*self._resolve(self._directory.check(self._resume, self._overwrite)))
         config, plugins, tokenizer, data = ready.config, ready.plugins, ready.tokenizer, ready.data
         display = Display(quiet=not is_main_process())
         manifest = new_manifest(config, plugins, data.summary())
@@ -179,14 +183,14 @@ class Pipeline:
         final = trainer.accelerator.unwrap_model(trainer.model)
         return RunResult(metrics, self._directory.path, final, tokenizer)
 
-    def _resolve(self) -> tuple[RunConfig, PluginSet]:
-        problems = self._directory.check(self._resume, self._overwrite)
+    def _resolve(self, problems: list[Problem]) -> tuple[RunConfig, PluginSet]:
+        """The configuration and its plugins; what is wrong with them is told with the ``problems`` known before."""
         try:
             extra = choices_from(Source({"plugins": self._choices}))
             config, plugins = resolve(self._source, extra)
         except SftkitError as error:
             raise ConfigError([*error.problems, *problems]) from None
-        problems += plugins.unfilled(self._needed_slots())
+        problems = [*problems, *plugins.unfilled(self._needed_slots())]
         if self._given.model is not None:
             problems += _check_loaded_model(config, plugins)
         else:

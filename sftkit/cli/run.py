@@ -29,15 +29,7 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
 ) -> None:
     """Fine-tune a model. Without a configuration, model and data: the embedded tiny ones."""
-    import logging
-    import os
-    import sys
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("sftkit").setLevel(logging.INFO)
-    # sftkit shows its own progress; said here, transformers need not be imported before the configuration is checked
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sys.path.insert(0, os.getcwd())  # -p package.module:Class and data.formatting name the user's own modules
+    set_up()
     source, choices = gather(arguments or [], plugin or [], model, data, output)
 
     from sftkit.pipeline import Pipeline
@@ -51,6 +43,19 @@ def run(
         screen = console()
         show_metrics(screen, result.metrics)
         screen.print(f"saved to {result.directory}", markup=False)
+
+
+def set_up() -> None:
+    """What commands that run the user's configuration share: plain log lines, and the user's own modules."""
+    import logging
+    import os
+    import sys
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("sftkit").setLevel(logging.INFO)
+    # sftkit shows its own progress; said here, transformers need not be imported before the configuration is checked
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.path.insert(0, os.getcwd())  # -p package.module:Class and data.formatting name the user's own modules
 
 
 def gather(
