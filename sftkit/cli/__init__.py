@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sftkit.cli import cache, plugins, preview, run, schema
+from sftkit.cli import cache, check, plugins, preview, run, schema
 
 app = typer.Typer(
     name="sftkit",
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("check")(check.check)
 app.command("preview")(preview.preview)
 app.command("plugins")(plugins.plugins)
 app.command("schema")(schema.schema)

@@ -27,8 +27,7 @@ class Facts:
         tokens: tokens of all of them.
         trained: trained tokens.
         longest: tokens of the longest.
-        ended: examples that end with EOS.
-        ended_trained: examples that end with an EOS that is trained.
+        eos_trained: examples in which an EOS is trained.
         bos_doubled: examples that begin with BOS twice.
         without_bos: examples that do not begin with BOS, where there is one.
         duplicates: examples whose tokens were there before.
@@ -40,8 +39,7 @@ class Facts:
     tokens: int = 0
     trained: int = 0
     longest: int = 0
-    ended: int = 0
-    ended_trained: int = 0
+    eos_trained: int = 0
     bos_doubled: int = 0
     without_bos: int = 0
     duplicates: int = 0
@@ -74,9 +72,8 @@ class Facts:
         self.trained += int((labels_S != IGNORE).sum())
         self.longest = max(self.longest, int(lengths_N.max(initial=0)))
         if eos is not None:
-            ended = ids_S[lasts_N] == eos
-            self.ended += int(ended.sum())
-            self.ended_trained += int((ended & (labels_S[lasts_N] != IGNORE)).sum())
+            running = np.append(0, np.cumsum(labels_S == eos))
+            self.eos_trained += int((running[offsets_N1[1:]] > running[offsets_N1[:-1]]).sum())
         if bos is not None and bos != eos:
             self.without_bos += int((ids_S[starts_N] != bos).sum())
             longer = starts_N[lasts_N > starts_N]

@@ -1,0 +1,136 @@
+"""The preview shows the collator's own batch: each token trained, context or padding, and the documents of a pack."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from sftkit.report.preview import as_text, read_batch, write_html
+from sftkit.testing import tiny_tokenizer
+from sftkit_plugins.pad import PadCollator
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+def example(prompt, completion, tokenizer, packed=False):
+    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    tail = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    made = {"input_ids": np.array(head + tail), "labels": np.array([-100] * len(head) + tail)}
+    return made | ({"position_ids": np.arange(len(head + tail))} if packed else {})
+
+
+def preview(*examples, collator=None):
+    return read_batch(examples, collator or PadCollator(pad_id=2), tiny_tokenizer())
+
+
+def test_tokens_are_trained_where_the_collators_labels_are():
+    tokenizer = tiny_tokenizer()
+    one = example("what is one plus one? ", "it is two", tokenizer)
+    (row,) = preview(one)
+    trained = [token for piece in row.pieces if piece.kind == "trained" for token in piece.ids]
+    assert trained == [label for label in one["labels"].tolist() if label != -100]
+    assert row.count("context") == int((one["labels"] == -100).sum())
+    assert "".join(piece.text for piece in row.pieces) == "what is one plus one? it is two"
+
+
+def test_the_shorter_row_of_a_batch_is_padded():
+    tokenizer = tiny_tokenizer()
+    short, long = example("a ", "b", tokenizer), example("a longer one ", "with more of it", tokenizer)
+    rows = preview(short, long)
+    assert rows[0].count("padding") == len(long["input_ids"]) - len(short["input_ids"])
+    assert rows[1].count("padding") == 0
+    assert "padding" in rows[0].title
+
+
+def test_each_document_of_a_packed_row_opens_with_a_border_and_padding_does_not():
+    tokenizer = tiny_tokenizer()
+    parts = [example(f"question {n} ", "answer", tokenizer, packed=True) for n in range(2)]
+    packed = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    longer = {name: np.concatenate([packed[name], parts[0][name]]) for name in packed}
+    rows = preview(packed, longer)
+    assert [row.documents for row in rows] == [2, 3]
+    assert rows[0].count("padding") == len(parts[0]["input_ids"])
+    border = next(piece for piece in rows[0].pieces if piece.opens)
+    assert border.at == len(parts[0]["input_ids"])
+    assert as_text(rows[0], ids=False, colour=False).plain.count("next document") == 1
+
+
+def test_a_label_that_is_not_its_token_is_shown_as_such():
+    def shifting(examples):
+        batch = PadCollator(pad_id=2)(examples)
+        return {**batch, "labels": batch["labels"].roll(-1, dims=1)}
+
+    (row,) = preview(example("a ", "b c d", tiny_tokenizer()), collator=shifting)
+    assert row.count("other") > 0
+    assert "trained to give another token" in row.title
+
+
+def test_characters_of_several_tokens_are_shown_whole():
+    tokenizer = tiny_tokenizer()
+    (row,) = preview(example("snow ☃ and ", "日本 é", tokenizer))
+    assert "".join(piece.text for piece in row.pieces) == "snow ☃ and 日本 é"
+    assert any(len(piece.ids) > 1 for piece in row.pieces)
+
+
+def test_without_colour_marks_tell_what_is_trained():
+    (row,) = preview(example("question? ", "answer", tiny_tokenizer()))
+    assert as_text(row, ids=False, colour=False).plain == "question? ⟦answer⟧"
+    assert re.search(r"\[\d+\]", as_text(row, ids=True, colour=False).plain)
+
+
+@pytest.fixture
+def page(tmp_path):
+    rows = preview(example("<script>alert(1)</script>\n", "<b>bold</b> answer", tiny_tokenizer()))
+    path = tmp_path / "deep" / "page.html"
+    write_html(path, rows, "a & b", ids=True)
+    return path, rows
+
+
+def test_the_page_escapes_the_data_and_needs_nothing_else(page):
+    text = page[0].read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<b>bold" not in text
+    assert "&lt;" in text
+    assert "a &amp; b" in text
+    assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", text)
+
+
+def test_the_page_marks_as_many_pieces_as_are_trained(page):
+    path, (row,) = page
+    trained = sum(piece.kind == "trained" for piece in row.pieces)
+    assert len(re.findall(r'<span class="trained" title', path.read_text(encoding="utf-8"))) == trained
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
+def test_a_browser_shows_the_page(page, tmp_path):
+    path, (row,) = page
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu"]
+    picture = tmp_path / "page.png"
+    dump = subprocess.run([CHROMIUM, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert dump.stdout.count('<span class="trained" title') == sum(p.kind == "trained" for p in row.pieces)
+    shot = [CHROMIUM, *flags, f"--screenshot={picture}", "--window-size=1000,800", path.as_uri()]
+    subprocess.run(shot, check=True, capture_output=True, timeout=120)
+    assert picture.stat().st_size > 10_000
+
+
+def test_the_command_previews_the_embedded_data_without_a_model(cli, tmp_path):
+    told = cli("preview", "-p", "packing", "data.max_length=64", "--rows", "2", cwd=tmp_path).stdout
+    assert "next document" in told
+    assert "⟦" in told
+    assert "row 2 · 64 tokens" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_previews_an_evaluation_set_by_name(cli, tmp_path):
+    assert "row 5" in cli("preview", "--split", "eval", "--row", "5", "--rows", "1", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("arguments", "told"), [(("--split", "evil"), "eval"), (("--row", "999999"), "rows")])
+def test_what_is_not_there_is_an_error(cli, tmp_path, arguments, told):
+    assert told in cli("preview", *arguments, cwd=tmp_path, code=2).stderr
