@@ -43,9 +43,8 @@ def disk_verdicts(ready: Ready) -> Iterator[Verdict]:
     kept = int(ready.config.train.get("save_total_limit") or 2) + 1  # one more while the next is written
     saves = str(ready.config.train.get("save_strategy", "steps")) != "no"
     needed = weights + (checkpoint * kept if saves else 0)
-    told = (
-        f"up to {needed / 1e9:.2f} GB ({checkpoint / 1e9:.2f} GB a checkpoint, {kept} at once), {free / 1e9:.1f} free"
-    )
+    told = f"up to {needed / 1e9:.2f} GB ({checkpoint / 1e9:.2f} GB a checkpoint, {kept} at once); "
+    told += f"{free / 1e9:.1f} GB are free"
     mend = "free some, give another --output, or lower train.save_total_limit"
     yield Verdict("disk", "wrong" if needed > free else "ok", told, mend if needed > free else "")
 
