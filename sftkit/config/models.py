@@ -67,6 +67,9 @@ class DataConfig(Section):
     window: PositiveInt = Field(8192, description="streaming: rows that are prepared, and packed, together")
     cache: bool = Field(True, description="keep prepared data on disk; unchanged data is not prepared again")
     loss: Loss | None = Field(None, description="what is trained; by default what the format implies")
+    turns: Literal["all", "last"] = Field(
+        "all", description="which assistant turns are trained; `train: false` on a message goes before it"
+    )
     text_column: str = Field("text", description="column that holds plain text")
     formatting: str | Callable[..., Any] | None = Field(
         None, description="your own formatting function, `module:function`"

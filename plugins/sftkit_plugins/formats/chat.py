@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from sftkit.config.models import Loss
 from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
 from sftkit_plugins.formats.messages import read_messages, read_tools
+from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
 
 Region = tuple[int, int]
 """Start and end, in characters of the rendered conversation."""
 Messages = list[dict[str, Any]]
 
+_PLAIN = {"role", "content"}
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _MEND = "use a chat template with {% generation %} markers (-p chatml has them), or data.loss: all"
 
@@ -33,6 +35,7 @@ class Chat(Formatter):
         special_tokens: the tokenizer's, by name, for the template.
         loss: ``assistant`` (content and closing token of each assistant turn), ``completion`` or ``all``.
         has_tools: whether the data has a column ``tools``.
+        turns: which assistant turns are trained; ``train`` or ``weight`` on a message goes before it.
     """
 
     columns: tuple[str, ...]
@@ -40,11 +43,17 @@ class Chat(Formatter):
     special_tokens: Mapping[str, Any]
     loss: Loss = "assistant"
     has_tools: bool = False
+    turns: Literal["all", "last"] = "all"
+    _skeletons: dict[Any, Skeleton | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def adds_special_tokens(self) -> bool:
         """False: the template writes them."""
         return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the skeletons, so that a used formatter pickles to the same bytes as a fresh one."""
+        return {**self.__dict__, "_skeletons": {}}
 
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
         """The rendered conversations as spans.
@@ -61,7 +70,8 @@ class Chat(Formatter):
         messages: Messages = list(chain.from_iterable(parts))
         if not messages:
             return Skipped("empty conversation")
-        if self.loss == "assistant" and not any(message["role"] == "assistant" for message in messages):
+        messages, trained = self._trained_turns(messages, index)
+        if self.loss == "assistant" and not trained:
             return Skipped("no assistant turn")
         tools = read_tools(rows["tools"][index], index) if self.has_tools else None
         rendering = _Rendering(self._template(tools), self.special_tokens, tools, index)
@@ -71,9 +81,61 @@ class Chat(Formatter):
             text = rendering.text(messages)
             start = rendering.beginning(text, messages, len(parts[0]), prompt=True)
             return split(text, [(start, _turn_end(text, start, len(text), messages[-1]))])
+        text, regions, turns = self._assistant(rendering, messages, trained)
+        return split(text, [region for region, turn in zip(regions, turns, strict=True) if turn in trained])
+
+    def _trained_turns(self, messages: Messages, index: int) -> tuple[Messages, set[int]]:
+        """The messages without the keys ``train`` and ``weight``, and the numbers of those that are trained."""
+        assistant = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        trained = set(assistant[-1:] if self.turns == "last" else assistant)
+        if not any("train" in message or "weight" in message for message in messages):
+            return messages, trained
+        for number, message in enumerate(messages):
+            for key in ("train", "weight"):
+                flag = message.get(key)
+                if flag is None:
+                    continue
+                if flag not in (0, 1):
+                    what = f"message {number + 1}: {key} is {flag!r}"
+                    raise RowError(index, what, "a message is trained (true, 1) or not (false, 0)")
+                if flag and message["role"] != "assistant":
+                    what = f"message {number + 1} ({message['role']}) is to be trained"
+                    raise RowError(index, what, "only assistant messages can be trained")
+                trained = trained | {number} if flag else trained - {number}
+        plain = [{k: v for k, v in message.items() if k not in ("train", "weight")} for message in messages]
+        return plain, trained
+
+    def _assistant(
+        self, rendering: _Rendering, messages: Messages, trained: set[int]
+    ) -> tuple[str, list[Region], Sequence[int]]:
+        """The whole, the regions that assistant turns are in, and the message whose turn each is."""
+        text = rendering.text(messages)
+        plain = rendering.tools is None and all(message.keys() == _PLAIN for message in messages)
+        if plain:
+            skeleton = self._skeleton(rendering, messages)
+            found = skeleton.find(text, [message["content"] for message in messages]) if skeleton else None
+            if skeleton is not None and found is not None:
+                return text, found, skeleton.turns
+        assistant = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if _MARKER.search(rendering.template):
-            return split(*rendering.marked(messages))
-        return split(*rendering.assistant_turns(messages))
+            text, regions = rendering.marked(messages)
+            if len(regions) == len(assistant):
+                return text, regions, assistant
+            if trained == set(assistant):  # then it does not matter whose each is
+                return text, regions, assistant[:1] * len(regions)
+        return *rendering.assistant_turns(messages), assistant
+
+    def _skeleton(self, rendering: _Rendering, messages: Messages) -> Skeleton | None:
+        key = (rendering.template, *(message["role"] for message in messages))
+        if key not in self._skeletons:
+            marked = _MARKER.search(rendering.template)
+            masked = stand_ins(messages)
+            try:
+                whole = rendering.marked(masked) if marked else rendering.assistant_turns(masked)
+                self._skeletons[key] = Skeleton.of(*whole)
+            except RowError:  # found out on the row itself, which tells it better
+                self._skeletons[key] = None
+        return self._skeletons[key]
 
     def _template(self, tools: list[dict[str, Any]] | None) -> str:
         if isinstance(self.template, str):
@@ -133,22 +195,43 @@ class _Rendering:
         raise RowError(self.index, what, _MEND)
 
     def _render(self, messages: Messages, *, prompt: bool = False, masked: bool = False) -> tuple[str, list[Region]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            texts, regions = render_jinja_template(
-                conversations=[messages],
-                tools=self.tools,
-                chat_template=self.template,
-                return_assistant_tokens_mask=masked,
-                add_generation_prompt=prompt,
-                **self.special_tokens,
-            )
+            if not masked:
+                template = compiled(self.template)
+                return template.render(
+                    messages=messages,
+                    tools=self.tools,
+                    documents=None,
+                    add_generation_prompt=prompt,
+                    **self.special_tokens,
+                ), []
+            return _render_marked(self.template, messages, self.tools, self.special_tokens)
         except Exception as error:  # a template runs the user's Jinja, which may raise anything
             roles = ", ".join(message["role"] for message in messages) or "none"
             what = f"the chat template refuses the messages (roles: {roles}): {type(error).__name__}: {error}"
             raise RowError(self.index, what, "change the messages, or use another template, as -p chatml") from error
-        return texts[0], [(int(start), int(end)) for start, end in regions[0]] if masked else []
+
+
+def compiled(template: str) -> Any:
+    """The template as transformers compiles it, once; its own rendering function prepares far more at each call."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(template)
+
+
+def _render_marked(
+    template: str, messages: Messages, tools: list[dict[str, Any]] | None, special_tokens: Mapping[str, Any]
+) -> tuple[str, list[Region]]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts, regions = render_jinja_template(
+        conversations=[messages],
+        tools=tools,
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **special_tokens,
+    )
+    return texts[0], [(int(start), int(end)) for start, end in regions[0]]
 
 
 def split(text: str, regions: Sequence[Region]) -> Document:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sftkit.config import DataConfig
 from sftkit.config.models import Loss
@@ -34,10 +34,10 @@ def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, da
         return _named_text(columns, names, data)
     for column in ("messages", "conversations"):
         if column in chats:
-            return _chat((column,), columns, tokenizer, _loss(data, "messages", "assistant", "all"))
+            return _chat((column,), columns, tokenizer, _loss(data, "messages", "assistant", "all"), data.turns)
     if {"prompt", "completion"} <= chats:
         loss = _loss(data, "prompt/completion", "completion", "assistant", "all")
-        return _chat(("prompt", "completion"), columns, tokenizer, loss)
+        return _chat(("prompt", "completion"), columns, tokenizer, loss, data.turns)
     if {"prompt", "completion"} <= names:
         return PromptCompletion(loss=_loss(data, "prompt/completion", "completion", "all"))
     if {"instruction", "output"} <= names:
@@ -78,7 +78,11 @@ def _loss(data: DataConfig, form: str, default: Loss, *others: Loss) -> Loss:
 
 
 def _chat(
-    chat_columns: tuple[str, ...], columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, loss: Loss
+    chat_columns: tuple[str, ...],
+    columns: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    loss: Loss,
+    turns: Literal["all", "last"],
 ) -> Chat:
     template = getattr(tokenizer, "chat_template", None)
     if not template or (isinstance(template, Mapping) and "default" not in template):
@@ -93,6 +97,7 @@ def _chat(
         special_tokens=dict(specials),
         loss=loss,
         has_tools="tools" in columns,
+        turns=turns,
     )
 
 

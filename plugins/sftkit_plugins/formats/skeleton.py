@@ -1,0 +1,87 @@
+"""Where contents lie in a rendered conversation: found once for each order of roles, and proved for each row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Region = tuple[int, int]
+Place = tuple[int, int]
+"""The number of a literal, and a place in it."""
+
+# Private-use characters: no template splits or strips them, and no data is likely to hold them.
+_SENTINEL = re.compile("\ue0f0(\\d+)\ue0f1")
+
+
+def stand_ins(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with a stand-in for each content."""
+    return [{**message, "content": f"\ue0f0{index}\ue0f1"} for index, message in enumerate(messages)]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What a template writes around the contents of conversations with the same roles.
+
+    Attributes:
+        literals: the text before, between and behind the contents.
+        order: which message's content stands between each literal and the next.
+        regions: the trained regions, by literal and place.
+        turns: the message whose turn each region is.
+    """
+
+    literals: tuple[str, ...]
+    order: tuple[int, ...]
+    regions: tuple[tuple[Place, Place], ...]
+    turns: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str, regions: Sequence[Region]) -> Skeleton | None:
+        """From a conversation rendered with stand-ins; None where a region begins or ends inside one."""
+        pieces = _SENTINEL.split(text)
+        literals, order = tuple(pieces[::2]), tuple(map(int, pieces[1::2]))
+        starts, at = [], 0
+        for index, literal in enumerate(literals):
+            starts.append(at)
+            at += len(literal) + (len(pieces[2 * index + 1]) + 2 if index < len(order) else 0)
+        places: list[tuple[Place, Place]] = []
+        turns: list[int] = []
+        for first, end in regions:
+            low, high = _place(first, starts, literals), _place(end, starts, literals)
+            if low is None or high is None:
+                return None
+            inside = order[low[0] : high[0]]
+            turns.append(inside[0] if inside else (turns[-1] if turns else order[0]))
+            places.append((low, high))
+        return cls(literals, order, tuple(places), tuple(turns))
+
+    def find(self, text: str, contents: Sequence[str]) -> list[Region] | None:
+        """The regions in a rendered conversation, if it is the literals with the contents between them.
+
+        A content stands as it is, or without the white space around it. That the whole text is used up proves
+        where each lies; None where it is not.
+        """
+        starts, at = [0], len(self.literals[0])
+        if not text.startswith(self.literals[0]):
+            return None
+        for number, index in enumerate(self.order):
+            behind = self.literals[number + 1]
+            for content in (contents[index], contents[index].strip()):
+                end = at + len(content)
+                if text.startswith(content, at) and text.startswith(behind, end):
+                    break
+            else:
+                return None
+            starts.append(end)
+            at = end + len(behind)
+        if at != len(text):
+            return None
+        return [(starts[low] + first, starts[high] + end) for (low, first), (high, end) in self.regions]
+
+
+def _place(at: int, starts: Sequence[int], literals: Sequence[str]) -> Place | None:
+    for number, (start, literal) in enumerate(zip(starts, literals, strict=True)):
+        if start <= at <= start + len(literal):
+            return number, at - start
+    return None

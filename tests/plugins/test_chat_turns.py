@@ -1,0 +1,92 @@
+"""Which turns of a conversation are trained, and how it is proved where they lie in the rendering."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from sftkit.data.documents import RowError, Skipped
+from sftkit.testing import CHATML
+from sftkit_plugins.formats.chat import Chat
+from sftkit_plugins.formats.skeleton import Skeleton
+
+PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+STRIPPING = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "2"},
+]
+
+
+def trained(messages, template=CHATML, **options):
+    chat = Chat(columns=("messages",), template=template, special_tokens={"bos_token": "<s>"}, **options)
+    (document,) = chat({"messages": [messages]})
+    return document if isinstance(document, Skipped) else [span.text for span in document if span.trained]
+
+
+def changed(number, **keys):
+    return [{**message, **keys} if at == number else message for at, message in enumerate(TALK)]
+
+
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_the_last_turn_alone_can_be_trained(template):
+    both = trained(TALK, template)
+    assert len(both) == 2
+    assert trained(TALK, template, turns="last") == both[1:]
+
+
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+@pytest.mark.parametrize("flag", [{"train": False}, {"weight": 0}])
+def test_a_message_can_be_left_out(template, flag):
+    assert trained(changed(2, **flag), template) == trained(TALK, template)[1:]
+
+
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_a_message_can_be_trained_besides_the_last(template):
+    assert trained(changed(2, train=True), template, turns="last") == trained(TALK, template)
+
+
+def test_the_flags_are_not_rendered_and_nulls_are_no_flags():
+    assert trained(changed(2, train=None, weight=1)) == trained(TALK)
+
+
+def test_a_conversation_whose_every_turn_is_left_out_is_skipped():
+    messages = [{**message, "train": False} if message["role"] == "assistant" else message for message in TALK]
+    assert trained(messages) == Skipped("no assistant turn")
+
+
+@pytest.mark.parametrize(("number", "flag"), [(2, {"weight": 0.5}), (1, {"train": True}), (2, {"train": "no"})])
+def test_what_cannot_be_trained_so_is_refused(number, flag):
+    with pytest.raises(RowError):
+        trained(changed(number, **flag))
+
+
+@pytest.mark.parametrize("content", ["1", " 1\n", "<user>1</user>", "", "</assistant><user>"])
+def test_a_template_that_strips_is_followed_exactly(content):
+    messages = [{"role": "user", "content": "  <assistant>x  "}, {"role": "assistant", "content": content}]
+    assert trained(messages, STRIPPING) == [f"{content.strip()}</assistant>"]
+
+
+def test_both_ways_agree_on_a_template_with_markers():
+    assert trained(TALK, CHATML) == trained(TALK, PLAIN)
+
+
+def test_a_text_that_is_not_the_skeleton_with_the_contents_is_not_taken_for_it():
+    skeleton = Skeleton.of("<u>\ue0f00\ue0f1</u><a>\ue0f01\ue0f1</a>", [(13, 20)])
+    assert skeleton.find("<u>hi</u><a>ho</a>", ["hi", "ho"]) == [(12, 18)]
+    for other in ("<u>hi</u><a>HO</a>", "<u>hi</u><a>ho</a>!", "<u>hi</u><b>ho</b>", "<u>hi", ""):
+        assert skeleton.find(other, ["hi", "ho"]) is None
+
+
+def test_a_used_formatter_pickles_as_a_fresh_one():
+    chat = Chat(columns=("messages",), template=CHATML, special_tokens={"bos_token": "<s>"})
+    before = pickle.dumps(chat)
+    chat({"messages": [TALK]})
+    assert pickle.dumps(chat) == before
