@@ -1,0 +1,208 @@
+"""How fast data is prepared: sftkit beside TRL and the bare tokenizer, taking turns in one run.
+
+    python benchmarks/data_prep.py [--quick] [--json]
+
+Code Alpaca, repeated four times, with the Llama 2 tokenizer at 512 tokens; both trainers begin with the same loaded
+`datasets.Dataset` in one process and with as many threads as the tokenizer takes. Of TRL, `SFTTrainer._prepare_dataset`
+is timed, without a model; of sftkit, `Pipeline.prepare` without its cache. The bare tokenizer encodes the same texts in
+batches of 1,000. The first round, which fills caches, does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SFTKIT_CACHE"] = tempfile.mkdtemp(prefix="sftkit-bench-")
+
+from _report import median, parse_flags, report, versions
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+MAX_LENGTH = 512
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_MARKERS = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+#: case: (times faster than TRL, times the bare tokenizer's time at most)
+TARGETS = {"text": (4, 1.4), "prompt/completion": (5, 1.4), "chat": (5, 2.0), "chat, no markers": (3, 2.0)}
+
+
+def load_rows(repeat: int) -> list[tuple[str, str]]:
+    """Questions and answers of both Code Alpaca files."""
+    if not SHARED.is_dir():
+        sys.exit(f"error: {SHARED} is not there -> this benchmark needs the real data beside the project")
+    rows = [
+        row
+        for name in ("code_alpaca_2k.json", "new_codealpaca.json")
+        for row in json.loads((SHARED / name).read_text(encoding="utf-8"))
+    ]
+    return [(f"{row['instruction']}\n{row['input']}\n", row["output"]) for row in rows] * repeat
+
+
+def tokenizer_with(template: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "llama2_tokenizer")
+    tokenizer.chat_template = template
+    tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer
+
+
+def sftkit_prepare(rows: Any, tokenizer: Any, plugins: tuple[str, ...] = ()) -> Any:
+    from sftkit import Pipeline
+    from sftkit.testing import tiny_model
+
+    config = {"data": {"max_length": MAX_LENGTH, "cache": False}, "train": {"output_dir": "unused"}}
+    run = Pipeline(model=tiny_model(), data=rows, tokenizer=tokenizer, config=config, plugins=plugins)
+    return run.prepare().data.train
+
+
+def trl_prepare(rows: Any, tokenizer: Any, packing: bool = False, **options: Any) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(output_dir="unused", max_length=MAX_LENGTH, packing=packing, use_cpu=True, bf16=False, **options)
+    own = {"completion_only_loss": "prompt" in rows.column_names, "chat_template": tokenizer.chat_template}
+    trainer = SimpleNamespace(_tokenizer=tokenizer, _is_vlm=False, **own)
+    return SFTTrainer._prepare_dataset(trainer, rows, tokenizer, args, packing, None, "train")
+
+
+def alternate(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, all run once a round; a first round does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def whole_path(pairs: list[tuple[str, str]], rounds: int) -> dict[str, dict[str, float]]:
+    """Every format from loaded rows to examples."""
+    from datasets import Dataset
+
+    messages = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
+    marked, plain = tokenizer_with(CHATML), tokenizer_with(NO_MARKERS)
+    data = {
+        "text": Dataset.from_dict({"text": [q + a for q, a in pairs]}),
+        "prompt/completion": Dataset.from_dict({"prompt": [q for q, _ in pairs], "completion": [a for _, a in pairs]}),
+        "chat": Dataset.from_dict({"messages": messages}),
+    }
+    texts = {name: [q + a for q, a in pairs] for name in ("text", "prompt/completion")}
+    texts["chat"] = [marked.apply_chat_template(row, tokenize=False) for row in messages]
+    results = {}
+    for name in TARGETS:
+        form = name.partition(",")[0]
+        tokenizer = plain if "no markers" in name else marked
+        backend, rows, strings = marked.backend_tokenizer, data[form], texts[form]
+        special = form != "chat"
+        works = {
+            "sftkit": lambda rows=rows, tokenizer=tokenizer: sftkit_prepare(rows, tokenizer),
+            "trl": lambda rows=rows, form=form: trl_prepare(rows, marked, assistant_only_loss=form == "chat"),
+            "raw": lambda strings=strings, special=special, backend=backend: [
+                backend.encode_batch(strings[at : at + 1000], add_special_tokens=special)
+                for at in range(0, len(strings), 1000)
+            ],
+        }
+        took = alternate(works, rounds)
+        results[name] = _ratios({key: len(pairs) / value for key, value in took.items()}, took)
+    return results
+
+
+def _ratios(rates: dict[str, float], took: dict[str, float]) -> dict[str, float]:
+    told = {f"{name} rows/s": round(rate) for name, rate in rates.items()}
+    told["times trl"] = round(took["trl"] / took["sftkit"], 2)
+    if "raw" in took:
+        told["raw times"] = round(took["sftkit"] / took["raw"], 2)
+    return told
+
+
+def packing(count: int, rounds: int) -> dict[str, float]:
+    """Documents of Code Alpaca's lengths packed into rows of 2,048, from tokenized columns to packed columns."""
+    import numpy as np
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    from sftkit.data.columns import Examples
+    from sftkit.data.prepare import pack
+    from sftkit.data.tally import Tally
+    from sftkit.testing import check_plugin, tiny_config
+    from sftkit_plugins.packing import Packing
+
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.6, 0.7, count).astype(np.int64), 8, 2048)
+    offsets = np.append(0, np.cumsum(lengths))
+    ids = random.integers(3, 32000, offsets[-1]).astype(np.int32)
+    labels = ids.copy()
+    labels[offsets[:-1]] = -100
+    examples = Examples(ids, labels, offsets)
+    rows = Dataset(examples.table()).select_columns(["input_ids", "labels"])
+    fill = {}
+
+    def ours() -> None:
+        config, tally = tiny_config(data={"max_length": 2048}), Tally()
+        packer = check_plugin(Packing()).hook.make_packer(split="train", config=config, tally=tally)
+        with tempfile.TemporaryDirectory() as directory:
+            told = pack([examples], packer, Path(directory, "rows.arrow"), "train", config, tally)
+        fill["sftkit"] = told["tokens"] / (told["rows"] * 2048)
+
+    def peers() -> None:
+        packed = pack_dataset(rows, 2048, "bfd")
+        fill["trl"] = offsets[-1] / (len(packed) * 2048)
+
+    took = alternate({"sftkit": ours, "trl": peers}, rounds)
+    told = _ratios({name: count / value for name, value in took.items()}, took)
+    return {**told, **{f"{name} fill": round(float(value), 5) for name, value in fill.items()}}
+
+
+def collating() -> dict[str, float]:
+    """A batch of 8 rows of 4,096 tokens, as each side's prepared rows give them."""
+    import numpy as np
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from sftkit_plugins.pad import PadCollator
+
+    random = np.random.default_rng(0)
+    rows = [{"input_ids": random.integers(3, 32000, 4096 - at).astype(np.int32)} for at in range(8)]
+    rows = [{**row, "labels": row["input_ids"]} for row in rows]
+    lists = [{name: values.tolist() for name, values in row.items()} for row in rows]
+    ours, peers = PadCollator(pad_id=0), DataCollatorForLanguageModeling(pad_token_id=0)
+    took = alternate({"sftkit": lambda: ours(rows), "trl": lambda: peers(lists)}, 30)
+    return {"sftkit ms": took["sftkit"] * 1e3, "trl ms": took["trl"] * 1e3, "times trl": took["trl"] / took["sftkit"]}
+
+
+def main() -> None:
+    import datasets
+
+    flags = parse_flags(__doc__.splitlines()[0])
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    pairs = load_rows(1 if flags.quick else 4)
+    rounds = 1 if flags.quick else 3
+    result: dict[str, dict[str, float]] = whole_path(pairs, rounds)
+    result["packing"] = packing(100_000 if flags.quick else 1_000_000, 1)
+    result["collating"] = collating()
+    rows = []
+    for name, told in result.items():
+        faster, slower = TARGETS.get(name, (10, None))
+        met = told["times trl"] >= faster and (slower is None or told["raw times"] <= slower)
+        figures = ", ".join(f"{key} {value:,.5g}" for key, value in told.items())
+        wanted = f"≥ {faster} × trl" + (f", ≤ {slower} × raw" if slower else "")
+        rows.append([name, figures, wanted, "met" if met else "missed"])
+    told = versions("sftkit", "trl", "tokenizers", "datasets")
+    report(result, f"Data preparation ({told})", ("case", "figures", "target", ""), rows, flags.json)
+
+
+if __name__ == "__main__":
+    main()
