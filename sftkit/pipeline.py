@@ -150,7 +150,7 @@ class Pipeline:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used.
         """
-        return self._prepare(*self._resolve([]))
+        return self._prepare(*self._resolve())
 
     def _prepare(self, config: RunConfig, plugins: PluginSet) -> Ready:
         vocabulary = self._load_tokenizer(config, plugins)
@@ -183,14 +183,15 @@ class Pipeline:
         final = trainer.accelerator.unwrap_model(trainer.model)
         return RunResult(metrics, self._directory.path, final, tokenizer)
 
-    def _resolve(self, problems: list[Problem]) -> tuple[RunConfig, PluginSet]:
-        """The configuration and its plugins; what is wrong with them is told with the ``problems`` known before."""
+    def _resolve(self, known: Iterable[Problem] = ()) -> tuple[RunConfig, PluginSet]:
+        """The configuration and its plugins; what is wrong with them is told with those ``known`` before."""
+        problems = list(known)
         try:
             extra = choices_from(Source({"plugins": self._choices}))
             config, plugins = resolve(self._source, extra)
         except SftkitError as error:
             raise ConfigError([*error.problems, *problems]) from None
-        problems = [*problems, *plugins.unfilled(self._needed_slots())]
+        problems += plugins.unfilled(self._needed_slots())
         if self._given.model is not None:
             problems += _check_loaded_model(config, plugins)
         else:

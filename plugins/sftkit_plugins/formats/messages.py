@@ -35,7 +35,8 @@ def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:
         where = f"column {column!r}, message {number}"
         if not isinstance(raw, dict):
             raise RowError(index, f"{where} is {_kind(raw)}, not a mapping", _SHAPE)
-        message = without_nulls(raw)
+        plain = all(isinstance(value, str) for value in raw.values())
+        message = raw.copy() if plain else without_nulls(raw)
         if "from" in message and "role" not in message:
             message = _from_sharegpt(message, index, where)
         _check(message, index, where)
