@@ -121,6 +121,8 @@ def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
     """Number of labels that are trained, of each example (int64, N)."""
     import numpy as np
 
-    running = np.zeros(len(labels_S) + 1, np.int64)
-    np.cumsum(labels_S != IGNORE, out=running[1:])
-    return running[offsets_N1[1:]] - running[offsets_N1[:-1]]
+    filled_N = offsets_N1[1:] > offsets_N1[:-1]
+    counts_N = np.zeros(len(filled_N), np.int64)
+    if filled_N.any():
+        counts_N[filled_N] = np.add.reduceat(labels_S != IGNORE, offsets_N1[:-1][filled_N], dtype=np.int64)
+    return counts_N
