@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 Loss = Literal["all", "completion", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Where = str | list[str]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -68,7 +69,10 @@ class DataConfig(Section):
     cache: bool = Field(True, description="keep prepared data on disk; unchanged data is not prepared again")
     loss: Loss | None = Field(None, description="what is trained; by default what the format implies")
     turns: Literal["all", "last"] = Field(
-        "all", description="which assistant turns are trained; `train: false` on a message goes before it"
+        "all", description="which of the turns of `roles` are trained; `train: false` on a message goes before it"
+    )
+    roles: Annotated[list[Role], Field(min_length=1)] = Field(
+        ["assistant"], description="whose turns are trained in conversations"
     )
     text_column: str = Field("text", description="column that holds plain text")
     formatting: str | Callable[..., Any] | None = Field(

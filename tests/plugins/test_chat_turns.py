@@ -57,12 +57,27 @@ def test_the_flags_are_not_rendered_and_nulls_are_no_flags():
     assert trained(changed(2, train=None, weight=1)) == trained(TALK)
 
 
+@pytest.mark.parametrize("template", [CHATML, PLAIN, STRIPPING])
+def test_other_roles_can_be_trained(template):
+    end = "</user>" if template == STRIPPING else "<|im_end|>"
+    assert trained(TALK, template, roles=("user",)) == [f"One?{end}", f"Two?{end}"]
+    assert trained(changed(1, train=True), template) == [f"One?{end}", *trained(TALK, template)]
+    assert trained(TALK, template, roles=("user", "assistant"), turns="last") == trained(TALK, template)[1:]
+    assert trained(TALK[:1], template) == Skipped("no assistant turn")
+
+
+@pytest.mark.parametrize("loss", ["all", "completion"])
+def test_flags_that_would_have_no_effect_are_refused(loss):
+    with pytest.raises(RowError, match=f"data.loss is {loss}"):
+        trained(changed(2, train=False), loss=loss)
+
+
 def test_a_conversation_whose_every_turn_is_left_out_is_skipped():
     messages = [{**message, "train": False} if message["role"] == "assistant" else message for message in TALK]
     assert trained(messages) == Skipped("no assistant turn")
 
 
-@pytest.mark.parametrize(("number", "flag"), [(2, {"weight": 0.5}), (1, {"train": True}), (2, {"train": "no"})])
+@pytest.mark.parametrize(("number", "flag"), [(2, {"weight": 0.5}), (2, {"train": "no"})])
 def test_what_cannot_be_trained_so_is_refused(number, flag):
     with pytest.raises(RowError):
         trained(changed(number, **flag))

@@ -184,6 +184,13 @@ def test_a_loss_that_the_format_has_no_place_for_is_refused_with_a_mend(row, los
     assert problem.key == ("data", "loss")
     assert "data.loss: all" in problem.mend or ", or all" in problem.mend
 
+@pytest.mark.parametrize("choice", [{"turns": "last"}, {"roles": ["user"]}])
+@pytest.mark.parametrize("row", [{"text": "a"}, {"prompt": "a", "completion": "b"}])
+def test_a_choice_of_turns_that_would_have_no_effect_is_refused(row, choice):
+    with pytest.raises(ConfigError, match="it chooses turns"):
+        formatter_for([row], **choice)
+    assert formatter_for([{"messages": TURNS}], CHATML, **choice)
+
 
 @pytest.mark.parametrize(
     "row", [{"text": "a"}, {"prompt": "a", "completion": "b"}, {"messages": TURNS}, {"prompt": "a", "completion": ""}]
@@ -292,6 +299,28 @@ def test_nulls_added_by_the_columnar_store_do_not_reach_the_template():
     assert text(document) == "".join(map(json.dumps, [user, call, other])) + json.dumps(tools)
 
 
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": None}}}
+CALL_AS_TEXT = {"type": "function", "function": {"name": "f", "arguments": '{"x": null}'}}
+
+
+@pytest.mark.parametrize("calls", [[CALL_AS_TEXT], [json.dumps(CALL)], json.dumps([CALL]), [CALL_AS_TEXT["function"]]])
+def test_tool_calls_may_be_json_text_and_keep_their_nulls(calls):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{% generation %}{{ m.content }}{% for call in m.tool_calls %}"
+        "{{ (call.function or call).arguments | tojson }}{% endfor %}{% endgeneration %}{% endfor %}"
+    )
+    rows = [{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": calls}]}]
+    (document,) = documents(rows, template)
+    assert text(document).endswith('{"x": null}')
+
+
+@pytest.mark.parametrize("calls", ["{", [3], [{"name": "f", "arguments": "{"}], [{"name": "f", "arguments": "[]"}]])
+def test_tool_calls_that_cannot_be_read_are_told_with_their_place(calls):
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    error = row_error([{"messages": messages}])
+    assert "message 2: tool_calls cannot be read" in error.message
+
+
 @pytest.mark.parametrize("as_text", [json.dumps, lambda tools: [json.dumps(tool) for tool in tools]])
 def test_tools_may_be_json_text(as_text):
     template = CHATML + "{% if tools %}{{ tools[0].name }}{% endif %}"
@@ -351,25 +380,16 @@ def test_conversations_without_a_chat_template_are_refused_with_the_plugin_that_
         documents([{"messages": TURNS}])
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_not_guessed():
-    rewriting = (
-        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}THINK {% endif %}"
-        "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    error = row_error([{"messages": TURNS}], rewriting)
-    assert "does not let the assistant's text be told apart" in error.message
-    assert "'THINK" in error.message
-    assert "{% generation %}" in error.mend
-
-
-def test_a_template_that_drops_earlier_turns_is_refused_not_guessed():
+def test_a_template_that_leaves_turns_out_is_refused():
     dropping = unmarked(CHATML).replace("in messages %}", "in messages[-2:] %}")
-    assert "told apart" in row_error([{"messages": TURNS}], dropping).message
+    assert "leaves out the content of message 3" in row_error([{"messages": TURNS}], dropping).message
 
 
 def test_a_generation_prompt_that_the_whole_does_not_contain_is_refused():
     other_prompt = unmarked(CHATML).replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")
-    assert "'bot\\n'" in row_error([{"messages": TURNS}], other_prompt).message
+    error = row_error([{"messages": TURNS}], other_prompt)
+    assert "'<|im_start|>bot\\n'" in error.message
+    assert "{% generation %}" in error.mend
 
 
 def test_markers_that_jinja_counts_wrongly_inside_a_macro_are_refused():
@@ -402,9 +422,9 @@ def test_loss_assistant_trains_the_assistant_turns_of_the_prompt_too():
     assert trained(document) == ["1\n<|im_end|>", "2<|im_end|>"]
 
 
-def test_a_completion_that_does_not_follow_its_prompt_is_refused():
+def test_a_completion_that_begins_with_the_users_turn_is_refused():
     error = row_error([{"prompt": TURNS[:1], "completion": TURNS[1:]}])
-    assert "told apart" in error.message
+    assert "begins with a message of the role user" in error.message
 
 
 # The user's own function

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
+from sftkit.config.models import Role
 from sftkit.data.documents import RowError
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ROLES = get_args(Role)
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -19,6 +20,7 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
+REASONING = ("reasoning_content", "thinking", "reasoning")
 _SHAPE = "each message is {role, content} or {from, value}"
 
 
@@ -39,11 +41,51 @@ def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:
         message = raw.copy() if plain else without_nulls(raw)
         if "from" in message and "role" not in message:
             message = _from_sharegpt(message, index, where)
+        if len(message) > 2 or "content" not in message:
+            _name_reasoning(message)
+            if message.get("tool_calls"):
+                message["tool_calls"] = _read_calls(message["tool_calls"], index, where)
         _check(message, index, where)
         if not isinstance(message.get("content", ""), str):
             message["content"] = _joined_text(message["content"], index, where)
         messages.append(message)
     return messages
+
+
+def _name_reasoning(message: dict[str, Any]) -> None:
+    """Reasoning under each name that templates read it by, as the newer releases of transformers give it."""
+    given = next((message[key] for key in REASONING if key in message), None)
+    if given is not None and message.get("role") == "assistant":
+        message.setdefault("thinking", given)
+        message["reasoning_content"] = given
+
+
+def _read_calls(value: Any, index: int, where: str) -> list[dict[str, Any]]:
+    """Tool calls whose arguments are mappings, as templates take them; all or parts may be JSON text."""
+    try:
+        calls = json.loads(value) if isinstance(value, str) else value
+        calls = [json.loads(call) if isinstance(call, str) else call for call in calls]
+        calls = [
+            {**call, "function": _read_call(call["function"])} if "function" in call else _read_call(call)
+            for call in calls
+        ]
+    except (TypeError, KeyError, ValueError) as error:
+        what = f"{where}: tool_calls cannot be read: {type(error).__name__}: {error}"
+        mend = (
+            'write a list of {"type": "function", "function": {"name": ..., "arguments": {...}}}, perhaps as JSON text'
+        )
+        raise RowError(index, what, mend) from None
+    return calls
+
+
+def _read_call(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments or "{}")
+        if not isinstance(arguments, dict):
+            raise TypeError(f"the arguments are {_kind(arguments)}, not a mapping")
+        return {**call, "arguments": arguments}
+    return call
 
 
 def without_nulls(value: Any) -> Any:

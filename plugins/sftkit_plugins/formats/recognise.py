@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sftkit.config import DataConfig
 from sftkit.config.models import Loss
@@ -34,10 +34,10 @@ def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, da
         return _named_text(columns, names, data)
     for column in ("messages", "conversations"):
         if column in chats:
-            return _chat((column,), columns, tokenizer, _loss(data, "messages", "assistant", "all"), data.turns)
+            return _chat((column,), columns, tokenizer, _loss(data, "messages", "assistant", "all"), data)
     if {"prompt", "completion"} <= chats:
         loss = _loss(data, "prompt/completion", "completion", "assistant", "all")
-        return _chat(("prompt", "completion"), columns, tokenizer, loss, data.turns)
+        return _chat(("prompt", "completion"), columns, tokenizer, loss, data)
     if {"prompt", "completion"} <= names:
         return PromptCompletion(loss=_loss(data, "prompt/completion", "completion", "all"))
     if {"instruction", "output"} <= names:
@@ -68,6 +68,7 @@ def _is_json(feature: Any) -> bool:
 
 def _loss(data: DataConfig, form: str, default: Loss, *others: Loss) -> Loss:
     if data.loss is None or data.loss in (default, *others):
+        _check_turns(data, data.loss or default, form)
         return data.loss or default
     if form == "text":
         mend = "use data.loss: all, or -p completion_only:response_template=... without data.loss"
@@ -77,12 +78,19 @@ def _loss(data: DataConfig, form: str, default: Loss, *others: Loss) -> Loss:
     raise ConfigError(Problem(what, "data.loss", mend, ("data", "loss")))
 
 
+def _check_turns(data: DataConfig, loss: Loss, form: str) -> None:
+    chosen = [key for key in ("turns", "roles") if getattr(data, key) != DataConfig.model_fields[key].default]
+    if loss != "assistant" and chosen:
+        what = f"it chooses turns, and data.loss is {loss} (data in the {form} format)"
+        raise ConfigError(Problem(what, f"data.{chosen[0]}", "use data.loss: assistant", ("data", chosen[0])))
+
+
 def _chat(
     chat_columns: tuple[str, ...],
     columns: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     loss: Loss,
-    turns: Literal["all", "last"],
+    data: DataConfig,
 ) -> Chat:
     template = getattr(tokenizer, "chat_template", None)
     if not template or (isinstance(template, Mapping) and "default" not in template):
@@ -97,7 +105,8 @@ def _chat(
         special_tokens=dict(specials),
         loss=loss,
         has_tools="tools" in columns,
-        turns=turns,
+        turns=data.turns,
+        roles=tuple(data.roles),
     )
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Region = tuple[int, int]
+from sftkit_plugins.formats.rendering import Region
+
 Place = tuple[int, int]
 """The number of a literal, and a place in it."""
 
-# Private-use characters: no template splits or strips them, and no data is likely to hold them.
+# A private-use character begins and ends a stand-in: no template splits or strips it, and no data is likely to hold it.
 _SENTINEL = re.compile("\ue0f0(\\d+)\ue0f1")
 
 
@@ -28,13 +29,11 @@ class Skeleton:
         literals: the text before, between and behind the contents.
         order: which message's content stands between each literal and the next.
         regions: the trained regions, by literal and place.
-        turns: the message whose turn each region is.
     """
 
     literals: tuple[str, ...]
     order: tuple[int, ...]
     regions: tuple[tuple[Place, Place], ...]
-    turns: tuple[int, ...]
 
     @classmethod
     def of(cls, text: str, regions: Sequence[Region]) -> Skeleton | None:
@@ -46,15 +45,12 @@ class Skeleton:
             starts.append(at)
             at += len(literal) + (len(pieces[2 * index + 1]) + 2 if index < len(order) else 0)
         places: list[tuple[Place, Place]] = []
-        turns: list[int] = []
         for first, end in regions:
             low, high = _place(first, starts, literals), _place(end, starts, literals)
             if low is None or high is None:
                 return None
-            inside = order[low[0] : high[0]]
-            turns.append(inside[0] if inside else (turns[-1] if turns else order[0]))
             places.append((low, high))
-        return cls(literals, order, tuple(places), tuple(turns))
+        return cls(literals, order, tuple(places))
 
     def find(self, text: str, contents: Sequence[str]) -> list[Region] | None:
         """The regions in a rendered conversation, if it is the literals with the contents between them.

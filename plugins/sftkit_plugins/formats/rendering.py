@@ -1,0 +1,118 @@
+"""One row's messages, rendered with a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sftkit.data.documents import Document, RowError, Span
+
+Region = tuple[int, int]
+"""Start and end, in characters of the rendered conversation."""
+Messages = list[dict[str, Any]]
+
+MEND = "use a chat template with {% generation %} markers (-p chatml has them), or data.loss: all"
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Renders the messages of one row.
+
+    Attributes:
+        template: the Jinja chat template.
+        special_tokens: the tokenizer's, by name.
+        tools: of this row.
+        index: the row's place in its batch, for errors.
+    """
+
+    template: str
+    special_tokens: Mapping[str, Any]
+    tools: list[dict[str, Any]] | None
+    index: int
+
+    def text(self, messages: Messages, *, prompt: bool = False) -> str:
+        """The rendered messages, with ``prompt`` up to where the assistant would go on.
+
+        Raises:
+            RowError: if the template refuses the messages.
+        """
+        try:
+            return compiled(self.template).render(
+                messages=messages,
+                tools=self.tools,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self.special_tokens,
+            )
+        except Exception as error:  # a template runs the user's Jinja, which may raise anything
+            raise self._refused(messages, error) from error
+
+    def marked(self, messages: Messages) -> tuple[str, list[Region]]:
+        """The whole, and what the template's generation markers enclose; regions that touch are one.
+
+        Raises:
+            RowError: if the template refuses the messages, or the markers do not enclose what the assistant wrote.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, marked = render_jinja_template(
+                conversations=[messages],
+                tools=self.tools,
+                chat_template=self.template,
+                return_assistant_tokens_mask=True,
+                **self.special_tokens,
+            )
+        except Exception as error:
+            raise self._refused(messages, error) from error
+        text: str = texts[0]
+        regions: list[Region] = []
+        for start, end in ((int(start), int(end)) for start, end in marked[0]):
+            if regions and start == regions[-1][1]:
+                regions[-1] = (regions[-1][0], end)
+            else:
+                regions.append((start, end))
+        ends = [0, *(end for _, end in regions)]
+        in_order = all(before <= start <= end <= len(text) for before, (start, end) in zip(ends, regions, strict=False))
+        if not in_order or not _covers_content(text, regions, messages):
+            what = "the chat template's {% generation %} markers do not enclose what the assistant wrote"
+            raise RowError(self.index, what, "put the markers around it, outside of any macro, or use -p chatml")
+        return text, regions
+
+    def _refused(self, messages: Messages, error: Exception) -> RowError:
+        roles = ", ".join(message["role"] for message in messages) or "none"
+        what = f"the chat template refuses the messages (roles: {roles}): {type(error).__name__}: {error}"
+        return RowError(self.index, what, "change the messages, or use another template, as -p chatml")
+
+
+def compiled(template: str) -> Any:
+    """The template as transformers compiles it, once; its own rendering function prepares far more at each call."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(template)
+
+
+def split(text: str, regions: Sequence[Region]) -> Document:
+    """The text as spans, trained inside the regions."""
+    spans, done = [], 0
+    for start, end in regions:
+        if start > done:
+            spans.append(Span(text[done:start], False))
+        if end > start:
+            spans.append(Span(text[start:end], True))
+        done = max(done, end)
+    if done < len(text):
+        spans.append(Span(text[done:], False))
+    return spans
+
+
+def _covers_content(text: str, regions: Sequence[Region], messages: Messages) -> bool:
+    """Whether the regions hold what an assistant wrote, of that which the template renders unchanged.
+
+    The markers' places are counted wrongly inside macros, by what the macro has written so far.
+    """
+    contents = [message.get("content", "").strip() for message in messages if message["role"] == "assistant"]
+    rendered = [content for content in contents if content and content in text]
+    trained = [text[start:end] for start, end in regions]
+    return any(trained) and (not rendered or any(content in part for content in rendered for part in trained))

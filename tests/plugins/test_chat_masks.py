@@ -1,0 +1,217 @@
+"""The assistant's turns, found in chat templates of the field: with markers, without, and against transformers' own.
+
+The templates are those of the installed ``trl``, which has for many models one with markers; the markers are taken out
+of a copy in memory, and both must give the same turns, or the one without markers be refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from sftkit.data.documents import RowError
+from sftkit_plugins.formats.chat import Chat
+from sftkit_plugins.formats.messages import read_messages
+
+trl = pytest.importorskip("trl")
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+TEMPLATES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.jinja"))}
+TRAINING = sorted(name for name in TEMPLATES if name.endswith("_training"))
+SPECIAL = {"bos_token": "<BOS>", "eos_token": "<EOS>", "pad_token": "<PAD>", "unk_token": "<UNK>"}
+
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "Where."}}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": PARAMETERS}}]
+CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content, **keys):
+    return {"role": "assistant", "content": content, **keys}
+
+
+RESULT = {"role": "tool", "name": "weather", "content": '{"t": 20}'}
+ASKED = [user("Weather in Paris?"), assistant("", tool_calls=CALLS), RESULT, assistant("It is 20.")]
+CONVERSATIONS = {
+    "single": [user("Hi there"), assistant("Hello, friend.")],
+    "multi": [user("Hi there"), assistant("Hello, friend."), user("Again?"), assistant("Yes, again.")],
+    "system": [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Ho."), user("Hi"), assistant("Ho.")],
+    "same": [user("x"), assistant("x"), user("x"), assistant("x")],
+    "white space": [user("  Hi "), assistant("  Hello  \n"), user(" x\n"), assistant("\nYes.\n")],
+    "tool calls": ASKED,
+    "tool calls twice": [*ASKED, user("And now?"), *ASKED[1:]],
+    "tool call and text": [ASKED[0], assistant("I look.", tool_calls=CALLS), *ASKED[2:]],
+    "reasoning": [
+        user("1+1?"),
+        assistant("Two.", reasoning_content="One and one."),
+        user("2+2?"),
+        assistant("Four.", reasoning_content="Two and two."),
+    ],
+    "reasoning in text": [
+        user("1+1?"),
+        assistant("<think>\nOne and one.\n</think>\n\nTwo."),
+        user("2+2?"),
+        assistant("<think>\nTwo and two.\n</think>\n\nFour."),
+    ],
+}
+# Without markers it cannot be told whose the tag behind a tool call is, or the turn does not begin as it is prompted.
+REFUSED_WITHOUT_MARKERS = {
+    ("deepseekv3_training", "tool calls twice"),
+    ("diffusion_gemma_training", "tool calls"),
+    ("diffusion_gemma_training", "tool calls twice"),
+    ("diffusion_gemma_training", "tool call and text"),
+}
+
+
+def without_markers(template):
+    """The same template: a block that is always true gives the same white space control."""
+    template = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)
+    return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", template)
+
+
+def turns(template, messages):
+    tools = TOOLS if any(message["role"] == "tool" for message in messages) else None
+    chat = Chat(columns=("messages",), template=template, special_tokens=SPECIAL, has_tools=True)
+    (document,) = chat({"messages": [messages], "tools": [tools]})
+    text, regions = "", []
+    for span in document:
+        if span.trained:
+            regions.append((len(text), len(text) + len(span.text)))
+        text += span.text
+    return text, regions
+
+
+def or_refused(template, messages):
+    try:
+        return turns(template, messages)
+    except RowError:
+        return None
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+@pytest.mark.parametrize("name", TRAINING)
+def test_the_turns_are_the_same_with_markers_and_without(name, kind):
+    marked = or_refused(TEMPLATES[name], CONVERSATIONS[kind])
+    found = or_refused(without_markers(TEMPLATES[name]), CONVERSATIONS[kind])
+    if (name, kind) in REFUSED_WITHOUT_MARKERS:
+        assert found is None
+        assert marked is not None
+    else:
+        assert found == marked
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+@pytest.mark.parametrize("name", TRAINING)
+def test_of_what_the_markers_enclose_only_prompt_and_white_space_are_left_out(name, kind):
+    messages = CONVERSATIONS[kind]
+    ours = or_refused(TEMPLATES[name], messages)
+    if ours is None:
+        pytest.skip("the template does not take such a conversation whole")
+    text, regions = ours
+    tools = TOOLS if any(message["role"] == "tool" for message in messages) else None
+    plain = [read_messages([message], 0, "messages")[0] for message in messages]
+    theirs, marked = render_jinja_template(
+        [plain], tools, chat_template=TEMPLATES[name], return_assistant_tokens_mask=True, **SPECIAL
+    )
+    assert text == theirs[0]
+    kept = {at for start, end in regions for at in range(start, end)}
+    enclosed = {at for start, end in marked[0] for at in range(start, end)}
+    assert kept <= enclosed
+    left_out = "".join(text[at] for at in sorted(enclosed - kept))
+    prompts = r"(<think>|<｜Assistant｜>|<｜tool▁outputs▁end｜>|<\|start\|>assistant|\s|</think>)*"
+    assert re.fullmatch(prompts, left_out), left_out
+    assert not kept or all(text[start:end].strip() for start, end in regions)
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "same", "tool calls", "reasoning"])
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - set(TRAINING)))
+def test_what_is_found_in_templates_as_their_models_have_them_is_what_the_assistant_wrote(name, kind):
+    found = or_refused(TEMPLATES[name], CONVERSATIONS[kind])
+    if found is None:
+        pytest.skip("refused")
+    text, regions = found
+    written = [message for message in CONVERSATIONS[kind] if message["role"] == "assistant"]
+    assert len(regions) == len(written)
+    for (start, end), message in zip(regions, written, strict=True):
+        turn = text[start:end]
+        assert message["content"] in turn
+        assert "Paris" in turn or not message.get("tool_calls")
+        for other in CONVERSATIONS[kind]:
+            if other is not message and other["content"] not in ("", message["content"]):
+                assert other["content"] not in turn
+        # of the other roles' headers nothing: gpt-oss and muse write an assistant's messages in parts, with headers
+        assert not re.search(r"(?<!to=)\b(user|system)\b", turn)
+
+
+def test_what_transformers_takes_for_reasoning_reaches_every_template():
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        messages = [user("1+1?"), assistant("Two.", **{key: "One and one."})]
+        for name in ("gptoss_training", "qwen3_training"):
+            text, ((start, end),) = turns(TEMPLATES[name], messages)
+            assert "One and one." in text[start:end]
+
+
+ALWAYS_PROMPTING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}<assistant>"
+UNPROMPTED = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+EOS_IF_LAST = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if loop.last and m.role == 'assistant' %}"
+    "<EOS>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+LATE_SYSTEM = (
+    "{% for m in messages %}{% if loop.last and m.role == 'user' %}[S]be brief[/S]{% endif %}"
+    "[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+FIRST_TURN_REWRITTEN = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}THINK {% endif %}"
+    "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (INST, ["Hello, friend.<EOS>", "Yes, again.<EOS>"]),
+        (UNPROMPTED, ["<assistant>Hello, friend.</s>", "<assistant>Yes, again.</s>"]),
+        (LATE_SYSTEM, ["Hello, friend.</s>", "Yes, again.</s>"]),
+        (FIRST_TURN_REWRITTEN, ["Hello, friend.</s>", "THINK Yes, again.</s>"]),
+    ],
+)
+def test_templates_of_other_kinds_are_right(template, expected):
+    text, regions = turns(template, CONVERSATIONS["multi"])
+    assert [text[start:end] for start, end in regions] == expected
+
+
+@pytest.mark.parametrize("template", [ALWAYS_PROMPTING, EOS_IF_LAST])
+def test_a_template_that_does_not_tell_is_refused_with_the_message_and_a_mend(template):
+    with pytest.raises(RowError) as caught:
+        turns(template, CONVERSATIONS["multi"])
+    assert "does not let the text of message" in caught.value.message
+    assert "generation" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("messages", "part"),
+    [
+        ([user("a"), assistant("", tool_calls=CALLS), RESULT, assistant("c")], "tool_calls"),
+        ([user("a"), assistant("b", thinking="why")], "reasoning_content"),
+    ],
+)
+def test_a_template_that_leaves_out_what_is_to_be_learnt_is_refused(messages, part):
+    template = without_markers(FIRST_TURN_REWRITTEN)
+    with pytest.raises(RowError, match=f"leaves out the {part} of message 2"):
+        turns(template, messages)
+
+
+def test_thinking_that_the_template_cuts_from_the_last_turn_is_refused():
+    cutting = UNPROMPTED.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+    with pytest.raises(RowError, match="leaves out the thinking in the content of message 2"):
+        turns(cutting, [user("a"), assistant("<think>why</think>b")])
