@@ -6,10 +6,12 @@ Legend: N documents, S tokens in all of them, R regions (runs of trained charact
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.columns import IGNORE, Examples
 from sftkit.data.documents import Document
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-Region: TypeAlias = tuple[int, int]
-"""First trained character of a run of them, and the first after it."""
+AHEAD = 1  # pieces that wait for the tokenizer, so that it never waits for them
+PIECE = 1 << 21  # characters tokenized at once, about: what the tokenizer tells of them takes some 30 bytes each
 
 
 def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> Examples:
@@ -41,46 +43,58 @@ def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, ad
 def encode_stream(
     batches: Iterable[Sequence[Document]], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool
 ) -> Iterator[Examples]:
-    """`encode` batch by batch: the next one is tokenized, in a thread, while the last is laid out."""
+    """`encode` batch by batch, each in pieces: the next one is tokenized, in a thread, while the last is laid out."""
     encoder = Encoder.of(tokenizer, add_special_tokens)
+    waiting: deque[tuple[_Texts, Future[list[Any]]]] = deque()
     with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for documents in batches:
-            texts = _Texts.of(documents)
-            started = (texts, pool.submit(encoder.tokenize, texts))
-            if waiting is not None:
-                yield encoder.lay_out(waiting[0], waiting[1].result())
-            waiting = started
-        if waiting is not None:
-            yield encoder.lay_out(waiting[0], waiting[1].result())
+        for texts in (piece for documents in batches for piece in _Texts.pieces_of(documents)):
+            waiting.append((texts, pool.submit(encoder.tokenize, texts)))
+            if len(waiting) > AHEAD:
+                yield encoder.lay_out(*_result(waiting))
+        while waiting:
+            yield encoder.lay_out(*_result(waiting))
+
+
+def _result(waiting: deque[tuple[_Texts, Future[list[Any]]]]) -> tuple[_Texts, list[Any]]:
+    texts, encodings = waiting.popleft()
+    return texts, encodings.result()
 
 
 class _Texts(NamedTuple):
-    """Documents as whole texts, and the trained regions of each."""
+    """Documents as whole texts, and all their regions: whose each is, its first character, and the one behind it."""
 
     texts: list[str]
-    regions: list[list[Region]]
+    owners: list[int]
+    starts: list[int]
+    ends: list[int]
 
     @classmethod
-    def of(cls, documents: Sequence[Document]) -> _Texts:
-        texts, regions = [], []
+    def pieces_of(cls, documents: Sequence[Document]) -> Iterator[_Texts]:
+        """Some documents at a time, about `PIECE` characters."""
+        piece, characters = cls([], [], [], []), 0
         for spans in documents:
-            if len(spans) == 1:
-                text, trained = spans[0]
-                texts.append(text)
-                regions.append([(0, len(text))] if trained and text else [])
-                continue
-            texts.append("".join([span[0] for span in spans]))
-            found: list[Region] = []
-            end = 0
-            for text, trained in spans:
-                start, end = end, end + len(text)
-                if trained and text:
-                    if found and found[-1][1] == start:
-                        start = found.pop()[0]
-                    found.append((start, end))
-            regions.append(found)
-        return cls(texts, regions)
+            if characters >= PIECE:
+                yield piece
+                piece, characters = cls([], [], [], []), 0
+            characters += piece.append(spans)
+        yield piece
+
+    def append(self, spans: Document) -> int:
+        """Add a document; returns its characters."""
+        owner = len(self.texts)
+        end, last = 0, -1
+        for text, trained in spans:
+            start, end = end, end + len(text)
+            if trained and text:
+                if last == start:
+                    self.ends[-1] = end
+                else:
+                    self.owners.append(owner)
+                    self.starts.append(start)
+                    self.ends.append(end)
+                last = end
+        self.texts.append(spans[0][0] if len(spans) == 1 else "".join([span[0] for span in spans]))
+        return end
 
 
 @dataclass(frozen=True)
@@ -106,16 +120,13 @@ class Encoder:
 
     def __call__(self, documents: Sequence[Document]) -> Examples:
         """One batch."""
-        texts = _Texts.of(documents)
-        return self.lay_out(texts, self.tokenize(texts))
+        parts = [self.lay_out(texts, self.tokenize(texts)) for texts in _Texts.pieces_of(documents)]
+        return Examples.concatenate(parts)
 
     def tokenize(self, texts: _Texts) -> list[Any]:
         """The encodings of the texts; with offsets only where a border lies inside a text."""
-        borders = any(
-            start > 0 or end < len(text)
-            for text, regions in zip(texts.texts, texts.regions, strict=True)
-            for start, end in regions
-        )
+        ends = zip(texts.owners, texts.ends, strict=True)
+        borders = any(texts.starts) or any(end < len(texts.texts[owner]) for owner, end in ends)
         work = self.backend.encode_batch if borders else self.backend.encode_batch_fast
         return work(texts.texts, add_special_tokens=self.add_special_tokens)
 
@@ -123,43 +134,39 @@ class Encoder:
         """Ids and labels as flat arrays."""
         import numpy as np
 
-        arrays = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        lengths_N = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        ids = array("i")
+        lengths_N = np.empty(len(encodings), np.int64)
+        for index, encoding in enumerate(encodings):
+            some = encoding.ids
+            lengths_N[index] = len(some)
+            ids.fromlist(some)
         offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)])
-        ids_S = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
-        trained_S = self._trained(texts, encodings, offsets_N1)
+        ids_S = np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32)
+        sizes_N = np.fromiter(map(len, texts.texts), np.int64, len(texts.texts))
+        trained_S = self._trained(texts, encodings, offsets_N1, sizes_N)
         if self.add_special_tokens:
-            ends_trained_N = np.fromiter(
-                (bool(r) and r[-1][1] == len(t) for t, r in zip(texts.texts, texts.regions, strict=True)),
-                bool,
-                len(arrays),
-            )
-            filled_N = np.fromiter(map(bool, texts.texts), bool, len(arrays))
+            owners_R = np.array(texts.owners, np.int64)
+            ends_trained_N = np.zeros(len(sizes_N), bool)
+            ends_trained_N[owners_R[np.array(texts.ends, np.int64) == sizes_N[owners_R]]] = True
             ids_S, trained_S, offsets_N1 = self._fix_special_tokens(
-                ids_S, trained_S, offsets_N1, ends_trained_N, filled_N
+                ids_S, trained_S, offsets_N1, ends_trained_N, sizes_N > 0
             )
         first_N = offsets_N1[:-1][np.diff(offsets_N1) > 0]
         trained_S[first_N] = False
         return Examples(ids_S, np.where(trained_S, ids_S, np.int32(IGNORE)), offsets_N1)
 
-    def _trained(self, texts: _Texts, encodings: list[Any], offsets_N1: np.ndarray) -> np.ndarray:
+    def _trained(self, texts: _Texts, encodings: list[Any], offsets_N1: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
         """Which tokens (bool, S) end inside a trained region."""
         import numpy as np
 
-        firsts_R: list[int] = []
-        ends_R: list[int] = []
-        offsets = offsets_N1.tolist()
-        for index, regions in enumerate(texts.regions):
-            if not regions:
-                continue
-            base, size = offsets[index], len(texts.texts[index])
-            encoding, whole = encodings[index], max(offsets[index + 1] - offsets[index] - self.suffix, 0)
-            for start, end in regions:
-                firsts_R.append(base + (_first_ending_after(encoding, start, whole) if start else 0))
-                ends_R.append(base + (_first_ending_after(encoding, end, whole) if end < size else whole))
-        change = np.bincount(firsts_R, minlength=offsets[-1] + 1) if firsts_R else np.zeros(offsets[-1] + 1, np.int64)
-        if ends_R:
-            change = change - np.bincount(ends_R, minlength=offsets[-1] + 1)
+        owners_R, starts_R, ends_R = (np.array(part, np.int64) for part in (texts.owners, texts.starts, texts.ends))
+        whole_R = np.maximum(np.diff(offsets_N1)[owners_R] - self.suffix, 0)
+        firsts_R = np.where(starts_R > 0, _tokens_at(encodings, owners_R, starts_R, whole_R, starts_R > 0), 0)
+        inside_R = ends_R < sizes_N[owners_R]
+        lasts_R = np.where(inside_R, _tokens_at(encodings, owners_R, ends_R, whole_R, inside_R), whole_R)
+        base_R = offsets_N1[owners_R]
+        size = int(offsets_N1[-1]) + 1
+        change = np.bincount(base_R + firsts_R, minlength=size) - np.bincount(base_R + lasts_R, minlength=size)
         return np.cumsum(change[:-1]) > 0
 
     def _fix_special_tokens(
@@ -196,10 +203,21 @@ class Encoder:
         return ids_S, trained_S, offsets_N1
 
 
-def _first_ending_after(encoding: Any, character: int, tokens: int) -> int:
-    """The first token whose last character is at ``character`` or behind it; ``tokens`` where there is none."""
-    token = encoding.char_to_token(character)
-    if token is not None:
-        return token
-    # No token covers the character, as where a tokenizer drops white space.
-    return next((index for index, (_, end) in enumerate(encoding.offsets) if end > character), tokens)
+def _tokens_at(
+    encodings: list[Any], owners_R: np.ndarray, at_R: np.ndarray, whole_R: np.ndarray, which_R: np.ndarray
+) -> np.ndarray:
+    """The first token that ends behind a character of its text, where asked; the text's tokens where there is none."""
+    import numpy as np
+
+    owners, characters = owners_R[which_R].tolist(), at_R[which_R].tolist()
+    found = [encodings[owner].char_to_token(at) for owner, at in zip(owners, characters, strict=True)]
+    if None in found:
+        # No token covers the character, as where a tokenizer drops white space.
+        whole = whole_R[which_R].tolist()
+        for index, token in enumerate(found):
+            if token is None:
+                ends = enumerate(encodings[owners[index]].offsets)
+                found[index] = next((at for at, (_, end) in ends if end > characters[index]), whole[index])
+    tokens_R = np.zeros(len(owners_R), np.int64)
+    tokens_R[which_R] = found
+    return tokens_R

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sftkit")
 
-BATCH = 1000
+BATCH = 2000
 SHOWN = 3  # bad rows that are skipped and told one by one
 #: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
-REMAP = 50 * BATCH
+REMAP = 25 * BATCH
 
 Batch = tuple["np.ndarray", dict[str, Any]]
 """The numbers of some rows, and the rows as columns."""
@@ -106,17 +106,15 @@ class Maker:
         numbers, columns = batch
         if not self._shown:
             self._shown = str({name: values[0] for name, values in columns.items()})[:400]
-        kept: list[Document] = []
-        for document in self._format(numbers, columns, formatter, place):
+        documents = self._format(numbers, columns, formatter, place)
+        for document in documents:
             if isinstance(document, Skipped):
                 self.tally.add(self.split, f"rows dropped: {document.reason}")
-            else:
-                kept.append(document)
-        return kept
+        return [document for document in documents if not isinstance(document, Skipped)]
 
     def _format(
         self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Callable[[int], str]
-    ) -> Iterable[Document | Skipped]:
+    ) -> list[Document | Skipped]:
         """The documents of a batch; a row of a bad shape is an error, or taken out and the rest tried again."""
         import numpy as np
 

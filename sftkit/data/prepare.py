@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -118,6 +119,21 @@ def _build(
     directory: Path,
 ) -> dict[str, Any]:
     """Write the rows of a split into ``directory``, and tell what they are and what was done to them."""
+    gc.freeze()  # the many objects of a batch would have the collector look at all of the libraries again and again
+    try:
+        return _write(split, sources, tokenizer, config, plugins, directory)
+    finally:
+        gc.unfreeze()
+
+
+def _write(
+    split: str,
+    sources: list[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    plugins: PluginSet,
+    directory: Path,
+) -> dict[str, Any]:
     maker = Maker(split, tokenizer, config, plugins)
     tally, path = maker.tally, directory / cache.ROWS
     packer = plugins.hook.make_packer(split=split, config=config, tally=tally)

@@ -184,6 +184,7 @@ def test_a_loss_that_the_format_has_no_place_for_is_refused_with_a_mend(row, los
     assert problem.key == ("data", "loss")
     assert "data.loss: all" in problem.mend or ", or all" in problem.mend
 
+
 @pytest.mark.parametrize("choice", [{"turns": "last"}, {"roles": ["user"]}])
 @pytest.mark.parametrize("row", [{"text": "a"}, {"prompt": "a", "completion": "b"}])
 def test_a_choice_of_turns_that_would_have_no_effect_is_refused(row, choice):

@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 from sftkit.config.models import Loss
 from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
-from sftkit_plugins.formats.messages import read_messages, read_tools
+from sftkit_plugins.formats.messages import PLAIN, read_messages, read_tools
 from sftkit_plugins.formats.rendering import MEND, Messages, Region, Rendering, split
 from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
 from sftkit_plugins.formats.turns import Turns, turn_end
 
-_PLAIN = {"role", "content"}
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -43,7 +42,7 @@ class Chat(Formatter):
     has_tools: bool = False
     turns: Literal["all", "last"] = "all"
     roles: tuple[str, ...] = ("assistant",)
-    _skeletons: dict[Any, Skeleton | None] = field(default_factory=dict, repr=False, compare=False)
+    _skeletons: dict[tuple[str, ...], Skeleton | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -66,19 +65,56 @@ class Chat(Formatter):
 
     def _document(self, rows: Columns, index: int) -> Document | Skipped:
         parts = [read_messages(rows[column][index], index, column) for column in self.columns]
-        messages: Messages = list(chain.from_iterable(parts))
+        messages: Messages = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
         if not messages:
             return Skipped("empty conversation")
-        messages, trained = self._trained_turns(messages, index)
-        if self.loss == "assistant" and not trained:
-            return Skipped(f"no {' or '.join(self.roles)} turn")
         tools = read_tools(rows["tools"][index], index) if self.has_tools else None
         rendering = Rendering(self._template(tools), self.special_tokens, tools, index)
+        plain = tools is None and all(message.keys() == PLAIN for message in messages)
+        if plain and self.loss == "assistant":
+            return self._plain(rendering, messages)
+        messages, trained = self._trained_turns(messages, index)
         if self.loss == "all":
             return (Span(rendering.text(messages), True),)
         if self.loss == "completion":
             return self._completion(rendering, messages, len(parts[0]))
-        return split(*self._regions(rendering, messages, trained))
+        if not trained:
+            return self._untrained()
+        text = rendering.text(messages)
+        return split(text, find_regions(rendering, messages, text, trained))
+
+    def _plain(self, rendering: Rendering, messages: Messages) -> Document | Skipped:
+        """A conversation of nothing but roles and contents."""
+        roles = tuple([message["role"] for message in messages])
+        if roles not in self._skeletons:
+            self._skeletons[roles] = self._skeleton(rendering, messages)
+        skeleton = self._skeletons[roles]
+        text = rendering.text(messages)
+        regions = skeleton.find(text, [message["content"] for message in messages]) if skeleton else None
+        if regions is None:
+            trained = self._chosen(messages)
+            if not trained:
+                return self._untrained()
+            regions = find_regions(rendering, messages, text, trained)
+        return split(text, regions)
+
+    def _skeleton(self, rendering: Rendering, messages: Messages) -> Skeleton | None:
+        masked, trained = stand_ins(messages), self._chosen(messages)
+        if not trained:
+            return None
+        try:
+            text = rendering.text(masked)
+            return Skeleton.of(text, find_regions(rendering, masked, text, trained))
+        except RowError:  # found out on the row itself, which tells it better
+            return None
+
+    def _untrained(self) -> Skipped:
+        return Skipped(f"no {' or '.join(self.roles)} turn")
+
+    def _chosen(self, messages: Messages) -> set[int]:
+        """The messages that are trained if they do not say otherwise."""
+        chosen = [number for number, message in enumerate(messages) if message["role"] in self.roles]
+        return set(chosen[-1:] if self.turns == "last" else chosen)
 
     def _completion(self, rendering: Rendering, messages: Messages, prompt: int) -> Document | Skipped:
         if prompt == len(messages):
@@ -92,8 +128,7 @@ class Chat(Formatter):
 
     def _trained_turns(self, messages: Messages, index: int) -> tuple[Messages, set[int]]:
         """The messages without the keys ``train`` and ``weight``, and the numbers of those that are trained."""
-        chosen = [number for number, message in enumerate(messages) if message["role"] in self.roles]
-        trained = set(chosen[-1:] if self.turns == "last" else chosen)
+        trained = self._chosen(messages)
         if not any("train" in message or "weight" in message for message in messages):
             return messages, trained
         for number, message in enumerate(messages):
@@ -110,27 +145,6 @@ class Chat(Formatter):
                 trained = trained | {number} if flag else trained - {number}
         plain = [{k: v for k, v in message.items() if k not in ("train", "weight")} for message in messages]
         return plain, trained
-
-    def _regions(self, rendering: Rendering, messages: Messages, trained: set[int]) -> tuple[str, list[Region]]:
-        """The whole, and where the trained messages lie in it."""
-        text = rendering.text(messages)
-        if rendering.tools is None and all(message.keys() == _PLAIN for message in messages):
-            skeleton = self._skeleton(rendering, messages, trained)
-            found = skeleton.find(text, [message["content"] for message in messages]) if skeleton else None
-            if found is not None:
-                return text, found
-        return text, find_regions(rendering, messages, text, trained)
-
-    def _skeleton(self, rendering: Rendering, messages: Messages, trained: set[int]) -> Skeleton | None:
-        key = (rendering.template, frozenset(trained), *(message["role"] for message in messages))
-        if key not in self._skeletons:
-            masked = stand_ins(messages)
-            try:
-                text = rendering.text(masked)
-                self._skeletons[key] = Skeleton.of(text, find_regions(rendering, masked, text, trained))
-            except RowError:  # found out on the row itself, which tells it better
-                self._skeletons[key] = None
-        return self._skeletons[key]
 
     def _template(self, tools: list[dict[str, Any]] | None) -> str:
         if isinstance(self.template, str):

@@ -20,12 +20,15 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
+PLAIN = {"role", "content"}
 REASONING = ("reasoning_content", "thinking", "reasoning")
 _SHAPE = "each message is {role, content} or {from, value}"
 
 
 def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:
     """The messages of one row as ``{role, content, ...}``, without the nulls that Arrow adds for absent keys.
+
+    A message may be the one given, and is not to be changed.
 
     Raises:
         RowError: for anything that is no conversation; naming the column and the message.
@@ -34,6 +37,9 @@ def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:
         raise RowError(index, f"column {column!r} is {_kind(value)}, not a list of messages", _SHAPE)
     messages = []
     for number, raw in enumerate(value, start=1):
+        if type(raw) is dict and raw.keys() == PLAIN and type(raw["content"]) is str and raw["role"] in ROLES:
+            messages.append(raw)
+            continue
         where = f"column {column!r}, message {number}"
         if not isinstance(raw, dict):
             raise RowError(index, f"{where} is {_kind(raw)}, not a mapping", _SHAPE)
