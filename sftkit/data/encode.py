@@ -72,29 +72,26 @@ class _Texts(NamedTuple):
     def pieces_of(cls, documents: Sequence[Document]) -> Iterator[_Texts]:
         """Some documents at a time, about `PIECE` characters."""
         piece, characters = cls([], [], [], []), 0
+        texts, owners, starts, ends = piece
         for spans in documents:
             if characters >= PIECE:
                 yield piece
                 piece, characters = cls([], [], [], []), 0
-            characters += piece.append(spans)
+                texts, owners, starts, ends = piece
+            owner, end, last = len(texts), 0, -1
+            for text, trained in spans:
+                start, end = end, end + len(text)
+                if trained and text:
+                    if last == start:
+                        ends[-1] = end
+                    else:
+                        owners.append(owner)
+                        starts.append(start)
+                        ends.append(end)
+                    last = end
+            texts.append(spans[0][0] if len(spans) == 1 else "".join([text for text, _ in spans]))
+            characters += end
         yield piece
-
-    def append(self, spans: Document) -> int:
-        """Add a document; returns its characters."""
-        owner = len(self.texts)
-        end, last = 0, -1
-        for text, trained in spans:
-            start, end = end, end + len(text)
-            if trained and text:
-                if last == start:
-                    self.ends[-1] = end
-                else:
-                    self.owners.append(owner)
-                    self.starts.append(start)
-                    self.ends.append(end)
-                last = end
-        self.texts.append(spans[0][0] if len(spans) == 1 else "".join([span[0] for span in spans]))
-        return end
 
 
 @dataclass(frozen=True)

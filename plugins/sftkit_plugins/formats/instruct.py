@@ -71,6 +71,8 @@ class Alpaca(Formatter):
 
 def _texts(rows: Columns, column: str, *, nullable: bool = False) -> Sequence[Any]:
     texts = rows[column]
+    if set(map(type, texts)) == {str}:
+        return texts
     for index, text in enumerate(texts):
         if not isinstance(text, str) and not (nullable and text is None):
             found = "null" if text is None else f"of type {type(text).__name__}, not text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,13 +39,10 @@ class Rendering:
             RowError: if the template refuses the messages.
         """
         try:
-            return compiled(self.template).render(
-                messages=messages,
-                tools=self.tools,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self.special_tokens,
-            )
+            template, names = _compiled(self.template)
+            given = {"messages": messages, "tools": self.tools, "documents": None, "add_generation_prompt": prompt}
+            context = template.new_context({**names, **self.special_tokens, **given}, shared=True)
+            return "".join(template.root_render_func(context))
         except Exception as error:  # a template runs the user's Jinja, which may raise anything
             raise self._refused(messages, error) from error
 
@@ -86,11 +84,16 @@ class Rendering:
         return RowError(self.index, what, "change the messages, or use another template, as -p chatml")
 
 
-def compiled(template: str) -> Any:
-    """The template as transformers compiles it, once; its own rendering function prepares far more at each call."""
+@functools.lru_cache(8)
+def _compiled(template: str) -> tuple[Any, dict[str, Any]]:
+    """The template as transformers compiles it, and the names that its environment knows.
+
+    Its own rendering function prepares far more at each call, and Jinja's merges these names anew.
+    """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    return _compile_jinja_template(template)
+    compiled = _compile_jinja_template(template)
+    return compiled, dict(compiled.globals)
 
 
 def split(text: str, regions: Sequence[Region]) -> Document:
