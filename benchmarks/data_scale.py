@@ -1,0 +1,104 @@
+"""Whether preparation keeps its pace and its memory from 100,000 to 1,000,000 rows, and how soon a second run is ready.
+
+    python benchmarks/data_scale.py [--quick] [--json]
+
+Code Alpaca, repeated with a number in front so that no row is the same, as JSON lines with the Llama 2 tokenizer at 512
+tokens. Each size is prepared in a process of its own, in an empty cache, and then once more in the same cache; the rate
+includes reading the file, the memory is the process's peak. `--quick` takes 10,000 and 40,000 rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from _report import parse_flags, report, versions
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def write_rows(path: Path, number: int) -> None:
+    rows = [
+        row
+        for name in ("code_alpaca_2k.json", "new_codealpaca.json")
+        for row in json.loads((SHARED / name).read_text(encoding="utf-8"))
+    ]
+    with path.open("w", encoding="utf-8") as file:
+        for at in range(number):
+            row = rows[at % len(rows)]
+            prompt = f"{at} {row['instruction']}\n{row['input']}\n"
+            file.write(json.dumps({"prompt": prompt, "completion": row["output"]}) + "\n")
+
+
+def prepare(path: str, plugin: str) -> None:
+    """What a child process does: prepare twice, and print seconds and peak memory."""
+    from transformers import AutoTokenizer
+
+    from sftkit import Pipeline
+    from sftkit.testing import tiny_model
+
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "llama2_tokenizer")
+    model, told = tiny_model(), {}
+    for name in ("first", "second"):
+        started = time.perf_counter()
+        data = {"train": path, "max_length": 512}
+        run = Pipeline(model=model, tokenizer=tokenizer, data=data, plugins=[plugin] if plugin else [])
+        run.prepare()
+        told[name] = time.perf_counter() - started
+    told["MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(json.dumps(told))
+
+
+def child(path: Path, plugin: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(dir=path.parent) as cache:
+        own = {"SFTKIT_CACHE": cache, "HF_HOME": f"{cache}/hf"}
+        command = [sys.executable, __file__, "--child", str(path), plugin]
+        done = subprocess.run(command, env={**os.environ, **own}, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    flags = parse_flags(__doc__.splitlines()[0])
+    if not SHARED.is_dir():
+        sys.exit(f"error: {SHARED} is not there -> this benchmark needs the real data beside the project")
+    sizes = (10_000, 40_000) if flags.quick else (100_000, 1_000_000)
+    result, rows = {}, []
+    with tempfile.TemporaryDirectory() as directory:
+        for plugin in ("", "packing"):
+            told = {}
+            for number in sizes:
+                path = Path(directory, f"{number}.jsonl")
+                if not path.exists():
+                    write_rows(path, number)
+                told[number] = child(path, plugin)
+            low, high = (told[number] for number in sizes)
+            rates = [number / told[number]["first"] for number in sizes]
+            name = plugin or "plain"
+            result[name] = {
+                **{f"rows/s at {number:,}": round(rate) for number, rate in zip(sizes, rates, strict=True)},
+                "rates apart": round(max(rates) / min(rates) - 1, 3),
+                "MB apart": round(abs(high["MB"] - low["MB"])),
+                "peak MB": round(high["MB"]),
+                "second run s": round(high["second"], 3),
+            }
+            figures = ", ".join(f"{key} {value:,}" for key, value in result[name].items())
+            met = rates[1] >= rates[0] * 0.85 and result[name]["MB apart"] <= 300 and high["second"] <= 1
+            wanted = "rate not more than 15 % less, ≤ 300 MB apart, second run ≤ 1 s"
+            rows.append([name, figures, wanted, "met" if met else "missed"])
+    told = versions("sftkit", "tokenizers", "datasets")
+    report(result, f"Data preparation by size ({told})", ("case", "figures", "target", ""), rows, flags.json)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        prepare(*sys.argv[2:])
+    else:
+        main()
