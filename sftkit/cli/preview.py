@@ -30,7 +30,10 @@ def preview(
 ) -> None:
     """Show what the model sees and what it is trained on, from the batches that training would get."""
     set_up()
-    source, choices = gather(arguments or [], plugin or [], model, data)
+    arguments = arguments or []
+    if not any(argument.startswith("model.init=") for argument in arguments):
+        arguments = [*arguments, "model.init=random"]  # weights that are not there are no problem: none is read
+    source, choices = gather(arguments, plugin or [], model, data)
 
     from sftkit.console import console
     from sftkit.pipeline import Pipeline

@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from sftkit.report.preview import as_text, read_batch, write_html
 from sftkit.testing import tiny_tokenizer
@@ -134,3 +135,13 @@ def test_the_command_previews_an_evaluation_set_by_name(cli, tmp_path):
 @pytest.mark.parametrize(("arguments", "told"), [(("--split", "evil"), "eval"), (("--row", "999999"), "rows")])
 def test_what_is_not_there_is_an_error(cli, tmp_path, arguments, told):
     assert told in cli("preview", *arguments, cwd=tmp_path, code=2).stderr
+
+
+def test_a_directory_without_weights_is_enough(cli, tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    LlamaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
+        tmp_path / "model"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a ", "completion": "b"}')
+    shown = cli("preview", "--model", "model", "--data", "rows.jsonl", cwd=tmp_path).stdout
+    assert "a⟦ b</s>⟧" in shown

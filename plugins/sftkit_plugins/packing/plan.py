@@ -6,6 +6,7 @@ Legend: N documents, P pieces (a document, or what a row's border leaves of it),
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pieces(NamedTuple):
-    """Pieces of the flat token array, in the order in which they fill the rows (int64, P each)."""
+    """Pieces of the flat token array, in the order in which they fill the rows (integers, P each)."""
 
     starts: np.ndarray
     lengths: np.ndarray
@@ -31,10 +32,10 @@ def best_fit(lengths_N: np.ndarray, capacity: int) -> Pieces:
     import numpy as np
 
     rows_N, made = _best_fit_decreasing(lengths_N, capacity)
-    first_R = np.full(made, len(lengths_N))
-    np.minimum.at(first_R, rows_N, np.arange(len(lengths_N)))
-    rank_R = np.empty(made, np.int64)
-    rank_R[np.argsort(first_R)] = np.arange(made)
+    # Documents come in their order, so that the first of each row is where the row is met first.
+    _, first_R = np.unique(rows_N, return_index=True)
+    rank_R = np.empty(made, np.int32)
+    rank_R[np.argsort(first_R)] = np.arange(made, dtype=np.int32)
     rows_N = rank_R[rows_N]
     order_N = np.argsort(rows_N, kind="stable")
     starts_N = np.cumsum(lengths_N) - lengths_N
@@ -50,7 +51,7 @@ def _best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> tuple[np.ndarr
     import numpy as np
 
     counts = np.bincount(lengths_N, minlength=1)
-    placed: list[int] = []  # rows of the documents, longest first
+    placed = array("i")  # rows of the documents, longest first
     rows_by_space: dict[int, list[int]] = {}
     spaces: list[int] = []  # the keys of rows_by_space, ascending
     made = 0
@@ -71,15 +72,15 @@ def _best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> tuple[np.ndarr
             del rows[-len(taken) :]
             if not rows:
                 del spaces[at], rows_by_space[space]
-            placed += taken * each
+            placed += array("i", taken) * each
             left -= len(taken) * each
             rest = space - each * length
             if rest not in rows_by_space and rest:
                 insort(spaces, rest)
             if rest:
                 rows_by_space.setdefault(rest, []).extend(taken)
-    rows_N = np.empty(len(lengths_N), np.int64)
-    rows_N[np.argsort(-lengths_N, kind="stable")] = placed
+    rows_N = np.empty(len(lengths_N), np.int32)
+    rows_N[np.argsort(-lengths_N.astype(np.int32), kind="stable")] = np.frombuffer(placed, np.int32)
     return rows_N, made
 
 
