@@ -117,7 +117,7 @@ def entries() -> Iterator[Entry]:
 
 
 def clear(older_than: float = 0.0) -> tuple[int, int]:
-    """Remove the entries that were made more than ``older_than`` seconds ago, and what broken builds left.
+    """Remove what was made more than ``older_than`` seconds ago: entries, what broken builds left, copies of files.
 
     An entry that another process is building is left alone.
 
@@ -127,7 +127,7 @@ def clear(older_than: float = 0.0) -> tuple[int, int]:
     from filelock import FileLock, Timeout
 
     number = size = 0
-    for path in sorted((root() / "data").glob("*")):
+    for path in sorted([*(root() / "data").glob("*"), *(root() / "clean").glob("*")]):
         key = path.name.partition(".")[0]
         if path.name.endswith(".lock") or time.time() - path.stat().st_mtime < older_than:
             continue

@@ -14,13 +14,36 @@ def metrics(directory: Path) -> dict[str, float]:
     return json.loads((directory / "manifest.json").read_text())["metrics"]
 
 
+def in_two_processes(*options: str) -> list[str]:
+    """A command that runs sftkit in two gloo processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    program = str(Path(sys.executable).with_name("sftkit"))
+    return [*torchrun, program, "run", *options, "train.use_cpu=true", "train.ddp_backend=gloo"]
+
+
 def test_two_gloo_processes_train_and_evaluate_as_one_does(tmp_path):
     program = str(Path(sys.executable).with_name("sftkit"))
-    options = ["-p", "packing", "-p", "no:samples", "train.max_steps=3", "train.use_cpu=true"]
-    two = ["train.ddp_backend=gloo", "train.per_device_train_batch_size=4", "--output", str(tmp_path / "two")]
-    one = ["train.per_device_train_batch_size=8", "--output", str(tmp_path / "one")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    subprocess.run([*torchrun, program, "run", *options, *two], check=True, cwd=tmp_path, timeout=300)
+    options = ["-p", "packing", "-p", "no:samples", "train.max_steps=3"]
+    two = ["train.per_device_train_batch_size=4", "--output", str(tmp_path / "two")]
+    one = ["train.use_cpu=true", "train.per_device_train_batch_size=8", "--output", str(tmp_path / "one")]
+    subprocess.run(in_two_processes(*options, *two), check=True, cwd=tmp_path, timeout=300)
     subprocess.run([program, "run", *options, *one], check=True, cwd=tmp_path, timeout=300)
     for name, value in metrics(tmp_path / "one").items():
         assert metrics(tmp_path / "two")[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
+    from safetensors.torch import load_file
+
+    lines = [json.dumps({"prompt": f"{number} is ", "completion": f"number {number}"}) for number in range(16)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    stream = ["data.train=rows.jsonl", "data.streaming=true", "data.window=4", "--model", "demo"]
+    options = [*stream, "model.init=random", "train.max_steps=2", "train.eval_strategy=no"]
+    for name in ("first", "second"):
+        command = in_two_processes(*options, "train.per_device_train_batch_size=4", "--output", name)
+        subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
+    told = json.loads((tmp_path / "first" / "manifest.json").read_text())["data"]["train"]
+    passes = 1 + sum(count for what, count in told.items() if "began again" in what)
+    assert told["rows read"] == 8 * passes  # the main process reads each second one of 16
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(first[name].equal(second[name]) for name in first)
