@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -128,13 +129,19 @@ def without_bad_lines(path: Path, copy: Path, where: str, limit: int) -> int:
         raise DataError(list(diagnose([path], where)))
     bad = 0
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("rb") as file, copy.open("wb") as out:
-        for line in file:
-            if line.strip() and not _is_object(line):
-                bad, line = bad + 1, b"\n"
-                if bad > limit:
-                    raise DataError(Problem(f"more than {limit} lines are no JSON object", f"{where}, {path}", mend))
-            out.write(line)
+    partial = copy.with_name(f"{copy.name}.{os.getpid()}.partial")  # another process may write the same copy
+    try:
+        with path.open("rb") as file, partial.open("wb") as out:
+            for line in file:
+                if line.strip() and not _is_object(line):
+                    bad, line = bad + 1, b"\n"
+                    if bad > limit:
+                        what = f"more than {limit} lines are no JSON object"
+                        raise DataError(Problem(what, f"{where}, {path}", mend))
+                out.write(line)
+        partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)
     return bad
 
 
