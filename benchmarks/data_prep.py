@@ -160,7 +160,8 @@ def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as directory:
             pack([Examples(ids, labels, offsets)], packer, Path(directory, "rows.arrow"), "train", config, tally)
 
-    took = alternate({"sftkit": ours, "trl": lambda: trl_prepare(rows, tokenizer_with(CHATML), packing=True)}, rounds)
+    tokenizer = tokenizer_with(CHATML)
+    took = alternate({"sftkit": ours, "trl": lambda: trl_prepare(rows, tokenizer, packing=True)}, rounds)
     return _ratios({name: len(pairs) / value for name, value in took.items()}, took)
 
 

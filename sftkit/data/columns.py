@@ -61,7 +61,11 @@ class Examples:
         """The examples that a mask (bool, N) keeps."""
         import numpy as np
 
-        return self if keep_N.all() else self.take(np.flatnonzero(keep_N))
+        if keep_N.all():
+            return self
+        keep_S = np.repeat(keep_N, self.lengths_N)
+        offsets_M1 = np.concatenate([[0], np.cumsum(self.lengths_N[keep_N])])
+        return Examples(self.ids_S[keep_S], self.labels_S[keep_S], offsets_M1)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Examples]) -> Examples:

@@ -45,8 +45,10 @@ def fit_length(
         tally.add(split, f"rows longer than {limit} tokens dropped", int(long_N.sum()))
         return examples.where(~long_N)
     kept_N = np.minimum(lengths_N, limit)
-    position_S = np.arange(len(examples.ids_S)) - np.repeat(examples.offsets_N1[:-1], lengths_N)
-    keep_S = position_S < limit
+    cut_M = (lengths_N - kept_N)[long_N]
+    behind_M = examples.offsets_N1[1:][long_N] - np.cumsum(cut_M)  # where each cut begins, less what is cut before it
+    keep_S = np.ones(len(examples.ids_S), bool)
+    keep_S[np.repeat(behind_M, cut_M) + np.arange(cut_M.sum())] = False
     offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
     fitted = Examples(examples.ids_S[keep_S], examples.labels_S[keep_S], offsets_N1)
     tally.add(split, "rows truncated", int(long_N.sum()))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BLOCK = 1 << 22
+HELD = 1 << 23  # tokens that a spool holds before it writes
 
 
 def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
@@ -86,40 +87,51 @@ def checksum(path: Path) -> str:
 
 @dataclass
 class Spool(AbstractContextManager["Spool"]):
-    """Examples on their way to a packer: appended batch by batch, then read as one."""
+    """Examples on their way to a packer: appended batch by batch, then read as one; on disk if they are many."""
 
     directory: Path
+    _held: list[Examples] = field(default_factory=list)
+    _held_tokens: int = 0
     _lengths: list[np.ndarray] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._ids = (self.directory / "ids.bin").open("w+b")
-        self._labels = (self.directory / "labels.bin").open("w+b")
+    _files: tuple[Any, ...] = ()
 
     def append(self, examples: Examples) -> None:
-        """Write a batch of examples behind the last."""
-        import numpy as np
-
-        self._ids.write(np.ascontiguousarray(examples.ids_S).data)
-        self._labels.write(np.ascontiguousarray(examples.labels_S).data)
-        self._lengths.append(examples.lengths_N.astype(np.int32))
+        """A batch of examples behind the last."""
+        self._held.append(examples)
+        self._held_tokens += len(examples.ids_S)
+        if self._held_tokens > HELD:
+            self._write()
 
     def examples(self) -> Examples:
-        """All of them, memory-mapped."""
+        """All of them; memory-mapped if they lie on disk."""
         import numpy as np
 
-        lengths_N = np.concatenate([np.zeros(0, np.int32), *self._lengths])
-        offsets_N1 = np.zeros(len(lengths_N) + 1, np.int64)
-        np.cumsum(lengths_N, out=offsets_N1[1:])
-        maps = []
-        for file in (self._ids, self._labels):
-            file.flush()
-            maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if offsets_N1[-1] else b"")
+        if not self._files:
+            return Examples.concatenate(self._held)
+        self._write()
+        offsets_N1 = np.append(0, np.cumsum(np.concatenate(self._lengths), dtype=np.int64))
+        maps = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in self._files]
         ids_S, labels_S = (np.frombuffer(mapped, np.int32) for mapped in maps)
         return _Mapped(ids_S, labels_S, offsets_N1, tuple(maps))
 
+    def _write(self) -> None:
+        import numpy as np
+
+        if not self._files:
+            self._files = tuple((self.directory / name).open("w+b") for name in ("ids.bin", "labels.bin"))
+        ids, labels = self._files
+        for examples in self._held:
+            ids.write(np.ascontiguousarray(examples.ids_S).data)
+            labels.write(np.ascontiguousarray(examples.labels_S).data)
+            self._lengths.append(examples.lengths_N.astype(np.int32))
+        for file in self._files:
+            file.flush()
+        self._held.clear()
+        self._held_tokens = 0
+
     def __exit__(self, *_: object) -> None:
         """Remove the files."""
-        for file in (self._ids, self._labels):
+        for file in self._files:
             file.close()
             Path(file.name).unlink()
 

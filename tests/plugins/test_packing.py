@@ -321,3 +321,14 @@ def test_the_proof_leaves_modes_gradients_and_random_state_as_they_were():
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_is_packed_from_disk_is_what_is_packed_from_memory(monkeypatch):
+    from sftkit.data import store
+
+    dataset = documents(5, 9, 3, 16, 2, 7, 11, 4)
+    held = pack(dataset)
+    monkeypatch.setattr(store, "HELD", 12)
+    spooled = pack(dataset)
+    assert [pieces(row) for row in spooled] == [pieces(row) for row in held]
+    assert len(held) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ Region = tuple[int, int]
 """Start and end, in characters of the rendered conversation."""
 Messages = list[dict[str, Any]]
 
+_MARKER = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 MEND = "use a chat template with {% generation %} markers (-p chatml has them), or data.loss: all"
 
 
@@ -65,6 +67,9 @@ class Rendering:
         except Exception as error:
             raise self._refused(messages, error) from error
         text: str = texts[0]
+        if text != self.text(messages):
+            what = "the chat template's {% generation %} markers change what is rendered"
+            raise RowError(self.index, what, "set no variables inside them, or use -p chatml")
         regions: list[Region] = []
         for start, end in ((int(start), int(end)) for start, end in marked[0]):
             if regions and start == regions[-1][1]:
@@ -88,11 +93,12 @@ class Rendering:
 def _compiled(template: str) -> tuple[Any, dict[str, Any]]:
     """The template as transformers compiles it, and the names that its environment knows.
 
-    Its own rendering function prepares far more at each call, and Jinja's merges these names anew.
+    Its own rendering function prepares far more at each call, and Jinja's merges these names anew. Generation markers
+    are only scopes here, as ``with`` is, which cost no call.
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    compiled = _compile_jinja_template(template)
+    compiled = _compile_jinja_template(_MARKER.sub(r"{%\1 \2with \3%}", template))
     return compiled, dict(compiled.globals)
 
 
