@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-AHEAD = 1  # pieces that wait for the tokenizer, so that it never waits for them
+AHEAD = 2  # pieces that wait for the tokenizer, so that it never waits for them
 PIECE = 1 << 21  # characters tokenized at once, about: what the tokenizer tells of them takes some 30 bytes each
 
 

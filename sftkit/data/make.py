@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sftkit")
 
-BATCH = 2000
+BATCH = 4000
 SHOWN = 3  # bad rows that are skipped and told one by one
 #: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
-REMAP = 25 * BATCH
+REMAP = 12 * BATCH
 
 Batch = tuple["np.ndarray", dict[str, Any]]
 """The numbers of some rows, and the rows as columns."""
