@@ -10,9 +10,7 @@ batches of 1,000. The first round, which fills caches, does not count.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,9 +21,9 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["SFTKIT_CACHE"] = tempfile.mkdtemp(prefix="sftkit-bench-")
 
+from _data import SHARED, code_alpaca
 from _report import median, parse_flags, report, versions
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 MAX_LENGTH = 512
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
@@ -36,18 +34,6 @@ NO_MARKERS = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}
 #: case: (times faster than TRL, times the bare tokenizer's time at most)
 TARGETS = {"text": (4, 1.4), "prompt/completion": (5, 1.4), "chat": (5, 2.0), "chat, no markers": (3, 2.0)}
 OTHERS = {"packing, to disk": (0, None)}  # no target: both write as fast as the disk takes it
-
-
-def load_rows(repeat: int) -> list[tuple[str, str]]:
-    """Questions and answers of both Code Alpaca files."""
-    if not SHARED.is_dir():
-        sys.exit(f"error: {SHARED} is not there -> this benchmark needs the real data beside the project")
-    rows = [
-        row
-        for name in ("code_alpaca_2k.json", "new_codealpaca.json")
-        for row in json.loads((SHARED / name).read_text(encoding="utf-8"))
-    ]
-    return [(f"{row['instruction']}\n{row['input']}\n", row["output"]) for row in rows] * repeat
 
 
 def tokenizer_with(template: str | None) -> Any:
@@ -129,16 +115,32 @@ def _ratios(rates: dict[str, float], took: dict[str, float]) -> dict[str, float]
     return told
 
 
+def document_lengths(count: int) -> Any:
+    """Tokens of documents (int64, count), spread as Code Alpaca's are."""
+    import numpy as np
+
+    return np.clip(np.random.default_rng(0).lognormal(4.6, 0.7, count).astype(np.int64), 8, 2048)
+
+
+def pack_to_disk(examples: Any, max_length: int) -> dict[str, Any]:
+    """What sftkit does behind encoding: fit, pack, write."""
+    from sftkit.data.prepare import pack
+    from sftkit.data.tally import Tally
+    from sftkit.testing import check_plugin, tiny_config
+    from sftkit_plugins.packing import Packing
+
+    config, tally = tiny_config(data={"max_length": max_length}), Tally()
+    packer = check_plugin(Packing()).hook.make_packer(split="train", config=config, tally=tally)
+    with tempfile.TemporaryDirectory() as directory:
+        return pack([examples], packer, Path(directory, "rows.arrow"), "train", config, tally)
+
+
 def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:
     """Labels, truncation and packing of rows that are tokenized already, from Arrow columns to packed rows on disk."""
     import numpy as np
     from datasets import Dataset
 
     from sftkit.data.columns import IGNORE, Examples, flat
-    from sftkit.data.prepare import pack
-    from sftkit.data.tally import Tally
-    from sftkit.testing import check_plugin, tiny_config
-    from sftkit_plugins.packing import Packing
 
     backend = tokenizer_with(None).backend_tokenizer
     prompts = [encoding.ids for encoding in backend.encode_batch([q for q, _ in pairs])]
@@ -151,14 +153,11 @@ def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:
     rows = Dataset.from_dict(columns)
 
     def ours() -> None:
-        config, tally = tiny_config(data={"max_length": MAX_LENGTH}), Tally()
-        packer = check_plugin(Packing()).hook.make_packer(split="train", config=config, tally=tally)
         table = rows.with_format("arrow")[:]
         ids, offsets = flat(table, "input_ids")
         labels = np.where(flat(table, "completion_mask")[0] == 1, ids, np.int32(IGNORE))
         labels[offsets[:-1]] = IGNORE
-        with tempfile.TemporaryDirectory() as directory:
-            pack([Examples(ids, labels, offsets)], packer, Path(directory, "rows.arrow"), "train", config, tally)
+        pack_to_disk(Examples(ids, labels, offsets), MAX_LENGTH)
 
     tokenizer = tokenizer_with(CHATML)
     took = alternate({"sftkit": ours, "trl": lambda: trl_prepare(rows, tokenizer, packing=True)}, rounds)
@@ -176,8 +175,7 @@ def lengths(count: int, rounds: int) -> dict[str, float]:
 
     from sftkit_plugins.packing.plan import best_fit
 
-    random = np.random.default_rng(0)
-    sizes = np.clip(random.lognormal(4.6, 0.7, count).astype(np.int64), 8, 2048)
+    sizes = document_lengths(count)
     offsets = np.append(0, np.cumsum(sizes))
     column = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.zeros(offsets[-1], np.int8)))
     table = pa.table({"input_ids": column})
@@ -201,15 +199,10 @@ def packing(count: int, rounds: int) -> dict[str, float]:
     from trl import pack_dataset
 
     from sftkit.data.columns import Examples
-    from sftkit.data.prepare import pack
-    from sftkit.data.tally import Tally
-    from sftkit.testing import check_plugin, tiny_config
-    from sftkit_plugins.packing import Packing
 
-    random = np.random.default_rng(0)
-    sizes = np.clip(random.lognormal(4.6, 0.7, count).astype(np.int64), 8, 2048)
+    sizes = document_lengths(count)
     offsets = np.append(0, np.cumsum(sizes))
-    ids = random.integers(3, 32000, offsets[-1]).astype(np.int32)
+    ids = np.random.default_rng(0).integers(3, 32000, offsets[-1]).astype(np.int32)
     labels = ids.copy()
     labels[offsets[:-1]] = -100
     examples = Examples(ids, labels, offsets)
@@ -217,10 +210,7 @@ def packing(count: int, rounds: int) -> dict[str, float]:
     fill = {}
 
     def ours() -> None:
-        config, tally = tiny_config(data={"max_length": 2048}), Tally()
-        packer = check_plugin(Packing()).hook.make_packer(split="train", config=config, tally=tally)
-        with tempfile.TemporaryDirectory() as directory:
-            told = pack([examples], packer, Path(directory, "rows.arrow"), "train", config, tally)
+        told = pack_to_disk(examples, 2048)
         fill["sftkit"] = told["tokens"] / (told["rows"] * 2048)
 
     def peers() -> None:
@@ -254,7 +244,7 @@ def main() -> None:
     flags = parse_flags(__doc__.splitlines()[0])
     datasets.disable_caching()
     datasets.disable_progress_bars()
-    pairs = load_rows(1 if flags.quick else 4)
+    pairs = code_alpaca() * (1 if flags.quick else 4)
     rounds = 1 if flags.quick else 3
     result: dict[str, dict[str, float]] = whole_path(pairs, rounds)
     count = 100_000 if flags.quick else 1_000_000

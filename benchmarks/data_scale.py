@@ -20,22 +20,16 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from _data import SHARED, code_alpaca
 from _report import parse_flags, report, versions
-
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 def write_rows(path: Path, number: int) -> None:
-    rows = [
-        row
-        for name in ("code_alpaca_2k.json", "new_codealpaca.json")
-        for row in json.loads((SHARED / name).read_text(encoding="utf-8"))
-    ]
+    pairs = code_alpaca()
     with path.open("w", encoding="utf-8") as file:
         for at in range(number):
-            row = rows[at % len(rows)]
-            prompt = f"{at} {row['instruction']}\n{row['input']}\n"
-            file.write(json.dumps({"prompt": prompt, "completion": row["output"]}) + "\n")
+            question, answer = pairs[at % len(pairs)]
+            file.write(json.dumps({"prompt": f"{at} {question}", "completion": answer}) + "\n")
 
 
 def prepare(path: str, plugin: str) -> None:
@@ -67,8 +61,6 @@ def child(path: Path, plugin: str) -> dict[str, float]:
 
 def main() -> None:
     flags = parse_flags(__doc__.splitlines()[0])
-    if not SHARED.is_dir():
-        sys.exit(f"error: {SHARED} is not there -> this benchmark needs the real data beside the project")
     sizes = (10_000, 40_000) if flags.quick else (100_000, 1_000_000)
     result, rows = {}, []
     with tempfile.TemporaryDirectory() as directory:

@@ -59,12 +59,9 @@ class Examples:
 
     def where(self, keep_N: np.ndarray) -> Examples:
         """The examples that a mask (bool, N) keeps."""
-        import numpy as np
-
         if keep_N.all():
             return self
-        keep_S = np.repeat(keep_N, self.lengths_N)
-        offsets_M1 = np.concatenate([[0], np.cumsum(self.lengths_N[keep_N])])
+        keep_S, offsets_M1 = tokens_of(keep_N, self.offsets_N1)
         return Examples(self.ids_S[keep_S], self.labels_S[keep_S], offsets_M1)
 
     @classmethod
@@ -119,6 +116,14 @@ def examples_of(dataset: Dataset) -> Examples:
     table = dataset.with_format("arrow")[:]
     ids, offsets = flat(table, "input_ids")
     return Examples(ids, flat(table, "labels")[0], offsets)
+
+
+def tokens_of(keep_N: np.ndarray, offsets_N1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens (bool, S) of the examples that a mask (bool, N) keeps, and where each of those then starts."""
+    import numpy as np
+
+    lengths_N = np.diff(offsets_N1)
+    return np.repeat(keep_N, lengths_N), np.concatenate([[0], np.cumsum(lengths_N[keep_N])])
 
 
 def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:

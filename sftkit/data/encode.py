@@ -140,11 +140,12 @@ class Encoder:
         offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)])
         ids_S = np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32)
         sizes_N = np.fromiter(map(len, texts.texts), np.int64, len(texts.texts))
-        trained_S = self._trained(texts, encodings, offsets_N1, sizes_N)
+        owners_R, starts_R, ends_R = (np.array(part, np.int64) for part in texts[1:])
+        inside_R = ends_R < sizes_N[owners_R]
+        trained_S = self._trained(encodings, offsets_N1, owners_R, starts_R, ends_R, inside_R)
         if self.add_special_tokens:
-            owners_R = np.array(texts.owners, np.int64)
             ends_trained_N = np.zeros(len(sizes_N), bool)
-            ends_trained_N[owners_R[np.array(texts.ends, np.int64) == sizes_N[owners_R]]] = True
+            ends_trained_N[owners_R[~inside_R]] = True
             ids_S, trained_S, offsets_N1 = self._fix_special_tokens(
                 ids_S, trained_S, offsets_N1, ends_trained_N, sizes_N > 0
             )
@@ -152,14 +153,20 @@ class Encoder:
         trained_S[first_N] = False
         return Examples(ids_S, np.where(trained_S, ids_S, np.int32(IGNORE)), offsets_N1)
 
-    def _trained(self, texts: _Texts, encodings: list[Any], offsets_N1: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
-        """Which tokens (bool, S) end inside a trained region."""
+    def _trained(
+        self,
+        encodings: list[Any],
+        offsets_N1: np.ndarray,
+        owners_R: np.ndarray,
+        starts_R: np.ndarray,
+        ends_R: np.ndarray,
+        inside_R: np.ndarray,
+    ) -> np.ndarray:
+        """Which tokens (bool, S) end inside a trained region; ``inside_R``: the region ends before its text does."""
         import numpy as np
 
-        owners_R, starts_R, ends_R = (np.array(part, np.int64) for part in (texts.owners, texts.starts, texts.ends))
         whole_R = np.maximum(np.diff(offsets_N1)[owners_R] - self.suffix, 0)
-        firsts_R = np.where(starts_R > 0, _tokens_at(encodings, owners_R, starts_R, whole_R, starts_R > 0), 0)
-        inside_R = ends_R < sizes_N[owners_R]
+        firsts_R = _tokens_at(encodings, owners_R, starts_R, whole_R, starts_R > 0)
         lasts_R = np.where(inside_R, _tokens_at(encodings, owners_R, ends_R, whole_R, inside_R), whole_R)
         base_R = offsets_N1[owners_R]
         size = int(offsets_N1[-1]) + 1
@@ -203,7 +210,7 @@ class Encoder:
 def _tokens_at(
     encodings: list[Any], owners_R: np.ndarray, at_R: np.ndarray, whole_R: np.ndarray, which_R: np.ndarray
 ) -> np.ndarray:
-    """The first token that ends behind a character of its text, where asked; the text's tokens where there is none."""
+    """The first token that ends behind a character, or the number of tokens if none does; 0 where not asked."""
     import numpy as np
 
     owners, characters = owners_R[which_R].tolist(), at_R[which_R].tolist()

@@ -107,10 +107,8 @@ class Maker:
         if not self._shown:
             self._shown = str({name: values[0] for name, values in columns.items()})[:400]
         documents = self._format(numbers, columns, formatter, place)
-        if Skipped in set(map(type, documents)):
-            for document in documents:
-                if isinstance(document, Skipped):
-                    self.tally.add(self.split, f"rows dropped: {document.reason}")
+        for skipped in [document for document in documents if isinstance(document, Skipped)]:
+            self.tally.add(self.split, f"rows dropped: {skipped.reason}")
         return [document for document in documents if not isinstance(document, Skipped)]
 
     def _format(

@@ -8,6 +8,7 @@ import gc
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,17 @@ def prepare(
     return Prepared(prepared.splits, prepared.tally, prepared.facts, prepared.described, frozenset(cached))
 
 
+@contextmanager
+def _libraries_uncollected() -> Iterator[None]:
+    """The many objects of a batch would have the collector look at all of the libraries again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_libraries_uncollected()
 def _build(
     split: str,
     sources: list[Source],
@@ -119,21 +131,6 @@ def _build(
     directory: Path,
 ) -> dict[str, Any]:
     """Write the rows of a split into ``directory``, and tell what they are and what was done to them."""
-    gc.freeze()  # the many objects of a batch would have the collector look at all of the libraries again and again
-    try:
-        return _write(split, sources, tokenizer, config, plugins, directory)
-    finally:
-        gc.unfreeze()
-
-
-def _write(
-    split: str,
-    sources: list[Source],
-    tokenizer: PreTrainedTokenizerBase,
-    config: RunConfig,
-    plugins: PluginSet,
-    directory: Path,
-) -> dict[str, Any]:
     maker = Maker(split, tokenizer, config, plugins)
     tally, path = maker.tally, directory / cache.ROWS
     packer = plugins.hook.make_packer(split=split, config=config, tally=tally)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import Examples, count_trained, flat, table
+from sftkit.data.columns import Examples, count_trained, flat, table, tokens_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,11 +60,8 @@ def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
 
 
 def _where(part: pa.Table, offsets_N1: np.ndarray, keep_N: np.ndarray) -> pa.Table:
-    import numpy as np
-
-    keep_S = np.repeat(keep_N, np.diff(offsets_N1))
-    kept_N1 = np.concatenate([[0], np.cumsum(np.diff(offsets_N1)[keep_N])])
-    return table(kept_N1, **{name: flat(part, name)[0][keep_S] for name in part.column_names})
+    keep_S, offsets_M1 = tokens_of(keep_N, offsets_N1)
+    return table(offsets_M1, **{name: flat(part, name)[0][keep_S] for name in part.column_names})
 
 
 def open_rows(path: Path) -> Dataset:

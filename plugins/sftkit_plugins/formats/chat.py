@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,8 +13,6 @@ from sftkit_plugins.formats.messages import PLAIN, read_messages, read_tools
 from sftkit_plugins.formats.rendering import MEND, Messages, Region, Rendering, split
 from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
 from sftkit_plugins.formats.turns import Turns, turn_end
-
-_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +83,17 @@ class Chat(Formatter):
     def _plain(self, rendering: Rendering, messages: Messages) -> Document | Skipped:
         """A conversation of nothing but roles and contents."""
         roles = tuple([message["role"] for message in messages])
+        trained = self._chosen(messages)
+        if not trained:
+            return self._untrained()
         if roles not in self._skeletons:
-            self._skeletons[roles] = self._skeleton(rendering, messages)
+            self._skeletons[roles] = _skeleton(rendering, messages, trained)
         skeleton = self._skeletons[roles]
         text = rendering.text(messages)
         regions = skeleton.find(text, [message["content"] for message in messages]) if skeleton else None
         if regions is None:
-            trained = self._chosen(messages)
-            if not trained:
-                return self._untrained()
             regions = find_regions(rendering, messages, text, trained)
         return split(text, regions)
-
-    def _skeleton(self, rendering: Rendering, messages: Messages) -> Skeleton | None:
-        masked, trained = stand_ins(messages), self._chosen(messages)
-        if not trained:
-            return None
-        try:
-            text = rendering.text(masked)
-            return Skeleton.of(text, find_regions(rendering, masked, text, trained))
-        except RowError:  # found out on the row itself, which tells it better
-            return None
 
     def _untrained(self) -> Skipped:
         return Skipped(f"no {' or '.join(self.roles)} turn")
@@ -152,6 +139,15 @@ class Chat(Formatter):
         return self.template["tool_use" if tools and "tool_use" in self.template else "default"]
 
 
+def _skeleton(rendering: Rendering, messages: Messages, trained: Collection[int]) -> Skeleton | None:
+    masked = stand_ins(messages)
+    try:
+        text = rendering.text(masked)
+        return Skeleton.of(text, find_regions(rendering, masked, text, trained))
+    except RowError:  # found out on the row itself, which tells it better
+        return None
+
+
 def find_regions(rendering: Rendering, messages: Messages, text: str, trained: Collection[int]) -> list[Region]:
     """Where the trained messages lie in the rendered whole: by the template's markers, else by rendering parts of it.
 
@@ -160,7 +156,7 @@ def find_regions(rendering: Rendering, messages: Messages, text: str, trained: C
     """
     turns = Turns(rendering, messages, text)
     turns.check_rendered(trained)
-    if not _MARKER.search(rendering.template) or all(message["role"] != "assistant" for message in messages):
+    if not rendering.has_markers or all(message["role"] != "assistant" for message in messages):
         return [turns.region(number) for number in sorted(trained)]
     regions = _marked(turns, rendering, messages, trained)
     regions += [(number, turns.region(number)) for number in trained if messages[number]["role"] != "assistant"]
@@ -171,7 +167,7 @@ def _marked(
     turns: Turns, rendering: Rendering, messages: Messages, trained: Collection[int]
 ) -> list[tuple[int, Region]]:
     """What the markers enclose of the trained turns, without the generation prompt and the white space behind."""
-    text, regions = rendering.marked(messages)
+    regions = rendering.marked(messages, turns.text)
     assistant = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     starts = {number: _start(turns, number) for number in assistant}
     unknown = None in starts.values()
@@ -187,7 +183,7 @@ def _marked(
         first = starts[number]
         start = start if first is None else max(start, first)
         if start < end and number in trained:
-            found.append((number, (start, turn_end(text, start, end, messages[number]))))
+            found.append((number, (start, turn_end(turns.text, start, end, messages[number]))))
     return found
 
 

@@ -48,8 +48,13 @@ class Rendering:
         except Exception as error:  # a template runs the user's Jinja, which may raise anything
             raise self._refused(messages, error) from error
 
-    def marked(self, messages: Messages) -> tuple[str, list[Region]]:
-        """The whole, and what the template's generation markers enclose; regions that touch are one.
+    @property
+    def has_markers(self) -> bool:
+        """Whether the template says with ``{% generation %}`` what the assistant writes."""
+        return _MARKER.search(self.template) is not None
+
+    def marked(self, messages: Messages, text: str) -> list[Region]:
+        """What the template's generation markers enclose of the rendered messages; regions that touch are one.
 
         Raises:
             RowError: if the template refuses the messages, or the markers do not enclose what the assistant wrote.
@@ -66,8 +71,7 @@ class Rendering:
             )
         except Exception as error:
             raise self._refused(messages, error) from error
-        text: str = texts[0]
-        if text != self.text(messages):
+        if texts[0] != text:
             what = "the chat template's {% generation %} markers change what is rendered"
             raise RowError(self.index, what, "set no variables inside them, or use -p chatml")
         regions: list[Region] = []
@@ -81,7 +85,7 @@ class Rendering:
         if not in_order or not _covers_content(text, regions, messages):
             what = "the chat template's {% generation %} markers do not enclose what the assistant wrote"
             raise RowError(self.index, what, "put the markers around it, outside of any macro, or use -p chatml")
-        return text, regions
+        return regions
 
     def _refused(self, messages: Messages, error: Exception) -> RowError:
         roles = ", ".join(message["role"] for message in messages) or "none"

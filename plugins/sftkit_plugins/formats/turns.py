@@ -36,6 +36,7 @@ class Turns:
     def __init__(self, rendering: Rendering, messages: Messages, text: str) -> None:
         self.text = text
         self._rendering, self._messages = rendering, messages
+        self._openings: dict[int, tuple[str, str]] = {}
 
     def region(self, number: int) -> Region:
         """What a model that writes this message has to write: its content and closing token.
@@ -58,8 +59,7 @@ class Turns:
         message = self._messages[number]
         if message["role"] != "assistant":
             return self._content_start(number)
-        before = self._messages[:number]
-        alone, prompt = self._rendering.text(before), self._rendering.text(before, prompt=True)
+        alone, prompt = self._before(number)
         if self.text.startswith(prompt) and prompt != alone:
             return len(prompt)
         header = prompt[_extent(alone, prompt) :] or self._header(number, alone)
@@ -107,9 +107,8 @@ class Turns:
         probe = self._try({number: {"content": _PROBE.format(number)}})
         if probe is not None and content.strip():
             start = shared(self.text, probe)
-            if probe.startswith(_PROBE.format(number), start) and self.text.startswith(content.strip(), start):
-                return start
-            if probe.startswith(_PROBE.format(number), start) and self.text.startswith(content, start):
+            rendered = self.text.startswith((content, content.strip()), start)
+            if rendered and probe.startswith(_PROBE.format(number), start):
                 return start
         raise self._refusal(number, "its content is not found in the rendering as it is")
 
@@ -120,8 +119,7 @@ class Turns:
         """
         first = next((at for at, message in enumerate(self._messages) if message["role"] == "user"), number)
         if first < number:
-            before = self._messages[: first + 1]
-            shorter, prompt = self._rendering.text(before), self._rendering.text(before, prompt=True)
+            shorter, prompt = self._before(first + 1)
             header = prompt[_extent(shorter, prompt) :]
             if header and self.text.startswith(header[: _core(header)], len(alone)):
                 return header
@@ -177,8 +175,8 @@ class Turns:
 
     def _last_end(self, number: int, start: int) -> int:
         """The end of the conversation, unless the template writes more behind it than the turn's closing."""
-        before = self._messages[:number]
-        if self._rendering.text(before) == self._rendering.text(before, prompt=True):
+        alone, prompt = self._before(number)
+        if alone == prompt:
             answered = self._try({}, [*self._messages, {"role": "user", "content": _PROBE.format(0)}])
             if answered is None or not answered.startswith(self.text):
                 raise self._refusal(number, "the template knows no generation prompt, and does not end with the turn")
@@ -186,8 +184,7 @@ class Turns:
 
     def _closing(self, number: int, behind: str, as_last: str) -> int:
         """How many characters behind a content close its turn, given what follows it here and when it is last."""
-        before = self._messages[:number]
-        alone, prompt = self._rendering.text(before), self._rendering.text(before, prompt=True)
+        alone, prompt = self._before(number)
         of_whole = alone[_extent(prompt, alone) :]  # as an EOS at the end of every conversation
         if of_whole and as_last.endswith(of_whole):
             as_last = as_last[: -len(of_whole)]
@@ -207,6 +204,13 @@ class Turns:
         if not answers or not all(probe.startswith(closer.group(), common) for probe in answers):
             raise self._refusal(number, f"{closer.group()!r} behind it may be its own or the next message's")
         return closer.end()
+
+    def _before(self, number: int) -> tuple[str, str]:
+        """The messages before one, rendered alone and with the generation prompt."""
+        if number not in self._openings:
+            before = self._messages[:number]
+            self._openings[number] = self._rendering.text(before), self._rendering.text(before, prompt=True)
+        return self._openings[number]
 
     def _behind(self, number: int, messages: Messages | None = None) -> str | None:
         """What is rendered behind the content of a message; None where a stand-in for it is not rendered."""

@@ -1,0 +1,21 @@
+"""The real data that the benchmarks of preparation share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def code_alpaca() -> list[tuple[str, str]]:
+    """Questions and answers of both Code Alpaca files."""
+    if not SHARED.is_dir():
+        sys.exit(f"error: {SHARED} is not there -> this benchmark needs the real data beside the project")
+    rows = [
+        row
+        for name in ("code_alpaca_2k.json", "new_codealpaca.json")
+        for row in json.loads((SHARED / name).read_text(encoding="utf-8"))
+    ]
+    return [(f"{row['instruction']}\n{row['input']}\n", row["output"]) for row in rows]
