@@ -163,7 +163,6 @@ class LossHead:
 
     def _look_at(self, model: Any) -> None:
         """Find out what the model does to its logits: once, on a few tokens."""
-        self._known = True
         if not self._plain:
             try:
                 self._find_post(model)
@@ -174,6 +173,7 @@ class LossHead:
                     self._causal.config.model_type,
                     error,
                 )
+        self._known = True
 
     def _find_post(self, model: Any) -> None:
         seen: list[Tensor] = []
