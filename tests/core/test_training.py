@@ -295,3 +295,32 @@ def test_a_single_row_too_large_for_the_device_is_an_error_that_names_its_length
     with pytest.raises(RunError, match=r"out of memory with a single row of \d+ tokens.*data.max_length"):
         pipeline(tmp_path, train={"per_device_train_batch_size": 4}).run()
 
+
+def test_a_step_waits_for_the_device_no_more_often_than_the_models_own_forward(tmp_path, monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Waits(TorchDispatchMode):
+        """Counts what makes the host wait for a GPU: a number read, or a result whose size depends on values."""
+
+        def __init__(self):
+            super().__init__()
+            self.number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            return func(*args, **(kwargs or {}))
+
+    found, step = [], SFTTrainer.training_step
+
+    def watched(self, model, inputs, *arguments):
+        with Waits() as alone, torch.no_grad():
+            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        with Waits() as whole:
+            loss = step(self, model, inputs, *arguments)
+        found.append((whole.number, alone.number))
+        return loss
+
+    monkeypatch.setattr(SFTTrainer, "training_step", watched)
+    pipeline(tmp_path, plugins=["loss:entropy=true"], train={"max_steps": 4}).run()
+    for whole, alone in found[1:]:  # in the first, the head looks at the model
+        assert whole <= alone

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 
 import torch
@@ -51,7 +51,7 @@ for name, value in expected.items():
     torch.testing.assert_close(found[name] * world, value, rtol=1e-4, atol=1e-5, msg=name)
 print("equal on", rank)
 dist.destroy_process_group()
-'''
+"""
 
 
 @pytest.mark.parametrize(("architecture", "head"), [("llama", "tied"), ("llama", "head"), ("gemma2", "tied")])
