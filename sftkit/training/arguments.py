@@ -45,7 +45,7 @@ def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
         raise ConfigError(Problem(first, "train", "correct the arguments")) from error
     if arguments.n_gpu > 1:
         logger.warning(
-            "one process uses one GPU, and %d are visible: torchrun --no-python --nproc_per_node %d sftkit run ... uses all",
+            "one process uses one GPU, and %d are visible: `torchrun --no-python --nproc_per_node %d sftkit` uses all",
             *(arguments.n_gpu, arguments.n_gpu),
         )
         arguments._n_gpu = 1  # or the Trainer would wrap the model in DataParallel
