@@ -324,3 +324,17 @@ def test_a_step_waits_for_the_device_no_more_often_than_the_models_own_forward(t
     pipeline(tmp_path, plugins=["loss:entropy=true"], train={"max_steps": 4}).run()
     for whole, alone in found[1:]:  # in the first, the head looks at the model
         assert whole <= alone
+
+
+@pytest.mark.parametrize("plugins", [[], ["peft"]])
+def test_a_run_in_mixed_precision_uses_the_loss_head_and_leaves_the_model_plain(tmp_path, caplog, plugins):
+    train = {"max_steps": 4, "learning_rate": 1e-2}
+    options = {"eval": MIXED, "plugins": plugins}
+    exact = pipeline(tmp_path, name="exact", model=tiny_model("gemma2"), train=train, **options).run()
+    mixed = pipeline(tmp_path, name="mixed", model=tiny_model("gemma2"), train={**train, "bf16": True}, **options).run()
+    assert "the logits of every position" not in caplog.text
+    assert mixed.metrics["eval_loss"] != exact.metrics["eval_loss"]
+    assert mixed.metrics["eval_loss"] == pytest.approx(exact.metrics["eval_loss"], rel=0.01)
+    causal = mixed.model.get_base_model() if plugins else mixed.model
+    assert "forward" not in vars(causal)
+    assert "forward" not in vars(causal.lm_head)
