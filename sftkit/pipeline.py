@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -176,7 +176,7 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = self._load_model(config, plugins, ready.vocabulary)
         trainer = self._make_trainer(ready, model, display)
-        self._train(trainer, config, plugins)
+        self._train(trainer, ready)
         metrics = _final_metrics(trainer, bool(data.eval))
         self._save(trainer, plugins, tokenizer)
         self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
@@ -280,9 +280,12 @@ class Pipeline:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _train(self, trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
+    def _train(self, trainer: Any, ready: Ready) -> None:
+        config, plugins = ready.config, ready.plugins
         checkpoint = self._directory.last_checkpoint() if self._resume else None
         with ExitStack() as stack:
+            if (context := _reduce_activations(trainer.model, ready)) is not None:
+                stack.enter_context(context)
             for context in reversed(plugins.hook.inject_noise(model=trainer.model)):
                 stack.enter_context(context)
             for context in plugins.hook.training_context(model=trainer.model, config=config):
@@ -294,6 +297,18 @@ class Pipeline:
         plugins.hook.export_model(
             model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer, directory=self._directory.path
         )
+
+
+def _reduce_activations(model: Any, ready: Ready) -> AbstractContextManager[Any] | None:
+    if not ready.plugins.hook.reduce_activations.get_hookimpls():
+        return None
+    from sftkit.memory.batch import largest_batch
+
+    batch = largest_batch(ready.data.train, ready.collator, ready.config)
+    context: AbstractContextManager[Any] | None = ready.plugins.hook.reduce_activations(
+        model=model, config=ready.config, batch=batch
+    )
+    return context
 
 
 def _as_source(config: Any) -> Source:
