@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -176,8 +176,9 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = self._load_model(config, plugins, ready.vocabulary)
         trainer = self._make_trainer(ready, model, display)
-        self._train(trainer, ready)
-        metrics = _final_metrics(trainer, bool(data.eval))
+        with _reduced_activations(trainer.model, ready), trainer.loss_head.installed():
+            self._train(trainer, config, plugins)
+            metrics = _final_metrics(trainer, bool(data.eval))
         self._save(trainer, plugins, tokenizer)
         self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
@@ -258,6 +259,7 @@ class Pipeline:
         from transformers import PrinterCallback, set_seed
 
         from sftkit.training.arguments import training_arguments
+        from sftkit.training.loss import HeadLoss
         from sftkit.training.progress import Progress
         from sftkit.training.trainer import SFTTrainer
 
@@ -266,7 +268,9 @@ class Pipeline:
         set_seed(arguments.seed)
         own = [callback for found in ready.plugins.hook.trainer_callbacks(config=config) for callback in found]
         sets = list(data.eval.values())
+        loss = ready.plugins.hook.make_loss(model=model, config=config)
         trainer = SFTTrainer(
+            loss=HeadLoss() if loss is None else loss,
             model=model,
             args=arguments,
             data_collator=ready.collator,
@@ -280,12 +284,9 @@ class Pipeline:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _train(self, trainer: Any, ready: Ready) -> None:
-        config, plugins = ready.config, ready.plugins
+    def _train(self, trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
         checkpoint = self._directory.last_checkpoint() if self._resume else None
         with ExitStack() as stack:
-            if (context := _reduce_activations(trainer.model, ready)) is not None:
-                stack.enter_context(context)
             for context in reversed(plugins.hook.inject_noise(model=trainer.model)):
                 stack.enter_context(context)
             for context in plugins.hook.training_context(model=trainer.model, config=config):
@@ -299,16 +300,14 @@ class Pipeline:
         )
 
 
-def _reduce_activations(model: Any, ready: Ready) -> AbstractContextManager[Any] | None:
+def _reduced_activations(model: Any, ready: Ready) -> AbstractContextManager[Any]:
     if not ready.plugins.hook.reduce_activations.get_hookimpls():
-        return None
+        return nullcontext()
     from sftkit.memory.batch import largest_batch
 
     batch = largest_batch(ready.data.train, ready.collator, ready.config)
-    context: AbstractContextManager[Any] | None = ready.plugins.hook.reduce_activations(
-        model=model, config=ready.config, batch=batch
-    )
-    return context
+    found = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
+    return nullcontext() if found is None else found
 
 
 def _as_source(config: Any) -> Source:

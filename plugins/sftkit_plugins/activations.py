@@ -49,11 +49,11 @@ class Activations(Plugin):
         from sftkit.memory import device_of
         from sftkit.memory.checkpointing import KEYS
 
-        for key in KEYS:
-            if config.train.get(key):
+        for name in KEYS:
+            if config.train.get(name):
                 what = "the plugin activations chooses what is checkpointed"
-                mend = f"drop train.{key}, or drop the plugin"
-                yield Problem(what, f"train.{key}", mend, ("train", key))
+                mend = f"drop train.{name}, or drop the plugin"
+                yield Problem(what, f"train.{name}", mend, ("train", name))
         if self.offload is not True:
             return
         where, key = "plugin activations, option offload", ("plugins", "activations", "offload")

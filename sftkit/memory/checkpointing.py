@@ -82,9 +82,11 @@ def selective() -> Callable[..., Any]:
 def _kept_operations() -> list[Any]:
     import torch
 
-    names = ("mm", "addmm", "_grouped_mm", "_scaled_dot_product_flash_attention_for_cpu")
-    names += ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention")
-    names += ("_scaled_dot_product_cudnn_attention", "_flash_attention_forward", "_efficient_attention_forward")
+    names = (
+        *("mm", "addmm", "_grouped_mm", "_flash_attention_forward", "_efficient_attention_forward"),
+        *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+        *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+    )
     packets = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
     return [packet.default for packet in packets]
 

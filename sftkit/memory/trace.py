@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sftkit.memory.head import step_loss, trained_tokens
+from sftkit.memory.head import step_loss
+from sftkit.training.batches import Batch
 from sftkit.training.loss import HeadLoss
 
 
@@ -53,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device, self.kind = device, "activations"
-        self.live = dict.fromkeys(("activations", "gradients", "head"), 0)
+        self.live: dict[str, int] = dict.fromkeys(("activations", "gradients", "head"), 0)
         self.peak = dict(self.live)
         self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
 
@@ -111,7 +112,7 @@ def trace_step(
         autocast: type of mixed precision.
         accumulates: whether gradients of an earlier micro-batch are there already.
     """
-    trained = trained_tokens(batch["labels"])
+    known = Batch.of(dict(batch))
     modes = [(module, module.training) for module in model.modules()]
     state = torch.get_rng_state()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -119,14 +120,14 @@ def trace_step(
     try:
         model.train()
         with fake, _fake_weights(model, fake, counted, device) as weights:
-            inputs = {name: _fake_input(value, device) for name, value in batch.items()}
+            inputs = {name: _fake_input(value, device) for name, value in known.inputs.items()}
             for value in tree_leaves(inputs):
                 if isinstance(value, torch.Tensor):
                     counted.ignore(value)
             mixed = torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext()
             with counted, _gradients_counted(weights, counted, accumulates):
                 with mixed:
-                    total = step_loss(model, inputs, trained, loss, counted)
+                    total = step_loss(model, inputs, known.targets, loss, counted)
                 total.backward()
     finally:
         torch.set_rng_state(state)
