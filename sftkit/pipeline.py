@@ -72,6 +72,7 @@ class Ready:
         tokenizer: the run's tokenizer, with its chat template and new tokens.
         data: the examples of each split, and what was done to the data.
         collator: makes a batch from a list of examples.
+        model: the loaded model that was given instead of a name, if one was.
     """
 
     config: RunConfig
@@ -80,6 +81,7 @@ class Ready:
     data: Prepared
     collator: Callable[[list[dict[str, Any]]], Any]
     vocabulary: Vocabulary
+    model: Any = None
 
 
 class Pipeline:
@@ -157,7 +159,9 @@ class Pipeline:
         tokenizer = vocabulary.tokenizer
         data = self._prepare_data(config, plugins, tokenizer)
         collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
-        return Ready(config, plugins, tokenizer, data, _filled(collator, "make_collator"), vocabulary)
+        return Ready(
+            config, plugins, tokenizer, data, _filled(collator, "make_collator"), vocabulary, self._given.model
+        )
 
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.

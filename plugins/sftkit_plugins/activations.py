@@ -99,11 +99,11 @@ class Activations(Plugin):
 
 
 def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]) -> Estimate:
-    from sftkit.memory import estimate
+    from sftkit.memory import estimate_memory
 
     try:
         with keeping(kind, model):
-            return estimate(model, batch, config)
+            return estimate_memory(model, batch, config)
     except SftkitError:
         raise
     except Exception as error:  # a model's forward may raise anything on tensors without data

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftkit.checks.disk import model_config
+from sftkit.checks.unloaded import UnknownMemoryError, unloaded_model
 from sftkit.checks.verdict import Status, Verdict
 from sftkit.errors import SftkitError
 
@@ -28,68 +28,40 @@ def estimate_run(ready: Ready) -> Estimate:
     """The peak of the run's memory.
 
     Raises:
-        Unknown: if it cannot be known before the model is loaded.
+        UnknownMemoryError: if it cannot be known before the model is loaded.
     """
-    from sftkit.memory import estimate
+    from sftkit.memory import estimate_memory
     from sftkit.memory.batch import largest_batch
+    from sftkit.memory.quantized import UnknownQuantizationError, quantized_bytes
 
     for key in SHARING:
         if ready.config.train.get(key):
-            raise Unknown(f"what one process holds under train.{key}")
+            raise UnknownMemoryError(f"what one process holds under train.{key}")
     batch = largest_batch(ready.data.train, ready.collator, ready.config)
     try:
-        model = unloaded_model(ready)
+        model, quantization = unloaded_model(ready)
+        sizes = None if quantization is None else quantized_bytes(model, quantization)
         with as_trained(model, ready, batch):
-            return estimate(model, batch, ready.config, more=TO_COME)
-    except (SftkitError, Unknown):
+            return estimate_memory(model, batch, ready.config, quantized=sizes, more=TO_COME)
+    except (SftkitError, UnknownMemoryError):
         raise
+    except UnknownQuantizationError as error:
+        raise UnknownMemoryError(f"what weights quantized by {error} take is not known here") from error
     except Exception as error:  # a model's forward, or a plugin, may raise anything on tensors without data
         first = next(iter(str(error).splitlines()), "")
-        raise Unknown(f"it cannot be run without data ({type(error).__name__}: {first})") from error
+        raise UnknownMemoryError(f"it cannot be run without data ({type(error).__name__}: {first})") from error
 
 
 def memory_verdicts(ready: Ready) -> tuple[list[Verdict], Estimate | None]:
     """Whether the run fits, and the estimate, where there is one."""
     try:
         found = estimate_run(ready)
-    except Unknown as error:
+    except UnknownMemoryError as error:
         return [Verdict("memory", "ok", f"what the run takes cannot be told before the model is loaded: {error}")], None
     except SftkitError as error:
         return [Verdict("memory", "wrong", f"{p.where}: {p.what}", p.mend) for p in error.problems], None
     status: Status = "wrong" if found.fits is False else "warn" if found.near else "ok"
     return [Verdict("memory", status, found.told(), "" if status == "ok" else MEND)], found
-
-
-class Unknown(Exception):
-    """The memory of a run cannot be known; says why."""
-
-
-def unloaded_model(ready: Ready) -> Any:
-    """The model to train as the run would have it, adapted and with its new tokens, on the meta device.
-
-    Raises:
-        Unknown: if its configuration is not here, or a plugin loads it in its own way.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = model_config(ready)
-    if config is None:
-        raise Unknown(f"there is no configuration of {ready.config.model.name!r} here")
-    options = {**ready.config.model.options, **ready.plugins.model_options(ready.config)}
-    wanted = config.dtype or "float32" if ready.config.model.dtype == "auto" else ready.config.model.dtype
-    options = {name: options[name] for name in ("attn_implementation",) if name in options}
-    options["trust_remote_code"] = ready.config.model.trust_remote_code
-    with torch.device("meta"):
-        dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
-        tokens = len(ready.tokenizer)
-        rows = model.get_input_embeddings().weight.shape[0]
-        new = sorted({*ready.vocabulary.new_token_ids, *range(rows, tokens)})
-        if tokens > rows:
-            model.resize_token_embeddings(tokens, mean_resizing=False)
-        adapted = ready.plugins.hook.adapt_model(model=model, config=ready.config, new_token_ids=new)
-    return model if adapted is None else adapted
 
 
 @contextmanager

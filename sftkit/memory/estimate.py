@@ -69,13 +69,13 @@ def gigabytes(size: int | float) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def estimate(
+def estimate_memory(
     model: Any,
     batch: Mapping[str, torch.Tensor],
     config: RunConfig,
     *,
     loss: Any = None,
-    weights: int | None = None,
+    quantized: tuple[int, int] | None = None,
     more: int = 0,
 ) -> Estimate:
     """Estimate the peak of a training step of this model on this batch, as it is patched now; nothing is changed.
@@ -85,7 +85,7 @@ def estimate(
         batch: the largest batch of the run, as the collator makes it.
         config: the run as resolved.
         loss: the `HeadLoss`; by default that of the trained tokens.
-        weights: bytes of the model, where its tensors do not tell.
+        quantized: of a model that is yet to be quantized, bytes of its weights and of the largest one made whole.
         more: bytes of the process that are still to come, on a CPU.
 
     Raises:
@@ -107,7 +107,7 @@ def estimate(
     room = room_on(device)
     held = sum(t.nbytes for t in tensors if t.device.type == device.type)
     items = {"process": max(room.held - held, 0) + more} if device.type == "cpu" else {}
-    items["weights"] = sum(t.nbytes for t in tensors) if weights is None else weights
+    items["weights"] = sum(t.nbytes for t in tensors) if quantized is None else sum(quantized)
     items["optimizer state"] = state_bytes(train.get("optim"), trained)
     gradients = sum(t.nbytes for t in trained)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sftkit.memory.head import step_loss
+from sftkit.memory.head import TracedHead
 from sftkit.training.batches import Batch
 from sftkit.training.loss import HeadLoss
 
@@ -59,7 +59,8 @@ class LiveBytes(TorchDispatchMode):
         self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        grouped = func is torch.ops.aten._grouped_mm.default
+        out = _grouped_product(*args, **(kwargs or {})) if grouped else func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if isinstance(value, torch.Tensor):
                 self._add(value)
@@ -83,9 +84,11 @@ class LiveBytes(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        entry = self._known[storage] = [storage.nbytes(), self.kind]
+        size: int = storage.nbytes()
+        entry: list[Any] = [size, self.kind]
+        self._known[storage] = entry
         weakref.finalize(storage, self._drop, entry)
-        self.live[self.kind] += entry[0]
+        self.live[self.kind] += size
         if sum(self.live.values()) > sum(self.peak.values()):
             self.peak = dict(self.live)
 
@@ -119,7 +122,7 @@ def trace_step(
     counted = LiveBytes(device)
     try:
         model.train()
-        with fake, _fake_weights(model, fake, counted, device) as weights:
+        with fake, fake_weights(model, fake, counted, device) as weights:
             inputs = {name: _fake_input(value, device) for name, value in known.inputs.items()}
             for value in tree_leaves(inputs):
                 if isinstance(value, torch.Tensor):
@@ -127,7 +130,7 @@ def trace_step(
             mixed = torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext()
             with counted, _gradients_counted(weights, counted, accumulates):
                 with mixed:
-                    total = step_loss(model, inputs, known.targets, loss, counted)
+                    total = TracedHead(model, loss, counted).step(model, inputs, known.targets)
                 total.backward()
     finally:
         torch.set_rng_state(state)
@@ -148,12 +151,27 @@ def _gradients_counted(weights: list[torch.Tensor], counted: LiveBytes, there: b
         yield
 
 
+def _grouped_product(
+    a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """The shape of a product by groups, of experts; that of fake tensors knows one type, the operation itself more."""
+    left, right = a.shape, b.shape
+    if len(left) == 2 and len(right) == 2:
+        assert offs is not None
+        shape: tuple[int, ...] = (len(offs), left[0], right[1])
+    elif len(left) == 3 and len(right) == 3:
+        shape = (left[0], left[1], right[2])
+    else:
+        shape = (left[-2], right[-1])
+    return a.new_empty(shape, dtype=out_dtype or a.dtype)
+
+
 def _fake_input(value: Any, device: torch.device) -> Any:
     return torch.empty_like(value, device=device) if isinstance(value, torch.Tensor) else value
 
 
 @contextlib.contextmanager
-def _fake_weights(
+def fake_weights(
     model: Any, fake: FakeTensorMode, counted: LiveBytes, device: torch.device
 ) -> Iterator[list[torch.Tensor]]:
     """Puts fake parameters and buffers into the model's modules, and the real ones back; gives those with a gradient.
