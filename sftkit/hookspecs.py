@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sftkit.data.tally import Tally
     from sftkit.errors import Problem
     from sftkit.training.collate import Collator
+    from sftkit.training.loss import HeadLoss
 
 hookspec = pluggy.HookspecMarker("sftkit")
 
@@ -141,6 +142,15 @@ class Hooks:
             model: the model, patched.
             config: the run as resolved.
             new_token_ids: ids of the tokens that ``add_tokens`` added; their embeddings must be trained and saved.
+        """
+
+    @hookspec(firstresult=True)
+    def make_loss(self, model: Any, config: RunConfig) -> HeadLoss | None:
+        """Slot: what is minimised, or None to leave it to the next. Without a plugin here, negative log-likelihood.
+
+        Args:
+            model: the model to train.
+            config: the run as resolved.
         """
 
     @hookspec

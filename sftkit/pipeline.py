@@ -176,8 +176,9 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = self._load_model(config, plugins, ready.vocabulary)
         trainer = self._make_trainer(ready, model, display)
-        self._train(trainer, config, plugins)
-        metrics = _final_metrics(trainer, bool(data.eval))
+        with trainer.loss_head.installed():
+            self._train(trainer, config, plugins)
+            metrics = _final_metrics(trainer, bool(data.eval))
         self._save(trainer, plugins, tokenizer)
         self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
@@ -258,6 +259,7 @@ class Pipeline:
         from transformers import PrinterCallback, set_seed
 
         from sftkit.training.arguments import training_arguments
+        from sftkit.training.loss import HeadLoss
         from sftkit.training.progress import Progress
         from sftkit.training.trainer import SFTTrainer
 
@@ -266,7 +268,9 @@ class Pipeline:
         set_seed(arguments.seed)
         own = [callback for found in ready.plugins.hook.trainer_callbacks(config=config) for callback in found]
         sets = list(data.eval.values())
+        loss = ready.plugins.hook.make_loss(model=model, config=config)
         trainer = SFTTrainer(
+            loss=HeadLoss() if loss is None else loss,
             model=model,
             args=arguments,
             data_collator=ready.collator,

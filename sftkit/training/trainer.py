@@ -1,35 +1,63 @@
-"""`transformers.Trainer` with the loss over trained tokens, and a rate in tokens."""
+"""`transformers.Trainer` with the loss over trained tokens, and measures that cost no further forward."""
 
 from __future__ import annotations
 
-import time
+import contextlib
+import gc
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import Trainer
 
-from sftkit.training.loss import row_losses, trained_token_loss
+from sftkit.errors import Problem, RunError
+from sftkit.training.batches import Batch, WithPositions, pieces, rows_of
+from sftkit.training.head import LossHead, trained_positions
+from sftkit.training.loss import HeadLoss
+from sftkit.training.measures import Measures
+
+logger = logging.getLogger("sftkit")
 
 
 class SFTTrainer(Trainer):
     """Divides the loss by the trained tokens of the whole accumulation window, over all processes.
 
-    The model never sees the labels, so its own reduction cannot interfere. The evaluation loss is the mean over all
-    trained tokens of the set, not over batches.
+    The model never sees the labels, so its own reduction cannot interfere, and makes no logits but those of trained
+    positions. The evaluation loss is the mean over all trained tokens of the set, not over batches. A batch that is too
+    large for the device is computed in halves, with the same gradients.
+
+    Args:
+        loss: what is minimised.
+        arguments: of `transformers.Trainer`.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(compute_loss_func=_loss, **arguments)
-        # The loss function is given the window's count; the forward has no use for it.
-        self.model_accepts_loss_kwargs = False
+    def __init__(self, *, loss: HeadLoss, data_collator: Any, **arguments: Any) -> None:
+        super().__init__(data_collator=WithPositions(data_collator), **arguments)
+        # The window's trained tokens are counted, and divide the loss.
+        self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
-        self._tokens: Any = None
+        self.loss_head = LossHead(self.model, loss)
+        self._measures = Measures()
         self._loss_sum: Any = 0.0
         self._steps = 0.0
-        self._since = time.perf_counter()
-        self._evaluated: list[tuple[Any, Any]] = []
+        self._share = 1.0  # of a batch that is computed at once
+        self._rows_at_once: dict[bool, int] = {}  # while training and while not, after memory ran out
+        self._window: list[dict[str, Any]] = []  # batches of the window whose gradients are there already
+        self._evaluated: list[Any] = []
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As the Trainer's."""
+        with self.loss_head.installed():
+            return super().train(*arguments, **options)
+
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        """As the Trainer's."""
+        with self.loss_head.installed():
+            return super().evaluate(*arguments, **options)
 
     def get_train_dataloader(self) -> Any:
         """As the Trainer's; a stream, whose processes read a share each, is not shared out again."""
@@ -50,45 +78,142 @@ class SFTTrainer(Trainer):
             dispatch_batches=False,
         )
 
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """The batches of an accumulation window, and the sum of the weights of their trained tokens."""
+        self._window.clear()
+        self._measures.begin_window()
+        return super().get_batch_samples(*arguments)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        if not any("loss_weights" in batch for batch in batch_samples):
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = torch.zeros((), device=device)
+        for batch in batch_samples:
+            behind = trained_positions(batch["labels"]) + 1
+            total = total + batch["loss_weights"].flatten()[behind].sum().to(device)
+        return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """A forward and backward; where memory runs out, once more in halves, with the gradients of the whole."""
+        inputs = self._prepare_inputs(inputs)
+        loss = self._add_gradients(model, inputs, num_items_in_batch)
+        self._loss_sum = self._loss_sum + loss
+        self._steps += 1 / self.current_gradient_accumulation_steps
+        return loss
+
+    def _add_gradients(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+        while True:
+            try:
+                loss = self._in_pieces(model, inputs, num_items_in_batch)
+                self._window.append(inputs)
+                return loss
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                self._halve(inputs, error)
+            # The gradients of the window are begun anew: the failed backward may have left a part of its own.
+            clear_memory()
+            model.zero_grad()
+            self._measures.repeat_window()
+            again, self._window = self._window, []
+            for earlier in again:
+                self._add_gradients(model, earlier, num_items_in_batch)
+
+    def _in_pieces(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+        parts = list(pieces(inputs, self._rows_at_once.get(True, rows_of(inputs))))
+        self._share = 1 / len(parts)
+        losses = []
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return sum(losses[1:], losses[0])
+
+    def _halve(self, inputs: dict[str, Any], error: Exception, training: bool = True) -> None:
+        """Let fewer rows be computed at once.
+
+        Raises:
+            RunError: if there is just one, or other processes cannot follow.
+        """
+        rows = min(rows_of(inputs), self._rows_at_once.get(training, rows_of(inputs)))
+        key = "train.per_device_train_batch_size" if training else "train.per_device_eval_batch_size"
+        columns = inputs["input_ids"].shape[1]
+        if self.args.world_size > 1 or self.is_deepspeed_enabled:
+            what = f"out of memory with {rows} rows of {columns} tokens on process {self.args.process_index}"
+            raise RunError(
+                Problem(what, key, "lower it, and raise train.gradient_accumulation_steps by as much")
+            ) from error
+        if rows == 1:
+            mend = "lower data.max_length, or see docs/memory.md for what takes less memory"
+            raise RunError(Problem(f"out of memory with a single row of {columns} tokens", key, mend)) from error
+        self._rows_at_once[training] = -(-rows // 2)
+        told = "same gradients" if training else "same loss"
+        logger.warning(
+            "out of memory with %d rows of %d tokens: computing %d at once from here on, with the %s (%s)",
+            *(rows, columns, self._rows_at_once[training], told, key),
+        )
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of one micro-batch; the cache is off, or packed documents would see each other."""
+        """The loss of one micro-batch."""
         if not model.training:
-            loss, outputs = self._evaluate_batch(model, dict(inputs))
-            return (loss, outputs) if return_outputs else loss
-        labels, mask = inputs["labels"], inputs.get("attention_mask")
-        if self._tokens is None:  # the clock starts with a window's first batch: evaluations are not in the rate
-            self._tokens, self._since = 0, time.perf_counter()
-        loss, outputs = super().compute_loss(
-            model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        self._tokens = self._tokens + (labels.numel() if mask is None else mask.sum())
+            loss = self._evaluate_batch(model, inputs)
+            return (loss, {}) if return_outputs else loss
+        batch = Batch.of(inputs)
+        self._measures.begin_batch()
+        total, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets)
+        loss = total / num_items_in_batch.to(total.device).clamp(min=1e-9)
+        if self.args.average_tokens_across_devices:  # gradients are averaged over processes
+            loss = loss * self.accelerator.num_processes
         if getattr(outputs, "aux_loss", None) is not None:
             coefficient = getattr(self.model.config.get_text_config(), "router_aux_loss_coef", 0.0)
-            loss = loss + coefficient * outputs.aux_loss / self.current_gradient_accumulation_steps
-        self._loss_sum = self._loss_sum + loss.detach()
-        self._steps += 1 / self.current_gradient_accumulation_steps
+            share = self._share / self.current_gradient_accumulation_steps
+            loss = loss + coefficient * outputs.aux_loss.to(loss.device) * share
+        self._measures.add(batch.tokens, len(batch.targets.tokens_K), told.measures)
         return (loss, outputs) if return_outputs else loss
 
-    def _evaluate_batch(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    def _evaluate_batch(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Sums of each row: only by rows can the ones that fill up the last batch of a process be left out."""
-        labels = inputs.pop("labels")
-        outputs = model(**inputs, use_cache=False)
-        sums_B, counts_B = row_losses(_logits(outputs, labels), labels)  # noqa: N806 (suffixes are shapes)
-        self._evaluated.append(self.accelerator.gather_for_metrics((sums_B, counts_B)))
-        return sums_B.sum() / counts_B.sum().clamp(min=1), outputs
+        while True:
+            try:
+                parts = list(pieces(inputs, self._rows_at_once.get(False, rows_of(inputs))))
+                sums = [self._sums_by_row(model, part) for part in parts]
+                break
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                self._halve(inputs, error, training=False)
+            clear_memory()
+        names = sums[0]
+        table = torch.stack([torch.cat([part[name] for part in sums]) for name in names], dim=1)
+        self._evaluated.append((list(names), self.accelerator.gather_for_metrics(table)))
+        return table[:, 0].sum() / table[:, 1].sum().clamp(min=1e-9)
+
+    def _sums_by_row(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        batch = Batch.of(inputs)
+        with torch.no_grad():
+            _, told, _ = self.loss_head.ask(model, batch.inputs, batch.targets)
+        ones = torch.ones_like(told.losses_K)
+        weights = ones if batch.targets.weights_K is None else batch.targets.weights_K.to(ones.device)
+        columns = {"loss": told.losses_K, "weights": weights, "tokens": ones, **told.measures}
+        return {name: batch.by_row(values) for name, values in columns.items()}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
-        """As the Trainer's, with the loss as the mean over all trained tokens."""
+        """As the Trainer's, with loss and measures as means over all trained tokens."""
         self._evaluated.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
-        total, count = (torch.cat(column).double().sum().item() for column in zip(*self._evaluated, strict=True))
-        output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1.0)
+        names = self._evaluated[0][0]
+        totals = torch.cat([table for _, table in self._evaluated]).double().sum(0).tolist()
+        told = dict(zip(names, totals, strict=True))
+        loss, weights, tokens = (told.pop(name) for name in ("loss", "weights", "tokens"))
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(weights, 1e-9)
+        for name, value in told.items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value / max(tokens, 1.0)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the tokens a second since the last training log, padding not counted.
+        """Adds tokens a second, trained tokens and measures since the last training log, over all processes.
 
         The final ``train_loss`` is the mean over this run's steps and all processes; the Trainer's own has only the
         first process's share of what was not yet logged.
@@ -96,26 +221,18 @@ class SFTTrainer(Trainer):
         if "train_loss" in logs and self._steps:
             mean = self.accelerator.reduce(self._loss_sum, reduction="mean").item() / self._steps
             logs = {**logs, "train_loss": mean}
-        if "loss" in logs and self._tokens is not None:
-            rate = int(self._tokens) * self.args.world_size / max(time.perf_counter() - self._since, 1e-9)
-            logs = {**logs, "tokens_per_second": round(rate, 1)}
-            self._tokens = None
+        if "loss" in logs:
+            logs = {**logs, **self._measures.told(self.accelerator)}
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         # The pickled arguments are needed by nothing: the manifest holds them as text.
         if self.args.should_save:
-            from pathlib import Path
-
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
 
-def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-    return trained_token_loss(_logits(outputs, labels), labels, num_items_in_batch)
-
-
-def _logits(outputs: Any, labels: Any) -> Any:
-    """The logits at the labels' positions: prompt methods put virtual tokens in front of the row."""
-    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-    return logits[:, -labels.shape[1] :]
+def clear_memory() -> None:
+    """Give back what a failed forward or backward held."""
+    gc.collect()
+    clear_device_cache()
