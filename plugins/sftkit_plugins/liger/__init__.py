@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sftkit.config import RunConfig
+    from sftkit.training.loss import HeadLoss
 
 Kernel = Annotated[bool | None, Field(description="by default where liger has it on for the model type")]
 
@@ -38,6 +39,11 @@ class Liger(Plugin):
     geglu: Kernel = None
     layer_norm: Kernel = None
     relu_squared: Kernel = None
+    cross_entropy: Annotated[bool, Field(description="the loss by liger's kernel, from the logits of a chunk")] = False
+    fused_linear_cross_entropy: Annotated[
+        bool | None,
+        Field(description="the loss fused with the output head; by default on, unless cross_entropy is"),
+    ] = None
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
@@ -49,6 +55,9 @@ class Liger(Plugin):
         elif not interpreted and config.train.get("use_cpu"):
             what = "Triton kernels do not run on the CPU, which train.use_cpu asks for"
             yield Problem(what, "train.use_cpu", "drop it, or run without liger", ("train", "use_cpu"))
+        if self.cross_entropy and self.fused_linear_cross_entropy:
+            what = "cross_entropy and fused_linear_cross_entropy exclude each other: each computes the whole loss"
+            yield Problem(what, "plugin liger, option cross_entropy", "keep one of them")
         if config.model.options.get("use_kernels"):
             what = "two sets of kernels would replace the same layers: plugin liger is selected too"
             yield Problem(what, "model.options.use_kernels", "keep one of them", ("model", "options", "use_kernels"))
@@ -83,8 +92,44 @@ class Liger(Plugin):
         Raises:
             ConfigError: which names the types or kernels that there are.
         """
+        from sftkit_plugins.liger.patch import liger_function
+
         if problems := wanted_kernels(model.config.model_type, self._asked())[1]:
             raise ConfigError(problems)
+        liger_function(model.config.model_type)
+
+    @hookimpl(wrapper=True)
+    def make_loss(self, model: Any) -> Generator[None, HeadLoss | None, HeadLoss | None]:
+        """Liger's cross-entropy, unless another plugin has a loss of its own.
+
+        Raises:
+            ConfigError: if that is so and liger's was asked for, or if the fused one was and the head is not linear.
+        """
+        other = yield
+        asked = [name for name in ("cross_entropy", "fused_linear_cross_entropy") if getattr(self, name)]
+        if other is not None:
+            if asked:
+                what = f"{type(other).__name__} of another plugin is the loss of this run already"
+                raise ConfigError(Problem(what, f"plugin liger, option {asked[0]}", "drop it, or the other plugin"))
+            return other
+        return self._loss(model)
+
+    def _loss(self, model: Any) -> HeadLoss | None:
+        from torch import nn
+
+        from sftkit_plugins.liger.loss import FUSED, CrossEntropy, FusedLinearCrossEntropy
+
+        if self.cross_entropy:
+            return CrossEntropy()
+        if self.fused_linear_cross_entropy is False:
+            return None
+        head = type(model.get_output_embeddings())
+        if self.fused_linear_cross_entropy and head is not nn.Linear:
+            what = (
+                f"the loss can be fused with a plain linear head only, and this is a {head.__module__}.{head.__name__}"
+            )
+            raise ConfigError(Problem(what, FUSED, "set cross_entropy: true instead"))
+        return FusedLinearCrossEntropy(required=self.fused_linear_cross_entropy is True)
 
     @hookimpl
     def training_context(self, model: Any) -> AbstractContextManager[None]:

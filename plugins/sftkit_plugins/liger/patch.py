@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -41,8 +42,8 @@ def patched(model: Any, kernels: Iterable[str], required: Iterable[str] = ()) ->
     """Holds liger's kernels on a model. Changes the model and modules of transformers; the exit undoes all of it.
 
     Liger replaces methods of the model's own modules, and names in the modules of transformers. Of those only the
-    functions, as ``apply_rotary_pos_emb``, are needed by a model that is made already; the classes are put back at once,
-    so that a model made meanwhile is a plain one.
+    functions, as ``apply_rotary_pos_emb``, are needed by a model that is made already; the classes are put back at
+    once, so that a model made meanwhile is a plain one.
 
     Args:
         model: a transformers or peft model.
@@ -77,17 +78,31 @@ def _undo(changes: list[Change]) -> None:
         change.undo()
 
 
-def _apply(model: Any, kernel: str, changes: list[Change]) -> None:
-    """Applies one kernel, and adds what it changes to ``changes``, also where it fails halfway."""
+def liger_function(model_type: str) -> Callable[..., None]:
+    """Liger's function that puts kernels on models of a type, with all of them off that are not named.
+
+    Raises:
+        ConfigError: if it does not work with the installed transformers.
+    """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
-    apply = MODEL_TYPE_TO_APPLY_LIGER_FN[model.config.model_type]
+    apply = MODEL_TYPE_TO_APPLY_LIGER_FN[model_type]
     parameters = inspect.signature(apply).parameters
     off = {name: False for name, parameter in parameters.items() if isinstance(parameter.default, bool)}
-    apply(**off)  # imports the modules that it writes into, and writes nothing
+    try:
+        apply(**off)  # imports the modules that it writes into, and writes nothing
+    except (ImportError, AttributeError) as error:
+        what = f"this liger-kernel does not work with {model_type} of this transformers: {' '.join(str(error).split())}"
+        raise ConfigError(Problem(what, "plugin liger", "install another version of it, or drop liger")) from error
+    return functools.partial(apply, **off)
+
+
+def _apply(model: Any, kernel: str, changes: list[Change]) -> None:
+    """Applies one kernel, and adds what it changes to ``changes``, also where it fails halfway."""
+    apply = liger_function(model.config.model_type)
     before = [(space, _items(space)) for space in _spaces(model)]
     try:
-        apply(model=model, **{**off, kernel: True})
+        apply(model=model, **{kernel: True})
     except (AttributeError, TypeError, ValueError) as error:
         what = f"liger-kernel cannot put {kernel} on this {type(model).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(Problem(what, "plugin liger", f"set {kernel}: false")) from error

@@ -1,4 +1,4 @@
-"""Liger's kernels under Triton's interpreter, on the CPU. Import this before anything that imports triton.
+"""Lets liger's kernels run under Triton's interpreter, on the CPU. Import this before anything that imports triton.
 
 The interpreter of triton 3.9 lacks two things that liger uses: floats as arguments of a kernel, which it leaves as
 Python floats without a `.to`, and the functions of CUDA's libdevice.
@@ -35,7 +35,7 @@ def _with_floats(convert):
 
 
 def install():
-    """Fills the two gaps, for the whole process."""
+    """Fill the two gaps, for the whole process."""
     interpreter._implicit_cvt = _with_floats(interpreter._implicit_cvt)
     importlib.import_module("liger_kernel.ops")
     for name, module in list(sys.modules.items()):
@@ -43,3 +43,6 @@ def install():
             for function, replacement in (("rsqrt", _rsqrt), ("tanh", _tanh)):
                 if hasattr(module, function):
                     setattr(module, function, replacement)
+
+
+install()
