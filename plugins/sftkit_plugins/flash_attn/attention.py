@@ -1,0 +1,236 @@
+"""Attention within documents, as two attention implementations of transformers: by torch's kernel, or one by one.
+
+Legend: B rows, T positions, H heads, K key and value heads, D width of a head, S = B * T.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sftkit.errors import Problem, RunError
+from sftkit_plugins.flash_attn.documents import Documents
+
+#: The documents of the forward under way, and the module whose forward it is; set and unset by the hooks on that.
+UNDER_WAY: contextvars.ContextVar[tuple[Documents, Any] | None] = contextvars.ContextVar("documents", default=None)
+
+
+def document_mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, **rest: Any) -> Any:
+    """In place of a mask, the documents under way; without any, the mask that `sdpa` has."""
+    documents, _ = UNDER_WAY.get() or (None, None)
+    whole = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
+    if documents is None or not whole or rest.get("attention_mask") is not None:
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset=q_offset, **rest)
+    if rest.get("use_vmap"):  # transformers sets it for masks that a model adds of its own
+        raise _cannot("masks that the model adds of its own")
+    return documents.seen_through(rest.get("local_size"))
+
+
+def varlen_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document: torch's ``varlen_attn`` on a GPU, elsewhere one document at a time.
+
+    Args:
+        module: the attention layer.
+        query: ``[B, H, T, D]``.
+        key: ``[B, K, T, D]``.
+        value: ``[B, K, T, D]``.
+        attention_mask: `Documents`; with anything else, this is `sdpa`.
+        dropout: must be 0 within documents.
+        scaling: of the scores, by default ``1 / sqrt(D)``.
+        is_causal: must not be False within documents.
+        kwargs: as transformers passes them.
+
+    Returns:
+        ``[B, T, H, D]``, and no weights.
+
+    Raises:
+        RunError: for a kind of attention that is not exact here.
+    """
+    if not isinstance(attention_mask, Documents):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    _check(module, dropout, is_causal, kwargs)
+    if attention_mask.lengths is None:
+        return by_kernel(query, key, value, attention_mask, scaling), None
+    return one_by_one(query, key, value, attention_mask, scaling), None
+
+
+def sdpa_flash_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `varlen_attention`, one document at a time, and with no other backend of torch than the flash kernel.
+
+    Raises:
+        RunError: if a batch to train on has a mask, which that kernel does not take.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    documents = isinstance(attention_mask, Documents)
+    if attention_mask is not None and not documents:
+        if module.training:
+            raise _cannot("a batch with a padding mask")
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    if not documents and query.shape[2] != key.shape[2]:  # a step of generation
+        return sdpa_attention_forward(module, query, key, value, None, dropout, scaling, is_causal=is_causal, **kwargs)
+    _check(module, 0.0, is_causal, kwargs)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        if documents:
+            return one_by_one(query, key, value, attention_mask, scaling, dropout), None
+        out = scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=_grouped(query, key)
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.disable
+def one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of each document by itself (``[B, T, H, D]``): no score between two of them is ever computed."""
+    rows, _, columns, _ = query.shape
+    assert documents.lengths is not None
+    parts = [_as_one_row(tensor).split(documents.lengths, dim=2) for tensor in (query, key, value)]
+    outputs = []
+    for q, k, v in zip(*parts, strict=True):
+        length = q.shape[2]
+        band = None if documents.window is None or documents.window >= length else documents.band
+        out = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if band is None else band[:length, :length],
+            dropout_p=dropout,
+            is_causal=band is None,
+            scale=scaling,
+            enable_gqa=_grouped(query, key),
+        )
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, dim=1).view(rows, columns, query.shape[1], value.shape[-1])
+
+
+def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None) -> Tensor:
+    """Attention of all documents in one call of torch's kernel (``[B, T, H, D]``), in half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, heads, columns, width = query.shape
+    dtype = _half(query, key, value)
+    # The kernel has one width for all three; what is added to the values is cut off again.
+    value_width = value.shape[-1]
+    value = torch.nn.functional.pad(value, (0, width - value_width)) if value_width < width else value
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1).to(dtype) for tensor in (query, key, value))
+    cu_seqlens = documents.cu_seqlens.to(query.device)
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        documents.longest,
+        documents.longest,
+        scale=scaling,
+        # The kernel counts the tokens before a token, transformers' window the token itself too.
+        window_size=(-1 if documents.window is None else documents.window - 1, 0),
+        enable_gqa=_grouped(query, key),
+    )
+    return out.view(rows, columns, heads, width)[..., :value_width]
+
+
+def _as_one_row(tensor: Tensor) -> Tensor:
+    """``[B, H, T, D]`` as ``[1, H, B * T, D]``, the rows one behind the other."""
+    return tensor if len(tensor) == 1 else tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+
+
+def _grouped(query: Tensor, key: Tensor) -> bool:
+    return query.shape[1] != key.shape[1]
+
+
+def _half(*tensors: Tensor) -> torch.dtype:
+    """The type that the kernel gets: that of autocast, else the half precision that one of the tensors has.
+
+    Norms in float32 leave queries and keys in it, as under autocast or with adapters on a model in half precision.
+    """
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    half = (tensor.dtype for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16))
+    if (dtype := next(half, None)) is None:
+        what = f"torch's kernel takes half precision, and the model computes in {tensors[0].dtype}"
+        raise RunError(Problem(what, "plugin flash_attn", "set model.dtype: bfloat16, or train.bf16: true"))
+    return dtype
+
+
+def _check(module: Any, dropout: float, is_causal: bool | None, kwargs: dict[str, Any]) -> None:
+    """Refuses what a layer asks for and would not get."""
+    asked = {
+        "soft caps on the scores": kwargs.get("softcap") is not None,
+        "attention sinks": kwargs.get("s_aux") is not None,
+        "a bias by position": kwargs.get("position_bias") is not None,
+        "dropout on the scores": dropout > 0,
+        "attention to later tokens": not (getattr(module, "is_causal", True) if is_causal is None else is_causal),
+    }
+    for what, wanted in asked.items():
+        if wanted:
+            raise _cannot(what)
+
+
+def _cannot(what: str) -> RunError:
+    mend = "choose another implementation, or run without flash_attn"
+    return RunError(Problem(f"it cannot do {what}", "plugin flash_attn, option implementation", mend))
+
+
+FUNCTIONS = {"varlen": varlen_attention, "sdpa_flash": sdpa_flash_attention}
+#: Names in transformers: it takes those with `flash` or `sdpa` in them for its own.
+NAMES = {"varlen": "sftkit_varlen", "sdpa_flash": "sftkit_one_by_one"}
+_HELD: dict[str, int] = {}
+
+
+@contextlib.contextmanager
+def registered(implementation: str) -> Iterator[str]:
+    """The name under which transformers has ``varlen`` or ``sdpa_flash``, until the last who asked for it is done."""
+    name = NAMES[implementation]
+    _HELD[name] = _HELD.get(name, 0) + 1
+    AttentionInterface.register(name, FUNCTIONS[implementation])
+    AttentionMaskInterface.register(name, document_mask)
+    try:
+        yield name
+    finally:
+        _HELD[name] -= 1
+        if not _HELD[name]:
+            del _HELD[name]
+            AttentionInterface._global_mapping.pop(name, None)
+            AttentionMaskInterface._global_mapping.pop(name, None)
