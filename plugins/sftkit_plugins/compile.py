@@ -28,7 +28,9 @@ class Compile(Plugin):
 
     regions: Annotated[
         Literal["layers", "model"],
-        Field(description="layers: the repeated decoder layers, which share what is compiled; model: the whole decoder"),
+        Field(
+            description="layers: the repeated decoder layers, which share what is compiled; model: the whole decoder"
+        ),
     ] = "layers"
     backend: Annotated[str, Field(description="inductor, aot_eager, eager, ...: any backend of torch.compile")] = (
         "inductor"

@@ -61,7 +61,7 @@ class FlashAttn(Plugin):
 
         return PaddingFreeCollator() if self.padding_free else None
 
-    @hookimpl
+    @hookimpl(tryfirst=True)  # what others try on the model, they try under its implementation
     @contextmanager
     def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
         """The model under the implementation; before the first step it proves that documents are kept apart.

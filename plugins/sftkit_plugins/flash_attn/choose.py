@@ -123,38 +123,41 @@ def resolve(implementation: str, config: RunConfig, machine: Machine, model: Any
 
 def obstacles(name: str, config: RunConfig, machine: Machine, model: Any) -> Iterator[Problem]:
     """What stands in the way of one implementation: device, package, precision, model."""
-    where, key = f"plugin flash_attn: {name}", ("plugins", "flash_attn", "implementation")
+    where, key = "plugin flash_attn, option implementation", ("plugins", "flash_attn", "implementation")
     gpu = machine.device == "cuda"
     if name in PACKAGES and not gpu:
-        yield Problem("it needs a GPU, and there is none to train on here", where, "set implementation: varlen", key)
+        yield Problem(
+            f"{name} needs a GPU, and there is none to train on here", where, "set implementation: varlen", key
+        )
     if name in PACKAGES and PACKAGES[name][0] not in machine.packages:
         module, install = PACKAGES[name]
-        yield Problem(f"the package {module} is not installed", where, f"{install}; or set implementation: varlen", key)
+        mend = f"{install}; or set implementation: varlen"
+        yield Problem(f"{name} needs the package {module}, which is not installed", where, mend, key)
     if name == "flex" and not gpu:
-        what = f"flex_attention has no backward on the device {machine.device}"
+        what = f"flex has no backward on the device {machine.device}"
         yield Problem(what, where, "set implementation: varlen", key)
     if name == "varlen" and gpu and not machine.varlen:
-        what = f"torch {machine.torch} has no varlen_attn with windows, scale and grouped heads"
+        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows, scale and grouped heads"
         yield Problem(what, where, "install torch 2.13, or set implementation: sdpa_flash", key)
     least = {"flash_attention_3": (9, 0), "flex": (0, 0)}.get(name, (8, 0))
     if gpu and machine.capability < least:
-        what = f"its kernel needs compute capability {least[0]}.{least[1]}, and the GPU has "
+        what = f"{name} needs compute capability {least[0]}.{least[1]}, and the GPU has "
         yield Problem(what + ".".join(map(str, machine.capability)), where, "run without flash_attn", key)
     if gpu and name != "flex" and half_precision(config, model) is False:
         mend = "set model.dtype: bfloat16, or train.bf16: true"
-        yield Problem("its kernel takes half precision, and training is in float32", where, mend, ("model", "dtype"))
+        yield Problem(f"{name} takes half precision, and training is in float32", where, mend, ("model", "dtype"))
     yield from _model_obstacles(name, config, machine, model)
 
 
 def _model_obstacles(name: str, config: RunConfig, machine: Machine, model: Any) -> Iterator[Problem]:
     if model is None:
         return
-    where = f"plugin flash_attn: {name}"
+    where = "plugin flash_attn, option implementation"
     asks = demands(model, config.data.max_length)
     lacks = LACKS[name] + (("dropout",) if name == "sdpa_flash" and machine.device != "cuda" else ())
     for feature, (what, mend) in asks.items():
         if feature in lacks or feature == "states":
-            yield Problem(f"the model type {model.model_type} has {what}, which it cannot do", where, mend)
+            yield Problem(f"{name} cannot do what model type {model.model_type} has: {what}", where, mend)
 
 
 def demands(model: Any, max_length: int) -> dict[str, tuple[str, str]]:

@@ -124,8 +124,7 @@ def prove_isolation(model: Any, implementation: str) -> None:
     ids = torch.arange(2 * LENGTH, device=device)[None] % embedding.num_embeddings
     places = torch.arange(LENGTH, device=device).repeat(2)[None]
     cu_seqlens = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32, device=device)
-    documents = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
-    documents |= {"max_length_q": LENGTH, "max_length_k": LENGTH}
+    documents: dict[str, Any] = dict(zip(_FLASH_ARGUMENTS, (cu_seqlens, cu_seqlens, LENGTH, LENGTH), strict=True))
     try:
         with undisturbed(model):
             both = model(input_ids=ids, position_ids=places, use_cache=False, **documents).logits[0, LENGTH:].float()
@@ -143,4 +142,3 @@ def _refusal(model: Any, implementation: str, seen: str) -> ConfigError:
     what = f"model type {model.config.model_type} does not keep the documents of a batch apart with {implementation}"
     mend = "set padding_free: false, without packing, or run without flash_attn"
     return ConfigError(Problem(f"{what}: {seen}", "plugin flash_attn", mend))
-
