@@ -70,9 +70,9 @@ def varlen_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
         )
     _check(module, dropout, is_causal, kwargs)
-    if attention_mask.lengths is None:
-        return by_kernel(query, key, value, attention_mask, scaling), None
-    return one_by_one(query, key, value, attention_mask, scaling), None
+    if attention_mask.apart:
+        return one_by_one(query, key, value, attention_mask, scaling), None
+    return by_kernel(query, key, value, attention_mask, scaling), None
 
 
 def sdpa_flash_attention(

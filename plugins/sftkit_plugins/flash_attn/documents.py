@@ -24,14 +24,17 @@ class Documents:
     Attributes:
         cu_seqlens: where each document starts, and the end of the last (int32, ``[N + 1]``).
         longest: tokens of the longest.
-        lengths: tokens of each, on the host; None where only a kernel reads ``cu_seqlens``.
+        lengths: tokens of each, on the host; empty where only a kernel reads ``cu_seqlens``.
+        apart: whether they are attended one at a time, by ``lengths``. A field of its own, since torch.compile would
+            compile anew for every number of documents where code asks for ``lengths``.
         window: tokens that a token sees, itself included; None for all before it.
         band: the mask of ``window`` in the longest document (bool); a shorter one has its upper left corner.
     """
 
     cu_seqlens: Tensor
     longest: int
-    lengths: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] = ()
+    apart: bool = False
     window: int | None = None
     band: Tensor | None = None
 
@@ -40,7 +43,7 @@ class Documents:
         if window is None or window >= self.longest:
             return self
         band = None
-        if self.lengths is not None:
+        if self.apart:
             places = torch.arange(self.longest, device=self.cu_seqlens.device)
             back = places[:, None] - places
             band = (back >= 0) & (back < window)
@@ -62,8 +65,8 @@ def from_forward(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         return None
     cu_seqlens, longest = given.get("cu_seq_lens_q"), given.get("max_length_q")
     if cu_seqlens is not None and longest is not None:
-        lengths = tuple(cu_seqlens.diff().tolist()) if on_host else None
-        return Documents(cu_seqlens, int(longest), lengths)
+        lengths = tuple(cu_seqlens.diff().tolist()) if on_host else ()
+        return Documents(cu_seqlens, int(longest), lengths, apart=on_host)
     position_ids = given.get("position_ids")
     shaped = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if position_ids is None or position_ids.dim() != 2 or shaped is None:
@@ -80,4 +83,4 @@ def from_positions(position_ids: Tensor, on_host: bool) -> Documents | None:
         return None
     cu_seqlens = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).int()
     lengths = tuple(cu_seqlens.diff().tolist())
-    return Documents(cu_seqlens, max(lengths), lengths if on_host else None)
+    return Documents(cu_seqlens, max(lengths), lengths if on_host else (), apart=on_host)

@@ -26,7 +26,6 @@ def one_by_one(
 ) -> Tensor:
     """Attention of each document by itself (``[B, T, H, D]``): no score between two of them is ever computed."""
     rows, _, columns, _ = query.shape
-    assert documents.lengths is not None
     parts = [_as_one_row(tensor).split(documents.lengths, dim=2) for tensor in (query, key, value)]
     outputs = []
     for q, k, v in zip(*parts, strict=True):
