@@ -157,7 +157,8 @@ class Pipeline:
         tokenizer = vocabulary.tokenizer
         data = self._prepare_data(config, plugins, tokenizer)
         collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
-        return Ready(config, plugins, tokenizer, data, _filled(collator, "make_collator"), vocabulary)
+        collator = _keeping_weights(_filled(collator, "make_collator"), data)
+        return Ready(config, plugins, tokenizer, data, collator, vocabulary)
 
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.
@@ -380,6 +381,19 @@ def _filled(value: Any, slot: str) -> Any:
             Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default")
         )
     return value
+
+
+def _keeping_weights(collator: Any, data: Prepared) -> Any:
+    """The collator, seen to keep the weights of tokens: now on the rows that have them, on a stream batch by batch."""
+    from sftkit.training.collate import KeepsWeights
+
+    checked = KeepsWeights(collator)
+    for rows in data.splits.values():
+        if not hasattr(rows, "column_names"):
+            collator = checked
+        elif "loss_weights" in rows.column_names:
+            checked([rows[0]])
+    return collator
 
 
 def _final_metrics(trainer: Any, has_eval: bool) -> dict[str, float]:
