@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sftkit.errors import ConfigError, Problem
+from sftkit.models import quantization_of
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
 from sftkit.requirements import has_gpu
 
@@ -74,7 +74,7 @@ class BitsAndBytes(Plugin):
         """A base without an adapter, options that do not fit the bits or the checkpoint, what a CPU cannot do."""
         yield from self._option_problems(config)
         name = config.model.name
-        if not (_is_loaded(config) or _is_adapter(name) or any(map(_adapts, config.plugins))):
+        if not (config.model.loaded or _is_adapter(name) or any(map(_adapts, config.plugins))):
             yield Problem("weights in so few bits cannot be trained themselves", "plugin bitsandbytes", ADAPTER)
         if config.model.init == "random":
             what = "random weights are made, not loaded, and only what is loaded is quantized"
@@ -89,7 +89,7 @@ class BitsAndBytes(Plugin):
             yield Problem(what, "train.optim", mend, ("train", "optim"))
 
     def _option_problems(self, config: RunConfig) -> Iterator[Problem]:
-        found = None if _is_loaded(config) else quantization_of(config.model.name)
+        found = None if config.model.loaded else quantization_of(config.model.name)
         bits = bits_of(found) or self.bits or 4
         if found is not None and found.get("quant_method") != "bitsandbytes":
             what = f"the checkpoint is quantized already, by {found.get('quant_method')}"
@@ -104,13 +104,13 @@ class BitsAndBytes(Plugin):
                 continue
             if found is not None:
                 yield Problem("the checkpoint is quantized already, and cannot be otherwise", where, "drop it", key)
-            elif width != bits and not _is_loaded(config):
+            elif width != bits and not config.model.loaded:
                 yield Problem(f"it is an option for {width} bits", where, f"drop it, or set bits={width}", key)
 
     @hookimpl
     def model_options(self, config: RunConfig) -> dict[str, Any]:
         """How the weights are quantized as they are read, and on which device each process holds them."""
-        if _is_loaded(config):
+        if config.model.loaded:
             return {}
         place = {} if "device_map" in config.model.options else {"device_map": {"": _device(config)}}
         if quantization_of(config.model.name) is not None:
@@ -196,7 +196,7 @@ def keep_unpacked(model: Any) -> None:
         ConfigError: if that has happened already; the scales are rounded then, and bitsandbytes cannot undo it.
     """
     for module in model.modules():
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if type(weight).__name__ != "Params4bit":
             continue
         if getattr(weight.quant_state, "packing_format_for_cpu", False):
@@ -204,16 +204,6 @@ def keep_unpacked(model: Any) -> None:
             mend = "load it anew, and set support_avx512bf16_for_cpu = False on its Linear4bit layers at once"
             raise ConfigError(Problem(what, "model", mend))
         module.support_avx512bf16_for_cpu = False
-
-
-def quantization_of(name: str) -> dict[str, Any] | None:
-    """The quantization of a local checkpoint, or of the base of a local adapter; None where it has none."""
-    try:
-        if _is_adapter(name):
-            name = json.loads(Path(name, "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-        return json.loads(Path(name, "config.json").read_text("utf-8")).get("quantization_config")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # the loader tells what is wrong with these files
 
 
 def bits_of(settings: dict[str, Any] | None) -> int | None:
@@ -228,11 +218,6 @@ def _as_dict(settings: Any) -> dict[str, Any] | None:
 
 def _is_adapter(name: str) -> bool:
     return Path(name, "adapter_config.json").is_file()
-
-
-def _is_loaded(config: RunConfig) -> bool:
-    # So the pipeline names a model that it was given as an object.
-    return config.model.name.startswith("loaded ")
 
 
 def _adapts(name: str) -> bool:
