@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,6 +72,7 @@ class Ready:
         tokenizer: the run's tokenizer, with its chat template and new tokens.
         data: the examples of each split, and what was done to the data.
         collator: makes a batch from a list of examples.
+        model: the loaded model that was given instead of a name, if one was.
     """
 
     config: RunConfig
@@ -80,6 +81,7 @@ class Ready:
     data: Prepared
     collator: Callable[[list[dict[str, Any]]], Any]
     vocabulary: Vocabulary
+    model: Any = None
 
 
 class Pipeline:
@@ -158,7 +160,7 @@ class Pipeline:
         data = self._prepare_data(config, plugins, tokenizer)
         collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
         collator = _keeping_weights(_filled(collator, "make_collator"), data)
-        return Ready(config, plugins, tokenizer, data, collator, vocabulary)
+        return Ready(config, plugins, tokenizer, data, collator, vocabulary, self._given.model)
 
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.
@@ -177,7 +179,7 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = self._load_model(config, plugins, ready.vocabulary)
         trainer = self._make_trainer(ready, model, display)
-        metrics = self._train(trainer, config, plugins, bool(data.eval))
+        metrics = self._train(trainer, ready)
         self._save(trainer, plugins, tokenizer)
         self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
@@ -283,22 +285,35 @@ class Pipeline:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _train(self, trainer: Any, config: RunConfig, plugins: PluginSet, has_eval: bool) -> dict[str, float]:
+    def _train(self, trainer: Any, ready: Ready) -> dict[str, float]:
         """Trains, and evaluates inside the same contexts: batches are made for the model as it is in them."""
         checkpoint = self._directory.last_checkpoint() if self._resume else None
-        with trainer.loss_head.installed(), ExitStack() as stack:
-            for context in reversed(plugins.hook.inject_noise(model=trainer.model)):
+        model, config, hook = trainer.model, ready.config, ready.plugins.hook
+        with ExitStack() as stack:
+            stack.enter_context(_reduced_activations(model, ready))
+            stack.enter_context(trainer.loss_head.installed())
+            for context in reversed(hook.inject_noise(model=model)):
                 stack.enter_context(context)
-            for context in plugins.hook.training_context(model=trainer.model, config=config):
+            for context in hook.training_context(model=model, config=config):
                 stack.enter_context(context)
             trainer.train(resume_from_checkpoint=checkpoint)
-            return _final_metrics(trainer, has_eval)
+            return _final_metrics(trainer, bool(ready.data.eval))
 
     def _save(self, trainer: Any, plugins: PluginSet, tokenizer: Any) -> None:
         trainer.save_model(str(self._directory.path))
         plugins.hook.export_model(
             model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer, directory=self._directory.path
         )
+
+
+def _reduced_activations(model: Any, ready: Ready) -> AbstractContextManager[Any]:
+    if not ready.plugins.hook.reduce_activations.get_hookimpls():
+        return nullcontext()
+    from sftkit.memory.batch import largest_batch
+
+    batch = largest_batch(ready.data.train, ready.collator, ready.config)
+    found = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
+    return nullcontext() if found is None else found
 
 
 def _as_source(config: Any) -> Source:
