@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
-from sftkit_plugins.flash_attn.choose import architecture, resolve, this_machine
+from sftkit_plugins.flash_attn.choose import architecture, half_precision, resolve, this_machine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -39,7 +39,8 @@ class FlashAttn(Plugin):
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
         """What the implementation lacks here: device, package, precision, and what the model asks of its attention."""
-        name, problems = resolve(self.implementation, config, this_machine(config), architecture(config))
+        half = half_precision(config, None)
+        name, problems = resolve(self.implementation, config, this_machine(config), architecture(config), half)
         yield from problems
         if "attn_implementation" in config.model.options:
             key = ("model", "options", "attn_implementation")
@@ -71,7 +72,8 @@ class FlashAttn(Plugin):
         """
         from sftkit_plugins.flash_attn.model import attending, prove_isolation
 
-        name, problems = resolve(self.implementation, config, this_machine(config), model.config)
+        half = half_precision(config, model)
+        name, problems = resolve(self.implementation, config, this_machine(config), model.config, half)
         if problems:
             raise ConfigError(problems)
         chosen = f"{name}, the best that works here" if self.implementation == "auto" else name
