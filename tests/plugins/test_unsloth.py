@@ -16,7 +16,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from sftkit.errors import ConfigError
-from sftkit.registry import Choice, select
 from sftkit.testing import tiny_config
 from sftkit_plugins.unsloth import Unsloth
 
@@ -98,6 +97,11 @@ def test_options_are_checked_against_the_package_and_a_foreign_model_is_refused(
 
 
 @pytest.mark.slow
+def test_it_is_refused_beside_plugins_that_do_the_same(measure):
+    assert measure("conflicts") == ["plugin unsloth: plugins unsloth and peft exclude each other -> drop peft"]
+
+
+@pytest.mark.slow
 def test_every_argument_has_a_name_in_what_unsloth_has_on_a_gpu(measure):
     found = measure("signatures")
 
@@ -146,15 +150,6 @@ def test_without_a_gpu_the_command_line_ends_with_code_2_and_says_so(cli, tmp_pa
 
     assert "plugin unsloth: it needs a GPU, and none is visible here" in done.stderr
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("other", ["peft", "liger"])
-def test_it_is_refused_beside_plugins_that_do_the_same(other):
-    _, found = select([Choice("unsloth"), Choice(other)])
-
-    assert any(f"plugins unsloth and {other} exclude each other" in str(problem) for problem in found) or any(
-        "needs the package unsloth" in str(problem) for problem in found
-    )
 
 
 def test_nothing_is_wrong_with_the_defaults():

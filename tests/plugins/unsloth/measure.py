@@ -20,6 +20,7 @@ from pathlib import Path
 import sftkit.registry
 from sftkit import Pipeline
 from sftkit.errors import SftkitError
+from sftkit.registry import Choice
 from sftkit.testing import CHATML, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.unsloth import Unsloth
 
@@ -127,6 +128,12 @@ def refusals():
         except SftkitError as error:
             found.append(str(error))
     return found
+
+
+def conflicts():
+    """What is told where peft is selected too."""
+    _, problems = sftkit.registry.select([Choice("unsloth", instance=Unsloth()), Choice("peft")])
+    return [str(problem) for problem in problems if "exclude" in str(problem)]
 
 
 def signatures():
