@@ -45,7 +45,7 @@ LOADING = {
     "fast_inference": "drop it: a run generates too little for a second engine in the GPU's memory",
     "attn_implementation": "drop it: unsloth chooses its attention itself, and would not heed this",
 }
-#: Of the common ones, those that a Trainer would do once more or otherwise.
+#: Fields of the section train by which activations would be checkpointed once more.
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 
 
@@ -55,7 +55,15 @@ class Unsloth(Plugin):
 
     requires: ClassVar[tuple[str, ...]] = ("unsloth>=2026.10.9",)
     needs_gpu: ClassVar[bool] = True
-    conflicts: ClassVar[tuple[str, ...]] = ("peft", "bitsandbytes", "liger")
+    conflicts: ClassVar[tuple[str, ...]] = (
+        "activations",
+        "bitsandbytes",
+        "compile",
+        "flash_attn",
+        "gptq",
+        "liger",
+        "peft",
+    )
     import_first: ClassVar[tuple[str, ...]] = ("unsloth",)
 
     load_in_4bit: Annotated[bool, Field(description="4-bit weights (QLoRA)")] = False
