@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.checks.verdict import Status, Verdict
 from sftkit.data.facts import Facts, hashes
+from sftkit.data.make import WEIGHTED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,9 @@ def data_verdicts(ready: Ready) -> Iterator[Verdict]:
     for split, facts in ready.data.facts.items():
         counts = Counter(ready.data.tally.counts[split])
         yield _rows(split, facts, counts)
+        if weighted := counts[WEIGHTED]:
+            told = f"{split}: {weighted:,} of {facts.trained:,} trained tokens have another weight than 1"
+            yield Verdict("weights", "ok", told)
         yield from _lengths(split, facts, counts, ready)
         yield from _special_tokens(split, facts, ready)
         share = facts.duplicates / max(facts.rows, 1)
@@ -143,7 +147,7 @@ def _positions(ready: Ready) -> int | None:
     """The model's learned positions, from its configuration alone; None where that cannot be known."""
     from sftkit.checks.disk import model_config
 
-    config = model_config(ready)
+    config = model_config(ready.config.model.name, ready.config.model.trust_remote_code)
     return getattr(config, "max_position_embeddings", None) if config is not None else None
 
 
