@@ -89,7 +89,7 @@ def run_trl(spec: Spec, watch: Any) -> None:
 
         adapters = {"peft_config": LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, **LORA)}
     SFTTrainer(
-        model=model_of(spec.shape, spec.device),
+        model=model_of(spec.shape, spec.device, **({"attn_implementation": spec.attention} if spec.attention else {})),
         args=SFTConfig(**train_arguments(spec), **own),
         train_dataset=Dataset.from_list(rows_of(spec.rows, vocabulary)),
         processing_class=tokenizer_of(vocabulary),
