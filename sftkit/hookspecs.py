@@ -153,6 +153,20 @@ class Hooks:
             config: the run as resolved.
         """
 
+    @hookspec(firstresult=True)
+    def reduce_activations(
+        self, model: Any, config: RunConfig, batch: Mapping[str, Any]
+    ) -> AbstractContextManager[Any] | None:
+        """Slot: a context manager held during training, in which less of the forward is kept for the backward.
+
+        `sftkit check` enters it too, around an estimate of the memory of a model without weights (on the meta device).
+
+        Args:
+            model: the model to train, on its device.
+            config: the run as resolved.
+            batch: the largest batch there is, as the collator makes it.
+        """
+
     @hookspec
     def inject_noise(self, model: Any) -> AbstractContextManager[Any]:
         """Broadcast: a context manager held during training; its exit restores the model exactly.

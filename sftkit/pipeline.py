@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,6 +72,7 @@ class Ready:
         tokenizer: the run's tokenizer, with its chat template and new tokens.
         data: the examples of each split, and what was done to the data.
         collator: makes a batch from a list of examples.
+        model: the loaded model that was given instead of a name, if one was.
     """
 
     config: RunConfig
@@ -80,6 +81,7 @@ class Ready:
     data: Prepared
     collator: Callable[[list[dict[str, Any]]], Any]
     vocabulary: Vocabulary
+    model: Any = None
 
 
 class Pipeline:
@@ -158,7 +160,7 @@ class Pipeline:
         data = self._prepare_data(config, plugins, tokenizer)
         collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
         collator = _keeping_weights(_filled(collator, "make_collator"), data)
-        return Ready(config, plugins, tokenizer, data, collator, vocabulary)
+        return Ready(config, plugins, tokenizer, data, collator, vocabulary, self._given.model)
 
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.
@@ -177,7 +179,7 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = self._load_model(config, plugins, ready.vocabulary)
         trainer = self._make_trainer(ready, model, display)
-        with trainer.loss_head.installed():
+        with _reduced_activations(trainer.model, ready), trainer.loss_head.installed():
             self._train(trainer, config, plugins)
             metrics = _final_metrics(trainer, bool(data.eval))
         self._save(trainer, plugins, tokenizer)
@@ -299,6 +301,16 @@ class Pipeline:
         plugins.hook.export_model(
             model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer, directory=self._directory.path
         )
+
+
+def _reduced_activations(model: Any, ready: Ready) -> AbstractContextManager[Any]:
+    if not ready.plugins.hook.reduce_activations.get_hookimpls():
+        return nullcontext()
+    from sftkit.memory.batch import largest_batch
+
+    batch = largest_batch(ready.data.train, ready.collator, ready.config)
+    found = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
+    return nullcontext() if found is None else found
 
 
 def _as_source(config: Any) -> Source:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.checks.data import data_verdicts
 from sftkit.checks.disk import disk_verdicts
+from sftkit.checks.memory import memory_verdicts
 from sftkit.checks.plan import Plan, plan_of, plan_verdicts
 from sftkit.checks.verdict import Verdict
 from sftkit.errors import Problem, SftkitError
 
 if TYPE_CHECKING:
+    from sftkit.memory import Estimate
     from sftkit.pipeline import Pipeline, Ready
 
 __all__ = ["Plan", "Report", "Verdict", "run_checks"]
@@ -24,10 +26,13 @@ class Report:
         verdicts: one a check, in the order in which a run would meet them.
         data: counts of each split; empty where the data could not be prepared.
         plan: steps and tokens of the run, if they can be known.
+        memory: the peak of the run's memory, if it can be known.
     """
 
-    def __init__(self, verdicts: list[Verdict], data: dict[str, Any], plan: Plan | None) -> None:
-        self.verdicts, self.data, self.plan = verdicts, data, plan
+    def __init__(
+        self, verdicts: list[Verdict], data: dict[str, Any], plan: Plan | None, memory: Estimate | None = None
+    ) -> None:
+        self.verdicts, self.data, self.plan, self.memory = verdicts, data, plan, memory
 
     @property
     def wrong(self) -> bool:
@@ -41,6 +46,7 @@ class Report:
             "verdicts": [vars(verdict) for verdict in self.verdicts],
             "data": self.data,
             "plan": vars(self.plan) if self.plan else None,
+            "memory": self.memory.as_dict() if self.memory else None,
         }
 
 
@@ -55,10 +61,12 @@ def run_checks(pipeline: Pipeline) -> Report:
         return Report([*verdicts, *(_wrong("data", problem) for problem in error.problems)], {}, None)
     plan = plan_of(ready)
     verdicts += _of_run(ready, plan)
+    of_memory, memory = memory_verdicts(ready)
+    verdicts += of_memory
     data = ready.data.summary()
     for split, facts in ready.data.facts.items():
         data[split] = {**data[split], "before cutting and packing": facts.as_dict()}
-    return Report(verdicts, data, plan)
+    return Report(verdicts, data, plan, memory)
 
 
 def _of_run(ready: Ready, plan: Plan) -> Iterator[Verdict]:

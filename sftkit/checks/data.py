@@ -147,7 +147,7 @@ def _positions(ready: Ready) -> int | None:
     """The model's learned positions, from its configuration alone; None where that cannot be known."""
     from sftkit.checks.disk import model_config
 
-    config = model_config(ready)
+    config = model_config(ready.config.model.name, ready.config.model.trust_remote_code)
     return getattr(config, "max_position_embeddings", None) if config is not None else None
 
 

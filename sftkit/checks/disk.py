@@ -16,15 +16,15 @@ OPTIMIZER = 8  # bytes a trained parameter: AdamW's two moments in float32
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 
 
-def model_config(ready: Ready) -> Any:
-    """The model's configuration, read without its weights; None where it is no local directory."""
-    path = Path(ready.config.model.name)
+def model_config(name: str, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, read without its weights; None where ``name`` is no local directory."""
+    path = Path(name)
     if not (path / "config.json").is_file():
         return None
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=ready.config.model.trust_remote_code)
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -51,7 +51,7 @@ def disk_verdicts(ready: Ready) -> Iterator[Verdict]:
 
 def _parameters(ready: Ready) -> int | None:
     """Parameters of the model when all of them are trained; None with adapters, or where it cannot be known."""
-    config = model_config(ready)
+    config = model_config(ready.config.model.name, ready.config.model.trust_remote_code)
     if config is None or ready.plugins.hook.adapt_model.get_hookimpls():
         return None
     import torch

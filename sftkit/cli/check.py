@@ -26,7 +26,7 @@ def check(
     output: Annotated[str, typer.Option("--output", "-o", help="Run directory.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check a run before it is started: configuration, data, steps, disk. Exit code 2 if it would be wrong."""
+    """Check a run before it is started: configuration, data, steps, disk, memory. Exit code 2 if it would be wrong."""
     set_up()
     from sftkit.errors import SftkitError
 
@@ -62,6 +62,10 @@ def _show(report: Report) -> None:
             lengths = told.get("before cutting and packing", {}).get("lengths", {})
             if lengths:
                 _show_lengths(screen, split, lengths)
+    if report.memory:
+        sizes = [(name, f"{size / 1e9:.3f}") for name, size in report.memory.items.items() if size]
+        total = ("peak", f"{report.memory.total / 1e9:.3f}")
+        show_table(screen, f"Memory on {report.memory.room.device}", ("item", "GB"), [*sizes, total])
     rows = [(verdict.status, verdict.name, verdict.what, verdict.mend) for verdict in report.verdicts]
     show_table(screen, "Checks", ("verdict", "check", "found", "mend"), rows)
     wrong = sum(verdict.status == "wrong" for verdict in report.verdicts)

@@ -114,7 +114,7 @@ class HeadLoss:
         for at in chunks(len(hidden_KD), head.vocabulary, device):
             source, logits_kV = _logits(hidden_KD[at], head, gradients is not None)
             values_kV = logits_kV.detach().float()
-            if logits_kV.requires_grad and values_kV.data_ptr() == logits_kV.data_ptr():
+            if logits_kV.requires_grad and logits_kV.dtype == values_kV.dtype:
                 values_kV = values_kV.clone()  # the graph behind the logits may need them
             correct_k = (at_target(values_kV, targets_K[at]) >= values_kV.amax(1)).float()
             told = self.tokens(values_kV, targets_K[at], gradients is not None)

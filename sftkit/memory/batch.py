@@ -1,0 +1,54 @@
+"""The largest batch of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+
+DEFAULT_SIZE = 8  # rows a batch, of transformers.TrainingArguments
+AT_ONCE = 1 << 16  # rows whose lengths are looked at together
+
+
+def largest_batch(rows: Any, collator: Callable[[list[dict[str, Any]]], Any], config: RunConfig) -> dict[str, Any]:
+    """A batch of the longest rows there are; of a stream, whose rows are not known, of rows of `data.max_length`.
+
+    Args:
+        rows: the training data, a Dataset or a Stream.
+        collator: makes the batch.
+        config: the run as resolved.
+    """
+    size = int(config.train.get("per_device_train_batch_size", DEFAULT_SIZE))
+    if hasattr(rows, "with_format"):
+        examples = [rows[index] for index in _longest(rows, size)]
+    else:
+        examples = [_lengthened(example, config.data.max_length) for example in islice(iter(rows), 1)] * size
+    return dict(collator(examples))
+
+
+def _longest(rows: Any, number: int) -> list[int]:
+    """The indices of the longest rows."""
+    import numpy as np
+
+    from sftkit.data.columns import flat
+
+    arrow = rows.with_format("arrow")
+    lengths = [np.zeros(0, np.int64)]
+    for start in range(0, len(rows), AT_ONCE):
+        lengths.append(np.diff(flat(arrow[start : start + AT_ONCE], "input_ids")[1]))
+    lengths_N = np.concatenate(lengths)  # noqa: N806 (suffixes are shapes)
+    number = min(number, len(lengths_N))
+    return [int(index) for index in np.argpartition(-lengths_N, number - 1)[:number]]
+
+
+def _lengthened(example: dict[str, Any], length: int) -> dict[str, Any]:
+    """An example of this length: its columns, over and over."""
+    own = len(example["input_ids"])
+    times = -(-length // own)
+    return {
+        name: (list(value) * times)[:length] if hasattr(value, "__len__") and len(value) == own else value
+        for name, value in example.items()
+    }

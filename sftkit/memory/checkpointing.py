@@ -1,0 +1,118 @@
+"""Activation checkpointing: layers whose forward is run again in the backward, and what of it is kept.
+
+Source: Chen et al., 2016, Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from sftkit.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+
+#: Fields of `TrainingArguments` that switch it on: the second is the name since transformers 5.23.
+KEYS = ("gradient_checkpointing", "activation_checkpointing")
+FLAG, FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
+_ABSENT = object()
+
+
+@contextmanager
+def checkpointed(model: Any, function: Callable[..., Any], every: int = 1) -> Iterator[None]:
+    """Layers of a transformers model go through ``function`` while training; undone at the exit.
+
+    Args:
+        model: the model, bare or with adapters.
+        function: called with a layer's forward and its positional inputs, as `torch.utils.checkpoint.checkpoint`.
+        every: only every so manieth layer.
+
+    Raises:
+        ConfigError: if the model has no layers that can be checkpointed.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    modules = [module for module in model.modules() if hasattr(module, FLAG) and not _wraps(module)]
+    if not modules:
+        what = f"{type(model).__name__} has no layers whose activations can be checkpointed"
+        raise ConfigError(Problem(what, "model", "set checkpointing: none in plugin activations"))
+    before = [(module, name, vars(module).get(name, _ABSENT)) for module in modules for name in (FLAG, FUNCTION)]
+    try:
+        layers = 0
+        for module in modules:
+            is_layer = isinstance(module, GradientCheckpointingLayer)
+            setattr(module, FUNCTION, function)
+            setattr(module, FLAG, layers % every == 0 if is_layer else True)
+            layers += is_layer
+        yield
+    finally:
+        for module, name, value in before:
+            if value is _ABSENT:
+                delattr(module, name)
+            else:
+                setattr(module, name, value)
+
+
+def _wraps(module: Any) -> bool:
+    """Whether the flag is another module's, seen through a wrapper as peft's."""
+    return not (FLAG in vars(module) or hasattr(type(module), FLAG))
+
+
+def full(**options: Any) -> Callable[..., Any]:
+    """Nothing of a layer is kept but its inputs; the random state of its first forward is used again."""
+    from torch.utils.checkpoint import checkpoint
+
+    return functools.partial(checkpoint, **{"use_reentrant": False, **options})
+
+
+def selective() -> Callable[..., Any]:
+    """Products with weights and fused attention are kept, and everything else is computed again.
+
+    What is kept takes nearly all of a layer's time; attention scores, where they are made, are not kept.
+    Source: Korthikanti et al., 2022, Reducing Activation Recomputation (arXiv 2205.05198), section 5.
+    """
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+    return full(context_fn=functools.partial(create_selective_checkpoint_contexts, _kept_operations()))
+
+
+def _kept_operations() -> list[Any]:
+    import torch
+
+    names = (
+        *("mm", "addmm", "_grouped_mm", "_flash_attention_forward", "_efficient_attention_forward"),
+        *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+        *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+    )
+    packets = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+    return [packet.default for packet in packets]
+
+
+def offloaded(function: Callable[..., Any], pin_memory: bool) -> Callable[..., Any]:
+    """What ``function`` keeps of a layer lies in the host's memory until the backward.
+
+    Args:
+        function: as `full` makes it.
+        pin_memory: whether the host's memory is pinned, which a GPU copies from faster.
+    """
+    from torch.autograd.graph import save_on_cpu
+
+    def run(*args: Any, **options: Any) -> Any:
+        with save_on_cpu(pin_memory=pin_memory):
+            return function(*args, **options)
+
+    return run
+
+
+def as_configured(model: Any, config: RunConfig) -> AbstractContextManager[None]:
+    """The checkpointing that the section ``train`` asks for, as the Trainer will switch it on."""
+    train = config.train
+    if not any(train.get(key) for key in KEYS):
+        return nullcontext()
+    options = dict(next((train[f"{key}_kwargs"] for key in KEYS if train.get(f"{key}_kwargs")), {}))
+    every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
+    function = full(**options)
+    return checkpointed(model, offloaded(function, pin_memory=True) if offload else function, every)

@@ -1,0 +1,210 @@
+"""One forward and backward on fake tensors, with the bytes counted that are live at each moment.
+
+Fake tensors have a shape, a type and a device, and no bytes: a step of any model takes a fraction of a second, and the
+operations are those of the device, with what autograd saves, what checkpointing drops and what autocast copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sftkit.memory.head import TracedHead
+from sftkit.training.batches import Batch
+from sftkit.training.loss import HeadLoss
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes at the moment when most are live, weights and inputs not counted.
+
+    Attributes:
+        activations: what the forward made and the backward has not used up, and what operations take meanwhile.
+        gradients: gradients of the weights that are there at that moment.
+        head: what the loss and the output embedding take.
+    """
+
+    activations: int
+    gradients: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.activations + self.gradients + self.head
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts each storage of a device from the operation that makes it to its end.
+
+    Attributes:
+        kind: what storages that are made now count as.
+        peak: bytes by kind at the moment when there were most.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device, self.kind = device, "activations"
+        self.live: dict[str, int] = dict.fromkeys(("activations", "gradients", "head"), 0)
+        self.peak = dict(self.live)
+        self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        grouped = func is torch.ops.aten._grouped_mm.default
+        out = _grouped_product(*args, **(kwargs or {})) if grouped else func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, torch.Tensor):
+                self._add(value)
+        return out
+
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Do not count this tensor, nor views of it."""
+        self._known[tensor.untyped_storage()] = [0, self.kind]
+
+    def is_gradient(self, tensor: torch.Tensor) -> None:
+        """Count this tensor as a gradient from now on."""
+        entry = self._known.get(tensor.untyped_storage())
+        if entry is not None:
+            self.live[entry[1]] -= entry[0]
+            entry[1] = "gradients"
+            self.live["gradients"] += entry[0]
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type != self.device.type:
+            return
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size: int = storage.nbytes()
+        entry: list[Any] = [size, self.kind]
+        self._known[storage] = entry
+        weakref.finalize(storage, self._drop, entry)
+        self.live[self.kind] += size
+        if sum(self.live.values()) > sum(self.peak.values()):
+            self.peak = dict(self.live)
+
+    def _drop(self, entry: list[Any]) -> None:
+        self.live[entry[1]] -= entry[0]
+
+
+def trace_step(
+    model: Any,
+    batch: Mapping[str, Any],
+    device: torch.device,
+    *,
+    loss: HeadLoss,
+    autocast: torch.dtype | None,
+    accumulates: bool,
+) -> Peak:
+    """Run one micro-batch of training on fake tensors; the model, its weights and the random state stay as they are.
+
+    Args:
+        model: the model to train, loaded or on the meta device; patches and hooks on it take part.
+        batch: a batch as the collator makes it.
+        device: where the step would run.
+        loss: what is computed of the trained positions' logits.
+        autocast: type of mixed precision.
+        accumulates: whether gradients of an earlier micro-batch are there already.
+    """
+    known = Batch.of(dict(batch))
+    modes = [(module, module.training) for module in model.modules()]
+    state = torch.get_rng_state()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    counted = LiveBytes(device)
+    try:
+        model.train()
+        with fake, fake_weights(model, fake, counted, device) as weights:
+            inputs = {name: _fake_input(value, device) for name, value in known.inputs.items()}
+            for value in tree_leaves(inputs):
+                if isinstance(value, torch.Tensor):
+                    counted.ignore(value)
+            mixed = torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext()
+            with counted, _gradients_counted(weights, counted, accumulates):
+                with mixed:
+                    total = TracedHead(model, loss, counted).step(model, inputs, known.targets)
+                total.backward()
+    finally:
+        torch.set_rng_state(state)
+        for module, mode in modes:
+            module.training = mode
+    return Peak(**counted.peak)
+
+
+@contextlib.contextmanager
+def _gradients_counted(weights: list[torch.Tensor], counted: LiveBytes, there: bool) -> Iterator[None]:
+    """Counts what becomes a weight's gradient as such; ``there``: they all are, from an earlier micro-batch."""
+    with torch.autograd.set_multithreading_enabled(False):  # modes hold for one thread
+        for weight in weights:
+            if there:
+                weight.grad = torch.empty_like(weight)
+                counted.is_gradient(weight.grad)
+            weight.register_post_accumulate_grad_hook(lambda weight: counted.is_gradient(weight.grad))
+        yield
+
+
+def _grouped_product(
+    a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """The shape of a product by groups, of experts; that of fake tensors knows one type, the operation itself more."""
+    left, right = a.shape, b.shape
+    if len(left) == 2 and len(right) == 2:
+        assert offs is not None
+        shape: tuple[int, ...] = (len(offs), left[0], right[1])
+    elif len(left) == 3 and len(right) == 3:
+        shape = (left[0], left[1], right[2])
+    else:
+        shape = (left[-2], right[-1])
+    return a.new_empty(shape, dtype=out_dtype or a.dtype)
+
+
+def _fake_input(value: Any, device: torch.device) -> Any:
+    return torch.empty_like(value, device=device) if isinstance(value, torch.Tensor) else value
+
+
+@contextlib.contextmanager
+def fake_weights(
+    model: Any, fake: FakeTensorMode, counted: LiveBytes, device: torch.device
+) -> Iterator[list[torch.Tensor]]:
+    """Puts fake parameters and buffers into the model's modules, and the real ones back; gives those with a gradient.
+
+    Tensors of a class of their own, as quantized weights, stay: an operation that meets one makes it fake.
+    """
+    places = [
+        (table, name, value)
+        for module in model.modules()
+        for table in (module._parameters, module._buffers)
+        for name, value in table.items()
+        if value is not None
+    ]
+    made: dict[int, torch.Tensor] = {}
+    for _, _, value in places:
+        if id(value) not in made:
+            made[id(value)] = _fake_weight(value, fake, device)
+            counted.ignore(made[id(value)])
+    plain = [place for place in places if type(place[2]) in _PLAIN]
+    try:
+        for table, name, value in plain:
+            table[name] = made[id(value)]
+        yield [weight for weight in made.values() if weight.requires_grad]
+    finally:
+        for table, name, value in plain:
+            table[name] = value
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def _fake_weight(value: torch.Tensor, fake: FakeTensorMode, device: torch.device) -> torch.Tensor:
+    if type(value) not in _PLAIN:
+        return fake.from_tensor(value.data)
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    return torch.nn.Parameter(made, requires_grad=value.requires_grad) if value.requires_grad else made
