@@ -52,7 +52,7 @@ def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [["-p", "packing"], []])
 def test_two_processes_share_the_sum_of_the_weights(tmp_path, packing):
-    """The first half of the rows counts four times the second: a mean of each process's own would be another."""
+    """Rows weigh 2 or 0.5, and are of several lengths: the mean of each process's own mean would be another."""
     rows = [
         {"prompt": f"{n} is ", "completion": f"number {n} " * (1 + n % 5), "weight": [2, 0.5][n % 2]} for n in range(64)
     ]
