@@ -179,9 +179,7 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = self._load_model(config, plugins, ready.vocabulary)
         trainer = self._make_trainer(ready, model, display)
-        with _reduced_activations(trainer.model, ready), trainer.loss_head.installed():
-            self._train(trainer, config, plugins)
-            metrics = _final_metrics(trainer, bool(data.eval))
+        metrics = self._train(trainer, ready)
         self._save(trainer, plugins, tokenizer)
         self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
@@ -287,14 +285,19 @@ class Pipeline:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _train(self, trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
+    def _train(self, trainer: Any, ready: Ready) -> dict[str, float]:
+        """Trains, and evaluates inside the same contexts: batches are made for the model as it is in them."""
         checkpoint = self._directory.last_checkpoint() if self._resume else None
+        model, config, hook = trainer.model, ready.config, ready.plugins.hook
         with ExitStack() as stack:
-            for context in reversed(plugins.hook.inject_noise(model=trainer.model)):
+            stack.enter_context(_reduced_activations(model, ready))
+            stack.enter_context(trainer.loss_head.installed())
+            for context in reversed(hook.inject_noise(model=model)):
                 stack.enter_context(context)
-            for context in plugins.hook.training_context(model=trainer.model, config=config):
+            for context in hook.training_context(model=model, config=config):
                 stack.enter_context(context)
             trainer.train(resume_from_checkpoint=checkpoint)
+            return _final_metrics(trainer, bool(ready.data.eval))
 
     def _save(self, trainer: Any, plugins: PluginSet, tokenizer: Any) -> None:
         trainer.save_model(str(self._directory.path))

@@ -111,10 +111,15 @@ def read_batch(
     Args:
         first: number of the first example in its split, from 0.
     """
-    batch = collator(list(examples))
+    batch = {name: values for name, values in collator(list(examples)).items() if hasattr(values, "tolist")}
+    lengths = batch.get("row_lengths")  # of the examples of a padding-free batch, which is one row
+    ends = [] if lengths is None else lengths.cumsum(0).tolist()
     rows = []
     for index, example in enumerate(examples):
-        columns = {name: values[index].tolist() for name, values in batch.items() if values.ndim == 2}
+        row, at = (
+            (index, slice(None)) if lengths is None else (0, slice(ends[index] - int(lengths[index]), ends[index]))
+        )
+        columns = {name: values[row, at].tolist() for name, values in batch.items() if values.ndim == 2}
         rows.append(Row(first + index + 1, tuple(_pieces(columns, len(example["input_ids"]), tokenizer))))
     return rows
 
