@@ -78,7 +78,7 @@ def reference(rows):
     return loss.item(), weights_of(model)
 
 
-@pytest.mark.parametrize("plugins", [(), ("packing",)])
+@pytest.mark.parametrize("plugins", [(), ("packing",), ("flash_attn",), ("flash_attn", "packing")])
 def test_loss_and_step_equal_an_independent_loop(tmp_path, plugins):
     done = run(tmp_path, conversations(), *plugins)
     loss, expected = reference(conversations())

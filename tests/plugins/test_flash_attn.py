@@ -99,6 +99,12 @@ def test_the_types_are_those_that_model_and_kernel_take():
     assert batch["loss_weights"].tolist() == [[0.5, 1.0, 2.0, 1.0, 1.0]]
 
 
+def test_examples_without_weights_among_others_have_weights_of_one():
+    batch = PaddingFreeCollator()([example(2), example(3, loss_weights=[0.5, 1.0, 2.0])])
+
+    assert batch["loss_weights"].tolist() == [[1.0, 1.0, 0.5, 1.0, 2.0]]
+
+
 def test_the_collator_goes_to_data_workers():
     collator = pickle.loads(pickle.dumps(FlashAttn().make_collator()))
 
