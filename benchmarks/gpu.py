@@ -73,6 +73,8 @@ class Bench:
         setting = SETTINGS[case.setting]
         for plugin in setting.get("plugins", ()):
             status = self.plugins.get(plugin.partition(":")[0], "not installed")
+            if "liger" in plugin and not self.on_gpu:
+                return "plugin liger: needs a GPU"
             if status != "ready":
                 return f"plugin {plugin.partition(':')[0]}: {status}"
         if setting.get("options", {}).get("use_liger_kernel") and not self.on_gpu:
