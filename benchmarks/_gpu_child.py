@@ -67,7 +67,8 @@ def run_sftkit(spec: Spec, watch: Any) -> None:
         data=rows_of(spec.rows, vocabulary),
         tokenizer=tokenizer_of(vocabulary),
         config={"data": {"max_length": spec.max_length, "cache": False}},
-        train=train_arguments(spec),
+        # Adapters are in float32, and compute in bfloat16 only inside autocast; weights in bfloat16 need none.
+        train={**train_arguments(spec), "bf16": spec.device == "cuda" and spec.train == "lora"},
         plugins=plugins,
         callbacks=[watch],
         overwrite=True,
