@@ -73,6 +73,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     PEER_ALIKE: {"kind": "trl", "options": {"gradient_checkpointing": False}},
     "sftkit + flash_attn + liger": {"kind": "sftkit", "plugins": ["flash_attn:implementation=varlen", "liger"]},
     "trl, liger": {"kind": "trl", "options": {"use_liger_kernel": True}},
+    "trl, flash attention": {"kind": "trl", "attention": "flash_attention_2"},
     "sftkit + liger": {"kind": "sftkit", "plugins": ["liger"]},
     "sftkit + compile": {"kind": "sftkit", "plugins": ["compile"]},
     UNSLOTH: {"kind": "unsloth"},
@@ -134,6 +135,7 @@ class Spec:
         directory: for what a run writes.
         device: ``cuda`` or ``cpu``.
         peak_tflops: of the device; None where that is looked up or measured.
+        attention: implementation for TRL; None for the model's own choice.
         plugins: of sftkit.
         options: of TRL.
     """
@@ -150,6 +152,7 @@ class Spec:
     directory: str
     device: str
     peak_tflops: float | None = None
+    attention: str | None = None
     plugins: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 

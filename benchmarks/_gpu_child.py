@@ -67,7 +67,8 @@ def run_sftkit(spec: Spec, watch: Any) -> None:
         data=rows_of(spec.rows, vocabulary),
         tokenizer=tokenizer_of(vocabulary),
         config={"data": {"max_length": spec.max_length, "cache": False}},
-        train=train_arguments(spec),
+        # Adapters are in float32, and compute in bfloat16 only inside autocast; weights in bfloat16 need none.
+        train={**train_arguments(spec), "bf16": spec.device == "cuda" and spec.train == "lora"},
         plugins=plugins,
         callbacks=[watch],
         overwrite=True,
@@ -89,7 +90,7 @@ def run_trl(spec: Spec, watch: Any) -> None:
 
         adapters = {"peft_config": LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, **LORA)}
     SFTTrainer(
-        model=model_of(spec.shape, spec.device),
+        model=model_of(spec.shape, spec.device, **({"attn_implementation": spec.attention} if spec.attention else {})),
         args=SFTConfig(**train_arguments(spec), **own),
         train_dataset=Dataset.from_list(rows_of(spec.rows, vocabulary)),
         processing_class=tokenizer_of(vocabulary),

@@ -23,6 +23,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from _gpu_report import COLUMNS, add_ratios, notes, tables, targets, write
 from _report import median, program, report, versions
 
 CHILD = str(Path(__file__).with_name("_gpu_child.py"))
-QUICK_SECONDS = 530  # of which the last child may take longer than its share
+QUICK_SECONDS = 440  # after which no child begins; the last may take 90 more
 CHILD_SECONDS = 900
 FIGURES = ("tokens_per_second", "trained_tokens_per_second", "step_ms", "peak_gib", "mfu", "tflops")
 
@@ -72,10 +73,14 @@ class Bench:
         setting = SETTINGS[case.setting]
         for plugin in setting.get("plugins", ()):
             status = self.plugins.get(plugin.partition(":")[0], "not installed")
+            if "liger" in plugin and not self.on_gpu:
+                return "plugin liger: needs a GPU"
             if status != "ready":
                 return f"plugin {plugin.partition(':')[0]}: {status}"
         if setting.get("options", {}).get("use_liger_kernel") and not self.on_gpu:
             return "liger needs a GPU"
+        if setting.get("attention") and not (self.on_gpu and find_spec("flash_attn")):
+            return "needs a GPU and the package flash-attn"
         if case.setting == UNSLOTH and not self.given.unsloth_python:
             return "needs an environment of its own: --unsloth-python PATH"
         if case.setting == UNSLOTH and not self.on_gpu:
@@ -136,7 +141,9 @@ class Bench:
 
 def child(arguments: list[str], seconds: float, python: str) -> dict[str, Any]:
     """What a child's last line says; an ``error`` if it says nothing."""
-    variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    one = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # with several, a Trainer would use them all
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": one, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    variables["TOKENIZERS_PARALLELISM"] = "false"
     try:
         done = subprocess.run(
             [python, CHILD, *arguments], capture_output=True, text=True, timeout=seconds, env=variables

@@ -161,6 +161,10 @@ class _Feed:
         try:
             for batch in own.iter(batch_size=BATCH):
                 number = len(next(iter(batch.values())))
+                if unseen := [name for name in batch if name not in columns]:
+                    what = f"column {unseen[0]!r} is not in the first {LOOKED_AT} rows, and in rows behind them"
+                    mend = "let one of the first rows have it too, or take it out"
+                    raise DataError(Problem(what, self.source.where, mend))
                 self.maker.tally.add(SPLIT, "rows read", number)
                 yield np.arange(start, start + number), {name: batch.get(name, [None] * number) for name in columns}
                 start += number

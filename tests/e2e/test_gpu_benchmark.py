@@ -54,7 +54,7 @@ def test_sftkit_and_a_plain_loop_have_the_same_losses_and_counts(bench):
 @pytest.mark.slow
 def test_every_case_is_measured_or_told_with_its_reason(bench, tmp_path):
     told = bench("--toy", "--out", str(tmp_path))
-    assert len(told["cases"]) == 28
+    assert len(told["cases"]) == 31
     for name, case in told["cases"].items():
         assert case.keys() >= FIGURES or case.get("not measured") or case.get("error"), name
     for form in ("packed", "unpacked"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from datasets import Dataset
@@ -76,7 +78,7 @@ def reference(rows):
     return loss.item(), weights_of(model)
 
 
-@pytest.mark.parametrize("plugins", [(), ("packing",)])
+@pytest.mark.parametrize("plugins", [(), ("packing",), ("flash_attn",), ("flash_attn", "packing")])
 def test_loss_and_step_equal_an_independent_loop(tmp_path, plugins):
     done = run(tmp_path, conversations(), *plugins)
     loss, expected = reference(conversations())
@@ -126,3 +128,24 @@ def test_the_evaluation_loss_is_weighted_too(tmp_path):
     done = run(tmp_path, train, eval=conversations(), learning_rate=1e-30)
     loss, _ = reference(conversations())
     assert done.metrics["eval_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_stream_may_have_weights_in_some_batches_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("sftkit.data.stream.BATCH", 1)  # rows encoded together have weights if one of them has
+    found = []
+    for name, weights in (("plain", (None, None)), ("weighted", (None, 0.5))):
+        lines = []
+        for number in range(32):
+            weight = weights[number % 5 == 0]
+            row = {"prompt": "question ", "completion": "the same answer"}
+            lines.append(json.dumps(row if weight is None else {**row, "weight": weight}))
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(lines))
+        config = {
+            "data": {"train": str(path), "streaming": True, "window": 2, "max_length": 64},
+            "train": {**ONCE, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 3}
+            | {"learning_rate": 1e-30, "output_dir": str(tmp_path / name)},
+        }
+        run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), config=config)
+        found.append(run.run().metrics["train_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)  # the mean of equal losses, whatever they weigh

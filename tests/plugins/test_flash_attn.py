@@ -99,10 +99,10 @@ def test_the_types_are_those_that_model_and_kernel_take():
     assert batch["loss_weights"].tolist() == [[0.5, 1.0, 2.0, 1.0, 1.0]]
 
 
-def test_examples_without_weights_beside_weighted_ones_have_ones():
-    batch = PaddingFreeCollator()([example(2), example(2, loss_weights=[1.0, 0.5])])
+def test_examples_without_weights_among_others_have_weights_of_one():
+    batch = PaddingFreeCollator()([example(2), example(3, loss_weights=[0.5, 1.0, 2.0])])
 
-    assert batch["loss_weights"].tolist() == [[1.0, 1.0, 1.0, 0.5]]
+    assert batch["loss_weights"].tolist() == [[1.0, 1.0, 0.5, 1.0, 2.0]]
 
 
 def test_the_collator_goes_to_data_workers():

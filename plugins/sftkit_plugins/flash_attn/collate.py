@@ -22,7 +22,7 @@ class PaddingFreeCollator:
 
         Returns:
             ``input_ids``, ``labels``, ``position_ids`` (int64, ``[1, S]``); ``loss_weights`` (float32, ``[1, S]``)
-            where an example has them, 1 for the others; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (int32, ``[N + 1]``),
+            where one has them, 1 for those without; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (int32, ``[N + 1]``),
             ``max_length_q`` and ``max_length_k`` (int), as transformers' FlashAttentionKwargs; ``row_lengths`` (int64,
             ``[R]``), the tokens of each example.
         """
@@ -37,8 +37,8 @@ class PaddingFreeCollator:
         joined = {name: _joined(examples, name, np.int64) for name in ("input_ids", "labels")}
         joined["labels"][first] = IGNORE
         if any("loss_weights" in example for example in examples):
-            ones = [{"loss_weights": [1.0] * length} for length in lengths]
-            weighted = [{**one, **example} for one, example in zip(ones, examples, strict=True)]
+            ones = [{"loss_weights": np.ones(length)} for length in lengths]
+            weighted = [one | example for one, example in zip(ones, examples, strict=True)]
             joined["loss_weights"] = _joined(weighted, "loss_weights", np.float32)
         places = [example.get("position_ids", range(length)) for example, length in zip(examples, lengths, strict=True)]
         position_ids = np.concatenate([np.asarray(place, dtype=np.int64) for place in places])
