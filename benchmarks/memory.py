@@ -32,7 +32,7 @@ class Setting:
 
     Attributes:
         name: for people.
-        length: tokens a row; the last half is trained.
+        length: tokens of the longer half of the rows; the others are a little shorter, as rows differ in real data.
         architecture: a transformers model type.
         plugins: selected in the run.
         train: fields of the section.
@@ -84,16 +84,16 @@ def model_config(setting: Setting) -> Any:
 
 
 def make_run(setting: Setting, directory: Path) -> dict[str, Any]:
-    """A directory with a model's configuration and a tokenizer, rows of the setting's length, and the run's mapping."""
+    """A directory with a model's configuration and a tokenizer, rows up to the setting's length, and the run's mapping."""
     import torch
 
     from sftkit.testing import tiny_tokenizer
 
     model_config(setting).save_pretrained(directory / "model")
     tiny_tokenizer().save_pretrained(directory / "model")
-    half = " a" * (setting.length // 2)  # a token each
-    row = json.dumps({"prompt": half, "completion": half})
-    (directory / "rows.jsonl").write_text((row + "\n") * ROWS, encoding="utf-8")
+    half = setting.length // 2
+    rows = [{"prompt": " a" * (half - shorter), "completion": " a" * half} for shorter in (0, half // 8)]  # tokens
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * (ROWS // 2)), "utf-8")
     train = {"per_device_train_batch_size": 8, "max_steps": 3, "save_strategy": "no", **setting.train}
     train["use_cpu"] = not torch.cuda.is_available()
     return {
