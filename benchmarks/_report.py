@@ -18,10 +18,14 @@ from rich.table import Table
 
 def parse_flags(description: str) -> argparse.Namespace:
     """``--quick`` and ``--json``, the same in every benchmark."""
-    parser = argparse.ArgumentParser(description=description)
+    return add_flags(argparse.ArgumentParser(description=description)).parse_args()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The same, for a benchmark with flags of its own besides."""
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: within 50 s on two cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    return parser.parse_args()
+    return parser
 
 
 def program(name: str) -> str:

@@ -159,9 +159,8 @@ class Pipeline:
         tokenizer = vocabulary.tokenizer
         data = self._prepare_data(config, plugins, tokenizer)
         collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
-        return Ready(
-            config, plugins, tokenizer, data, _filled(collator, "make_collator"), vocabulary, self._given.model
-        )
+        collator = _keeping_weights(_filled(collator, "make_collator"), data)
+        return Ready(config, plugins, tokenizer, data, collator, vocabulary, self._given.model)
 
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.
@@ -180,9 +179,7 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = self._load_model(config, plugins, ready.vocabulary)
         trainer = self._make_trainer(ready, model, display)
-        with _reduced_activations(trainer.model, ready), trainer.loss_head.installed():
-            self._train(trainer, config, plugins)
-            metrics = _final_metrics(trainer, bool(data.eval))
+        metrics = self._train(trainer, ready)
         self._save(trainer, plugins, tokenizer)
         self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
@@ -288,14 +285,19 @@ class Pipeline:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _train(self, trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
+    def _train(self, trainer: Any, ready: Ready) -> dict[str, float]:
+        """Trains, and evaluates inside the same contexts: batches are made for the model as it is in them."""
         checkpoint = self._directory.last_checkpoint() if self._resume else None
+        model, config, hook = trainer.model, ready.config, ready.plugins.hook
         with ExitStack() as stack:
-            for context in reversed(plugins.hook.inject_noise(model=trainer.model)):
+            stack.enter_context(_reduced_activations(model, ready))
+            stack.enter_context(trainer.loss_head.installed())
+            for context in reversed(hook.inject_noise(model=model)):
                 stack.enter_context(context)
-            for context in plugins.hook.training_context(model=trainer.model, config=config):
+            for context in hook.training_context(model=model, config=config):
                 stack.enter_context(context)
             trainer.train(resume_from_checkpoint=checkpoint)
+            return _final_metrics(trainer, bool(ready.data.eval))
 
     def _save(self, trainer: Any, plugins: PluginSet, tokenizer: Any) -> None:
         trainer.save_model(str(self._directory.path))
@@ -394,6 +396,19 @@ def _filled(value: Any, slot: str) -> Any:
             Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default")
         )
     return value
+
+
+def _keeping_weights(collator: Any, data: Prepared) -> Any:
+    """The collator, seen to keep the weights of tokens: now on the rows that have them, on a stream batch by batch."""
+    from sftkit.training.collate import KeepsWeights
+
+    checked = KeepsWeights(collator)
+    for rows in data.splits.values():
+        if not hasattr(rows, "column_names"):
+            collator = checked
+        elif "loss_weights" in rows.column_names:
+            checked([rows[0]])
+    return collator
 
 
 def _final_metrics(trainer: Any, has_eval: bool) -> dict[str, float]:

@@ -89,7 +89,7 @@ class ResponsesOnly(Formatter):
         documents = self.inner(rows)
         texts = [_text(document) for document in documents if not isinstance(document, Skipped)]
         found = iter(self._split(text, tokens) for text, tokens in zip(texts, self._tokens(texts), strict=True))
-        return [document if isinstance(document, Skipped) else next(found) for document in documents]
+        return [given if isinstance(given, Skipped) else _weighed(next(found), given) for given in documents]
 
     def _tokens(self, texts: list[str]) -> Sequence[_Tokens | None]:
         if self.tokenizer is None or not texts:
@@ -143,6 +143,23 @@ def _positions(find: Callable[[Any, int], int], part: Template) -> Iterator[int]
     while at >= 0:
         yield at
         at = find(part, at + 1)
+
+
+def _weighed(document: Document | Skipped, given: Document) -> Document | Skipped:
+    """The document with the weights that its characters were given, borders of both between its spans."""
+    if isinstance(document, Skipped) or all(span.weight == 1 for span in given):
+        return document
+    spans, rest, weights = [], 0, iter(given)
+    for text, trained, _ in document:
+        while text:
+            if not rest:
+                span = next(weights)
+                rest, weight = len(span.text), span.weight
+                continue
+            piece, text = text[:rest], text[rest:]
+            spans.append(Span(piece, trained, weight))
+            rest -= len(piece)
+    return spans
 
 
 def _text(document: Document) -> str:

@@ -40,7 +40,10 @@ class PadCollator:
     to_multiple_of: int | None = None
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The batch: ``input_ids``, ``labels`` and either ``attention_mask`` or ``position_ids``."""
+        """The batch: ``input_ids``, ``labels`` and either ``attention_mask`` or ``position_ids``.
+
+        Where an example has ``loss_weights`` (float32), the batch has: 1 in padding and for those without.
+        """
         import numpy as np
         import torch
 
@@ -57,4 +60,10 @@ class PadCollator:
                 batch["position_ids"][row, length:] = np.arange(width - length)
             else:
                 batch["attention_mask"][row, :length] = 1
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        made = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if any("loss_weights" in example for example in examples):
+            weights = np.ones((len(examples), width), np.float32)
+            for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+                weights[row, :length] = example.get("loss_weights", 1)
+            made["loss_weights"] = torch.from_numpy(weights)
+        return made

@@ -126,9 +126,10 @@ class PEFT(Plugin):
         if hasattr(model, "peft_config"):
             what = "the model has an adapter already, and plugin peft would add a second one"
             raise ConfigError(Problem(what, "plugin peft", "drop plugin peft to train the adapter on"))
-        peft_config = self._peft_config()
+        more = _named_targets(model, self._peft_config())
         if new_token_ids:
-            peft_config = self._peft_config(**_train_tokens(model, peft_config, sorted(new_token_ids)))
+            more |= _train_tokens(model, self._peft_config(), sorted(new_token_ids))
+        peft_config = self._peft_config(**more)
         layers = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
         try:
             adapted = get_peft_model(model, peft_config)
@@ -147,6 +148,16 @@ class PEFT(Plugin):
     def trainer_callbacks(self) -> list[TrainerCallback]:
         """AdaLoRA moves its ranks about after each step; other methods need nothing."""
         return [_rank_allocation()] if self.method.upper() == "ADALORA" else []
+
+
+def _named_targets(model: PreTrainedModel, peft_config: Any) -> dict[str, Any]:
+    """``all-linear`` by name, where peft finds no linear layers: those of GPTQ are none to it."""
+    method = getattr(model, "quantization_method", None)
+    if getattr(peft_config, "target_modules", None) != "all-linear" or method != "gptq":
+        return {}
+    head = model.get_output_embeddings()
+    heads = {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
+    return {"target_modules": [name for name in linear_names(model) if name not in heads]}
 
 
 def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.checks.verdict import Status, Verdict
 from sftkit.data.facts import Facts, hashes
+from sftkit.data.make import WEIGHTED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,9 @@ def data_verdicts(ready: Ready) -> Iterator[Verdict]:
     for split, facts in ready.data.facts.items():
         counts = Counter(ready.data.tally.counts[split])
         yield _rows(split, facts, counts)
+        if weighted := counts[WEIGHTED]:
+            told = f"{split}: {weighted:,} of {facts.trained:,} trained tokens have another weight than 1"
+            yield Verdict("weights", "ok", told)
         yield from _lengths(split, facts, counts, ready)
         yield from _special_tokens(split, facts, ready)
         share = facts.duplicates / max(facts.rows, 1)

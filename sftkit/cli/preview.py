@@ -37,7 +37,7 @@ def preview(
 
     from sftkit.console import console
     from sftkit.pipeline import Pipeline
-    from sftkit.report.preview import LEGEND, MARKS, STYLES, as_text, read_batch, write_html
+    from sftkit.report.preview import LEGEND, MARKS, STYLES, WEIGHT_MEANING, as_text, read_batch, write_html
 
     ready = Pipeline(config=source, plugins=choices).prepare()
     examples = _examples(ready.data.splits, split, row - 1, rows)
@@ -55,6 +55,8 @@ def preview(
                 kind if colour else f"{before}{kind}{after}", style=STYLES[kind] if colour else "", markup=False, end=""
             )
             screen.print(f"  {meaning}", markup=False)
+    if any(piece.weight != 1 for part in shown for piece in part.pieces):
+        screen.print(f"×0.5  {WEIGHT_MEANING}", markup=False)
     for part in shown:
         screen.print(f"\n── {part.title}", style="bold", markup=False)
         screen.print(as_text(part, ids, colour))

@@ -35,6 +35,11 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of `from_pretrained`")
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the model was given as an object; its name tells the object's class then."""
+        return self.name.startswith("loaded ")
+
 
 class DataConfig(Section):
     """What is trained on."""

@@ -28,7 +28,8 @@ REFUSED = {
     "do_train": "remove it: a run always trains",
     "do_eval": "set data.eval and train.eval_strategy",
     "do_predict": "remove it",
-    "label_smoothing_factor": "remove it: label smoothing is not offered",
+    "auto_find_batch_size": "remove it: a batch that is too large is computed in halves, with the same gradients",
+    "label_smoothing_factor": "use the plugin loss, option label_smoothing",
 }
 #: Names that transformers 5 renamed or removed, or that peers have, and what to write.
 MOVED = {

@@ -2,6 +2,9 @@
 """Examples as flat arrays and Arrow tables: whole-column work without per-row Python.
 
 Legend: N examples, S tokens in all of them; ``offsets_N1`` is where each example starts (N + 1 numbers, the last is S).
+
+Prepared rows have the columns ``input_ids`` and ``labels``, packed ones ``position_ids``, and a split in which some
+token counts more or less than others ``loss_weights``.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORE = -100
+WEIGHTS = "loss_weights"  # the column, and the key of a batch
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,14 @@ class Examples:
         ids_S: token ids (int32).
         labels_S: unshifted labels (int32), -100 where not trained; the first of each example always is.
         offsets_N1: where each example starts (int64).
+        weights_S: how much the loss of each label counts (float32, more than 0; 1 where not trained); None where all
+            count the same.
     """
 
     ids_S: np.ndarray
     labels_S: np.ndarray
     offsets_N1: np.ndarray
+    weights_S: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -48,6 +55,16 @@ class Examples:
         """Trained tokens of each example (int64)."""
         return count_trained(self.labels_S, self.offsets_N1)
 
+    @property
+    def weighted(self) -> int:
+        """Number of tokens whose weight is not 1."""
+        return 0 if self.weights_S is None else int((self.weights_S != 1).sum())
+
+    def tokens(self, which: np.ndarray, offsets_M1: np.ndarray) -> Examples:
+        """Examples of some of the tokens, by a mask (bool, S) or their numbers; ``offsets_M1``: where each starts."""
+        weights_S = None if self.weights_S is None else self.weights_S[which]
+        return Examples(self.ids_S[which], self.labels_S[which], offsets_M1, weights_S)
+
     def take(self, index_M: np.ndarray) -> Examples:
         """The examples at these numbers, in their order."""
         import numpy as np
@@ -55,14 +72,13 @@ class Examples:
         lengths_M = self.lengths_N[index_M]
         offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
         token = np.arange(offsets_M1[-1]) + np.repeat(self.offsets_N1[:-1][index_M] - offsets_M1[:-1], lengths_M)
-        return Examples(self.ids_S[token], self.labels_S[token], offsets_M1)
+        return self.tokens(token, offsets_M1)
 
     def where(self, keep_N: np.ndarray) -> Examples:
         """The examples that a mask (bool, N) keeps."""
         if keep_N.all():
             return self
-        keep_S, offsets_M1 = tokens_of(keep_N, self.offsets_N1)
-        return Examples(self.ids_S[keep_S], self.labels_S[keep_S], offsets_M1)
+        return self.tokens(*tokens_of(keep_N, self.offsets_N1))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Examples]) -> Examples:
@@ -74,48 +90,64 @@ class Examples:
         lengths_N = np.concatenate([np.zeros(0, np.int64), *(part.lengths_N for part in parts)])
         ids_S = np.concatenate([np.zeros(0, np.int32), *(part.ids_S for part in parts)])
         labels_S = np.concatenate([np.zeros(0, np.int32), *(part.labels_S for part in parts)])
-        return cls(ids_S, labels_S, np.concatenate([[0], np.cumsum(lengths_N)]))
+        weights_S = None
+        if any(part.weights_S is not None for part in parts):
+            weights_S = np.concatenate([part.all_weights_S for part in parts])
+        return cls(ids_S, labels_S, np.concatenate([[0], np.cumsum(lengths_N)]), weights_S)
+
+    @property
+    def all_weights_S(self) -> np.ndarray:
+        """The weights, 1 where there are none (float32, S)."""
+        import numpy as np
+
+        return np.ones(len(self.ids_S), np.float32) if self.weights_S is None else self.weights_S
 
     def table(self) -> pa.Table:
         """An Arrow table, one example a row."""
-        return table(self.offsets_N1, input_ids=self.ids_S, labels=self.labels_S)
+        return table(self.offsets_N1, self.weights_S, input_ids=self.ids_S, labels=self.labels_S)
 
     def release(self) -> None:
         """Give back memory, if what was read lies on disk; called now and then while reading in order."""
 
 
-def table(offsets_N1: np.ndarray, **columns_S: np.ndarray) -> pa.Table:
-    """An Arrow table of int32 list columns that share their offsets."""
+def table(offsets_N1: np.ndarray, weights_S: np.ndarray | None = None, **columns_S: np.ndarray) -> pa.Table:
+    """An Arrow table of int32 list columns that share their offsets.
+
+    Args:
+        offsets_N1: where each row starts.
+        weights_S: the column ``loss_weights`` (float32); None for a table without it.
+        columns_S: the other columns.
+    """
     import pyarrow as pa
 
     offsets = pa.array(offsets_N1, pa.int64())
-    return pa.table(
-        {
-            name: pa.LargeListArray.from_arrays(offsets, pa.array(values, pa.int32()))
-            for name, values in columns_S.items()
-        }
-    )
+    columns = {name: pa.array(values, pa.int32()) for name, values in columns_S.items()}
+    if weights_S is not None:
+        columns[WEIGHTS] = pa.array(weights_S, pa.float32())
+    return pa.table({name: pa.LargeListArray.from_arrays(offsets, values) for name, values in columns.items()})
 
 
 def flat(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """``values_S`` (int32) and ``offsets_N1`` (int64) of a list column."""
+    """``values_S`` (int32, weights float32) and ``offsets_N1`` (int64) of a list column."""
     import numpy as np
 
+    dtype = np.float32 if column == WEIGHTS else np.int32
     chunks = table[column].chunks
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
     offsets = np.zeros(len(table) + 1, np.int64)
     if lengths:
         np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    together = values[0] if len(values) == 1 else np.concatenate([np.zeros(0, np.int32), *values])
-    return together.astype(np.int32, copy=False), offsets
+    together = values[0] if len(values) == 1 else np.concatenate([np.zeros(0, dtype), *values])
+    return together.astype(dtype, copy=False), offsets
 
 
 def examples_of(dataset: Dataset) -> Examples:
-    """The examples of a data set with the columns ``input_ids`` and ``labels``, in memory."""
+    """The examples of a data set with the columns ``input_ids``, ``labels`` and perhaps ``loss_weights``, in memory."""
     table = dataset.with_format("arrow")[:]
     ids, offsets = flat(table, "input_ids")
-    return Examples(ids, flat(table, "labels")[0], offsets)
+    weights = flat(table, WEIGHTS)[0] if WEIGHTS in table.column_names else None
+    return Examples(ids, flat(table, "labels")[0], offsets, weights)
 
 
 def tokens_of(keep_N: np.ndarray, offsets_N1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
@@ -12,10 +13,14 @@ Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
 
 class Span(NamedTuple):
-    """A piece of a document's text, and whether the model is trained on it."""
+    """A piece of a document's text, whether the model is trained on it, and how much its loss counts.
+
+    A weight of 1 is as usual, 0.5 half of that; with 0 the piece is not trained.
+    """
 
     text: str
     trained: bool
+    weight: float = 1.0
 
 
 class Skipped(NamedTuple):
@@ -39,6 +44,13 @@ class RowError(ValueError):
 
 
 Document: TypeAlias = Sequence[Span]
+
+WEIGHT_MEND = "a weight is a number of at least 0: 0 is not trained, 1 as usual, 0.5 half as much"
+
+
+def is_weight(value: Any) -> bool:
+    """Whether a value can be the weight of a loss: 0, or a number whose sums are neither 0 nor infinite in float32."""
+    return isinstance(value, Real) and (value == 0 or 1e-30 <= float(value) <= 1e30)
 
 
 @dataclass(frozen=True)

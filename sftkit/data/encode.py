@@ -1,7 +1,7 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
 """Documents to token ids and labels: the joined text is tokenized once, and the spans carry over by character offsets.
 
-Legend: N documents, S tokens in all of them, R regions (runs of trained characters) in all of them.
+Legend: N documents, S tokens in all of them, R regions (runs of trained characters of one weight) in all of them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import IGNORE, Examples
 from sftkit.data.documents import Document
+from sftkit.data.regions import Texts
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 AHEAD = 2  # pieces that wait for the tokenizer, so that it never waits for them
-PIECE = 1 << 21  # characters tokenized at once, about: what the tokenizer tells of them takes some 30 bytes each
 
 
 def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> Examples:
@@ -29,13 +29,17 @@ def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, ad
 
     A token is trained if the *last* character it covers is: where tokens merge across a border, the straddling token
     belongs to what it ends in, since it cannot be produced without producing that. The first token of a document has
-    no context and is never trained. BOS is never doubled, and EOS is appended once.
+    no context and is never trained. BOS is never doubled, and EOS is appended once. A token's weight is found in the
+    same way: it is that of the last character.
 
     Args:
         documents: spans of each document; an empty document gives an empty example.
         tokenizer: a fast tokenizer.
         add_special_tokens: put BOS in front as the tokenizer does, and EOS at the end; it is trained if the
-            document's last character is.
+            document's last character is, and has its weight.
+
+    Raises:
+        DataError: for a span whose weight is negative or no finite number.
     """
     return Encoder.of(tokenizer, add_special_tokens)(documents)
 
@@ -45,9 +49,9 @@ def encode_stream(
 ) -> Iterator[Examples]:
     """`encode` batch by batch, each in pieces: the next one is tokenized, in a thread, while the last is laid out."""
     encoder = Encoder.of(tokenizer, add_special_tokens)
-    waiting: deque[tuple[_Texts, Future[list[Any]]]] = deque()
+    waiting: deque[tuple[Texts, Future[list[Any]]]] = deque()
     with ThreadPoolExecutor(1) as pool:
-        for texts in (piece for documents in batches for piece in _Texts.pieces_of(documents)):
+        for texts in (piece for documents in batches for piece in Texts.pieces_of(documents)):
             waiting.append((texts, pool.submit(encoder.tokenize, texts)))
             if len(waiting) > AHEAD:
                 yield encoder.lay_out(*_result(waiting))
@@ -55,43 +59,9 @@ def encode_stream(
             yield encoder.lay_out(*_result(waiting))
 
 
-def _result(waiting: deque[tuple[_Texts, Future[list[Any]]]]) -> tuple[_Texts, list[Any]]:
+def _result(waiting: deque[tuple[Texts, Future[list[Any]]]]) -> tuple[Texts, list[Any]]:
     texts, encodings = waiting.popleft()
     return texts, encodings.result()
-
-
-class _Texts(NamedTuple):
-    """Documents as whole texts, and all their regions: whose each is, its first character, and the one behind it."""
-
-    texts: list[str]
-    owners: list[int]
-    starts: list[int]
-    ends: list[int]
-
-    @classmethod
-    def pieces_of(cls, documents: Sequence[Document]) -> Iterator[_Texts]:
-        """Some documents at a time, about `PIECE` characters."""
-        piece, characters = cls([], [], [], []), 0
-        texts, owners, starts, ends = piece
-        for spans in documents:
-            if characters >= PIECE:
-                yield piece
-                piece, characters = cls([], [], [], []), 0
-                texts, owners, starts, ends = piece
-            owner, end, last = len(texts), 0, -1
-            for text, trained in spans:
-                start, end = end, end + len(text)
-                if trained and text:
-                    if last == start:
-                        ends[-1] = end
-                    else:
-                        owners.append(owner)
-                        starts.append(start)
-                        ends.append(end)
-                    last = end
-            texts.append(spans[0][0] if len(spans) == 1 else "".join([text for text, _ in spans]))
-            characters += end
-        yield piece
 
 
 @dataclass(frozen=True)
@@ -117,17 +87,17 @@ class Encoder:
 
     def __call__(self, documents: Sequence[Document]) -> Examples:
         """One batch."""
-        parts = [self.lay_out(texts, self.tokenize(texts)) for texts in _Texts.pieces_of(documents)]
+        parts = [self.lay_out(texts, self.tokenize(texts)) for texts in Texts.pieces_of(documents)]
         return Examples.concatenate(parts)
 
-    def tokenize(self, texts: _Texts) -> list[Any]:
+    def tokenize(self, texts: Texts) -> list[Any]:
         """The encodings of the texts; with offsets only where a border lies inside a text."""
         ends = zip(texts.owners, texts.ends, strict=True)
         borders = any(texts.starts) or any(end < len(texts.texts[owner]) for owner, end in ends)
         work = self.backend.encode_batch if borders else self.backend.encode_batch_fast
         return work(texts.texts, add_special_tokens=self.add_special_tokens)
 
-    def lay_out(self, texts: _Texts, encodings: list[Any]) -> Examples:
+    def lay_out(self, texts: Texts, encodings: list[Any]) -> Examples:
         """Ids and labels as flat arrays."""
         import numpy as np
 
@@ -140,20 +110,24 @@ class Encoder:
         offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)])
         ids_S = np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32)
         sizes_N = np.fromiter(map(len, texts.texts), np.int64, len(texts.texts))
-        owners_R, starts_R, ends_R = (np.array(part, np.int64) for part in texts[1:])
+        owners_R, starts_R, ends_R = (np.array(part, np.int64) for part in texts[1:4])
         inside_R = ends_R < sizes_N[owners_R]
-        trained_S = self._trained(encodings, offsets_N1, owners_R, starts_R, ends_R, inside_R)
+        firsts_R, lasts_R = self._tokens_of(encodings, offsets_N1, owners_R, starts_R, ends_R, inside_R)
+        weights_R = np.array(texts.weights, np.float32)
+        if (weights_R == 1).all():
+            weights_R = np.ones(len(weights_R), bool)
+        counts_S = _spread(weights_R, firsts_R, lasts_R, len(ids_S))
         if self.add_special_tokens:
-            ends_trained_N = np.zeros(len(sizes_N), bool)
-            ends_trained_N[owners_R[~inside_R]] = True
-            ids_S, trained_S, offsets_N1 = self._fix_special_tokens(
-                ids_S, trained_S, offsets_N1, ends_trained_N, sizes_N > 0
-            )
+            ends_N = np.zeros(len(sizes_N), counts_S.dtype)
+            ends_N[owners_R[~inside_R]] = weights_R[~inside_R]
+            ids_S, counts_S, offsets_N1 = self._fix_special_tokens(ids_S, counts_S, offsets_N1, ends_N, sizes_N > 0)
         first_N = offsets_N1[:-1][np.diff(offsets_N1) > 0]
-        trained_S[first_N] = False
-        return Examples(ids_S, np.where(trained_S, ids_S, np.int32(IGNORE)), offsets_N1)
+        counts_S[first_N] = 0
+        trained_S = counts_S > 0
+        weights_S = None if counts_S.dtype == bool else np.where(trained_S, counts_S, np.float32(1))
+        return Examples(ids_S, np.where(trained_S, ids_S, np.int32(IGNORE)), offsets_N1, weights_S)
 
-    def _trained(
+    def _tokens_of(
         self,
         encodings: list[Any],
         offsets_N1: np.ndarray,
@@ -161,27 +135,28 @@ class Encoder:
         starts_R: np.ndarray,
         ends_R: np.ndarray,
         inside_R: np.ndarray,
-    ) -> np.ndarray:
-        """Which tokens (bool, S) end inside a trained region; ``inside_R``: the region ends before its text does."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first token that ends inside each region, and the one behind its last, as numbers in all the tokens.
+
+        ``inside_R`` is whether the region ends before its text does.
+        """
         import numpy as np
 
         whole_R = np.maximum(np.diff(offsets_N1)[owners_R] - self.suffix, 0)
         firsts_R = _tokens_at(encodings, owners_R, starts_R, whole_R, starts_R > 0)
         lasts_R = np.where(inside_R, _tokens_at(encodings, owners_R, ends_R, whole_R, inside_R), whole_R)
         base_R = offsets_N1[owners_R]
-        size = int(offsets_N1[-1]) + 1
-        change = np.bincount(base_R + firsts_R, minlength=size) - np.bincount(base_R + lasts_R, minlength=size)
-        return np.cumsum(change[:-1]) > 0
+        return base_R + firsts_R, base_R + lasts_R
 
     def _fix_special_tokens(
         self,
         ids_S: np.ndarray,
-        trained_S: np.ndarray,
+        counts_S: np.ndarray,
         offsets_N1: np.ndarray,
-        ends_trained_N: np.ndarray,
+        ends_N: np.ndarray,
         filled_N: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """BOS once at the start, EOS once at the end; the EOS is trained where the document's last character is."""
+        """BOS once at the start, EOS once at the end, which counts as the document's last character (``ends_N``)."""
         import numpy as np
 
         if self.bos is not None and self.bos != self.eos:
@@ -191,20 +166,34 @@ class Encoder:
                 if not len(doubled):
                     break
                 offsets_N1 = offsets_N1 - np.searchsorted(doubled, offsets_N1, side="left")
-                ids_S, trained_S = np.delete(ids_S, doubled), np.delete(trained_S, doubled)
+                ids_S, counts_S = np.delete(ids_S, doubled), np.delete(counts_S, doubled)
         if self.eos is None:
-            return ids_S, trained_S, offsets_N1
+            return ids_S, counts_S, offsets_N1
         lengths_N = np.diff(offsets_N1)
         last_N = offsets_N1[1:] - 1
         has_N = (lengths_N > 0) & (ids_S[np.maximum(last_N, 0)] == self.eos if len(ids_S) else False)
         has_N &= ~((lengths_N == 1) & (self.eos == self.bos))
-        trained_S[last_N[has_N & filled_N]] = ends_trained_N[has_N & filled_N]
+        counts_S[last_N[has_N & filled_N]] = ends_N[has_N & filled_N]
         wanted_N = filled_N & ~has_N
         where = offsets_N1[1:][wanted_N]
         ids_S = np.insert(ids_S, where, self.eos)
-        trained_S = np.insert(trained_S, where, ends_trained_N[wanted_N])
+        counts_S = np.insert(counts_S, where, ends_N[wanted_N])
         offsets_N1 = offsets_N1 + np.concatenate([[0], np.cumsum(wanted_N)])
-        return ids_S, trained_S, offsets_N1
+        return ids_S, counts_S, offsets_N1
+
+
+def _spread(weights_R: np.ndarray, firsts_R: np.ndarray, lasts_R: np.ndarray, size: int) -> np.ndarray:
+    """How much each of ``size`` tokens counts: the weight of its region (bool or float32, as given), 0 outside."""
+    import numpy as np
+
+    if weights_R.dtype == bool:
+        change = np.bincount(firsts_R, minlength=size + 1) - np.bincount(lasts_R, minlength=size + 1)
+        return np.cumsum(change[:-1]) > 0
+    lengths_R = np.maximum(lasts_R - firsts_R, 0)
+    inside = np.repeat(firsts_R - (np.cumsum(lengths_R) - lengths_R), lengths_R) + np.arange(lengths_R.sum())
+    counts_S = np.zeros(size, np.float32)
+    counts_S[inside] = np.repeat(weights_R, lengths_R)
+    return counts_S
 
 
 def _tokens_at(

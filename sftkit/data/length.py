@@ -50,7 +50,7 @@ def fit_length(
     keep_S = np.ones(len(examples.ids_S), bool)
     keep_S[np.repeat(behind_M, cut_M) + np.arange(cut_M.sum())] = False
     offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
-    fitted = Examples(examples.ids_S[keep_S], examples.labels_S[keep_S], offsets_N1)
+    fitted = examples.tokens(keep_S, offsets_N1)
     tally.add(split, "rows truncated", int(long_N.sum()))
     tally.add(split, "completions cut", int((fitted.trained_N < examples.trained_N).sum()))
     tally.add(split, "tokens cut", int(len(keep_S) - keep_S.sum()))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sftkit")
 
 BATCH = 4000
+WEIGHTED = "trained tokens with another weight than 1"
 SHOWN = 3  # bad rows that are skipped and told one by one
 #: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
 REMAP = 12 * BATCH
@@ -80,6 +81,8 @@ class Maker:
             self._trained += int(examples.trained_N.sum())
             if self.facts is not None:
                 self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, **tokens)
+            if weighted := examples.weighted:
+                self.tally.add(self.split, WEIGHTED, weighted)
             yield drop_untrained(examples, self.split, self.tally)
 
     def nothing_left(self) -> DataError:

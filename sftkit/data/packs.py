@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.data.columns import Examples
+from sftkit.data.columns import WEIGHTS, Examples
+from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,5 +37,20 @@ class Packer(ABC):
 
         Yields:
             Tables made by `sftkit.data.columns.table` with the columns ``input_ids``, ``labels`` and ``position_ids``,
-            which restart from 0 at each document. The first label of each document is -100.
+            which restart from 0 at each document, and ``loss_weights`` where the examples have ``weights_S``. The
+            first label of each document is -100.
         """
+
+
+def packed(packer: Packer, examples: Examples) -> Iterator[pa.Table]:
+    """The packer's rows.
+
+    Raises:
+        ConfigError: if it leaves out the weights that the examples have.
+    """
+    for table in packer(examples):
+        if examples.weights_S is not None and WEIGHTS not in table.column_names:
+            what = f"{type(packer).__name__} leaves out how much each token counts (loss_weights), which the data says"
+            mend = "use another packer (-p packing), or take the weights out of the data"
+            raise ConfigError(Problem(what, "the packing plugin", mend))
+        yield table

@@ -19,6 +19,7 @@ from sftkit.data.facts import Facts
 from sftkit.data.identity import parts_of
 from sftkit.data.length import NOTHING_TRAINED, fit_length
 from sftkit.data.make import Maker
+from sftkit.data.packs import packed
 from sftkit.data.sources import Source
 from sftkit.data.store import Spool, open_rows, write_rows
 from sftkit.data.tally import Tally
@@ -153,7 +154,7 @@ def pack(
 
     def tables(examples: Examples) -> Iterator[pa.Table]:
         if len(examples):
-            for table in packer(examples):
+            for table in packed(packer, examples):
                 yield table
                 examples.release()
 

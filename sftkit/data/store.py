@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import Examples, count_trained, flat, table, tokens_of
+from sftkit.data.columns import WEIGHTS, Examples, count_trained, flat, table, tokens_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,17 +27,17 @@ HELD = 1 << 23  # tokens that a spool holds before it writes
 def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
     """Write tables with the columns ``input_ids`` and ``labels`` as one Arrow stream; rows untrained are left out.
 
+    Where one of the tables has ``loss_weights``, the file has: the others' tokens have a weight of 1.
+
     Returns:
         ``rows``, ``tokens``, ``trained tokens``, a ``fingerprint`` over ids, labels and borders, and how many rows
         were ``untrained``.
     """
     import numpy as np
-    import pyarrow as pa
     import xxhash
 
     digest, told = xxhash.xxh3_128(), {"rows": 0, "tokens": 0, "trained tokens": 0, "untrained": 0}
-    writer = None
-    with pa.OSFile(str(path), "wb") as file:
+    with _RowFile(path) as file:
         for part in tables:
             labels_S, offsets_N1 = flat(part, "labels")
             trained_N = count_trained(labels_S, offsets_N1)
@@ -45,23 +45,81 @@ def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
                 told["untrained"] += int((trained_N == 0).sum())
                 part = _where(part, offsets_N1, trained_N > 0)
                 labels_S, offsets_N1 = flat(part, "labels")
-            if writer is None:
-                writer = pa.ipc.new_stream(file, part.schema)
             ids_S, _ = flat(part, "input_ids")
-            for array in (ids_S, np.diff(offsets_N1), labels_S):
+            weights = [flat(part, WEIGHTS)[0]] if WEIGHTS in part.column_names else []
+            for array in (ids_S, np.diff(offsets_N1), labels_S, *weights):
                 digest.update(np.ascontiguousarray(array).data)
             told["rows"] += len(part)
             told["tokens"] += len(ids_S)
             told["trained tokens"] += int(trained_N.sum())
-            writer.write_table(part.combine_chunks())
-        if writer is not None:
-            writer.close()
+            file.write(part)
     return {**told, "fingerprint": digest.hexdigest()}
 
 
 def _where(part: pa.Table, offsets_N1: np.ndarray, keep_N: np.ndarray) -> pa.Table:
     keep_S, offsets_M1 = tokens_of(keep_N, offsets_N1)
-    return table(offsets_M1, **{name: flat(part, name)[0][keep_S] for name in part.column_names})
+    columns = {name: flat(part, name)[0][keep_S] for name in part.column_names}
+    return table(offsets_M1, columns.pop(WEIGHTS, None), **columns)
+
+
+class _RowFile(AbstractContextManager["_RowFile"]):
+    """An Arrow stream of tables, to which the column ``loss_weights`` is added when the first table with it comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: Any = None
+        self._file: Any = None
+        self._names: list[str] = []
+
+    def write(self, part: pa.Table) -> None:
+        """A table behind the last."""
+        if not self._names:
+            self._open(part)
+        if WEIGHTS in part.column_names and WEIGHTS not in self._names:
+            self._write_anew(part)
+        self._writer.write_table(self._whole(part).combine_chunks())
+
+    def _whole(self, part: pa.Table) -> pa.Table:
+        return part if part.column_names == self._names else _with_weights(part)
+
+    def _open(self, part: pa.Table) -> None:
+        import pyarrow as pa
+
+        self._file = pa.OSFile(str(self._path), "wb")
+        self._writer, self._names = pa.ipc.new_stream(self._file, part.schema), part.column_names
+
+    def _write_anew(self, first: pa.Table) -> None:
+        """What was written, with weights of 1, into a new file in its place."""
+        import pyarrow as pa
+
+        self._close()
+        before = self._path.rename(self._path.with_suffix(".before"))
+        self._open(first)
+        with pa.memory_map(str(before)) as file:
+            for batch in pa.ipc.open_stream(file):
+                self._writer.write_table(self._whole(pa.Table.from_batches([batch])))
+        before.unlink()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._file.close()
+
+    def __exit__(self, *_: object) -> None:
+        """End the stream; a file of no table is empty."""
+        if self._writer is None:
+            self._path.touch()
+        self._close()
+
+
+def _with_weights(part: pa.Table) -> pa.Table:
+    """A table with a weight of 1 for each token."""
+    import numpy as np
+
+    columns = {name: flat(part, name) for name in part.column_names}
+    offsets_N1 = columns["input_ids"][1]
+    values = {name: column[0] for name, column in columns.items()}
+    return table(offsets_N1, np.ones(offsets_N1[-1], np.float32), **values)
 
 
 def open_rows(path: Path) -> Dataset:
@@ -90,7 +148,7 @@ class Spool(AbstractContextManager["Spool"]):
     _held: list[Examples] = field(default_factory=list)
     _held_tokens: int = 0
     _lengths: list[np.ndarray] = field(default_factory=list)
-    _files: tuple[Any, ...] = ()
+    _files: dict[str, Any] = field(default_factory=dict)
 
     def append(self, examples: Examples) -> None:
         """A batch of examples behind the last."""
@@ -107,28 +165,37 @@ class Spool(AbstractContextManager["Spool"]):
             return Examples.concatenate(self._held)
         self._write()
         offsets_N1 = np.append(0, np.cumsum(np.concatenate(self._lengths), dtype=np.int64))
-        maps = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in self._files]
-        ids_S, labels_S = (np.frombuffer(mapped, np.int32) for mapped in maps)
-        return _Mapped(ids_S, labels_S, offsets_N1, tuple(maps))
+        maps = {name: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for name, file in self._files.items()}
+        ids_S, labels_S = (np.frombuffer(maps[name], np.int32) for name in ("ids", "labels"))
+        weights_S = np.frombuffer(maps["weights"], np.float32) if "weights" in maps else None
+        return _Mapped(ids_S, labels_S, offsets_N1, weights_S, tuple(maps.values()))
 
     def _write(self) -> None:
         import numpy as np
 
         if not self._files:
-            self._files = tuple((self.directory / name).open("w+b") for name in ("ids.bin", "labels.bin"))
-        ids, labels = self._files
+            self._files = {name: self._open(name) for name in ("ids", "labels")}
         for examples in self._held:
-            ids.write(np.ascontiguousarray(examples.ids_S).data)
-            labels.write(np.ascontiguousarray(examples.labels_S).data)
+            if examples.weights_S is not None and "weights" not in self._files:
+                self._files["weights"] = self._open("weights")
+                for lengths_N in self._lengths:  # what was written before has weights of 1
+                    self._files["weights"].write(np.ones(int(lengths_N.sum()), np.float32).data)
+            self._files["ids"].write(np.ascontiguousarray(examples.ids_S).data)
+            self._files["labels"].write(np.ascontiguousarray(examples.labels_S).data)
+            if "weights" in self._files:
+                self._files["weights"].write(np.ascontiguousarray(examples.all_weights_S).data)
             self._lengths.append(examples.lengths_N.astype(np.int32))
-        for file in self._files:
+        for file in self._files.values():
             file.flush()
         self._held.clear()
         self._held_tokens = 0
 
+    def _open(self, name: str) -> Any:
+        return (self.directory / f"{name}.bin").open("w+b")
+
     def __exit__(self, *_: object) -> None:
         """Remove the files."""
-        for file in self._files:
+        for file in self._files.values():
             file.close()
             Path(file.name).unlink()
 

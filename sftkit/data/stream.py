@@ -15,6 +15,7 @@ from sftkit.data.columns import Examples, flat
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
 from sftkit.data.make import BATCH, Batch, Maker
+from sftkit.data.packs import packed
 from sftkit.data.sources import StreamSource
 from sftkit.errors import DataError, Problem
 
@@ -102,7 +103,7 @@ class Stream(IterableDataset):
             fitted = window if whole else fit_length(window, SPLIT, config.data, tally)
             if not fitted.trained_N.any():
                 raise maker.nothing_left()
-            yield [fitted.table()] if packer is None else [part for part in packer(fitted) if len(part)]
+            yield [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
 
 
 @dataclass
@@ -160,6 +161,10 @@ class _Feed:
         try:
             for batch in own.iter(batch_size=BATCH):
                 number = len(next(iter(batch.values())))
+                if unseen := [name for name in batch if name not in columns]:
+                    what = f"column {unseen[0]!r} is not in the first {LOOKED_AT} rows, and in rows behind them"
+                    mend = "let one of the first rows have it too, or take it out"
+                    raise DataError(Problem(what, self.source.where, mend))
                 self.maker.tally.add(SPLIT, "rows read", number)
                 yield np.arange(start, start + number), {name: batch.get(name, [None] * number) for name in columns}
                 start += number

@@ -20,6 +20,7 @@ LEGEND: dict[Kind, str] = {
     "padding": "padding",
     "other": "trained to give another token than the one that stands here",
 }
+WEIGHT_MEANING = "the loss of what stands before it counts so many times"
 STYLES: dict[Kind, str] = {"trained": "black on green", "context": "", "padding": "dim", "other": "black on red"}
 #: Where there is no colour: what is put around tokens of a kind.
 MARKS: dict[Kind, tuple[str, str]] = {
@@ -39,6 +40,7 @@ class Piece:
         ids: its token ids.
         at: position of the first in the row.
         kind: what training does with it.
+        weight: how much its loss counts; 1 where it is not trained.
         opens: whether a document of a packed row begins here, behind another.
     """
 
@@ -46,6 +48,7 @@ class Piece:
     ids: tuple[int, ...]
     at: int
     kind: Kind
+    weight: float = 1.0
     opens: bool = False
 
     @property
@@ -60,6 +63,16 @@ class Row:
 
     number: int
     pieces: tuple[Piece, ...]
+
+    @property
+    def runs(self) -> list[list[Piece]]:
+        """The pieces in runs of one kind and weight; none goes over the border of a document."""
+        runs: list[list[Piece]] = []
+        for piece in self.pieces:
+            if piece.opens or not runs or (piece.kind, piece.weight) != (runs[-1][-1].kind, runs[-1][-1].weight):
+                runs.append([])
+            runs[-1].append(piece)
+        return runs
 
     def count(self, kind: Kind) -> int:
         """Tokens of a kind."""
@@ -76,6 +89,8 @@ class Row:
         tokens = sum(len(piece.ids) for piece in self.pieces) - self.count("padding")
         trained = self.count("trained") + self.count("other")
         told = [f"row {self.number}", f"{tokens} tokens", f"{trained} trained ({trained / max(tokens, 1):.0%})"]
+        if weighted := sum(len(piece.ids) for piece in self.pieces if piece.weight != 1):
+            told.append(f"{weighted} weighted")
         if self.documents > 1:
             told.append(f"{self.documents} documents")
         if padding := self.count("padding"):
@@ -96,28 +111,34 @@ def read_batch(
     Args:
         first: number of the first example in its split, from 0.
     """
-    batch = collator(list(examples))
+    batch = {name: values for name, values in collator(list(examples)).items() if getattr(values, "ndim", 0) > 0}
+    if (lengths := batch.get("row_lengths")) is not None:  # a padding-free batch: all examples in one row
+        batch = {name: values[0].split(lengths.tolist()) for name, values in batch.items() if values.ndim == 2}
+    else:
+        batch = {name: values for name, values in batch.items() if values.ndim == 2}
     rows = []
     for index, example in enumerate(examples):
-        columns = {name: values[index].tolist() for name, values in batch.items() if values.ndim == 2}
+        columns = {name: values[index].tolist() for name, values in batch.items()}
         rows.append(Row(first + index + 1, tuple(_pieces(columns, len(example["input_ids"]), tokenizer))))
     return rows
 
 
-def _pieces(columns: dict[str, list[int]], length: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+def _pieces(columns: dict[str, list[Any]], length: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
     ids, labels = columns["input_ids"], columns["labels"]
     # Packed rows have no mask: what the collator put behind the example is padding.
     mask = columns.get("attention_mask") or [int(at < length) for at in range(len(ids))]
     positions = columns.get("position_ids")
     kinds = [_kind(*three) for three in zip(ids, labels, mask, strict=True)]
+    given = columns.get("loss_weights") or [1.0] * len(ids)
+    weights = [weight if label != IGNORE else 1.0 for weight, label in zip(given, labels, strict=True)]
     opens = [bool(positions and mask[at] and at and positions[at] == 0) for at in range(len(ids))]
     pieces, before = [], (0, 0)
     at = 0
     while at < len(ids):
         end, text = _readable(ids, before, at, tokenizer)
-        if len(set(kinds[at:end])) > 1 or any(opens[at + 1 : end]):
+        if len({*zip(kinds[at:end], weights[at:end], strict=True)}) > 1 or any(opens[at + 1 : end]):
             end, text = at + 1, str(tokenizer.convert_ids_to_tokens(ids[at]))
-        pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], opens[at]))
+        pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
         before, at = (at, end), end
     return pieces
 
@@ -145,7 +166,7 @@ def _readable(ids: list[int], before: tuple[int, int], at: int, tokenizer: PreTr
 
 
 def as_text(row: Row, ids: bool, colour: bool) -> Text:
-    """A row for the terminal.
+    """A row for the terminal; behind what counts more or less than usual stands how much, as ``×0.5``.
 
     Args:
         ids: put the token ids behind each piece.
@@ -153,20 +174,20 @@ def as_text(row: Row, ids: bool, colour: bool) -> Text:
     """
     from rich.text import Text
 
-    text, last = Text(), None
-    for piece in row.pieces:
-        if not colour and (piece.kind != last or piece.opens):
-            text.append(MARKS[last][1] if last else "")
-        if piece.opens:
+    text = Text()
+    for run in row.runs:
+        kind, weight = run[0].kind, run[0].weight
+        if run[0].opens:
             text.append("\n──── next document ────\n", style="bold")
-        if not colour and (piece.kind != last or piece.opens):
-            text.append(MARKS[piece.kind][0])
-        text.append(piece.shown, style=STYLES[piece.kind] if colour else "")
-        if ids:
-            text.append(f"[{' '.join(map(str, piece.ids))}]", style="cyan" if colour else "")
-        last = piece.kind
-    if not colour and last:
-        text.append(MARKS[last][1])
+        before, after = ("", "") if colour else MARKS[kind]
+        text.append(before)
+        for piece in run:
+            text.append(piece.shown, style=STYLES[kind] if colour else "")
+            if ids:
+                text.append(f"[{' '.join(map(str, piece.ids))}]", style="cyan" if colour else "")
+        text.append(after)
+        if weight != 1:
+            text.append(f"×{weight:g}", style="bold" if colour else "")
     return text
 
 
@@ -177,4 +198,8 @@ def write_html(path: Path, rows: Sequence[Row], title: str, ids: bool) -> None:
     source = Path(__file__).with_name("preview.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.render(rows=rows, title=title, legend=LEGEND, ids=ids), encoding="utf-8")
+    weighted = any(piece.weight != 1 for row in rows for piece in row.pieces)
+    path.write_text(
+        page.render(rows=rows, title=title, legend=LEGEND, ids=ids, weight=WEIGHT_MEANING if weighted else ""),
+        encoding="utf-8",
+    )

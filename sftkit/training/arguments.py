@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from sftkit.config import RunConfig
+
+logger = logging.getLogger("sftkit")
 
 #: Where sftkit's default differs from transformers', and why.
 DEFAULTS: dict[str, Any] = {
@@ -36,7 +39,14 @@ def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
     values = {**DEFAULTS, "dataloader_pin_memory": torch.accelerator.is_available(), **config.train}
     values["do_eval"] = has_eval  # without it, TrainingArguments would turn an evaluation strategy on without data
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         first = " ".join(str(error).split())
         raise ConfigError(Problem(first, "train", "correct the arguments")) from error
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "one process uses one GPU, and %d are visible: `torchrun --no-python --nproc_per_node %d sftkit` uses all",
+            *(arguments.n_gpu, arguments.n_gpu),
+        )
+        arguments._n_gpu = 1  # or the Trainer would wrap the model in DataParallel
+    return arguments

@@ -6,6 +6,7 @@ Legend: B rows, T positions, K trained positions, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -163,7 +164,6 @@ class LossHead:
 
     def _look_at(self, model: Any) -> None:
         """Find out what the model does to its logits: once, on a few tokens."""
-        self._known = True
         if not self._plain:
             try:
                 self._find_post(model)
@@ -174,6 +174,7 @@ class LossHead:
                     self._causal.config.model_type,
                     error,
                 )
+        self._known = True
 
     def _find_post(self, model: Any) -> None:
         seen: list[Tensor] = []
@@ -205,7 +206,9 @@ class LossHead:
         self._base_class = type(base_outputs[0])
         try:
             with torch.no_grad():
-                repeated = torch.allclose(self._replay(seen[1]), made)
+                again = self._replay(seen[1])
+            rounding = 4 * torch.finfo(again.dtype).eps
+            repeated = torch.allclose(again.float(), made.float(), rtol=rounding, atol=rounding)
         except Exception:  # a forward that is not made for it may raise anything
             repeated = False
         if not repeated:
@@ -230,9 +233,10 @@ class _UnsuitedError(Exception):
 
 @contextmanager
 def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """The module with another forward; gives the one before."""
+    """The module with another forward, of the same signature; gives the one before."""
     own, before = "forward" in vars(module), module.forward
-    module.forward = forward
+    # A plain function: accelerate takes a bound method apart, and binds it to the model.
+    module.forward = functools.wraps(before)(lambda *arguments, **options: forward(*arguments, **options))
     try:
         yield before
     finally:

@@ -85,12 +85,15 @@ class SFTTrainer(Trainer):
         return super().get_batch_samples(*arguments)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        if not any("loss_weights" in batch for batch in batch_samples):
+        # Of a stream, some batches may have weights and others none, also on other processes: all count as floats.
+        streamed = isinstance(self.train_dataset, torch.utils.data.IterableDataset)
+        if not streamed and not any("loss_weights" in batch for batch in batch_samples):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = torch.zeros((), device=device)
         for batch in batch_samples:
             behind = trained_positions(batch["labels"]) + 1
-            total = total + batch["loss_weights"].flatten()[behind].sum().to(device)
+            weights = batch.get("loss_weights")
+            total = total + (len(behind) if weights is None else weights.flatten()[behind].sum().to(device))
         return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:

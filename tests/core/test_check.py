@@ -194,3 +194,15 @@ def test_real_data_raises_no_alarm(tmp_path, model, real_data, name):
     tokenizer = AutoTokenizer.from_pretrained(real_data / "llama2_tokenizer")
     checked = run_checks(Pipeline(model=tiny_model(), tokenizer=tokenizer, data=data, train=train))
     assert [vars(verdict) for verdict in checked.verdicts if verdict.status != "ok"] == []
+
+
+def test_weighted_tokens_are_told_and_are_nothing_wrong(tmp_path, model):
+    rows = [{**row, "weight": 0.5 if number < 5 else 1} for number, row in enumerate(GOOD)]
+    checked = report(tmp_path, model, rows)
+    (told,) = [verdict for verdict in checked.verdicts if verdict.name == "weights"]
+    facts = checked.data["train"]
+    weighted = facts["trained tokens with another weight than 1"]
+    assert told.what == f"train: {weighted:,} of {facts['trained tokens']:,} trained tokens have another weight than 1"
+    assert 0 < weighted < facts["trained tokens"]
+    assert told.status == "ok"
+    assert not [verdict for verdict in report(tmp_path, model).verdicts if verdict.name == "weights"]

@@ -85,6 +85,33 @@ def test_without_colour_marks_tell_what_is_trained():
     assert re.search(r"\[\d+\]", as_text(row, ids=True, colour=False).plain)
 
 
+def weighted(prompt, completion, weight, tokenizer):
+    made = example(prompt, completion, tokenizer)
+    return {**made, "loss_weights": np.where(made["labels"] != -100, weight, 1).astype(np.float32)}
+
+
+def test_weights_stand_behind_the_tokens_that_have_them_and_are_counted():
+    tokenizer = tiny_tokenizer()
+    rows = preview(weighted("question? ", "half", 0.5, tokenizer), example("question? ", "whole", tokenizer))
+    shown = [as_text(row, ids=False, colour=False).plain for row in rows]
+    assert shown[0].startswith("question? ⟦half⟧×0.5")
+    assert shown[1].startswith("question? ⟦whole⟧")
+    assert "×" not in shown[1]
+    trained = rows[0].count("trained")
+    assert f" · {trained} weighted" in rows[0].title
+    assert "weighted" not in rows[1].title
+    assert "half×0.5" in as_text(rows[0], ids=False, colour=True).plain
+
+
+def test_the_page_shows_weights_and_explains_them_only_where_there_are_some(tmp_path):
+    tokenizer = tiny_tokenizer()
+    texts = []
+    for made in (weighted("question? ", "half", 0.5, tokenizer), example("question? ", "whole", tokenizer)):
+        write_html(tmp_path / "page.html", preview(made), "title", ids=False)
+        texts.append((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [text.count("<b>×0.5</b>") for text in texts] == [2, 0]  # behind the tokens, and in the legend
+
+
 @pytest.fixture
 def page(tmp_path):
     rows = preview(example("<script>alert(1)</script>\n", "<b>bold</b> answer", tiny_tokenizer()))

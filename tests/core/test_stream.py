@@ -147,3 +147,16 @@ def test_a_bad_row_ends_the_run_or_is_skipped_and_counted(tmp_path):
     stream = pipeline(tmp_path, {"train": path, "on_bad_row": "skip", "window": 5}).prepare().data.train
     texts(stream, 5)
     assert stream.tally.counts["train"]["bad rows skipped"] >= 1
+
+
+def test_a_column_that_comes_late_is_an_error_and_not_left_out():
+    from datasets import IterableDataset
+
+    def generate():
+        yield from ({"text": f"text {at}", **({"weight": 0.5} if at == 150 else {})} for at in range(200))
+
+    rows = IterableDataset.from_generator(generate)
+    config = {"data": {"streaming": True, "shuffle_buffer": 0}, "train": {"max_steps": 1, "output_dir": "unused"}}
+    run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, config=config)
+    with pytest.raises(DataError, match="column 'weight' is not in the first 100 rows"):
+        run.prepare()

@@ -206,3 +206,135 @@ def test_a_chat_template_is_needed_for_messages_and_its_absence_is_told(tmp_path
     with pytest.raises(ConfigError, match="chatml"):
         pipeline(tmp_path, data=tiny_conversations()).run()
     assert CHATML
+
+
+class ShortOfMemory:
+    """Runs out of memory, as torch says it, in a forward or backward of more rows than there is memory for."""
+
+    def __init__(self, monkeypatch, model, rows, where):
+        self.failures, self.largest = 0, 0
+        forward = type(model).forward
+
+        def limited(module, *arguments, **options):
+            output = forward(module, *arguments, **options)
+            number = options["input_ids"].shape[0]
+            if number > rows and where == "forward":
+                self.fail()
+            if number > rows and where == "backward" and torch.is_grad_enabled():
+                hidden = module.model.layers[0].mlp.down_proj.weight
+                handle = hidden.register_hook(lambda _: (handle.remove(), self.fail()))
+            self.largest = max(self.largest, number if number <= rows else 0)
+            return output
+
+        monkeypatch.setattr(type(model), "forward", limited)
+
+    def fail(self):
+        self.failures += 1
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_batch_too_large_for_the_device_is_halved_with_the_same_gradients_and_told_once(
+    tmp_path, monkeypatch, caplog, where
+):
+    train = {"learning_rate": 0.1, "optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0, "max_steps": 2}
+    train |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    whole = pipeline(tmp_path, name="whole", train=train).run()
+    model = tiny_model()
+    memory = ShortOfMemory(monkeypatch, model, 2, where)
+    halved = pipeline(tmp_path, name="halved", model=model, train=train).run()
+    assert memory.failures == 1
+    assert memory.largest == 2
+    assert farthest(weights(whole.model), weights(halved.model)) < 1e-6
+    assert whole.metrics["train_loss"] == pytest.approx(halved.metrics["train_loss"], rel=1e-5)
+    logs = [
+        [json.loads(line) for line in (r.directory / "log.jsonl").read_text().splitlines()] for r in (whole, halved)
+    ]
+    for one, two in zip(*logs, strict=True):
+        assert one.get("trained_tokens") == two.get("trained_tokens")
+        assert one.get("token_accuracy") == pytest.approx(two.get("token_accuracy"))
+    told = [record for record in caplog.records if "out of memory" in record.message]
+    assert len(told) == 1
+    assert "computing 2 at once from here on, with the same gradients" in told[0].message
+
+
+def test_memory_that_runs_out_in_a_later_batch_of_the_window_leaves_no_gradient_twice(tmp_path, monkeypatch):
+    train = {"learning_rate": 0.1, "optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0, "max_steps": 1}
+    train |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    whole = pipeline(tmp_path, name="whole", train=train).run()
+    calls = []
+    step = SFTTrainer.compute_loss
+
+    def fails_once(self, model, inputs, *arguments, **options):
+        loss = step(self, model, inputs, *arguments, **options)
+        calls.append(len(inputs["input_ids"]))
+        if len(calls) == 2:
+
+            def fail(_):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+            loss.register_hook(fail)
+        return loss
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", fails_once)
+    halved = pipeline(tmp_path, name="halved", train=train).run()
+    assert calls == [4, 4, 2, 2, 2, 2]
+    assert farthest(weights(whole.model), weights(halved.model)) < 1e-6
+
+
+def test_an_evaluation_too_large_for_the_device_is_halved_with_the_same_loss(tmp_path, monkeypatch):
+    train = {"max_steps": 1, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 8}
+    whole = pipeline(tmp_path, name="whole", eval=MIXED, train=train).run()
+    ShortOfMemory(monkeypatch, tiny_model(), 3, "forward")
+    halved = pipeline(tmp_path, name="halved", eval=MIXED, train=train).run()
+    assert halved.metrics["eval_loss"] == pytest.approx(whole.metrics["eval_loss"], rel=1e-6)
+
+
+def test_a_single_row_too_large_for_the_device_is_an_error_that_names_its_length(tmp_path, monkeypatch):
+    ShortOfMemory(monkeypatch, tiny_model(), 0, "forward")
+    with pytest.raises(RunError, match=r"out of memory with a single row of \d+ tokens.*data.max_length"):
+        pipeline(tmp_path, train={"per_device_train_batch_size": 4}).run()
+
+
+def test_a_step_waits_for_the_device_no_more_often_than_the_models_own_forward(tmp_path, monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Waits(TorchDispatchMode):
+        """Counts what makes the host wait for a GPU: a number read, or a result whose size depends on values."""
+
+        def __init__(self):
+            super().__init__()
+            self.number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            return func(*args, **(kwargs or {}))
+
+    found, step = [], SFTTrainer.training_step
+
+    def watched(self, model, inputs, *arguments):
+        with Waits() as alone, torch.no_grad():
+            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        with Waits() as whole:
+            loss = step(self, model, inputs, *arguments)
+        found.append((whole.number, alone.number))
+        return loss
+
+    monkeypatch.setattr(SFTTrainer, "training_step", watched)
+    pipeline(tmp_path, plugins=["loss:entropy=true"], train={"max_steps": 4}).run()
+    for whole, alone in found[1:]:  # in the first, the head looks at the model
+        assert whole <= alone
+
+
+@pytest.mark.parametrize("plugins", [[], ["peft"]])
+def test_a_run_in_mixed_precision_uses_the_loss_head_and_leaves_the_model_plain(tmp_path, caplog, plugins):
+    train = {"max_steps": 4, "learning_rate": 1e-2}
+    options = {"eval": MIXED, "plugins": plugins}
+    exact = pipeline(tmp_path, name="exact", model=tiny_model("gemma2"), train=train, **options).run()
+    mixed = pipeline(tmp_path, name="mixed", model=tiny_model("gemma2"), train={**train, "bf16": True}, **options).run()
+    assert "the logits of every position" not in caplog.text
+    assert mixed.metrics["eval_loss"] != exact.metrics["eval_loss"]
+    assert mixed.metrics["eval_loss"] == pytest.approx(exact.metrics["eval_loss"], rel=0.01)
+    causal = mixed.model.get_base_model() if plugins else mixed.model
+    assert "forward" not in vars(causal)
+    assert "forward" not in vars(causal.lm_head)

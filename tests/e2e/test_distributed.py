@@ -21,9 +21,10 @@ def in_two_processes(*options: str) -> list[str]:
     return [*torchrun, program, "run", *options, "train.use_cpu=true", "train.ddp_backend=gloo"]
 
 
-def test_two_gloo_processes_train_and_evaluate_as_one_does(tmp_path):
+@pytest.mark.parametrize("plugin", ["packing", pytest.param("flash_attn", marks=pytest.mark.slow)])
+def test_two_gloo_processes_train_and_evaluate_as_one_does(tmp_path, plugin):
     program = str(Path(sys.executable).with_name("sftkit"))
-    options = ["-p", "packing", "-p", "no:samples", "train.max_steps=3"]
+    options = ["-p", plugin, "-p", "no:samples", "train.max_steps=3"]
     two = ["train.per_device_train_batch_size=4", "--output", str(tmp_path / "two")]
     one = ["train.use_cpu=true", "train.per_device_train_batch_size=8", "--output", str(tmp_path / "one")]
     subprocess.run(in_two_processes(*options, *two), check=True, cwd=tmp_path, timeout=300)
@@ -47,3 +48,24 @@ def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
     assert told["rows read"] == 8 * passes  # the main process reads each second one of 16
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all(first[name].equal(second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [["-p", "packing"], []])
+def test_two_processes_share_the_sum_of_the_weights(tmp_path, packing):
+    """Rows weigh 2 or 0.5, and are of several lengths: the mean of each process's own mean would be another."""
+    rows = [
+        {"prompt": f"{n} is ", "completion": f"number {n} " * (1 + n % 5), "weight": [2, 0.5][n % 2]} for n in range(64)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    program = str(Path(sys.executable).with_name("sftkit"))
+    options = ["--data", "rows.jsonl", "--model", "demo", "model.init=random", "train.max_steps=2", *packing]
+    options += ["data.eval=rows.jsonl", "data.max_length=64"]
+    two = ["train.per_device_train_batch_size=2", "--output", "two"]
+    one = ["train.use_cpu=true", "train.per_device_train_batch_size=4", "--output", "one"]
+    subprocess.run(in_two_processes(*options, *two), check=True, cwd=tmp_path, timeout=600)
+    subprocess.run([program, "run", *options, *one], check=True, cwd=tmp_path, timeout=600)
+    found = metrics(tmp_path / "one")
+    assert {"train_loss", "eval_loss"} <= found.keys()
+    for name, value in found.items():
+        assert metrics(tmp_path / "two")[name] == pytest.approx(value, rel=1e-5), name

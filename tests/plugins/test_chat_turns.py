@@ -77,7 +77,7 @@ def test_a_conversation_whose_every_turn_is_left_out_is_skipped():
     assert trained(messages) == Skipped("no assistant turn")
 
 
-@pytest.mark.parametrize(("number", "flag"), [(2, {"weight": 0.5}), (2, {"train": "no"})])
+@pytest.mark.parametrize(("number", "flag"), [(2, {"weight": -0.5}), (2, {"train": "no"})])
 def test_what_cannot_be_trained_so_is_refused(number, flag):
     with pytest.raises(RowError):
         trained(changed(number, **flag))

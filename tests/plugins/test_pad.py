@@ -89,6 +89,13 @@ def test_logits_of_a_packed_document_equal_those_of_it_alone(attention: str) -> 
                 start += len(document)
 
 
+def test_weights_are_there_where_an_example_has_them_and_one_for_the_others_and_padding() -> None:
+    batch = collate([example(5, 6), {**example(5, 6, 7), "loss_weights": [1.0, 0.5, 2.0]}])
+    assert batch["loss_weights"].dtype == torch.float32
+    assert batch["loss_weights"].tolist() == [[1.0, 1.0, 1.0], [1.0, 0.5, 2.0]]
+    assert "loss_weights" not in collate([example(5, 6)])
+
+
 def test_a_collator_is_the_same_after_pickling() -> None:
     collator = Pad(to_multiple_of=8).make_collator(tokenizer=tiny_tokenizer())
     assert pickle.loads(pickle.dumps(collator)) == collator

@@ -13,6 +13,7 @@ from sftkit_plugins.formats.messages import PLAIN, read_messages, read_tools
 from sftkit_plugins.formats.rendering import MEND, Messages, Region, Rendering, split
 from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
 from sftkit_plugins.formats.turns import Turns, turn_end
+from sftkit_plugins.formats.weights import KEYS, message_weight, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Chat(Formatter):
         has_tools: whether the data has a column ``tools``.
         turns: which of the turns of ``roles`` are trained; ``train`` or ``weight`` on a message goes before it.
         roles: whose turns are trained.
+        weighted: whether the data has a column ``weight``.
     """
 
     columns: tuple[str, ...]
@@ -39,6 +41,7 @@ class Chat(Formatter):
     has_tools: bool = False
     turns: Literal["all", "last"] = "all"
     roles: tuple[str, ...] = ("assistant",)
+    weighted: bool = False
     _skeletons: dict[tuple[str, ...], Skeleton | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -55,10 +58,11 @@ class Chat(Formatter):
 
         Raises:
             RowError: for what is no conversation, what the template refuses, or where it cannot be told which
-                characters are the assistant's.
+                characters are the assistant's; for weights that are none.
         """
         length = len(rows[self.columns[0]])
-        return [self._document(rows, index) for index in range(length)]
+        documents = [self._document(rows, index) for index in range(length)]
+        return weigh(documents, rows) if self.weighted else documents
 
     def _document(self, rows: Columns, index: int) -> Document | Skipped:
         parts = [read_messages(rows[column][index], index, column) for column in self.columns]
@@ -78,7 +82,8 @@ class Chat(Formatter):
         if not trained:
             return self._untrained()
         text = rendering.text(messages)
-        return split(text, find_regions(rendering, messages, text, trained))
+        found = find_regions(rendering, messages, text, trained)
+        return split(text, [region for _, region in found], [trained[number] for number, _ in found])
 
     def _plain(self, rendering: Rendering, messages: Messages) -> Document | Skipped:
         """A conversation of nothing but roles and contents."""
@@ -92,7 +97,7 @@ class Chat(Formatter):
         text = rendering.text(messages)
         regions = skeleton.find(text, [message["content"] for message in messages]) if skeleton else None
         if regions is None:
-            regions = find_regions(rendering, messages, text, trained)
+            regions = [region for _, region in find_regions(rendering, messages, text, trained)]
         return split(text, regions)
 
     def _untrained(self) -> Skipped:
@@ -113,25 +118,24 @@ class Chat(Formatter):
         start = Turns(rendering, messages, text).start(prompt)
         return split(text, [(start, turn_end(text, start, len(text), messages[-1]))])
 
-    def _trained_turns(self, messages: Messages, index: int) -> tuple[Messages, set[int]]:
-        """The messages without the keys ``train`` and ``weight``, and the numbers of those that are trained."""
-        trained = self._chosen(messages)
+    def _trained_turns(self, messages: Messages, index: int) -> tuple[Messages, dict[int, float]]:
+        """The messages without the keys ``train`` and ``weight``, and the weights of those that are trained."""
+        trained = dict.fromkeys(self._chosen(messages), 1.0)
         if not any("train" in message or "weight" in message for message in messages):
             return messages, trained
         for number, message in enumerate(messages):
-            for key in ("train", "weight"):
-                flag = message.get(key)
-                if flag is None:
-                    continue
-                if self.loss != "assistant":
-                    what = f"message {number + 1} has the key {key}, and data.loss is {self.loss}"
-                    raise RowError(index, what, "use data.loss: assistant, or remove the key")
-                if flag not in (0, 1):
-                    what = f"message {number + 1}: {key} is {flag!r}"
-                    raise RowError(index, what, "a message is trained (true, 1) or not (false, 0)")
-                trained = trained | {number} if flag else trained - {number}
-        plain = [{k: v for k, v in message.items() if k not in ("train", "weight")} for message in messages]
-        return plain, trained
+            weight = message_weight(message, index, number + 1)
+            if weight is None:
+                continue
+            if self.loss != "assistant":
+                given = next(key for key in KEYS if message.get(key) is not None)
+                what = f"message {number + 1} has the key {given}, and data.loss is {self.loss}"
+                raise RowError(index, what, "use data.loss: assistant, or remove the key")
+            if weight:
+                trained[number] = weight
+            else:
+                trained.pop(number, None)
+        return [{k: v for k, v in message.items() if k not in KEYS} for message in messages], trained
 
     def _template(self, tools: list[dict[str, Any]] | None) -> str:
         if isinstance(self.template, str):
@@ -143,13 +147,18 @@ def _skeleton(rendering: Rendering, messages: Messages, trained: Collection[int]
     masked = stand_ins(messages)
     try:
         text = rendering.text(masked)
-        return Skeleton.of(text, find_regions(rendering, masked, text, trained))
+        return Skeleton.of(text, [region for _, region in find_regions(rendering, masked, text, trained)])
     except RowError:  # found out on the row itself, which tells it better
         return None
 
 
-def find_regions(rendering: Rendering, messages: Messages, text: str, trained: Collection[int]) -> list[Region]:
+def find_regions(
+    rendering: Rendering, messages: Messages, text: str, trained: Collection[int]
+) -> list[tuple[int, Region]]:
     """Where the trained messages lie in the rendered whole: by the template's markers, else by rendering parts of it.
+
+    Returns:
+        Regions in order, each with the number of its message; a message may have several.
 
     Raises:
         RowError: if that does not tell, or the template leaves out what is to be trained.
@@ -157,10 +166,10 @@ def find_regions(rendering: Rendering, messages: Messages, text: str, trained: C
     turns = Turns(rendering, messages, text)
     turns.check_rendered(trained)
     if not rendering.has_markers or all(message["role"] != "assistant" for message in messages):
-        return [turns.region(number) for number in sorted(trained)]
+        return [(number, turns.region(number)) for number in sorted(trained)]
     regions = _marked(turns, rendering, messages, trained)
     regions += [(number, turns.region(number)) for number in trained if messages[number]["role"] != "assistant"]
-    return [region for _, region in sorted(regions)]
+    return sorted(regions)
 
 
 def _marked(

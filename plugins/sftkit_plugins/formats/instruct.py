@@ -8,6 +8,7 @@ from typing import Any
 
 from sftkit.config.models import Loss
 from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
+from sftkit_plugins.formats.weights import weigh
 
 EMPTY = Skipped("empty text")
 
@@ -29,10 +30,14 @@ class Text(Formatter):
 
     column: str
     loss: Loss = "all"
+    weighted: bool = False
+    """Whether the data has a column ``weight``."""
 
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
         """One trained span a row."""
-        return [(Span(text, True),) if text else EMPTY for text in _texts(rows, self.column)]
+        texts = _texts(rows, self.column)
+        documents: list[Document | Skipped] = [(Span(text, True),) if text else EMPTY for text in texts]
+        return weigh(documents, rows) if self.weighted else documents
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,13 @@ class PromptCompletion(Formatter):
     """A prompt, and the completion that directly follows it."""
 
     loss: Loss = "completion"
+    weighted: bool = False
+    """Whether the data has a column ``weight``."""
 
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
         """A span for the prompt and one for the completion."""
-        return _pairs(_texts(rows, "prompt"), _texts(rows, "completion"), self.loss)
+        documents = _pairs(_texts(rows, "prompt"), _texts(rows, "completion"), self.loss)
+        return weigh(documents, rows) if self.weighted else documents
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class Alpaca(Formatter):
     """
 
     loss: Loss = "completion"
+    weighted: bool = False
+    """Whether the data has a column ``weight``."""
 
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
         """A span for the prompt and one for the output; a null or empty ``input`` takes the prompt without input."""
@@ -66,7 +76,8 @@ class Alpaca(Formatter):
             else _ALPACA_WITHOUT_INPUT.format(instruction=instruction)
             for instruction, given in zip(instructions, inputs, strict=True)
         ]
-        return _pairs(prompts, outputs, self.loss)
+        documents = _pairs(prompts, outputs, self.loss)
+        return weigh(documents, rows) if self.weighted else documents
 
 
 def _texts(rows: Columns, column: str, *, nullable: bool = False) -> Sequence[Any]:

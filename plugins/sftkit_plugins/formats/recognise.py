@@ -11,6 +11,7 @@ from sftkit.data.documents import Formatter
 from sftkit.errors import ConfigError, DataError, Problem, nearest
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
+from sftkit_plugins.formats.weights import COLUMN, has_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, da
 
     Raises:
         ConfigError: for a ``data.loss`` that the format has no place for, or conversations without a template.
-        DataError: if no format fits.
+        DataError: if no format fits, or a column ``weight`` holds no numbers.
     """
     names = {name for name, feature in columns.items() if is_text(feature)}
     chats = {name for name, feature in columns.items() if is_messages(feature)}
@@ -39,11 +40,11 @@ def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, da
         loss = _loss(data, "prompt/completion", "completion", "assistant", "all")
         return _chat(("prompt", "completion"), columns, tokenizer, loss, data)
     if {"prompt", "completion"} <= names:
-        return PromptCompletion(loss=_loss(data, "prompt/completion", "completion", "all"))
+        return PromptCompletion(_loss(data, "prompt/completion", "completion", "all"), has_weights(columns))
     if {"instruction", "output"} <= names:
-        return Alpaca(loss=_loss(data, "Alpaca", "completion", "all"))
+        return Alpaca(_loss(data, "Alpaca", "completion", "all"), has_weights(columns))
     if "text" in names:
-        return Text("text", loss=_loss(data, "text", "all"))
+        return Text("text", _loss(data, "text", "all"), has_weights(columns))
     raise DataError(_no_format(columns))
 
 
@@ -107,6 +108,7 @@ def _chat(
         has_tools="tools" in columns,
         turns=data.turns,
         roles=tuple(data.roles),
+        weighted=has_weights(columns),
     )
 
 
@@ -116,7 +118,7 @@ def _named_text(columns: Mapping[str, Any], names: set[str], data: DataConfig) -
         what = f"it is of type {_type(columns[column])}, not text" if column in columns else "no such column"
         mend = nearest(column, names) or f"columns of text: {', '.join(sorted(names)) or 'none'}"
         raise DataError(Problem(f"{what}: {column!r}", "data.text_column", mend, ("data", "text_column")))
-    return Text(column, loss=_loss(data, "text", "all"))
+    return Text(column, _loss(data, "text", "all"), column != COLUMN and has_weights(columns))
 
 
 def _no_format(columns: Mapping[str, Any]) -> Problem:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from sftkit.data.documents import Document, RowError, Span
@@ -106,14 +107,14 @@ def _compiled(template: str) -> tuple[Any, dict[str, Any]]:
     return compiled, dict(compiled.globals)
 
 
-def split(text: str, regions: Sequence[Region]) -> Document:
-    """The text as spans, trained inside the regions."""
+def split(text: str, regions: Sequence[Region], weights: Iterable[float] = repeat(1.0)) -> Document:
+    """The text as spans, trained inside the regions with their weights."""
     spans, done = [], 0
-    for start, end in regions:
+    for (start, end), weight in zip(regions, weights, strict=False):
         if start > done:
             spans.append(Span(text[done:start], False))
         if end > start:
-            spans.append(Span(text[start:end], True))
+            spans.append(Span(text[start:end], True, weight))
         done = max(done, end)
     if done < len(text):
         spans.append(Span(text[done:], False))

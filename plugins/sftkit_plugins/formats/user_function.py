@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftkit.config.models import Loss
-from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
+from sftkit.data.documents import WEIGHT_MEND, Columns, Document, Formatter, RowError, Skipped, Span, is_weight
 from sftkit.errors import ConfigError, DataError, Problem, nearest
 
 NOTHING = Skipped("the formatting function returned nothing")
 _KEY = ("data", "formatting")
 _RETURNS = (
-    "return for one row a text or a list of (text, trained) pairs, or for a batch (a mapping of column to list) "
-    "a list with one of these for each row"
+    "return for one row a text or a list of (text, trained) pairs, perhaps with a weight behind, or for a batch "
+    "(a mapping of column to list) a list with one of these for each row"
 )
 
 
@@ -118,7 +118,10 @@ class UserFunction(Formatter):
             return (Span(result, True),)
         if not _is_document(result):
             raise RowError(index, f"{self.name} returned {_describe(result)}", _RETURNS)
-        document = [Span(text, trained or self.loss == "all") for text, trained in result]
+        document = [Span(text, trained or self.loss == "all", *weight) for text, trained, *weight in result]
+        for span in document:
+            if not is_weight(span.weight):
+                raise RowError(index, f"{self.name} returned a span with the weight {span.weight!r}", WEIGHT_MEND)
         return document if any(span.text for span in document) else NOTHING
 
     @property
@@ -198,8 +201,8 @@ def _is_document(result: Any) -> bool:
     return (
         isinstance(result, list | tuple)
         and bool(result)
-        and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in result)
-        and all(isinstance(text, str) and isinstance(trained, bool) for text, trained in result)
+        and all(isinstance(part, list | tuple) and len(part) in (2, 3) for part in result)
+        and all(isinstance(part[0], str) and isinstance(part[1], bool) for part in result)
     )
 
 

@@ -27,7 +27,7 @@ def prove_isolation(model: Any, batch_size: int) -> None:
         raise _leaks(model, batch_size, "its forward takes no position_ids")
     embedding = model.get_input_embeddings()
     device = next(embedding.parameters()).device
-    first, other, second = torch.arange(3 * LENGTH, device=device).view(3, LENGTH) % embedding.num_embeddings
+    first, other, second = torch.arange(3 * LENGTH, device=device).view(3, LENGTH) % len(embedding.weight)
     ids = torch.stack([torch.cat([first, second]), torch.cat([other, second])])
     position_ids = torch.arange(LENGTH, device=device).repeat(2, 2)
     with undisturbed(model):

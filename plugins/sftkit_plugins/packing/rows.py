@@ -64,11 +64,14 @@ class Wrapped(Packer):
         if token is not None:
             unended_N = ids_S[ends_N - 1] != token
             ends_M = ends_N[unended_N]
-            # The token ends its document: it is trained where the document's own last token is.
+            # The token ends its document: it is trained, and counts, as the document's own last token.
             added_M = np.where(labels_S[ends_M - 1] != IGNORE, token, IGNORE)
+            weights_S = examples.weights_S
+            if weights_S is not None:
+                weights_S = np.insert(weights_S, ends_M, weights_S[ends_M - 1])
             ids_S, labels_S = np.insert(ids_S, ends_M, token), np.insert(labels_S, ends_M, added_M)
             lengths_N = lengths_N + unended_N
-            examples = Examples(ids_S, labels_S, np.append(0, np.cumsum(lengths_N)))
+            examples = Examples(ids_S, labels_S, np.append(0, np.cumsum(lengths_N)), weights_S)
             self.tally.add(self.split, "concat tokens added", len(ends_M))
         pieces = wrapped(lengths_N, self.max_length, self.endless)
         return fill(examples, pieces, documents, self.split, self.tally)
@@ -88,25 +91,26 @@ def fill(examples: Examples, pieces: Pieces, documents: int, split: str, tally: 
     for high_R in np.unique(np.minimum(np.asarray(cuts, np.int64) + 1, len(ends_R))).tolist():
         first = last_R[low_R - 1] + 1 if low_R else 0
         some = Pieces(*(part[first : last_R[high_R - 1] + 1] for part in pieces))
-        ids_T, labels_T, position_ids_T = _gather(examples, some)
+        ids_T, labels_T, position_ids_T, weights_T = _gather(examples, some)
         firsts_P = np.cumsum(some.lengths) - some.lengths
         if lost := int((labels_T[firsts_P] != IGNORE).sum()):
             tally.add(split, "trained tokens at a row's start, without context", lost)
         labels_T[firsts_P] = IGNORE
         start = ends_R[low_R - 1] if low_R else 0
         offsets_R1 = np.append(0, ends_R[low_R:high_R] - start)
-        yield table(offsets_R1, input_ids=ids_T, labels=labels_T, position_ids=position_ids_T)
+        yield table(offsets_R1, weights_T, input_ids=ids_T, labels=labels_T, position_ids=position_ids_T)
         low_R = high_R
 
 
-def _gather(examples: Examples, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens and labels of the pieces, and each token's place in its piece (int32, T each)."""
+def _gather(examples: Examples, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The tokens and labels of the pieces, each token's place in its piece (int32, T each), and weights if any."""
     import numpy as np
 
-    ids_S, labels_S = examples.ids_S, examples.labels_S
+    ids_S, labels_S, weights_S = examples.ids_S, examples.labels_S, examples.weights_S
     ends_P = np.cumsum(pieces.lengths)
     firsts_P = ends_P - pieces.lengths
     ids_T, labels_T, position_ids_T = (np.empty(int(pieces.lengths.sum()), np.int32) for _ in range(3))
+    weights_T = None if weights_S is None else np.empty(len(ids_T), np.float32)
     for low in range(0, len(ends_P), AT_ONCE):
         some = slice(low, low + AT_ONCE)
         lengths_P = pieces.lengths[some]
@@ -114,5 +118,7 @@ def _gather(examples: Examples, pieces: Pieces) -> tuple[np.ndarray, np.ndarray,
         position_T = np.arange(here.start, here.stop) - np.repeat(firsts_P[some], lengths_P)
         index_T = np.repeat(pieces.starts[some], lengths_P) + position_T
         ids_T[here], labels_T[here], position_ids_T[here] = ids_S[index_T], labels_S[index_T], position_T
+        if weights_S is not None and weights_T is not None:
+            weights_T[here] = weights_S[index_T]
         examples.release()  # pieces lie anywhere, and each that is read maps the pages around it too
-    return ids_T, labels_T, position_ids_T
+    return ids_T, labels_T, position_ids_T, weights_T

@@ -1,0 +1,243 @@
+"""Base models in 4 and 8 bits, to train adapters on: bitsandbytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from sftkit.errors import ConfigError, Problem
+from sftkit.models import quantization_of
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.requirements import has_gpu
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sftkit.config import RunConfig
+
+Float = Literal["float32", "bfloat16", "float16"]
+#: Options that say how weights are quantized: their bits, their name in `BitsAndBytesConfig`, and the default.
+HOW: dict[str, tuple[int, str, Any]] = {
+    "quant_type": (4, "bnb_4bit_quant_type", "nf4"),
+    "double_quant": (4, "bnb_4bit_use_double_quant", True),
+    "compute_dtype": (4, "bnb_4bit_compute_dtype", None),
+    "quant_storage": (4, "bnb_4bit_quant_storage", "uint8"),
+    "threshold": (8, "llm_int8_threshold", 6.0),
+}
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+ADAPTER = "select a plugin that puts an adapter on it, as in -p peft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsAndBytes(Plugin):
+    """Holds the base model in 4 or 8 bits while an adapter is trained on it (QLoRA).
+
+    Sources: Dettmers et al., 2023, QLoRA (arXiv 2305.14314), section 3, for 4 bits; Dettmers et al., 2022, LLM.int8()
+    (arXiv 2208.07339) for 8.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("bitsandbytes>=0.46.1", "peft>=0.18")
+
+    bits: Annotated[
+        Literal[4, 8] | None, Field(description="4 by default; a model that is quantized already keeps its own")
+    ] = None
+    quant_type: Annotated[Literal["nf4", "fp4"] | None, Field(description="4 bits: nf4 by default")] = None
+    double_quant: Annotated[
+        bool | None, Field(description="4 bits: quantize the blocks' scales too; true by default")
+    ] = None
+    compute_dtype: Annotated[
+        Float | None, Field(description="4 bits: type of the products; by default train.bf16's or fp16's, else float32")
+    ] = None
+    quant_storage: Annotated[
+        Literal["uint8", "float32", "bfloat16", "float16"] | None,
+        Field(description="4 bits: type in which the weights lie in memory; uint8 by default"),
+    ] = None
+    threshold: Annotated[
+        float | None, Field(ge=0, description="8 bits: activations beyond it are multiplied unquantized; 6 by default")
+    ] = None
+    skip_modules: Annotated[
+        list[str] | None, Field(description="layers that stay as they are, besides the output head (by name)")
+    ] = None
+    use_gradient_checkpointing: Annotated[
+        bool, Field(description="recompute activations in the backward, as train.activation_checkpointing does")
+    ] = False
+    gradient_checkpointing_kwargs: Annotated[
+        dict[str, Any], Field(description="arguments of `torch.utils.checkpoint.checkpoint`")
+    ] = dataclasses.field(default_factory=lambda: {"use_reentrant": False})
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """A base without an adapter, options that do not fit the bits or the checkpoint, what a CPU cannot do."""
+        yield from self._option_problems(config)
+        name = config.model.name
+        if not (config.model.loaded or _is_adapter(name) or any(map(_adapts, config.plugins))):
+            yield Problem("weights in so few bits cannot be trained themselves", "plugin bitsandbytes", ADAPTER)
+        if config.model.init == "random":
+            what = "random weights are made, not loaded, and only what is loaded is quantized"
+            yield Problem(
+                what, "model.init", "name a model with weights, and set model.init=pretrained", ("model", "init")
+            )
+        switches = [f"train.{key}" for key in CHECKPOINTING if config.train.get(key)]
+        switches += ["plugin activations"] if "activations" in config.plugins else []
+        if self.use_gradient_checkpointing and switches:
+            mend = "drop use_gradient_checkpointing of plugin bitsandbytes"
+            yield Problem("activation checkpointing is set twice", switches[0], mend)
+        optimizer = str(config.train.get("optim", ""))
+        if optimizer.startswith("paged_") and (config.train.get("use_cpu") or not has_gpu()):
+            what = f"{optimizer} moves its state between a GPU and the host, and there is no GPU"
+            mend = f"set train.optim={'adamw_bnb_8bit' if '8bit' in optimizer else 'adamw_torch'}"
+            yield Problem(what, "train.optim", mend, ("train", "optim"))
+
+    def _option_problems(self, config: RunConfig) -> Iterator[Problem]:
+        found = None if config.model.loaded else quantization_of(config.model.name)
+        bits = bits_of(found) or self.bits or 4
+        if found is not None and found.get("quant_method") != "bitsandbytes":
+            what = f"the checkpoint is quantized already, by {found.get('quant_method')}"
+            yield Problem(what, "model.name", "drop plugin bitsandbytes, or name a model that is not quantized")
+            return
+        if found is not None and self.bits not in (None, bits):
+            what = f"the checkpoint is quantized already, in {bits} bits"
+            yield Problem(what, "plugin bitsandbytes, option bits", "drop the option, or name a model that is not")
+        for name, (width, _, _) in HOW.items():
+            where, key = f"plugin bitsandbytes, option {name}", ("plugins", "bitsandbytes", name)
+            if getattr(self, name) is None:
+                continue
+            if found is not None:
+                yield Problem("the checkpoint is quantized already, and cannot be otherwise", where, "drop it", key)
+            elif width != bits and not config.model.loaded:
+                yield Problem(f"it is an option for {width} bits", where, f"drop it, or set bits={width}", key)
+
+    @hookimpl
+    def model_options(self, config: RunConfig) -> dict[str, Any]:
+        """How the weights are quantized as they are read, and on which device each process holds them."""
+        if config.model.loaded:
+            return {}
+        place = {} if "device_map" in config.model.options else {"device_map": {"": _device(config)}}
+        if quantization_of(config.model.name) is not None:
+            return place
+        from transformers import BitsAndBytesConfig
+
+        return place | {"quantization_config": BitsAndBytesConfig(**self._settings(config))}
+
+    def _settings(self, config: RunConfig) -> dict[str, Any]:
+        bits = self.bits or 4
+        mixed = next((kind for kind in ("bf16", "fp16") if config.train.get(kind)), "")
+        compute = {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, "float32")
+        settings = {f"load_in_{bits}bit": True, "bnb_4bit_compute_dtype": compute}
+        for name, (width, field, default) in HOW.items():
+            value = default if getattr(self, name) is None else getattr(self, name)
+            if width == bits and value is not None:
+                settings[field] = value
+        if self.skip_modules is not None:
+            settings["llm_int8_skip_modules"] = ["lm_head", *self.skip_modules]
+        return settings
+
+    @hookimpl(wrapper=True)
+    def adapt_model(self, model: PreTrainedModel, config: RunConfig) -> Iterator[None]:
+        """Prepares the quantized model before an adapter is put on it. Changes the model.
+
+        Raises:
+            ConfigError: if the model is not quantized as asked, or has no adapter in the end.
+        """
+        self._check_model(model, config)
+        keep_unpacked(model)
+        prepare(model, self.use_gradient_checkpointing, self.gradient_checkpointing_kwargs)
+        adapted = yield
+        if adapted is None and not hasattr(model, "peft_config"):
+            what = "weights in so few bits cannot be trained themselves, and there is no adapter"
+            raise ConfigError(Problem(what, "plugin bitsandbytes", ADAPTER))
+        return adapted
+
+    def _check_model(self, model: PreTrainedModel, config: RunConfig) -> None:
+        settings = _as_dict(getattr(model.config, "quantization_config", None))
+        bits = bits_of(settings)
+        if settings is None or bits is None:
+            what = "the model is not quantized by bitsandbytes"
+            mend = "give its name instead, or load it with a BitsAndBytesConfig"
+            raise ConfigError(Problem(what, "model", mend))
+        asked = {"bits": self.bits} | {name: getattr(self, name) for name in HOW}
+        held = {"bits": bits} | {name: settings.get(field) for name, (_, field, _) in HOW.items()}
+        problems = [
+            Problem(f"the model has {held[name]!r}", f"plugin bitsandbytes, option {name}", "drop the option")
+            for name, value in asked.items()
+            if value is not None and value != held[name]
+        ]
+        head = model.get_output_embeddings()
+        if head is not None and type(head.weight).__name__ in ("Params4bit", "Int8Params"):
+            what = "the output head is quantized, and the loss needs it whole"
+            problems.append(Problem(what, "model", "add its name to llm_int8_skip_modules or skip_modules"))
+        if problems:
+            raise ConfigError(problems)
+        kept = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
+        told = f"bitsandbytes: {bits} bits" + (f", {settings['bnb_4bit_quant_type']}" if bits == 4 else "")
+        logging.getLogger("sftkit").info("%s; other weights were %s and become float32", told, ", ".join(kept))
+
+
+def prepare(model: Any, checkpointing: bool, arguments: dict[str, Any]) -> None:
+    """Freezes the base, makes what is not quantized float32, and leaves an adapter that is there trainable."""
+    from peft import prepare_model_for_kbit_training
+
+    trained = [weight for weight in model.parameters() if weight.requires_grad] if hasattr(model, "peft_config") else []
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    prepare_model_for_kbit_training(
+        base, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=dict(arguments)
+    )
+    for weight in trained:
+        weight.requires_grad = True
+
+
+def keep_unpacked(model: Any) -> None:
+    """Keeps 4-bit weights in the layout that the backward reads. Changes the model's layers.
+
+    On a CPU with AVX512-BF16 a forward in eval mode without gradients repacks them for inference, and every later
+    backward takes them for what they were: gradients are wrong by up to 80 %.
+
+    Raises:
+        ConfigError: if that has happened already; the scales are rounded then, and bitsandbytes cannot undo it.
+    """
+    for module in model.modules():
+        weight: Any = getattr(module, "weight", None)
+        if type(weight).__name__ != "Params4bit":
+            continue
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            what = "the model was evaluated on this CPU, which repacked its weights so that gradients would be wrong"
+            mend = "load it anew, and set support_avx512bf16_for_cpu = False on its Linear4bit layers at once"
+            raise ConfigError(Problem(what, "model", mend))
+        module.support_avx512bf16_for_cpu = False
+
+
+def bits_of(settings: dict[str, Any] | None) -> int | None:
+    """The bits that the settings of a `BitsAndBytesConfig` say."""
+    found = settings or {}
+    return next((bits for bits in (4, 8) if found.get(f"load_in_{bits}bit")), None)
+
+
+def _as_dict(settings: Any) -> dict[str, Any] | None:
+    return settings if settings is None or isinstance(settings, dict) else dict(settings.to_dict())
+
+
+def _is_adapter(name: str) -> bool:
+    return Path(name, "adapter_config.json").is_file()
+
+
+def _adapts(name: str) -> bool:
+    """Whether a selected plugin fills ``adapt_model``; its class is imported by then."""
+    import importlib
+    from importlib import metadata
+
+    point = next(iter(metadata.entry_points(group="sftkit", name=name)), None)
+    module, _, attribute = (point.value if point else name).partition(":")
+    cls = getattr(importlib.import_module(module), attribute, None)
+    return cls is not BitsAndBytes and hasattr(cls, "adapt_model")
+
+
+def _device(config: RunConfig) -> str:
+    import torch
+
+    if config.train.get("use_cpu") or not torch.accelerator.is_available():
+        return "cpu"
+    return f"{torch.accelerator.current_accelerator()}:{os.environ.get('LOCAL_RANK', '0')}"

@@ -1,0 +1,154 @@
+"""Attention within documents, as two attention implementations of transformers: by torch's kernel, or one by one.
+
+Legend: B rows, T positions, H heads, K key and value heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sftkit.errors import Problem, RunError
+from sftkit_plugins.flash_attn.documents import Documents
+from sftkit_plugins.flash_attn.kernels import by_kernel, grouped, one_by_one
+
+#: The documents of the forward under way, and the module whose forward it is; set and unset by the hooks on that.
+UNDER_WAY: contextvars.ContextVar[tuple[Documents, Any] | None] = contextvars.ContextVar("documents", default=None)
+
+
+def document_mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, **rest: Any) -> Any:
+    """In place of a mask, the documents under way; without any, the mask that `sdpa` has."""
+    documents, _ = UNDER_WAY.get() or (None, None)
+    whole = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
+    if documents is None or not whole or documents.tokens != batch_size * q_length:
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset=q_offset, **rest)
+    if rest.get("use_vmap"):  # transformers sets it for masks that a model adds of its own
+        raise _cannot("masks that the model adds of its own")
+    return documents.seen_through(rest.get("local_size"))
+
+
+def varlen_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document: torch's ``varlen_attn`` on a GPU, elsewhere one document at a time.
+
+    Args:
+        module: the attention layer.
+        query: ``[B, H, T, D]``.
+        key: ``[B, K, T, D]``.
+        value: ``[B, K, T, D]``.
+        attention_mask: `Documents`; with anything else, this is `sdpa`.
+        dropout: must be 0 within documents.
+        scaling: of the scores, by default ``1 / sqrt(D)``.
+        is_causal: must not be False within documents.
+        kwargs: as transformers passes them.
+
+    Returns:
+        ``[B, T, H, D]``, and no weights.
+
+    Raises:
+        RunError: for a kind of attention that is not exact here.
+    """
+    if not isinstance(attention_mask, Documents):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    _check(module, dropout, is_causal, kwargs)
+    if attention_mask.apart:
+        return one_by_one(query, key, value, attention_mask, scaling), None
+    return by_kernel(query, key, value, attention_mask, scaling), None
+
+
+def sdpa_flash_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `varlen_attention`, one document at a time, and with no other backend of torch than the flash kernel.
+
+    Raises:
+        RunError: if a batch to train on has a mask, which that kernel does not take.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    documents = isinstance(attention_mask, Documents)
+    if attention_mask is not None and not documents:
+        if module.training:
+            raise _cannot("a batch with a padding mask")
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    if not documents and query.shape[2] != key.shape[2]:  # a step of generation
+        return sdpa_attention_forward(module, query, key, value, None, dropout, scaling, is_causal=is_causal, **kwargs)
+    _check(module, 0.0, is_causal, kwargs)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        if documents:
+            return one_by_one(query, key, value, attention_mask, scaling, dropout), None
+        out = scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped(query, key)
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _check(module: Any, dropout: float, is_causal: bool | None, kwargs: dict[str, Any]) -> None:
+    """Refuses what a layer asks for and would not get."""
+    asked = {
+        "soft caps on the scores": kwargs.get("softcap") is not None,
+        "attention sinks": kwargs.get("s_aux") is not None,
+        "a bias by position": kwargs.get("position_bias") is not None,
+        "dropout on the scores": dropout > 0,
+        "attention to later tokens": not (getattr(module, "is_causal", True) if is_causal is None else is_causal),
+    }
+    for what, wanted in asked.items():
+        if wanted:
+            raise _cannot(what)
+
+
+def _cannot(what: str) -> RunError:
+    mend = "choose another implementation, or run without flash_attn"
+    return RunError(Problem(f"it cannot do {what}", "plugin flash_attn, option implementation", mend))
+
+
+FUNCTIONS = {"varlen": varlen_attention, "sdpa_flash": sdpa_flash_attention}
+#: Names in transformers: it takes those with `flash` or `sdpa` in them for its own.
+NAMES = {"varlen": "sftkit_varlen", "sdpa_flash": "sftkit_one_by_one"}
+_HELD: dict[str, int] = {}
+
+
+@contextlib.contextmanager
+def registered(implementation: str) -> Iterator[str]:
+    """The name under which transformers has ``varlen`` or ``sdpa_flash``, until the last who asked for it is done."""
+    name = NAMES[implementation]
+    _HELD[name] = _HELD.get(name, 0) + 1
+    AttentionInterface.register(name, FUNCTIONS[implementation])
+    AttentionMaskInterface.register(name, document_mask)
+    try:
+        yield name
+    finally:
+        _HELD[name] -= 1
+        if not _HELD[name]:
+            del _HELD[name]
+            AttentionInterface._global_mapping.pop(name, None)
+            AttentionMaskInterface._global_mapping.pop(name, None)

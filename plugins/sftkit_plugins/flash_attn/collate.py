@@ -1,0 +1,60 @@
+"""Batches without padding: the examples of a batch, one behind the other in a single row."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddingFreeCollator:
+    """Lays examples one behind the other; S tokens, R examples, N documents.
+
+    A packed example brings its ``position_ids`` and is several documents; any other is one. The first label of each
+    example is -100, or the last token of one would be asked for the first of the next.
+    """
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch.
+
+        Returns:
+            ``input_ids``, ``labels``, ``position_ids`` (int64, ``[1, S]``); ``loss_weights`` (float32, ``[1, S]``)
+            where one has them, 1 for those without; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (int32, ``[N + 1]``),
+            ``max_length_q`` and ``max_length_k`` (int), as transformers' FlashAttentionKwargs; ``row_lengths`` (int64,
+            ``[R]``), the tokens of each example.
+        """
+        import numpy as np
+        import torch
+
+        from sftkit.data.columns import IGNORE
+
+        lengths = np.array([len(example["input_ids"]) for example in examples])
+        borders = np.concatenate([[0], lengths.cumsum()])
+        first = borders[:-1][lengths > 0]
+        joined = {name: _joined(examples, name, np.int64) for name in ("input_ids", "labels")}
+        joined["labels"][first] = IGNORE
+        if any("loss_weights" in example for example in examples):
+            ones = [{"loss_weights": np.ones(length)} for length in lengths]
+            weighted = [one | example for one, example in zip(ones, examples, strict=True)]
+            joined["loss_weights"] = _joined(weighted, "loss_weights", np.float32)
+        places = [example.get("position_ids", range(length)) for example, length in zip(examples, lengths, strict=True)]
+        position_ids = np.concatenate([np.asarray(place, dtype=np.int64) for place in places])
+        starts = np.append(True, np.diff(position_ids) != 1)
+        starts[first] = True  # also where a row begins inside a document
+        cu_seqlens = np.append(starts.nonzero()[0], len(position_ids))
+        longest = int(np.diff(cu_seqlens).max())
+        rows = {**joined, "position_ids": position_ids}
+        batch: dict[str, Any] = {name: torch.from_numpy(array)[None] for name, array in rows.items()}
+        cumulative: Tensor = torch.from_numpy(cu_seqlens.astype(np.int32))
+        batch |= {"cu_seq_lens_q": cumulative, "cu_seq_lens_k": cumulative}
+        batch |= {"max_length_q": longest, "max_length_k": longest}
+        return batch | {"row_lengths": torch.from_numpy(lengths.astype(np.int64))}
+
+
+def _joined(examples: list[dict[str, Any]], name: str, dtype: Any) -> Any:
+    import numpy as np
+
+    return np.concatenate([np.asarray(example[name], dtype=dtype) for example in examples])

@@ -1,0 +1,98 @@
+"""Attention of a batch's documents: in one call of torch's kernel, or one document at a time.
+
+Legend: B rows, T positions, H heads, K key and value heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sftkit.errors import Problem, RunError
+from sftkit_plugins.flash_attn.documents import Documents
+
+
+@torch.compiler.disable
+def one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of each document by itself (``[B, T, H, D]``): no score between two of them is ever computed."""
+    rows, _, columns, _ = query.shape
+    parts = [_as_one_row(tensor).split(documents.lengths, dim=2) for tensor in (query, key, value)]
+    outputs = []
+    for q, k, v in zip(*parts, strict=True):
+        length = q.shape[2]
+        band = None if documents.window is None or documents.window >= length else documents.band
+        out = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if band is None else band[:length, :length],
+            dropout_p=dropout,
+            is_causal=band is None,
+            scale=scaling,
+            enable_gqa=grouped(query, key),
+        )
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, dim=1).view(rows, columns, query.shape[1], value.shape[-1])
+
+
+def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None) -> Tensor:
+    """Attention of all documents in one call of torch's kernel (``[B, T, H, D]``), in half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, heads, columns, width = query.shape
+    dtype = _half(query, key, value)
+    # The kernel has one width for all three; what is added to the values is cut off again.
+    value_width = value.shape[-1]
+    value = torch.nn.functional.pad(value, (0, width - value_width)) if value_width < width else value
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1).to(dtype) for tensor in (query, key, value))
+    cu_seqlens = documents.cu_seqlens.to(query.device)
+    out: Any = varlen_attn(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        documents.longest,
+        documents.longest,
+        scale=scaling,
+        # The kernel counts the tokens before a token, transformers' window the token itself too.
+        window_size=(-1 if documents.window is None else documents.window - 1, 0),
+        enable_gqa=grouped(query, key),
+    )
+    made: Tensor = out.view(rows, columns, heads, width)[..., :value_width]
+    return made
+
+
+def _as_one_row(tensor: Tensor) -> Tensor:
+    """``[B, H, T, D]`` as ``[1, H, B * T, D]``, the rows one behind the other."""
+    return tensor if len(tensor) == 1 else tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+
+
+def grouped(query: Tensor, key: Tensor) -> bool:
+    """Whether several heads share a key and value head."""
+    return query.shape[1] != key.shape[1]
+
+
+def _half(*tensors: Tensor) -> torch.dtype:
+    """The type that the kernel gets: that of autocast, else the half precision that one of the tensors has.
+
+    Norms in float32 leave queries and keys in it, as under autocast or with adapters on a model in half precision.
+    """
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    half = (tensor.dtype for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16))
+    if (dtype := next(half, None)) is None:
+        what = f"torch's kernel takes half precision, and the model computes in {tensors[0].dtype}"
+        raise RunError(Problem(what, "plugin flash_attn", "set model.dtype: bfloat16, or train.bf16: true"))
+    return dtype

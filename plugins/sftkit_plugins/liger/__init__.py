@@ -1,0 +1,150 @@
+"""Liger kernels: RMSNorm, RoPE, SwiGLU, GeGLU, LayerNorm and the loss as fused Triton programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from sftkit.errors import ConfigError, Problem
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.requirements import has_gpu
+from sftkit_plugins.liger.catalogue import KERNELS, wanted_kernels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sftkit.config import RunConfig
+    from sftkit.training.loss import HeadLoss
+
+Kernel = Annotated[bool | None, Field(description="by default where liger has it on for the model type")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Liger(Plugin):
+    """Fused Triton kernels of liger-kernel on the model while it is trained; gone without a trace afterwards.
+
+    Source: Hsu et al., 2024, Liger Kernel: Efficient Triton Kernels for LLM Training (arXiv 2410.10989).
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.2",)
+
+    rope: Kernel = None
+    rms_norm: Kernel = None
+    swiglu: Kernel = None
+    geglu: Kernel = None
+    layer_norm: Kernel = None
+    relu_squared: Kernel = None
+    cross_entropy: Annotated[bool, Field(description="the loss by liger's kernel, from the logits of a chunk")] = False
+    fused_linear_cross_entropy: Annotated[
+        bool | None,
+        Field(description="the loss fused with the output head; by default on, unless cross_entropy is"),
+    ] = None
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """No GPU, transformers' own kernels beside these, and types or kernels that liger does not have."""
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if not interpreted and not has_gpu():
+            what = "it needs a GPU for its Triton kernels, and none is visible here"
+            yield Problem(what, "plugin liger", "run on a GPU, or without liger")
+        elif not interpreted and config.train.get("use_cpu"):
+            what = "Triton kernels do not run on the CPU, which train.use_cpu asks for"
+            yield Problem(what, "train.use_cpu", "drop it, or run without liger", ("train", "use_cpu"))
+        if self.cross_entropy and self.fused_linear_cross_entropy:
+            what = "cross_entropy and fused_linear_cross_entropy exclude each other: each computes the whole loss"
+            yield Problem(what, "plugin liger, option cross_entropy", "keep one of them")
+        if config.model.options.get("use_kernels"):
+            what = "two sets of kernels would replace the same layers: plugin liger is selected too"
+            yield Problem(what, "model.options.use_kernels", "keep one of them", ("model", "options", "use_kernels"))
+        file = Path(config.model.name, "config.json")
+        if file.is_file():
+            yield from self._type_problems(json.loads(file.read_text(encoding="utf-8")))
+
+    def _type_problems(self, values: Mapping[str, Any]) -> list[Problem]:
+        model_type = values.get("model_type")
+        return wanted_kernels(model_type, self._asked())[1] if model_type else []
+
+    def _asked(self) -> dict[str, bool | None]:
+        return {name: getattr(self, name) for name in KERNELS}
+
+    @hookimpl(wrapper=True)
+    def load_model(self, config: RunConfig) -> Generator[None, Any, Any]:
+        """Refuses a type that liger does not have as soon as the model's config is there, before its weights."""
+        from transformers import PreTrainedConfig
+
+        try:
+            values, _ = PreTrainedConfig.get_config_dict(config.model.name, revision=config.model.revision)
+        except OSError:  # an adapter, or no model at all: the loader's to tell
+            values = {}
+        if problems := self._type_problems(values):
+            raise ConfigError(problems)
+        return (yield)
+
+    @hookimpl
+    def patch_kernels(self, model: PreTrainedModel) -> None:
+        """Refuses a type or kernel that liger does not have, as of a loaded model; the kernels come with the training.
+
+        Raises:
+            ConfigError: which names the types or kernels that there are.
+        """
+        from sftkit_plugins.liger.patch import liger_function
+
+        if problems := wanted_kernels(model.config.model_type, self._asked())[1]:
+            raise ConfigError(problems)
+        liger_function(model.config.model_type)
+
+    @hookimpl(wrapper=True)
+    def make_loss(self, model: Any) -> Generator[None, HeadLoss | None, HeadLoss | None]:
+        """Liger's cross-entropy, unless another plugin has a loss of its own.
+
+        Raises:
+            ConfigError: if that is so and liger's was asked for, or if the fused one was and the head is not linear.
+        """
+        other = yield
+        asked = [name for name in ("cross_entropy", "fused_linear_cross_entropy") if getattr(self, name)]
+        if other is not None:
+            if asked:
+                what = f"{type(other).__name__} of another plugin is the loss of this run already"
+                raise ConfigError(Problem(what, f"plugin liger, option {asked[0]}", "drop it, or the other plugin"))
+            return other
+        return self._loss(model)
+
+    def _loss(self, model: Any) -> HeadLoss | None:
+        from torch import nn
+
+        from sftkit_plugins.liger.loss import FUSED, CrossEntropy, FusedLinearCrossEntropy
+
+        if self.cross_entropy:
+            return CrossEntropy()
+        if self.fused_linear_cross_entropy is False:
+            return None
+        head = type(model.get_output_embeddings())
+        if self.fused_linear_cross_entropy and head is not nn.Linear:
+            what = (
+                f"the loss can be fused with a plain linear head only, and this is a {head.__module__}.{head.__name__}"
+            )
+            raise ConfigError(Problem(what, FUSED, "set cross_entropy: true instead"))
+        return FusedLinearCrossEntropy(required=self.fused_linear_cross_entropy is True)
+
+    @hookimpl
+    def training_context(self, model: Any) -> AbstractContextManager[None]:
+        """The kernels inside the context; at its exit the model and transformers are as they were."""
+        return self._patched(model)
+
+    @contextmanager
+    def _patched(self, model: Any) -> Iterator[None]:
+        from sftkit_plugins.liger.patch import patched
+
+        model_type = model.config.model_type
+        asked = self._asked()
+        kernels, problems = wanted_kernels(model_type, asked)
+        if problems:
+            raise ConfigError(problems)
+        with patched(model, kernels, required=[name for name in kernels if asked[name]]) as used:
+            logging.getLogger("sftkit").info("liger: %s in %s", ", ".join(used) or "no kernel", model_type)
+            yield

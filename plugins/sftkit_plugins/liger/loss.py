@@ -1,0 +1,145 @@
+# ruff: noqa: N803, N806 (suffixes are shapes)
+"""Liger's cross-entropy as the loss of a run: at the logits of a chunk, or fused with the head.
+
+Legend: K trained tokens, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sftkit.errors import Problem, RunError
+from sftkit.training.loss import Head, HeadLoss, Result, TokenLosses
+
+logger = logging.getLogger("sftkit")
+IGNORED = -1  # no token id: every target of a HeadLoss is trained
+FUSED = "plugin liger, option fused_linear_cross_entropy"
+
+
+class CrossEntropy(HeadLoss):
+    """Negative log-likelihood by liger's kernel, which leaves the gradient where the logits were."""
+
+    def tokens(self, logits_KV: Tensor, targets_K: Tensor, gradient: bool) -> TokenLosses:
+        """The loss of each token from its logits (float32), which are overwritten."""
+        from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+        logits_KV = logits_KV.detach().requires_grad_(gradient)  # by which liger knows what is asked for
+        losses_K, *_, left_KV = cross_entropy_forward(
+            logits_KV, targets_K, None, IGNORED, 0.0, 0.0, "none", None, False
+        )
+        return TokenLosses(losses_K.detach(), left_KV.detach() if gradient else None, {})
+
+
+class LogitChange(NamedTuple):
+    """What a model does to its logits: ``cap * tanh(scale * x / cap)``, or ``scale * x`` where there is no cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, head: Head, device: torch.device) -> LogitChange | None:
+        """The change of this head, measured on its own function; None where it is another one."""
+        if head.post is None:
+            return cls()
+
+        def at(value: float) -> float:
+            assert head.post is not None
+            return float(head.post(torch.full((1, 1, head.vocabulary), value, device=device)).flatten()[0])
+
+        most = at(1e9)
+        cap = most if 0 < most < 1e5 else None
+        near = at(1.0) if cap is None else cap * math.atanh(min(at(1.0) / cap, 0.999))
+        found = cls(1.0 if abs(near - 1) < 1e-4 else near, cap)
+        generator = torch.Generator().manual_seed(0)
+        x = (torch.randn(1, 4, head.vocabulary, generator=generator) * 30).to(device)
+        return found if torch.allclose(head.post(x), found(x), rtol=1e-4, atol=1e-4) else None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The logits, changed."""
+        scaled = logits * self.scale
+        return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
+
+
+class FusedLinearCrossEntropy(CrossEntropy):
+    """Negative log-likelihood by liger's kernel fused with the output head, on trained positions only.
+
+    Args:
+        required: refuse a head that the kernel cannot be fused with; by default its chunks' logits are made by the
+            core, the loss from them by the plain kernel, and that is told.
+    """
+
+    def __init__(self, required: bool) -> None:
+        self.required = required
+        self._change: LogitChange | None = None
+        self._known = False
+
+    def run(
+        self,
+        hidden_KD: Tensor,
+        head: Head,
+        targets_K: Tensor,
+        weights_K: Tensor | None,
+        trained: Sequence[Tensor] | None,
+    ) -> Result:
+        """The loss of every token, as of `HeadLoss`.
+
+        Raises:
+            RunError: where the kernel is required, and the head is none that it can be fused with.
+        """
+        if not self._known:
+            self._look_at(head, hidden_KD.device)
+        if self._change is None or head.weight is None or not len(hidden_KD):
+            return super().run(hidden_KD, head, targets_K, weights_K, trained)
+        return _fused(hidden_KD, head, self._change, targets_K, weights_K, trained)
+
+    def _look_at(self, head: Head, device: torch.device) -> None:
+        self._known = True
+        self._change = None if head.weight is None else LogitChange.of(head, device)
+        if self._change is not None:
+            return
+        what = "the output head is no plain linear layer" if head.weight is None else "the model changes its logits"
+        what += ", and liger's fused loss has no way to follow"
+        if self.required:
+            raise RunError(Problem(what, FUSED, "set cross_entropy: true instead"))
+        logger.warning("liger: %s: its plain cross-entropy is used, on the logits of a chunk", what)
+
+
+def _fused(
+    hidden_KD: Tensor,
+    head: Head,
+    change: LogitChange,
+    targets_K: Tensor,
+    weights_K: Tensor | None,
+    trained: Sequence[Tensor] | None,
+) -> Result:
+    from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
+
+    assert head.weight is not None
+    weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach() * change.scale
+    wants_weight = trained is not None and any(tensor is head.weight for tensor in trained)
+    losses_K, _, correct_K, _, gradient_KD, gradient_VD, gradient_V = fused_linear_cross_entropy_forward(
+        hidden_KD * change.scale,  # the scale of the logits, where it costs least
+        weight,
+        targets_K,
+        bias=bias,
+        ignore_index=IGNORED,
+        reduction="none",
+        softcap=change.cap,
+        return_token_accuracy=True,
+        token_grad_output=weights_K,
+        compute_gradients=trained is not None,
+        weight_requires_grad=wants_weight,
+    )
+    if weights_K is not None:
+        losses_K = losses_K * weights_K
+    measures = {"token_accuracy": correct_K}
+    if trained is None:
+        return Result(losses_K, measures)
+    found = [gradient_VD if tensor is head.weight else gradient_V * change.scale for tensor in trained]
+    return Result(losses_K, measures, gradient_KD * change.scale, found)

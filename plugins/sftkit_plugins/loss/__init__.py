@@ -1,0 +1,47 @@
+"""What is minimised: other losses of a token than its negative log-likelihood, and what is measured beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from sftkit.errors import Problem
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+    from sftkit.training.loss import HeadLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Plugin):
+    """Chooses the loss of a token: nll, dft (Wu et al., 2025), label smoothing; measures entropy if asked.
+
+    Without this plugin a run minimises the negative log-likelihood, as with ``type: nll`` and nothing else set.
+    """
+
+    type: Annotated[
+        Literal["nll", "dft"],
+        Field(description="nll: negative log-likelihood; dft: the same times the token's own probability"),
+    ] = "nll"
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of a target's probability spread over the whole vocabulary")
+    ] = 0.0
+    entropy: Annotated[bool, Field(description="log the mean entropy (nats) of the trained tokens' predictions")] = (
+        False
+    )
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """Refuses smoothed targets for a loss that weighs by the one target's probability."""
+        if self.type == "dft" and self.label_smoothing:
+            what = "dft weighs a token by the probability of its target, and smoothed targets are many"
+            key = ("plugins", "loss", "label_smoothing")
+            yield Problem(what, "plugin loss, option label_smoothing", "leave it at 0, or set type: nll", key)
+
+    @hookimpl
+    def make_loss(self) -> HeadLoss:
+        """The loss of trained tokens."""
+        from sftkit_plugins.loss.tokens import ChosenLoss
+
+        return ChosenLoss(self.type == "dft", self.label_smoothing, self.entropy)

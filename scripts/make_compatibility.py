@@ -1,0 +1,151 @@
+"""Write docs/compatibility.md: which techniques work with which, found by running each pair.
+
+    python scripts/make_compatibility.py
+
+Each pair trains a tiny model for a few steps on the CPU, and evaluates it before and after. tests/e2e/test_compatibility.py
+runs the same pairs and holds them against the page.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "compatibility.md"
+
+#: Techniques by their name on the page, and the plugins that make them up.
+TECHNIQUES: dict[str, list[str]] = {
+    "peft": ["peft:r=4"],
+    "loss: dft": ["loss:type=dft"],
+    "flash_attn: varlen": ["flash_attn:implementation=varlen"],
+    "flash_attn: sdpa_flash": ["flash_attn:implementation=sdpa_flash"],
+    "flash_attn: flex": ["flash_attn:implementation=flex"],
+    "flash_attn: flash_attention_2": ["flash_attn:implementation=flash_attention_2"],
+    "flash_attn: flash_attention_3": ["flash_attn:implementation=flash_attention_3"],
+    "liger": ["liger"],
+    "unsloth": ["unsloth"],
+    "bitsandbytes: 4 bit": ["bitsandbytes:bits=4", "peft:r=4"],
+    "bitsandbytes: 8 bit": ["bitsandbytes:bits=8", "peft:r=4"],
+    "gptq": ["gptq:group_size=32"],
+    "compile": ["compile:backend=aot_eager"],
+    "activations: full": ["activations:checkpointing=full"],
+    "activations: selective": ["activations:checkpointing=selective"],
+}
+WITH: dict[str, list[str]] = {"alone": [], "packing": ["packing"], "neftune": ["neftune"], "peft": ["peft:r=4"]}
+INTERPRETED = ("liger",)
+YES, GPU = "yes", "on a GPU"
+
+HEAD = """\
+# What works with what
+
+Each cell was run, not claimed: a tiny Llama is loaded from a directory, trained for a few steps on a CPU and evaluated before and
+after; `yes` means that held-out loss fell, or more tokens were right. Liger's kernels ran under Triton's interpreter. What is
+refused is refused before weights are read, with the reason. `on a GPU`: the technique asks for one, and was not run. Written by
+`scripts/make_compatibility.py`; a test runs all cells again.
+
+"""
+
+
+def run_pair(plugins: list[str], directory: Path) -> str:
+    """What comes of a run with these plugins: ``yes``, ``on a GPU`` or ``refused: why``."""
+    from sftkit import Pipeline
+    from sftkit.errors import SftkitError
+    from sftkit.testing import tiny_model, tiny_tokenizer
+
+    model = directory / "model"
+    if not model.exists():
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_key_value_heads": 4}
+        tiny_model("llama", **sizes).save_pretrained(model)
+        tiny_tokenizer().save_pretrained(model)
+    rows = [
+        {"prompt": f"### Question: {number % 4}\n ### Answer:", "completion": " Paris is the capital of France."}
+        for number in range(20)
+    ]
+    steps, batch = (2, 1) if "TRITON_INTERPRET" in os.environ else (5, 4)  # the interpreter is slow
+    train = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 2e-2, "eval_on_start": True}
+    output = tempfile.mkdtemp(dir=directory)
+    try:
+        result = Pipeline(
+            model=str(model),
+            config={"data": {"train": "given", "max_length": 128}},
+            data=rows,
+            eval=rows[:1],
+            plugins=plugins,
+            train={**train, "use_cpu": True, "save_strategy": "no", "output_dir": f"{output}/run"},
+        ).run()
+    except SftkitError as error:
+        problem = error.problems[0]
+        if re.search(r"\bGPU\b", str(problem)):
+            return GPU
+        return f"refused: {problem.what}"
+    better = {"loss": -1, "token_accuracy": 1}  # dft's own loss is small before anything is learned
+    gains = [
+        sign * (result.metrics[f"eval_{name}"] - result.metrics[f"eval_{name}_before"]) for name, sign in better.items()
+    ]
+    return YES if max(gains) > 0 else f"no: {result.metrics}"
+
+
+def run_cell(technique: str, plugins: list[str], directory: Path) -> str:
+    """The same; Triton's kernels in a process of their own, whose interpreter is there before Triton is imported."""
+    if technique not in INTERPRETED:
+        return run_pair(plugins, directory)
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "tests" / "plugins" / "liger")}
+    command = [sys.executable, __file__, "--interpreted", str(directory), *plugins]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"no: {done.stderr[-2000:]}"
+
+
+def cells(technique: str) -> dict[str, list[str] | None]:
+    """The plugins of each cell of a row; None where the column is in the row already."""
+    own = TECHNIQUES[technique]
+    names = {plugin.partition(":")[0] for plugin in own}
+    return {
+        column: None if names & {plugin.partition(":")[0] for plugin in more} else [*own, *more]
+        for column, more in WITH.items()
+    }
+
+
+def page(table: dict[str, dict[str, str]]) -> str:
+    """The page with the outcome of each cell."""
+    lines = [f"| | {' | '.join(WITH)} |", f"|{'---|' * (len(WITH) + 1)}"]
+    lines += [f"| {name} | {' | '.join(row[column] for column in WITH)} |" for name, row in table.items()]
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def read_page() -> dict[str, dict[str, str]]:
+    """The outcome of each cell, from the page."""
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split(" | ")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith("| |")
+    ]
+    return {row[0]: dict(zip(WITH, row[1:], strict=True)) for row in rows}
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    if sys.argv[1:2] == ["--interpreted"]:
+        importlib.import_module("interpreter")  # before everything that imports triton
+        print(run_pair(sys.argv[3:], Path(sys.argv[2])))
+        return
+    table: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for technique in TECHNIQUES:
+            table[technique] = {}
+            for column, plugins in cells(technique).items():
+                outcome = "" if plugins is None else run_cell(technique, plugins, Path(directory))
+                table[technique][column] = outcome
+                print(f"{technique} with {column}: {outcome}", file=sys.stderr)
+    PAGE.write_text(page(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

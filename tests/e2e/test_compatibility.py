@@ -1,0 +1,49 @@
+"""docs/compatibility.md says what comes of each pair of techniques: each is run again."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from sftkit.requirements import has_gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("make_compatibility", ROOT / "scripts" / "make_compatibility.py")
+compatibility = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compatibility)
+
+PAIRS = [
+    pytest.param(
+        *(technique, column, plugins),
+        id=f"{technique} with {column}",
+        marks=[pytest.mark.slow] if technique in compatibility.INTERPRETED else [],
+    )
+    for technique in compatibility.TECHNIQUES
+    for column, plugins in compatibility.cells(technique).items()
+    if plugins is not None
+]
+
+
+@pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("compatibility")
+
+
+@pytest.mark.parametrize(("technique", "column", "plugins"), PAIRS)
+def test_what_comes_of_a_pair_is_what_the_page_says(shared_directory, technique, column, plugins):
+    told = compatibility.read_page()[technique][column]
+    outcome = compatibility.run_cell(technique, plugins, shared_directory)
+    if "pip install" in outcome or "is not installed" in outcome:
+        pytest.skip(f"a package is missing here: {outcome}")
+    if told == compatibility.GPU and has_gpu():
+        assert outcome in (compatibility.YES, compatibility.GPU)
+    else:
+        assert outcome == told
+
+
+def test_the_page_has_every_technique_and_column():
+    table = compatibility.read_page()
+    assert set(table) == set(compatibility.TECHNIQUES)
+    assert all(set(row) == set(compatibility.WITH) for row in table.values())

@@ -1,0 +1,662 @@
+"""Documents laid behind one another are computed as each alone, without padding, masks or packages."""
+
+import inspect
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+
+from sftkit import Pipeline
+from sftkit.errors import ConfigError, RunError
+from sftkit.report.preview import read_batch
+from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.training.batches import pieces
+from sftkit_plugins.flash_attn import FlashAttn
+from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
+from sftkit_plugins.flash_attn.collate import PaddingFreeCollator
+from sftkit_plugins.flash_attn.documents import Documents, from_positions
+from sftkit_plugins.flash_attn.kernels import by_kernel, one_by_one
+from sftkit_plugins.flash_attn.model import attending, prove_isolation
+from sftkit_plugins.packing import Packing
+from sftkit_plugins.pad import PadCollator
+
+IGNORE = -100
+OPT = {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
+MODELS = {
+    "llama": {},
+    "qwen3": {},
+    "gpt2": {},
+    "opt": OPT,
+    "mistral": {"sliding_window": 6},
+    "gemma3_text": {"sliding_window": 6, "num_hidden_layers": 6},
+}
+
+
+def example(length, first_id=3, **columns):
+    """An example whose ids count on, trained on all of them."""
+    ids = list(range(first_id, first_id + length))
+    return {"input_ids": ids, "labels": list(ids), **columns}
+
+
+EXAMPLES = [example(9), example(20, 40), example(5, 80), example(13, 100)]
+
+
+def model_of(architecture, **options):
+    return tiny_model(architecture, **{**MODELS.get(architecture, {}), **options}).train()
+
+
+def forward(model, batch):
+    """Logits of a collator's batch, as the trainer calls the model."""
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_lengths", "loss_weights")}
+    return model(**inputs, use_cache=False).logits
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+# The collator
+
+
+def test_examples_lie_one_behind_the_other_and_positions_restart():
+    batch = PaddingFreeCollator()([example(3), example(2, 10)])
+
+    assert batch["input_ids"].tolist() == [[3, 4, 5, 10, 11]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["row_lengths"].tolist() == [3, 2]
+    assert "attention_mask" not in batch
+
+
+def test_the_first_label_of_each_example_is_not_trained():
+    batch = PaddingFreeCollator()([example(3), example(2, 10)])
+
+    assert batch["labels"].tolist() == [[IGNORE, 4, 5, IGNORE, 11]]
+
+
+def test_a_packed_example_is_as_many_documents_as_its_positions_say():
+    batch = PaddingFreeCollator()([example(5, position_ids=[0, 1, 2, 0, 1]), example(2, position_ids=[0, 1])])
+
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 3, 5, 7]
+    assert batch["max_length_q"] == batch["max_length_k"] == 3
+    assert batch["row_lengths"].tolist() == [5, 2]
+
+
+def test_an_example_that_goes_on_where_the_last_ended_is_a_document_of_its_own():
+    batch = PaddingFreeCollator()([example(2, position_ids=[0, 1]), example(2, position_ids=[2, 3])])
+
+    assert batch["cu_seq_lens_q"].tolist() == [0, 2, 4]
+
+
+def test_the_types_are_those_that_model_and_kernel_take():
+    batch = PaddingFreeCollator()([example(3, loss_weights=[0.5, 1.0, 2.0]), example(2, loss_weights=[1.0, 1.0])])
+
+    types = {name: value.dtype for name, value in batch.items() if torch.is_tensor(value)}
+    assert types.pop("cu_seq_lens_q") == types.pop("cu_seq_lens_k") == torch.int32
+    assert types.pop("loss_weights") == torch.float32
+    assert set(types.values()) == {torch.int64}
+    assert batch["loss_weights"].tolist() == [[0.5, 1.0, 2.0, 1.0, 1.0]]
+
+
+def test_examples_without_weights_among_others_have_weights_of_one():
+    batch = PaddingFreeCollator()([example(2), example(3, loss_weights=[0.5, 1.0, 2.0])])
+
+    assert batch["loss_weights"].tolist() == [[1.0, 1.0, 0.5, 1.0, 2.0]]
+
+
+def test_the_collator_goes_to_data_workers():
+    collator = pickle.loads(pickle.dumps(FlashAttn().make_collator()))
+
+    assert collator([example(3)])["input_ids"].shape == (1, 3)
+
+
+def test_padded_batches_are_left_to_the_plugin_pad():
+    hook = check_plugin(FlashAttn(padding_free=False)).hook
+
+    assert isinstance(hook.make_collator(tokenizer=tiny_tokenizer(), config=tiny_config()), PadCollator)
+
+
+def test_a_batch_is_cut_by_its_examples_where_memory_runs_out():
+    halves = list(pieces(PaddingFreeCollator()(EXAMPLES), 2))
+
+    alone = PaddingFreeCollator()(EXAMPLES[2:])
+    for name in ("input_ids", "labels", "position_ids", "cu_seq_lens_q", "row_lengths"):
+        assert halves[1][name].tolist() == alone[name].tolist()
+
+
+def test_preview_shows_each_example_of_a_batch_by_itself():
+    rows = read_batch([example(3), example(2, 10)], PaddingFreeCollator(), tiny_tokenizer())
+
+    assert [[id for piece in row.pieces for id in piece.ids] for row in rows] == [[3, 4, 5], [10, 11]]
+
+
+# Parity
+
+
+@pytest.mark.parametrize("implementation", ["varlen", "sdpa_flash"])
+@pytest.mark.parametrize("architecture", MODELS)
+def test_a_batch_has_the_logits_and_gradients_of_its_documents_alone(architecture, implementation):
+    model, alone = model_of(architecture), model_of(architecture)
+    weights = torch.randn(47, 320, generator=torch.Generator().manual_seed(0))
+
+    with attending(model, implementation):
+        logits = forward(model, PaddingFreeCollator()(EXAMPLES))[0]
+        (logits * weights).sum().backward()
+    expected = torch.cat([alone(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in EXAMPLES])
+    (expected * weights).sum().backward()
+
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(model), gradients(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_a_batch_has_the_logits_of_a_padded_batch_under_eager_attention(architecture):
+    model, eager = model_of(architecture), model_of(architecture, attn_implementation="eager")
+    padded = PadCollator(2)(EXAMPLES)
+
+    with attending(model, "varlen"):
+        logits = forward(model, PaddingFreeCollator()(EXAMPLES))[0]
+
+    expected = forward(eager, padded)[padded["attention_mask"].bool()]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral"])
+def test_packed_rows_of_a_padded_batch_have_the_logits_of_their_documents_alone(architecture):
+    model, ids = model_of(architecture), torch.arange(3, 67).view(2, 32)
+    places = torch.tensor([[*range(8), *range(24)], [*range(16), *range(15), 0]])
+
+    with attending(model, "varlen"):
+        logits = model(input_ids=ids, position_ids=places, use_cache=False).logits
+
+    for row, low, high in [(0, 0, 8), (0, 8, 32), (1, 0, 16), (1, 16, 31), (1, 31, 32)]:
+        alone = model(input_ids=ids[row : row + 1, low:high]).logits[0]
+        torch.testing.assert_close(logits[row, low:high], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_get_the_documents_and_no_mask_is_made():
+    model, seen = model_of("gemma3_text", num_hidden_layers=6), []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+
+    with attending(model, "varlen"):
+        forward(model, PaddingFreeCollator()(EXAMPLES))
+
+    masks = [kwargs["attention_mask"] for kwargs in seen]
+    assert all(isinstance(mask, Documents) for mask in masks)
+    assert [mask.window for mask in masks] == [6] * 5 + [None]
+    assert len({id(mask) for mask in masks}) == 2  # found once a forward, for each kind of layer
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_recomputes_within_the_same_documents(reentrant):
+    model, alone, batch = model_of("llama"), model_of("llama"), PaddingFreeCollator()(EXAMPLES)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+
+    with attending(model, "varlen"):
+        forward(model, batch).square().sum().backward()
+    with attending(alone, "varlen"):
+        forward(alone, batch).square().sum().backward()
+
+    torch.testing.assert_close(gradients(model), gradients(alone))
+
+
+@pytest.mark.parametrize("implementation", ["varlen", "sdpa_flash"])
+def test_padded_batches_and_generation_with_a_cache_go_on_as_under_sdpa(implementation):
+    model = model_of("llama").eval()
+    padded, prompt = PadCollator(2)(EXAMPLES), torch.arange(3, 23).view(2, 10)
+    mask = torch.ones_like(prompt)
+    mask[0, :4] = 0
+    logits = forward(model, padded)
+    made = model.generate(input_ids=prompt, attention_mask=mask, max_new_tokens=6, do_sample=False)
+
+    with attending(model, implementation):
+        assert torch.equal(forward(model, padded), logits)
+        again = model.generate(input_ids=prompt, attention_mask=mask, max_new_tokens=6, do_sample=False)
+
+    assert torch.equal(again, made)
+
+
+def test_rows_without_padding_are_one_document_each_under_the_flash_kernel_too():
+    model, ids = model_of("llama"), torch.arange(3, 67).view(2, 32)
+    expected = model(input_ids=ids, use_cache=False).logits
+
+    with attending(model, "sdpa_flash"):
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_padded_batch_is_not_trained_on_by_the_flash_kernel():
+    model = model_of("llama")
+
+    with attending(model, "sdpa_flash"), pytest.raises(RunError, match="padding mask"):
+        forward(model, PadCollator(2)(EXAMPLES))
+
+
+def test_a_failed_forward_leaves_its_documents_to_no_other():
+    model, ids = model_of("llama"), torch.arange(3, 13)[None]
+    expected = model(input_ids=ids, use_cache=False).logits
+
+    with attending(model, "varlen"):
+        with pytest.raises(IndexError):
+            forward(model, PaddingFreeCollator()([example(5, 10_000), example(5, 10_000)]))
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, expected)
+
+
+# The kernel of torch, which runs on GPUs only
+
+
+def heads(rows, columns, query_heads=4, key_heads=2, width=8, value_width=8):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((query_heads, width), (key_heads, width), (key_heads, value_width))
+    return [torch.randn(rows, count, columns, size, generator=generator).bfloat16() for count, size in shapes]
+
+
+def varlen_by_definition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What torch documents of varlen_attn: ``[T, H, D]``, (W, 0) for W tokens before a token, and itself."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert query.dtype in (torch.bfloat16, torch.float16)
+    assert query.shape[-1] == value.shape[-1]
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    assert window_size[1] == 0
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    parts = []
+    for low, high in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        back = torch.arange(high - low)[:, None] - torch.arange(high - low)
+        seen = (back >= 0) & ((back <= window_size[0]) if window_size[0] >= 0 else True)
+        q, k, v = (part[low:high].transpose(0, 1).float() for part in (query, key, value))
+        k, v = (part.repeat_interleave(len(q) // len(part), 0) for part in (k, v))
+        scores = (q @ k.transpose(1, 2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        parts.append((scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(parts).to(query.dtype)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("value_width", [8, 6])
+def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch, window, scaling, value_width):
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has no varlen_attn before 2.10")
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def bound(*args, **kwargs):
+        signature.bind(*args, **kwargs)
+        return varlen_by_definition(*args, **kwargs)
+
+    monkeypatch.setattr(varlen, "varlen_attn", bound)
+    query, key, value = heads(2, 16, value_width=value_width)
+    places = torch.tensor([[*range(7), *range(9)], [*range(16)]])
+    documents = from_positions(places, apart=True).seen_through(window)
+
+    made = by_kernel(query, key, value, documents, scaling)
+
+    expected = one_by_one(query, key, value, documents, scaling)
+    torch.testing.assert_close(made, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_the_kernel_gets_half_precision_where_norms_left_float32(monkeypatch):
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has no varlen_attn before 2.10")
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_by_definition)
+    query, key, value = heads(1, 16)
+    documents = from_positions(torch.arange(8).repeat(2)[None], apart=True)
+
+    assert by_kernel(query.float(), key.float(), value, documents, None).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert by_kernel(query.float(), key.float(), value.float(), documents, None).dtype == torch.bfloat16
+    with pytest.raises(RunError, match="half precision"):
+        by_kernel(query.float(), key.float(), value.float(), documents, None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's varlen_attn has no kernel for the CPU")
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_the_kernel_of_torch_equals_documents_alone_on_a_gpu(architecture):
+    options = {"head_dim": 64, "hidden_size": 256}
+    model, alone = (model_of(architecture, **options).cuda().bfloat16() for _ in range(2))
+    batch = {n: v.cuda() if torch.is_tensor(v) else v for n, v in PaddingFreeCollator()(EXAMPLES).items()}
+
+    with attending(model, "varlen"):
+        logits = forward(model, batch)[0]
+        logits.float().square().sum().backward()
+    expected = torch.cat([alone(input_ids=torch.tensor([row["input_ids"]]).cuda()).logits[0] for row in EXAMPLES])
+    expected.float().square().sum().backward()
+
+    torch.testing.assert_close(logits, expected, rtol=5e-2, atol=5e-2)
+    torch.testing.assert_close(gradients(model), gradients(alone), rtol=1e-1, atol=1e-1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn runs on GPUs only")
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3"])
+def test_transformers_flash_attention_equals_documents_alone_on_a_gpu(implementation):
+    pytest.importorskip(
+        {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}[implementation]
+    )
+    model = model_of("llama", head_dim=64, hidden_size=256).cuda().bfloat16()
+
+    with attending(model, implementation):
+        prove_isolation(model, implementation)
+
+
+# What is refused, and when
+
+
+def told(plugin, **sections):
+    return [p for found in check_plugin(plugin).hook.check_run(config=tiny_config(**sections)) for p in found]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a tiny model and its tokenizer, and gives the directory."""
+
+    def save(architecture="llama", **options):
+        model_of(architecture, **options).save_pretrained(tmp_path / "model")
+        tiny_tokenizer(chat_template=CHATML).save_pretrained(tmp_path / "model")
+        return str(tmp_path / "model")
+
+    return save
+
+
+CPU = Machine("cpu", varlen=True, torch="2.13.0")
+GPU = Machine("cuda", (9, 0), frozenset({"flash_attn", "flash_attn_interface"}), "2.13.0", varlen=True)
+HALF = {"model": {"dtype": "bfloat16"}}
+
+
+def in_the_way(name, machine, architecture=None, **sections):
+    config = tiny_config(**sections)
+    return list(obstacles(name, config, machine, architecture, half_precision(config, None)))
+
+
+def chosen(machine, config=HALF, architecture="llama", **options):
+    model = tiny_model(architecture, **{**MODELS.get(architecture, {}), **options}).config
+    config = tiny_config(**config)
+    return resolve("auto", config, machine, model, half_precision(config, None))
+
+
+@pytest.mark.parametrize(
+    ("machine", "config", "expected"),
+    [
+        (CPU, {}, "varlen"),
+        (GPU, HALF, "flash_attention_3"),
+        (Machine("cuda", (8, 0), GPU.packages, "2.13.0", varlen=True), HALF, "flash_attention_2"),
+        (Machine("cuda", (8, 0), frozenset(), "2.13.0", varlen=True), HALF, "varlen"),
+        (Machine("cuda", (8, 0), frozenset(), "2.9.0"), HALF, "flex"),
+        (GPU, {}, "flex"),
+        (GPU, {"train": {"bf16": True}}, "flash_attention_3"),
+        (Machine("cuda", (7, 5), frozenset(), "2.13.0", varlen=True), HALF, "flex"),
+    ],
+)
+def test_auto_is_the_best_that_device_package_and_precision_allow(machine, config, expected):
+    assert chosen(machine, config) == (expected, [])
+
+
+def test_auto_minds_the_model():
+    assert chosen(GPU, architecture="gpt2", attn_pdrop=0.1)[0] == "flash_attention_2"  # the third has no dropout
+    assert chosen(GPU, architecture="gpt_oss")[0] == "flex"
+
+
+def test_auto_names_what_stands_in_the_way_where_nothing_works():
+    name, problems = chosen(CPU, architecture="gemma2")
+
+    assert name == "varlen"
+    assert [problem.what for problem in problems] == [
+        "varlen cannot do what model type gemma2 has: soft caps on its scores"
+    ]
+
+
+def test_the_choice_of_auto_is_told(caplog):
+    caplog.set_level(logging.INFO, "sftkit")
+
+    with FlashAttn().training_context(model_of("llama"), tiny_config()):
+        pass
+
+    assert caplog.messages == ["flash_attn: varlen, the best that works here; batches without padding"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "match"),
+    [
+        ("gemma2", {}, "soft caps"),
+        ("gpt_oss", {}, "attention sinks"),
+        ("gpt2", {"attn_pdrop": 0.1}, "attn_pdrop 0.1"),
+        ("llama", {"attention_dropout": 0.2}, "attention_dropout 0.2"),
+        ("llama4_text", {"layer_types": ["chunked_attention", "full_attention"]}, "attention in chunks"),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+    ],
+)
+def test_what_varlen_cannot_do_is_refused_by_name(architecture, options, match):
+    from transformers import AutoConfig
+
+    sizes = {"num_hidden_layers": 2, **options}
+    model = AutoConfig.for_model(architecture, **sizes)
+
+    for machine in (CPU, GPU):
+        problems = in_the_way("varlen", machine, model, **HALF)
+        assert [problem for problem in problems if match in problem.what], problems
+
+
+def test_dropout_is_refused_before_weights_are_read_and_an_option_of_the_model_mends_it(saved):
+    name = saved("gpt2", attn_pdrop=0.1)
+
+    (problem,) = told(FlashAttn(), model={"name": name})
+
+    assert problem.mend == "set model.options.attn_pdrop: 0.0"
+    assert not told(FlashAttn(), model={"name": name, "options": {"attn_pdrop": 0.0}})
+
+
+def test_layers_refuse_what_no_configuration_told():
+    model = model_of("gemma2")
+
+    with attending(model, "varlen"), pytest.raises(RunError, match="soft caps"):
+        forward(model, PaddingFreeCollator()(EXAMPLES))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_without_gpu_and_package_is_told_before_anything_is_loaded(saved, implementation):
+    plugin = FlashAttn(implementation=implementation)
+
+    problems = Pipeline(model=saved(), data=["none.jsonl"], plugins=[plugin]).check()
+
+    gpu, package = [problem for problem in problems if implementation in problem.what]
+    assert "needs a GPU" in gpu.what
+    assert "install" in package.mend
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_flex_is_refused_without_a_gpu_since_it_has_no_backward_there():
+    (problem,) = told(FlashAttn(implementation="flex"))
+
+    assert "no backward on the device cpu" in problem.what
+
+
+@pytest.mark.parametrize("name", ["varlen", "sdpa_flash", "flash_attention_2", "flash_attention_3"])
+def test_kernels_on_a_gpu_take_half_precision(name):
+    assert not in_the_way(name, GPU, **HALF)
+    assert not in_the_way(name, GPU, train={"fp16": True})
+
+    (problem,) = in_the_way(name, GPU)
+    assert "half precision" in problem.what
+
+
+@pytest.mark.parametrize("sections", [{"model": {"dtype": "auto"}}, {"model": {"name": "loaded LlamaForCausalLM"}}])
+def test_the_loaded_weights_decide_where_the_configuration_leaves_it_open(sections):
+    config, model = tiny_config(**sections), tiny_model("llama")
+
+    assert half_precision(config, None) is None
+    assert half_precision(config, model) is False
+    assert half_precision(config, model.bfloat16()) is True
+
+
+def test_an_older_torch_is_named_where_its_kernel_is_needed():
+    (problem,) = in_the_way("varlen", Machine("cuda", (9, 0), frozenset(), "2.9.1"), **HALF)
+
+    assert "newer torch: 2.9.1" in problem.what
+    assert "torch 2.13" in problem.mend
+    assert not in_the_way("varlen", Machine("cpu", torch="2.9.1"))
+
+
+def test_sdpa_flash_is_refused_on_padded_rows_but_not_on_packed_ones():
+    plugin = FlashAttn(implementation="sdpa_flash", padding_free=False)
+
+    assert [problem.where for problem in told(plugin)] == ["plugin flash_attn, option padding_free"]
+    assert not told(plugin, plugins={"packing": {}})
+
+
+def test_sdpa_flash_is_refused_where_a_sliding_window_hides_part_of_a_row():
+    model = model_of("mistral").config
+
+    (problem,) = in_the_way("sdpa_flash", CPU, model, data={"max_length": 64})
+    assert "sliding window of 6 tokens" in problem.what
+    assert not in_the_way("sdpa_flash", CPU, model, data={"max_length": 6})
+
+
+def test_another_implementation_in_the_models_options_is_refused():
+    (problem,) = told(FlashAttn(), model={"options": {"attn_implementation": "eager"}})
+
+    assert problem.where == "model.options.attn_implementation"
+
+
+def test_prompts_in_front_of_rows_are_refused():
+    sections = {"plugins": {"peft": {"method": "prompt_tuning"}}}
+
+    assert "puts its prompt in front" in told(FlashAttn(), **sections)[0].what
+    assert not told(FlashAttn(padding_free=False), **sections)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "match"),
+    [("bloom", "does not let its attention be chosen"), ("mamba", "layers of type")],
+)
+def test_models_whose_attention_cannot_be_chosen_are_refused(architecture, match):
+    with pytest.raises(ConfigError, match=match), FlashAttn().training_context(model_of(architecture), tiny_config()):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_proof_sees_documents_that_see_each_other(dtype):
+    model = model_of("opt").to(dtype)
+
+    with pytest.raises(ConfigError, match="model type opt does not keep the documents of a batch apart"):
+        prove_isolation(model, "sdpa")
+    with attending(model, "varlen"):
+        prove_isolation(model, "varlen")
+
+
+# The model afterwards
+
+
+def traces(model):
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    hooks = [len(getattr(module, kind)) for module in model.modules() for kind in kinds]
+    return hooks, model.config._attn_implementation, set(AttentionInterface()), set(AttentionMaskInterface())
+
+
+@pytest.mark.parametrize("implementation", ["varlen", "sdpa_flash"])
+def test_the_exit_leaves_neither_hook_nor_name_behind(implementation):
+    model = model_of("llama", attn_implementation="eager")
+    before = traces(model)
+
+    with FlashAttn(implementation=implementation).training_context(model, tiny_config()):
+        assert traces(model) != before
+
+    assert traces(model) == before
+
+
+def test_an_exception_leaves_nothing_behind_either():
+    model = model_of("llama")
+    before = traces(model)
+
+    with pytest.raises(RuntimeError, match="training"), FlashAttn().training_context(model, tiny_config()):
+        raise RuntimeError("training failed")
+
+    assert traces(model) == before
+
+
+def test_a_run_inside_another_leaves_the_others_implementation_in_place():
+    outer, inner = model_of("llama"), model_of("llama")
+
+    with attending(outer, "varlen"):
+        with attending(inner, "varlen"):
+            pass
+        prove_isolation(outer, "varlen")
+
+
+# Whole runs
+
+
+def run(tmp_path, *plugins, model=None, name="run", **train):
+    settings = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "logging_steps": 1}
+    return Pipeline(
+        model=model or tiny_model("llama"),
+        tokenizer=tiny_tokenizer(chat_template=CHATML),
+        data=tiny_conversations(24),
+        eval=tiny_conversations(7),
+        plugins=plugins,
+        train={**settings, "output_dir": str(tmp_path / name), **train},
+    ).run()
+
+
+def assert_same_run(one, other):
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
+    for (name, a), b in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("plugin", [FlashAttn(), FlashAttn(padding_free=False), FlashAttn(implementation="sdpa_flash")])
+def test_a_run_on_packed_rows_is_that_of_packing_alone(tmp_path, plugin):
+    assert_same_run(run(tmp_path, "packing", plugin), run(tmp_path, "packing", name="other"))
+
+
+def test_a_run_without_padding_is_that_of_padded_batches(tmp_path):
+    train = {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+
+    assert_same_run(run(tmp_path, "flash_attn", **train), run(tmp_path, name="other", **train))
+
+
+def test_a_run_in_mixed_precision_is_close_to_that_of_padded_batches(tmp_path):
+    train = {"bf16": True, "use_cpu": True}
+    one, other = run(tmp_path, "flash_attn", **train), run(tmp_path, name="other", **train)
+
+    assert one.metrics["train_loss"] == pytest.approx(other.metrics["train_loss"], rel=1e-2)
+
+
+def test_a_run_with_adapters_and_checkpointing_is_that_of_padded_batches(tmp_path):
+    plugins, train = ["peft:r=2"], {"gradient_checkpointing": True}
+
+    assert_same_run(run(tmp_path, "flash_attn", *plugins, **train), run(tmp_path, *plugins, name="other", **train))
+
+
+def test_evaluation_after_training_is_within_documents_in_models_that_would_not_be_on_their_own(tmp_path):
+    one = run(tmp_path, "flash_attn", model=model_of("opt"))
+
+    assert_same_run(one, run(tmp_path, model=model_of("opt"), name="other"))
+
+
+@pytest.mark.parametrize("plugins", [["packing", "flash_attn"], ["flash_attn", "packing"]])
+def test_packings_proof_is_held_under_the_implementation_in_either_order(tmp_path, plugins):
+    run(tmp_path, *plugins, model=model_of("opt"))  # under sdpa, documents of this model see each other
+
+
+def test_packings_proof_holds_with_several_rows_a_batch():
+    model = model_of("opt")
+
+    with attending(model, "varlen"), Packing().training_context(model, tiny_config()):
+        pass
+
+
+def test_samples_are_those_of_a_run_without_it(tmp_path):
+    run(tmp_path, "flash_attn", "samples")
+    run(tmp_path, "samples", name="other")
+
+    lines = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "other")]
+    assert lines[0] == lines[1]
+
+
+def test_neither_the_given_model_nor_what_is_saved_keeps_the_implementation(tmp_path):
+    model = tiny_model("llama")
+
+    result = run(tmp_path, "flash_attn", model=model)
+
+    assert model.config._attn_implementation == result.model.config._attn_implementation == "sdpa"
+    assert "sftkit" not in json.dumps(json.loads((result.directory / "config.json").read_text()))
