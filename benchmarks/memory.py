@@ -53,15 +53,14 @@ SETTINGS = (
     Setting("llama, rows of 2,048", 2048),
     Setting("llama, lora", 1024, plugins=("peft",)),
     Setting("llama, checkpointed", 2048, train={"gradient_checkpointing": True}),
-    Setting("llama, accumulated", 1024, train={"gradient_accumulation_steps": 2}),
-    Setting("llama, bf16", 1024, train={"bf16": True}),
     Setting("llama, packed", 1024, plugins=("packing",)),
     Setting("gpt2", 512, "gpt2"),
+    Setting("llama, accumulated", 1024, train={"gradient_accumulation_steps": 2}),
+    Setting("llama, bf16", 1024, train={"bf16": True}),
     Setting("gemma2", 512, "gemma2"),
-    Setting("llama of 42M", 512, sizes=WIDE),
     Setting("llama of 42M, sgd", 512, sizes=WIDE, train={"optim": "sgd"}),
     Setting("llama of 42M, lora, selective", 512, plugins=("peft", "activations:checkpointing=selective"), sizes=WIDE),
-    Setting("llama of 42M, checkpointed", 1024, plugins=("activations:checkpointing=full",), sizes=WIDE),
+    Setting("llama of 42M, full", 1024, plugins=("activations:checkpointing=full",), sizes=WIDE),
 )
 QUICK = ("llama", "gpt2", "llama, lora")
 
@@ -84,7 +83,7 @@ def model_config(setting: Setting) -> Any:
 
 
 def make_run(setting: Setting, directory: Path) -> dict[str, Any]:
-    """A directory with a model's configuration and a tokenizer, rows up to the setting's length, and the run's mapping."""
+    """A directory with a model's configuration, a tokenizer and rows up to the setting's length; the run's mapping."""
     import torch
 
     from sftkit.testing import tiny_tokenizer
