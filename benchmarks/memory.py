@@ -32,7 +32,7 @@ class Setting:
 
     Attributes:
         name: for people.
-        length: tokens a row; the last half is trained.
+        length: tokens of the longer half of the rows; the others are a little shorter, as rows differ in real data.
         architecture: a transformers model type.
         plugins: selected in the run.
         train: fields of the section.
@@ -53,15 +53,14 @@ SETTINGS = (
     Setting("llama, rows of 2,048", 2048),
     Setting("llama, lora", 1024, plugins=("peft",)),
     Setting("llama, checkpointed", 2048, train={"gradient_checkpointing": True}),
-    Setting("llama, accumulated", 1024, train={"gradient_accumulation_steps": 2}),
-    Setting("llama, bf16", 1024, train={"bf16": True}),
     Setting("llama, packed", 1024, plugins=("packing",)),
     Setting("gpt2", 512, "gpt2"),
+    Setting("llama, accumulated", 1024, train={"gradient_accumulation_steps": 2}),
+    Setting("llama, bf16", 1024, train={"bf16": True}),
     Setting("gemma2", 512, "gemma2"),
-    Setting("llama of 42M", 512, sizes=WIDE),
     Setting("llama of 42M, sgd", 512, sizes=WIDE, train={"optim": "sgd"}),
     Setting("llama of 42M, lora, selective", 512, plugins=("peft", "activations:checkpointing=selective"), sizes=WIDE),
-    Setting("llama of 42M, checkpointed", 1024, plugins=("activations:checkpointing=full",), sizes=WIDE),
+    Setting("llama of 42M, full", 1024, plugins=("activations:checkpointing=full",), sizes=WIDE),
 )
 QUICK = ("llama", "gpt2", "llama, lora")
 
@@ -84,16 +83,16 @@ def model_config(setting: Setting) -> Any:
 
 
 def make_run(setting: Setting, directory: Path) -> dict[str, Any]:
-    """A directory with a model's configuration and a tokenizer, rows of the setting's length, and the run's mapping."""
+    """A directory with a model's configuration, a tokenizer and rows up to the setting's length; the run's mapping."""
     import torch
 
     from sftkit.testing import tiny_tokenizer
 
     model_config(setting).save_pretrained(directory / "model")
     tiny_tokenizer().save_pretrained(directory / "model")
-    half = " a" * (setting.length // 2)  # a token each
-    row = json.dumps({"prompt": half, "completion": half})
-    (directory / "rows.jsonl").write_text((row + "\n") * ROWS, encoding="utf-8")
+    half = setting.length // 2
+    rows = [{"prompt": " a" * (half - shorter), "completion": " a" * half} for shorter in (0, half // 8)]  # tokens
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * (ROWS // 2)), "utf-8")
     train = {"per_device_train_batch_size": 8, "max_steps": 3, "save_strategy": "no", **setting.train}
     train["use_cpu"] = not torch.cuda.is_available()
     return {
