@@ -8,8 +8,11 @@ runs the same pairs and holds them against the page.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -37,14 +40,16 @@ TECHNIQUES: dict[str, list[str]] = {
     "activations: selective": ["activations:checkpointing=selective"],
 }
 WITH: dict[str, list[str]] = {"alone": [], "packing": ["packing"], "neftune": ["neftune"], "peft": ["peft:r=4"]}
+INTERPRETED = ("liger",)
 YES, GPU = "yes", "on a GPU"
 
 HEAD = """\
 # What works with what
 
 Each cell was run, not claimed: a tiny Llama is loaded from a directory, trained for a few steps on a CPU and evaluated before and
-after; `yes` means that the held-out loss fell. What is refused is refused before weights are read, with the reason. `on a GPU`: the
-technique itself asks for one. Written by `scripts/make_compatibility.py`; a test runs all cells again.
+after; `yes` means that held-out loss fell, or more tokens were right. Liger's kernels ran under Triton's interpreter. What is
+refused is refused before weights are read, with the reason. `on a GPU`: the technique asks for one, and was not run. Written by
+`scripts/make_compatibility.py`; a test runs all cells again.
 
 """
 
@@ -62,16 +67,17 @@ def run_pair(plugins: list[str], directory: Path) -> str:
         tiny_tokenizer().save_pretrained(model)
     rows = [
         {"prompt": f"### Question: {number % 4}\n ### Answer:", "completion": " Paris is the capital of France."}
-        for number in range(24)
+        for number in range(20)
     ]
-    train = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 2e-2, "eval_on_start": True, "seed": 0}
+    steps, batch = (2, 1) if "TRITON_INTERPRET" in os.environ else (5, 4)  # the interpreter is slow
+    train = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 2e-2, "eval_on_start": True}
     output = tempfile.mkdtemp(dir=directory)
     try:
         result = Pipeline(
             model=str(model),
             config={"data": {"train": "given", "max_length": 128}},
             data=rows,
-            eval=rows[:4],
+            eval=rows[:1],
             plugins=plugins,
             train={**train, "use_cpu": True, "save_strategy": "no", "output_dir": f"{output}/run"},
         ).run()
@@ -80,8 +86,21 @@ def run_pair(plugins: list[str], directory: Path) -> str:
         if re.search(r"\bGPU\b", str(problem)):
             return GPU
         return f"refused: {problem.what}"
-    before, after = result.metrics["eval_loss_before"], result.metrics["eval_loss"]
-    return YES if after < before else f"no: held-out loss {before:.3f} before and {after:.3f} after"
+    better = {"loss": -1, "token_accuracy": 1}  # dft's own loss is small before anything is learned
+    gains = [
+        sign * (result.metrics[f"eval_{name}"] - result.metrics[f"eval_{name}_before"]) for name, sign in better.items()
+    ]
+    return YES if max(gains) > 0 else f"no: {result.metrics}"
+
+
+def run_cell(technique: str, plugins: list[str], directory: Path) -> str:
+    """The same; Triton's kernels in a process of their own, whose interpreter is there before Triton is imported."""
+    if technique not in INTERPRETED:
+        return run_pair(plugins, directory)
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "tests" / "plugins" / "liger")}
+    command = [sys.executable, __file__, "--interpreted", str(directory), *plugins]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"no: {done.stderr[-2000:]}"
 
 
 def cells(technique: str) -> dict[str, list[str] | None]:
@@ -113,12 +132,16 @@ def read_page() -> dict[str, dict[str, str]]:
 
 def main() -> None:
     logging.disable(logging.WARNING)
+    if sys.argv[1:2] == ["--interpreted"]:
+        importlib.import_module("interpreter")  # before everything that imports triton
+        print(run_pair(sys.argv[3:], Path(sys.argv[2])))
+        return
     table: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
         for technique in TECHNIQUES:
             table[technique] = {}
             for column, plugins in cells(technique).items():
-                outcome = "" if plugins is None else run_pair(plugins, Path(directory))
+                outcome = "" if plugins is None else run_cell(technique, plugins, Path(directory))
                 table[technique][column] = outcome
                 print(f"{technique} with {column}: {outcome}", file=sys.stderr)
     PAGE.write_text(page(table), encoding="utf-8")

@@ -71,8 +71,13 @@ class Activations(Plugin):
         """The chosen checkpointing inside the context; the model is as it was at its exit.
 
         Raises:
-            ConfigError: under ``auto``, if nothing fits, or if what the model takes cannot be estimated.
+            ConfigError: if checkpointing is on already; under ``auto``, if nothing fits, or if what the model takes
+                cannot be estimated.
         """
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            what = "the model's activations are checkpointed already, by itself or by another plugin"
+            mend = "switch it off there, or drop the plugin activations"
+            raise ConfigError(Problem(what, "plugin activations", mend))
         if self.checkpointing == "auto":
             kind = self._choose(model, config, batch)
         else:

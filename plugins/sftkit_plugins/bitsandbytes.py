@@ -78,10 +78,14 @@ class BitsAndBytes(Plugin):
             yield Problem("weights in so few bits cannot be trained themselves", "plugin bitsandbytes", ADAPTER)
         if config.model.init == "random":
             what = "random weights are made, not loaded, and only what is loaded is quantized"
-            yield Problem(what, "model.init", "set model.init=pretrained", ("model", "init"))
-        if set_twice := [key for key in CHECKPOINTING if self.use_gradient_checkpointing and config.train.get(key)]:
-            mend = "drop one of the two"
-            yield Problem("activation checkpointing is set twice", f"train.{set_twice[0]}", mend)
+            yield Problem(
+                what, "model.init", "name a model with weights, and set model.init=pretrained", ("model", "init")
+            )
+        switches = [f"train.{key}" for key in CHECKPOINTING if config.train.get(key)]
+        switches += ["plugin activations"] if "activations" in config.plugins else []
+        if self.use_gradient_checkpointing and switches:
+            mend = "drop use_gradient_checkpointing of plugin bitsandbytes"
+            yield Problem("activation checkpointing is set twice", switches[0], mend)
         optimizer = str(config.train.get("optim", ""))
         if optimizer.startswith("paged_") and (config.train.get("use_cpu") or not has_gpu()):
             what = f"{optimizer} moves its state between a GPU and the host, and there is no GPU"

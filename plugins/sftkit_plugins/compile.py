@@ -79,14 +79,10 @@ class Compile(Plugin):
         """Compiled inside the context; at its exit the model is plain, and what was compiled is given up.
 
         Raises:
-            ConfigError: if the model has no layers that can be told from the rest, or several GPUs share a process.
+            ConfigError: if the model has no layers that can be told from the rest.
         """
         import torch
 
-        if torch.cuda.device_count() > 1 and _on_gpu(config) and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            what = "one process would drive several GPUs, whose copies of the model are not compiled"
-            mend = "start a process for each with torchrun, or leave one GPU visible with CUDA_VISIBLE_DEVICES"
-            raise ConfigError(Problem(what, "plugin compile", mend))
         layers = decoder_layers(model)
         regions = layers if self.regions == "layers" else [decoder_around(model, layers[0])]
         options: dict[str, Any] = {"backend": self.backend, "mode": self.mode, "fullgraph": self.fullgraph}

@@ -21,7 +21,7 @@ MEND = (
 #: What shares weights or gradients out among devices: the estimate is of one that holds them all.
 SHARING = ("fsdp", "deepspeed", "parallelism_config")
 #: Bytes that a process has more when it trains: what the Trainer imports, and the threads of its operations.
-TO_COME = 150_000_000
+TO_COME = 40_000_000
 
 
 def estimate_run(ready: Ready) -> Estimate:

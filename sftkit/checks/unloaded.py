@@ -71,6 +71,7 @@ def _from_configuration(ready: Ready) -> tuple[Any, dict[str, Any] | None]:
         **{name: options[name] for name in ("attn_implementation",) if name in options},
     )
     if quantization is not None:
+        model.config.quantization_config = quantization  # where plugins look for it
         quantization = quantization if isinstance(quantization, dict) else quantization.to_dict()
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,18 @@ def room_on(device: torch.device) -> Room:
         reserved = torch.cuda.memory_reserved(device)
         return Room(torch.cuda.get_device_name(device), torch.cuda.memory_allocated(device), free + reserved)
     return Room(device.type, 0, None)
+
+
+def leaves_holes() -> bool:
+    """Whether a CPU's allocator leaves holes between the tensors in its heap, so that it holds more than they take.
+
+    glibc before 2.38 does: its ``memalign`` does not find the aligned blocks again that it freed (its bug 14581). With
+    ``MALLOC_MMAP_THRESHOLD_`` set, tensors above it are mapped one by one and leave none.
+    """
+    name, version = platform.libc_ver()
+    if name != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return False
+    return tuple(int(part) for part in version.split(".")[:2]) < (2, 38)
 
 
 def cgroup_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sftkit.memory.device import Room, device_of, room_on
+from sftkit.memory.device import Room, device_of, leaves_holes, room_on
 from sftkit.memory.optimizer import state_bytes
 
 if TYPE_CHECKING:
@@ -115,4 +115,6 @@ def estimate_memory(
     at_peak = {"gradients": peak.gradients, "activations": peak.activations, "loss head": peak.head}
     if gradients > peak.total:  # the step of the optimizer holds more than the backward
         at_peak = {"gradients": gradients, "activations": 0, "loss head": 0}
+    if device.type == "cpu" and leaves_holes():
+        at_peak["holes between blocks"] = peak.in_heap
     return Estimate(items | at_peak, room)

@@ -22,6 +22,9 @@ from sftkit.memory.head import TracedHead
 from sftkit.training.batches import Batch
 from sftkit.training.loss import HeadLoss
 
+#: Bytes of a block that glibc always maps by itself: the most that its threshold for this grows to.
+HEAP_BLOCK = 1 << 25
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -31,11 +34,13 @@ class Peak:
         activations: what the forward made and the backward has not used up, and what operations take meanwhile.
         gradients: gradients of the weights that are there at that moment.
         head: what the loss and the output embedding take.
+        in_heap: the most that is live at once in blocks of less than `HEAP_BLOCK`.
     """
 
     activations: int
     gradients: int
     head: int
+    in_heap: int = 0
 
     @property
     def total(self) -> int:
@@ -56,6 +61,7 @@ class LiveBytes(TorchDispatchMode):
         self.device, self.kind = device, "activations"
         self.live: dict[str, int] = dict.fromkeys(("activations", "gradients", "head"), 0)
         self.peak = dict(self.live)
+        self.in_heap = self.most_in_heap = 0
         self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -89,11 +95,14 @@ class LiveBytes(TorchDispatchMode):
         self._known[storage] = entry
         weakref.finalize(storage, self._drop, entry)
         self.live[self.kind] += size
+        self.in_heap += size if size < HEAP_BLOCK else 0
+        self.most_in_heap = max(self.most_in_heap, self.in_heap)
         if sum(self.live.values()) > sum(self.peak.values()):
             self.peak = dict(self.live)
 
     def _drop(self, entry: list[Any]) -> None:
         self.live[entry[1]] -= entry[0]
+        self.in_heap -= entry[0] if entry[0] < HEAP_BLOCK else 0
 
 
 def trace_step(
@@ -136,7 +145,7 @@ def trace_step(
         torch.set_rng_state(state)
         for module, mode in modes:
             module.training = mode
-    return Peak(**counted.peak)
+    return Peak(**counted.peak, in_heap=counted.most_in_heap)
 
 
 @contextlib.contextmanager
@@ -205,6 +214,6 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 def _fake_weight(value: torch.Tensor, fake: FakeTensorMode, device: torch.device) -> torch.Tensor:
     if type(value) not in _PLAIN:
-        return fake.from_tensor(value.data)
+        return fake.from_tensor(value)
     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
     return torch.nn.Parameter(made, requires_grad=value.requires_grad) if value.requires_grad else made

@@ -111,15 +111,14 @@ def read_batch(
     Args:
         first: number of the first example in its split, from 0.
     """
-    batch = {name: values for name, values in collator(list(examples)).items() if hasattr(values, "tolist")}
-    lengths = batch.get("row_lengths")  # of the examples of a padding-free batch, which is one row
-    ends = [] if lengths is None else lengths.cumsum(0).tolist()
+    batch = {name: values for name, values in collator(list(examples)).items() if getattr(values, "ndim", 0) > 0}
+    if (lengths := batch.get("row_lengths")) is not None:  # a padding-free batch: all examples in one row
+        batch = {name: values[0].split(lengths.tolist()) for name, values in batch.items() if values.ndim == 2}
+    else:
+        batch = {name: values for name, values in batch.items() if values.ndim == 2}
     rows = []
     for index, example in enumerate(examples):
-        row, at = (
-            (index, slice(None)) if lengths is None else (0, slice(ends[index] - int(lengths[index]), ends[index]))
-        )
-        columns = {name: values[row, at].tolist() for name, values in batch.items() if values.ndim == 2}
+        columns = {name: values[index].tolist() for name, values in batch.items()}
         rows.append(Row(first + index + 1, tuple(_pieces(columns, len(example["input_ids"]), tokenizer))))
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from sftkit.memory import device, estimate_memory
 from sftkit.memory.batch import largest_batch
 from sftkit.memory.checkpointing import checkpointed, full, offloaded, selective
 from sftkit.memory.optimizer import STATES, state_bytes
+from sftkit.memory.quantized import UnknownQuantizationError, quantized_bytes
 from sftkit.memory.trace import LiveBytes, fake_weights, trace_step
 from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.batches import Batch
@@ -372,26 +374,90 @@ def test_several_processes_hold_gradients_twice(tmp_path, directory, monkeypatch
     assert items["gradients between processes"] == sum(weight.nbytes for weight in model.parameters())
 
 
-#: Large enough that the activations, of blocks that the allocator gives back, are most of the process.
+#: Large enough that activations are most of the process.
 MEASURED = {
-    "llama": {"length": 1024, "sizes": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4}},
-    "llama, checkpointed": {
+    "llama": {"length": 1024, "sizes": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6}},
+    "llama, selective": {
         "length": 1024,
-        "sizes": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8},
-        "plugins": ["activations:checkpointing=full"],
+        "sizes": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8},
+        "plugins": ["activations:checkpointing=selective"],
     },
+    "gpt2, with dropout": {"length": 512, "architecture": "gpt2"},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_estimate_is_within_a_fifth_of_the_peak_of_a_run(root, name):
-    given = json.dumps({"name": name, **MEASURED[name]})
+    given = json.dumps({"name": name, "plugins": [], **MEASURED[name]})
     told = {}
     for what in ("estimated", "measured"):
         command = [sys.executable, str(root / "benchmarks" / "memory.py"), what, given]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        # Blocks are given back when they are freed: what an old glibc keeps instead differs from run to run.
+        variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=variables)
         assert done.returncode == 0, done.stderr
         told |= json.loads(done.stdout.splitlines()[-1])
-    assert told["peak"] > 1.5 * told["items"].get("process", 0)
+    process = told["items"]["process"]
+    assert told["peak"] > 1.4 * process
     assert told["total"] == pytest.approx(told["peak"], rel=0.2)
+
+
+QUANTIZED = {
+    "8 bits": {"load_in_8bit": True},
+    "4 bits": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "4 bits, scales quantized": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+}
+
+
+@pytest.mark.parametrize("how", QUANTIZED)
+def test_a_base_to_be_quantized_is_counted_as_it_will_be(tmp_path, how):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    whole = model_of(hidden_size=256, intermediate_size=704, head_dim=64)
+    whole.save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(**QUANTIZED[how])
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float32)
+    states = [weight.quant_state for weight in loaded.parameters() if getattr(weight, "quant_state", None)]
+    scales = sum(state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0) for state in states)
+    held = scales + sum(value.nbytes for value in (*loaded.parameters(), *loaded.buffers()))
+    for module in whole.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.requires_grad_(module is whole.get_output_embeddings())
+    assert quantized_bytes(whole, settings.to_dict())[0] == pytest.approx(held, rel=0.01)
+
+
+@pytest.mark.parametrize("how", QUANTIZED)
+def test_a_quantized_model_is_traced_as_it_is(tmp_path, how):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model_of(hidden_size=256, intermediate_size=704, head_dim=64).save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(**QUANTIZED[how])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float32)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # or the first forward without gradients repacks the weights
+    adapted, batch = with_lora(model).train(), batch_of()
+    before = [value.clone() for value in adapted.parameters()]
+    found = traced(adapted, batch).total
+    assert all(torch.equal(one, two) for one, two in zip(before, adapted.parameters(), strict=True))
+    assert found == pytest.approx(allocated(adapted, batch), rel=0.1)
+
+
+def test_a_method_of_quantization_that_is_not_known_is_not_guessed():
+    with pytest.raises(UnknownQuantizationError, match="hqq"):
+        quantized_bytes(model_of(), {"quant_method": "hqq"})
+
+
+def test_an_allocator_that_leaves_holes_is_counted(monkeypatch):
+    config, model = tiny_config(train={"use_cpu": True}), model_of()
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    assert estimate_memory(model, batch_of(), config).items["holes between blocks"] > 0
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1048576")
+    assert "holes between blocks" not in estimate_memory(model, batch_of(), config).items
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.41"))
+    assert "holes between blocks" not in estimate_memory(model, batch_of(), config).items

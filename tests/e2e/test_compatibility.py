@@ -15,7 +15,11 @@ compatibility = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compatibility)
 
 PAIRS = [
-    (technique, column, plugins)
+    pytest.param(
+        *(technique, column, plugins),
+        id=f"{technique} with {column}",
+        marks=[pytest.mark.slow] if technique in compatibility.INTERPRETED else [],
+    )
     for technique in compatibility.TECHNIQUES
     for column, plugins in compatibility.cells(technique).items()
     if plugins is not None
@@ -27,10 +31,10 @@ def shared_directory(tmp_path_factory):
     return tmp_path_factory.mktemp("compatibility")
 
 
-@pytest.mark.parametrize(("technique", "column", "plugins"), PAIRS, ids=[f"{t} with {c}" for t, c, _ in PAIRS])
+@pytest.mark.parametrize(("technique", "column", "plugins"), PAIRS)
 def test_what_comes_of_a_pair_is_what_the_page_says(shared_directory, technique, column, plugins):
     told = compatibility.read_page()[technique][column]
-    outcome = compatibility.run_pair(plugins, shared_directory)
+    outcome = compatibility.run_cell(technique, plugins, shared_directory)
     if "pip install" in outcome or "is not installed" in outcome:
         pytest.skip(f"a package is missing here: {outcome}")
     if told == compatibility.GPU and has_gpu():

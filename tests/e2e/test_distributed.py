@@ -21,9 +21,10 @@ def in_two_processes(*options: str) -> list[str]:
     return [*torchrun, program, "run", *options, "train.use_cpu=true", "train.ddp_backend=gloo"]
 
 
-def test_two_gloo_processes_train_and_evaluate_as_one_does(tmp_path):
+@pytest.mark.parametrize("plugin", ["packing", pytest.param("flash_attn", marks=pytest.mark.slow)])
+def test_two_gloo_processes_train_and_evaluate_as_one_does(tmp_path, plugin):
     program = str(Path(sys.executable).with_name("sftkit"))
-    options = ["-p", "packing", "-p", "no:samples", "train.max_steps=3"]
+    options = ["-p", plugin, "-p", "no:samples", "train.max_steps=3"]
     two = ["train.per_device_train_batch_size=4", "--output", str(tmp_path / "two")]
     one = ["train.use_cpu=true", "train.per_device_train_batch_size=8", "--output", str(tmp_path / "one")]
     subprocess.run(in_two_processes(*options, *two), check=True, cwd=tmp_path, timeout=300)

@@ -161,6 +161,12 @@ def test_a_model_without_layers_to_checkpoint_is_refused():
         pass
 
 
+def test_a_model_that_is_checkpointed_already_is_refused():
+    model = tiny_model()
+    with keeping("full", model), pytest.raises(ConfigError, match="already"):
+        Activations(checkpointing="none").reduce_activations(model, CONFIG, batch())
+
+
 def problems(plugin, **train):
     hook = check_plugin(plugin).hook.check_run
     config = tiny_config(train={"use_cpu": True, **train})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def quantized(base: Path, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(base, quantization_config=BitsAndBytesConfig(**settings))
 
 
-def run(model: Any, directory: Path, plugins: list[Any], **train: Any) -> Any:
+def run(model: Any, directory: Path, plugins: list[Any], resume: bool = False, **train: Any) -> Any:
     """Forty steps of LoRA on a few conversations."""
     values = {"max_steps": 40, "learning_rate": 1e-2, "logging_steps": 10, "per_device_train_batch_size": 4}
     values |= {"eval_on_start": True, "eval_strategy": "no", "output_dir": str(directory)} | train
@@ -67,6 +68,7 @@ def run(model: Any, directory: Path, plugins: list[Any], **train: Any) -> Any:
         plugins=plugins,
         train=values,
         config=config,
+        resume=resume,
     ).run()
 
 
@@ -311,7 +313,13 @@ def test_recomputed_activations_give_the_same_gradients(base: Path) -> None:
     assert relative_error(lora_gradients(model), lora_gradients(dequantized_reference())) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["adamw_bnb_8bit", "lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adamw_bnb_8bit",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit")),
+    ],
+)
 def test_optimizers_with_a_state_in_eight_bits_train_on_a_cpu(base: Path, tmp_path: Path, name: str) -> None:
     rate = 1e-3 if name == "lion_8bit" else 1e-2
     plugins = [BitsAndBytes(), PEFT(r=64)]  # fewer than 4096 weights keep a state in 32 bits
@@ -330,6 +338,27 @@ def test_optimizers_with_a_state_in_eight_bits_train_on_a_cpu(base: Path, tmp_pa
     saved = torch.load(tmp_path / "run" / "checkpoint-20" / "optimizer.pt", weights_only=False)["state"].values()
     moments = [item | item.get("__bnb_optimizer_quant_state__", {}) for item in saved]
     assert any(item["state1"].dtype == torch.uint8 for item in moments)
+
+
+def test_a_resumed_run_ends_as_an_undisturbed_one(base: Path, tmp_path: Path) -> None:
+    plugins = [BitsAndBytes(), PEFT(r=64)]
+    train = {"optim": "adamw_bnb_8bit", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = run(str(base), tmp_path / "run", plugins, **train)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+
+    resumed = run(str(base), tmp_path / "run", plugins, resume=True, **train)
+
+    assert resumed.metrics["eval_loss"] == whole.metrics["eval_loss"]
+    assert torch.equal(logits(resumed.model), logits(whole.model))
+
+
+def test_it_trains_in_mixed_precision(base: Path, tmp_path: Path) -> None:
+    plugins = [BitsAndBytes(), PEFT(r=4)]
+    result = run(str(base), tmp_path / "run", plugins, max_steps=20, bf16=True, use_cpu=True)
+
+    assert result.metrics["eval_loss"] < 0.95 * result.metrics["eval_loss_before"]
+    trained = {weight.dtype for weight in result.model.parameters() if weight.requires_grad}
+    assert trained == {torch.float32}
 
 
 def test_a_paged_optimizer_is_refused_where_there_is_no_gpu() -> None:
@@ -406,3 +435,10 @@ def test_random_weights_are_refused() -> None:
 def test_checkpointing_that_is_set_twice_is_refused(key: str) -> None:
     (problem,) = problems(options={"use_gradient_checkpointing": True}, train={key: True})
     assert problem.where == f"train.{key}"
+
+
+def test_checkpointing_beside_the_plugin_that_chooses_it_is_refused() -> None:
+    options = {"use_gradient_checkpointing": True}
+    assert [problem.where for problem in problems(plugins=("peft", "activations"), options=options)] == [
+        "plugin activations"
+    ]

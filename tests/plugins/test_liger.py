@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sftkit.errors import ConfigError
+from sftkit.registry import Choice, select
 from sftkit.testing import check_plugin, tiny_config, tiny_model
 from sftkit_plugins.liger import Liger
 from sftkit_plugins.liger.catalogue import kernels_by_type
@@ -261,6 +262,21 @@ def test_the_types_and_kernels_read_from_the_source_are_those_of_the_package():
     assert kernels_by_type().keys() == MODEL_TYPE_TO_APPLY_LIGER_FN.keys()
     assert kernels_by_type()["gemma2"] == {"rope": True, "rms_norm": True, "geglu": True}
     assert "rope" not in kernels_by_type()["glm4"]  # liger refuses it there
+
+
+def beside_dft(plugin):
+    plugins, found = select([Choice("liger", instance=plugin), Choice("loss", {"type": "dft"})])
+    assert found == []
+    return plugins.hook.make_loss(model=tiny_model(), config=tiny_config())
+
+
+def test_the_loss_of_another_plugin_goes_before_its_own():
+    assert type(beside_dft(Liger())).__name__ == "ChosenLoss"
+
+
+def test_asking_for_its_loss_beside_another_plugins_is_an_error():
+    with pytest.raises(ConfigError, match="ChosenLoss of another plugin is the loss of this run already"):
+        beside_dft(Liger(cross_entropy=True))
 
 
 def test_the_fused_loss_is_the_default_and_none_where_both_are_off():

@@ -259,6 +259,12 @@ def test_models_that_isolate_packed_documents_are_let_through(architecture, atte
     enter(tiny_model(architecture, attn_implementation=attention))
 
 
+def test_a_model_whose_adapter_trains_new_tokens_is_let_through():
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(target_modules="all-linear", trainable_token_indices={"embed_tokens": [318, 319]})
+    enter(peft.get_peft_model(tiny_model("llama"), settings))
+
+
 @pytest.mark.parametrize("architecture", ["opt", "bloom", "mamba"])
 def test_models_whose_packed_documents_see_each_other_are_refused(architecture):
     with pytest.raises(ConfigError, match=f"model type {architecture} lets packed documents attend to each other"):

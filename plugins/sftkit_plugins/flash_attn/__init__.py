@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
-from sftkit_plugins.flash_attn.choose import architecture, resolve, this_machine
+from sftkit_plugins.flash_attn.choose import architecture, half_precision, resolve, this_machine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -39,7 +39,8 @@ class FlashAttn(Plugin):
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
         """What the implementation lacks here: device, package, precision, and what the model asks of its attention."""
-        name, problems = resolve(self.implementation, config, this_machine(config), architecture(config))
+        half = half_precision(config, None)
+        name, problems = resolve(self.implementation, config, this_machine(config), architecture(config), half)
         yield from problems
         if "attn_implementation" in config.model.options:
             key = ("model", "options", "attn_implementation")
@@ -49,9 +50,19 @@ class FlashAttn(Plugin):
         if self.padding_free and method in PROMPTS:
             what = f"{method} puts its prompt in front of a row, which holds several documents in padding-free batches"
             yield Problem(what, "plugin flash_attn", "set padding_free: false, or use lora")
-        if name == "sdpa_flash" and not self.padding_free and "packing" not in config.plugins:
-            what = "sdpa_flash takes no padding mask, and the rows of a batch would be padded"
-            mend = "set padding_free: true, or add plugin packing"
+        if name == "sdpa_flash":
+            yield from self._padded_rows(config)
+
+    def _padded_rows(self, config: RunConfig) -> Iterator[Problem]:
+        """Rows that would be padded, where the kernel takes no mask."""
+        packing = config.plugins.get("packing")
+        if packing is None:
+            what = "sdpa_flash is right only on rows without padding, and takes packed ones: its kernel knows no mask"
+            mend = "add plugin packing, or use implementation: varlen, which needs none"
+            yield Problem(what, "plugin flash_attn, option implementation", mend, ("plugins", "flash_attn"))
+        elif not self.padding_free and config.data.eval is not None and not packing.get("eval"):
+            what = "sdpa_flash takes no padding mask, and the rows of data.eval would be padded"
+            mend = "set padding_free: true, or packing: {eval: true}"
             yield Problem(what, "plugin flash_attn, option padding_free", mend, ("plugins", "flash_attn"))
 
     @hookimpl
@@ -71,7 +82,8 @@ class FlashAttn(Plugin):
         """
         from sftkit_plugins.flash_attn.model import attending, prove_isolation
 
-        name, problems = resolve(self.implementation, config, this_machine(config), model.config)
+        half = half_precision(config, model)
+        name, problems = resolve(self.implementation, config, this_machine(config), model.config, half)
         if problems:
             raise ConfigError(problems)
         chosen = f"{name}, the best that works here" if self.implementation == "auto" else name

@@ -28,7 +28,7 @@ def document_mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any 
     """In place of a mask, the documents under way; without any, the mask that `sdpa` has."""
     documents, _ = UNDER_WAY.get() or (None, None)
     whole = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
-    if documents is None or not whole or rest.get("attention_mask") is not None:
+    if documents is None or not whole or documents.tokens != batch_size * q_length:
         return sdpa_mask(batch_size, q_length, kv_length, q_offset=q_offset, **rest)
     if rest.get("use_vmap"):  # transformers sets it for masks that a model adds of its own
         raise _cannot("masks that the model adds of its own")

@@ -91,16 +91,24 @@ def architecture(config: RunConfig) -> Any:
 
 
 def half_precision(config: RunConfig, model: Any) -> bool | None:
-    """Whether training computes in half precision; None where ``model.dtype: auto`` leaves it open."""
+    """Whether training computes in half precision; None where only the loaded weights tell.
+
+    Args:
+        config: the run as resolved.
+        model: the model, once it is loaded; its frozen weights may be in half precision where an adapter is not.
+    """
     if config.train.get("bf16") or config.train.get("fp16"):
         return True
-    if config.model.dtype != "auto":
-        return config.model.dtype != "float32"
-    dtype = getattr(model, "dtype", None)
-    return None if dtype is None else str(dtype).rpartition(".")[2] in ("bfloat16", "float16")
+    if model is not None:
+        return any(str(parameter.dtype) in ("torch.bfloat16", "torch.float16") for parameter in model.parameters())
+    if config.model.dtype == "auto" or config.model.name.startswith("loaded "):  # as Pipeline names what it is given
+        return None
+    return config.model.dtype != "float32"
 
 
-def resolve(implementation: str, config: RunConfig, machine: Machine, model: Any) -> tuple[str, list[Problem]]:
+def resolve(
+    implementation: str, config: RunConfig, machine: Machine, model: Any, half: bool | None
+) -> tuple[str, list[Problem]]:
     """The implementation to use, and what stands in its way.
 
     Args:
@@ -108,11 +116,12 @@ def resolve(implementation: str, config: RunConfig, machine: Machine, model: Any
         config: the run as resolved.
         machine: what there is to compute with.
         model: the model's configuration, or None if it is not known yet.
+        half: whether training computes in half precision, or None if it is not known yet.
     """
     if implementation != "auto":
-        return implementation, list(obstacles(implementation, config, machine, model))
+        return implementation, list(obstacles(implementation, config, machine, model, half))
     candidates = ORDER.get(machine.device, ORDER["other"])
-    found = {name: list(obstacles(name, config, machine, model)) for name in candidates}
+    found = {name: list(obstacles(name, config, machine, model, half)) for name in candidates}
     free = next((name for name in candidates if not found[name]), None)
     if free is not None:
         return free, []
@@ -121,7 +130,7 @@ def resolve(implementation: str, config: RunConfig, machine: Machine, model: Any
     return name, found[name]
 
 
-def obstacles(name: str, config: RunConfig, machine: Machine, model: Any) -> Iterator[Problem]:
+def obstacles(name: str, config: RunConfig, machine: Machine, model: Any, half: bool | None) -> Iterator[Problem]:
     """What stands in the way of one implementation: device, package, precision, model."""
     where, key = "plugin flash_attn, option implementation", ("plugins", "flash_attn", "implementation")
     gpu = machine.device == "cuda"
@@ -143,7 +152,7 @@ def obstacles(name: str, config: RunConfig, machine: Machine, model: Any) -> Ite
     if gpu and machine.capability < least:
         what = f"{name} needs compute capability {least[0]}.{least[1]}, and the GPU has "
         yield Problem(what + ".".join(map(str, machine.capability)), where, "run without flash_attn", key)
-    if gpu and name != "flex" and half_precision(config, model) is False:
+    if gpu and name != "flex" and half is False:
         mend = "set model.dtype: bfloat16, or train.bf16: true"
         yield Problem(f"{name} takes half precision, and training is in float32", where, mend, ("model", "dtype"))
     yield from _model_obstacles(name, config, machine, model)

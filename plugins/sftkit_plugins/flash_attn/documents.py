@@ -23,6 +23,7 @@ class Documents:
 
     Attributes:
         cu_seqlens: where each document starts, and the end of the last (int32, ``[N + 1]``).
+        tokens: of the batch, S.
         longest: tokens of the longest.
         lengths: tokens of each, on the host; empty where only a kernel reads ``cu_seqlens``.
         apart: whether they are attended one at a time, by ``lengths``. A field of its own, since torch.compile would
@@ -32,6 +33,7 @@ class Documents:
     """
 
     cu_seqlens: Tensor
+    tokens: int
     longest: int
     lengths: tuple[int, ...] = ()
     apart: bool = False
@@ -50,7 +52,7 @@ class Documents:
         return dataclasses.replace(self, window=window, band=band)
 
 
-def from_forward(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], on_host: bool) -> Documents | None:
+def from_forward(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], apart: bool) -> Documents | None:
     """The documents that a forward's arguments tell of, or None where a row is one document, or has a mask or cache.
 
     Args:
@@ -58,23 +60,27 @@ def from_forward(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         args: positional arguments of the forward.
         kwargs: its keyword arguments. ``cu_seq_lens_q`` and ``max_length_q`` are taken as they are; else the documents
             are found where ``position_ids`` (``[B, T]``) do not count on, which waits for the device once.
-        on_host: whether the lengths are needed on the host.
+        apart: attend to the documents one at a time, as is done without a GPU anyway.
     """
     given = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
     if given.get("attention_mask") is not None or given.get("past_key_values") is not None:
         return None
+    shaped = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    if shaped is None:
+        return None
+    apart = apart or shaped.device.type != "cuda"
+    rows, columns = shaped.shape[:2]
     cu_seqlens, longest = given.get("cu_seq_lens_q"), given.get("max_length_q")
     if cu_seqlens is not None and longest is not None:
-        lengths = tuple(cu_seqlens.diff().tolist()) if on_host else ()
-        return Documents(cu_seqlens, int(longest), lengths, apart=on_host)
+        lengths = tuple(cu_seqlens.diff().tolist()) if apart else ()
+        return Documents(cu_seqlens, rows * columns, int(longest), lengths, apart)
     position_ids = given.get("position_ids")
-    shaped = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    if position_ids is None or position_ids.dim() != 2 or shaped is None:
+    if position_ids is None or position_ids.dim() != 2:
         return None
-    return from_positions(position_ids.expand(shaped.shape[0], -1), on_host)
+    return from_positions(position_ids.expand(rows, -1), apart)
 
 
-def from_positions(position_ids: Tensor, on_host: bool) -> Documents | None:
+def from_positions(position_ids: Tensor, apart: bool) -> Documents | None:
     """The documents of rows whose ``position_ids`` (``[B, T]``) start anew at each; None if each row is one."""
     starts_BT = torch.ones_like(position_ids, dtype=torch.bool)  # noqa: N806 (suffixes are shapes)
     starts_BT[:, 1:] = position_ids.diff(dim=1) != 1
@@ -83,4 +89,4 @@ def from_positions(position_ids: Tensor, on_host: bool) -> Documents | None:
         return None
     cu_seqlens = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).int()
     lengths = tuple(cu_seqlens.diff().tolist())
-    return Documents(cu_seqlens, max(lengths), lengths if on_host else (), apart=on_host)
+    return Documents(cu_seqlens, position_ids.numel(), max(lengths), lengths if apart else (), apart)

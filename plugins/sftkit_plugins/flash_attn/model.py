@@ -37,7 +37,7 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
         # An adapter calls the model's forward past its hooks, and some models their decoder's past its wrapper's.
         for part in _parts(causal):
             if implementation in FUNCTIONS:
-                stack.enter_context(_documents_as_mask(part, on_host=implementation == "sdpa_flash"))
+                stack.enter_context(_documents_as_mask(part, apart=implementation == "sdpa_flash"))
             elif implementation != "flex":
                 stack.callback(part.register_forward_pre_hook(_documents_as_arguments, with_kwargs=True).remove)
         yield
@@ -80,13 +80,12 @@ def _parts(model: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _documents_as_mask(part: Any, on_host: bool) -> Iterator[None]:
+def _documents_as_mask(part: Any, apart: bool) -> Iterator[None]:
     """The documents of each forward of ``part`` are there when its masks are made."""
 
     def enter(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if UNDER_WAY.get() is None:
-            device = next(module.parameters()).device
-            documents = from_forward(module, args, kwargs, on_host or device.type != "cuda")
+            documents = from_forward(module, args, kwargs, apart)
             UNDER_WAY.set(None if documents is None else (documents, module))
         return args, {name: value for name, value in kwargs.items() if name not in _FLASH_ARGUMENTS}
 
@@ -106,7 +105,7 @@ _FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_lengt
 
 def _documents_as_arguments(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Gives transformers' flash attention the documents of batches with several rows, which it would not see."""
-    documents = from_forward(module, args, kwargs, on_host=False)
+    documents = from_forward(module, args, kwargs, apart=False)
     if documents is None or kwargs.get("cu_seq_lens_q") is not None:
         return None
     values = (documents.cu_seqlens, documents.cu_seqlens, documents.longest, documents.longest)

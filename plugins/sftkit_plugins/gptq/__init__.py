@@ -62,7 +62,7 @@ class GPTQ(Plugin):
             if self.export and config.train.get(key):
                 what = "the weights are spread over processes, and one process quantizes them"
                 yield Problem(what, f"train.{key}", "quantize the saved model afterwards", ("train", key))
-        if self.export:
+        if self.export and found is None:
             yield from self._width_problems(config.model.name)
 
     def _width_problems(self, name: str) -> Iterator[Problem]:

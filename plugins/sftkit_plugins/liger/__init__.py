@@ -31,7 +31,7 @@ class Liger(Plugin):
     Source: Hsu et al., 2024, Liger Kernel: Efficient Triton Kernels for LLM Training (arXiv 2410.10989).
     """
 
-    requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.5",)
+    requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.2",)
 
     rope: Kernel = None
     rms_norm: Kernel = None

@@ -1,0 +1,278 @@
+"""Unsloth: its loader, its kernels and its LoRA in place of transformers' and peft's."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sftkit.config import RunConfig
+
+logger = logging.getLogger("sftkit")
+Positive = Annotated[int, Field(gt=0)]
+#: How the weights are held; at most one of them, and none is 16-bit LoRA too.
+MODES = ("load_in_4bit", "load_in_8bit", "load_in_16bit", "full_finetuning")
+#: The options that make the adapter, by unsloth's names.
+ADAPTER: tuple[str, ...] = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "bias",
+    "target_modules",
+    "layers_to_transform",
+    "modules_to_save",
+)
+ADAPTER += ("use_rslora", "loftq_config")
+#: Arguments of unsloth's loader that have a place of their own here, and which.
+LOADING = {
+    **dict.fromkeys(MODES, "set the plugin's option of this name"),
+    "model_name": "set model.name",
+    "revision": "set model.revision",
+    "trust_remote_code": "set model.trust_remote_code",
+    "dtype": "set the plugin's option dtype",
+    "max_seq_length": "set the plugin's option max_seq_length",
+    "random_state": "set the plugin's option random_state",
+    "use_gradient_checkpointing": "set the plugin's option use_gradient_checkpointing",
+    "fast_inference": "drop it: a run generates too little for a second engine in the GPU's memory",
+    "attn_implementation": "drop it: unsloth chooses its attention itself, and would not heed this",
+}
+#: Fields of the section train by which activations would be checkpointed once more.
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsloth(Plugin):
+    """Loads and adapts the model with unsloth, whose kernels make LoRA on one GPU faster and smaller."""
+
+    requires: ClassVar[tuple[str, ...]] = ("unsloth>=2026.10.9",)
+    needs_gpu: ClassVar[bool] = True
+    conflicts: ClassVar[tuple[str, ...]] = (
+        "activations",
+        "bitsandbytes",
+        "compile",
+        "flash_attn",
+        "gptq",
+        "liger",
+        "peft",
+    )
+    import_first: ClassVar[tuple[str, ...]] = ("unsloth",)
+
+    load_in_4bit: Annotated[bool, Field(description="4-bit weights (QLoRA)")] = False
+    load_in_8bit: Annotated[bool, Field(description="8-bit weights")] = False
+    load_in_16bit: Annotated[bool, Field(description="16-bit weights, also of a quantized checkpoint's base")] = False
+    full_finetuning: Annotated[bool, Field(description="train every weight, without an adapter")] = False
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"] | None,
+        Field(description="type to compute in; by default model.dtype where that is 16-bit, else unsloth's choice"),
+    ] = None
+    max_seq_length: Annotated[Positive | None, Field(description="positions; by default data.max_length")] = None
+    r: Annotated[Positive, Field(description="rank of LoRA")] = 16
+    lora_alpha: Annotated[float, Field(gt=0, description="scale is lora_alpha/r")] = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="on adapter inputs; 0 is faster")] = 0.0
+    bias: Annotated[Literal["none", "all", "lora_only"], Field(description="biases trained; none is faster")] = "none"
+    target_modules: Annotated[
+        str | list[str] | None, Field(description="layers; by default the projections of attention and MLP")
+    ] = None
+    layers_to_transform: Annotated[list[int] | int | None, Field(description="numbers of the layers adapted")] = None
+    modules_to_save: Annotated[list[str] | None, Field(description="layers trained whole beside the adapter")] = None
+    use_rslora: Annotated[bool, Field(description="scale is lora_alpha/sqrt(r)")] = False
+    loftq_config: Annotated[dict[str, Any] | None, Field(description="fields of peft's LoftQConfig")] = None
+    use_gradient_checkpointing: Annotated[
+        bool | Literal["unsloth"], Field(description="unsloth: with activations offloaded; or true, false")
+    ] = "unsloth"
+    random_state: Annotated[int | None, Field(description="seed of the adapter; by default train.seed")] = None
+    options: Annotated[dict[str, Any], Field(description="further arguments of get_peft_model")] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @hookimpl
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """Options that exclude each other, that unsloth does not have, or that it would not heed."""
+        modes = [name for name in MODES if getattr(self, name)]
+        if len(modes) > 1:
+            what = f"{' and '.join(modes)} exclude each other"
+            yield Problem(what, f"plugin unsloth, option {modes[1]}", "keep one of them")
+        if self.full_finetuning:
+            yield from self._adapter_problems()
+        given = config.model.dtype
+        if self.dtype not in (None, given) and given in ("bfloat16", "float16"):
+            what = f"model.dtype is {given}, and the plugin's is {self.dtype}"
+            yield Problem(what, "plugin unsloth, option dtype", "set one of them")
+        if config.model.init == "random":
+            yield Problem("unsloth loads weights, and makes none", "model.init", "drop it", ("model", "init"))
+        for key in CHECKPOINTING:
+            if config.train.get(key):
+                mend = "drop it: the plugin's use_gradient_checkpointing is on unless set to false"
+                yield Problem("unsloth checkpoints activations itself", f"train.{key}", mend, ("train", key))
+        yield from loading_problems(config.model.options, "model.options")
+        yield from self._option_problems()
+
+    def _adapter_problems(self) -> Iterator[Problem]:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in (*ADAPTER, "options"):
+            if getattr(self, name) not in (defaults[name], {}):
+                what = "full_finetuning trains without an adapter"
+                yield Problem(what, f"plugin unsloth, option {name}", "drop it, or full_finetuning")
+
+    def _option_problems(self) -> Iterator[Problem]:
+        if not self.options:
+            return
+        known = adapter_arguments()
+        own = {*ADAPTER, "model", "random_state", "max_seq_length", "use_gradient_checkpointing"}
+        for name in self.options:
+            where = f"plugin unsloth, option options.{name}"
+            if name in own:
+                yield Problem("it is set already", where, "use the plugin's own option, or drop it")
+            elif name not in known:
+                mend = nearest(name, known) or f"its arguments are {', '.join(sorted(known - own))}"
+                yield Problem("unsloth's get_peft_model has no such argument", where, mend)
+
+    @hookimpl
+    def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel:
+        """The model as unsloth loads it; its tokenizer is left aside, since the data is prepared with the run's.
+
+        Raises:
+            ConfigError: if unsloth cannot load it, or an option of another plugin would not be heeded.
+        """
+        from unsloth import FastLanguageModel
+
+        if problems := list(loading_problems(options, "model options")):
+            raise ConfigError(problems)
+        arguments = self._loading_arguments(config)
+        with _trainer_kept(), _as_config_error("model"):
+            model, _ = FastLanguageModel.from_pretrained(**arguments, **options)
+        how = next((name for name in MODES if getattr(self, name)), "16-bit LoRA")
+        logger.info("unsloth: %s, %s, %s", type(model).__name__, how, model.dtype)
+        return model
+
+    def _loading_arguments(self, config: RunConfig) -> dict[str, Any]:
+        given = config.model.dtype
+        wanted = self.dtype or (given if given in ("bfloat16", "float16") else "auto")
+        return {
+            "model_name": config.model.name,
+            "revision": config.model.revision,
+            "trust_remote_code": config.model.trust_remote_code,
+            "max_seq_length": self.max_seq_length or config.data.max_length,
+            "dtype": None if wanted == "auto" else _torch_dtype(wanted),
+            **{name: getattr(self, name) for name in MODES},
+            "use_gradient_checkpointing": self.use_gradient_checkpointing,
+            "random_state": self._seed(config),
+            "fast_inference": False,
+            "use_safetensors": True,
+        }
+
+    def _seed(self, config: RunConfig) -> int:
+        return int(config.train.get("seed", 42)) if self.random_state is None else self.random_state
+
+    @hookimpl
+    def adapt_model(self, model: Any, config: RunConfig, new_token_ids: list[int]) -> Any:
+        """The model with unsloth's LoRA on it; one that has an adapter already, or is trained whole, as it is.
+
+        Raises:
+            ConfigError: if unsloth did not load the model, or refuses the options.
+        """
+        from unsloth import FastLanguageModel
+
+        if not hasattr(model, "max_seq_length"):
+            what = "the model is loaded already, and unsloth can only train what it loads"
+            raise ConfigError(Problem(what, "model", "pass the model's name"))
+        if self.full_finetuning:
+            return model
+        if hasattr(model, "peft_config"):
+            logger.info("unsloth: the adapter of %s is trained on, with its own options", config.model.name)
+            return model
+        with _trainer_kept(), _as_config_error("plugin unsloth"):
+            adapted = FastLanguageModel.get_peft_model(model, **self._adapter_arguments(config, new_token_ids))
+        trained, total = adapted.get_nb_trainable_parameters()
+        share = f"{trained:,} trainable of {total:,} parameters ({100 * trained / total:.1f} %)"
+        logger.info("unsloth: LoRA, %s", share)
+        return adapted
+
+    def _adapter_arguments(self, config: RunConfig, new_token_ids: list[int]) -> dict[str, Any]:
+        arguments = {name: getattr(self, name) for name in ADAPTER}
+        alpha = self.lora_alpha
+        arguments["lora_alpha"] = int(alpha) if float(alpha).is_integer() else alpha
+        if new_token_ids:
+            layers = ["embed_tokens", "lm_head"]
+            arguments["modules_to_save"] = list(dict.fromkeys([*(self.modules_to_save or []), *layers]))
+            logger.info("unsloth: %s are trained whole for %d new tokens", " and ".join(layers), len(new_token_ids))
+        if self.loftq_config is not None:
+            arguments["init_lora_weights"] = "loftq"
+            arguments["loftq_config"] = _loftq(self.loftq_config)
+        # What was not asked for is left to unsloth, whose own default lists the layers of the model's type.
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        return {
+            **arguments,
+            "max_seq_length": self.max_seq_length or config.data.max_length,
+            "use_gradient_checkpointing": self.use_gradient_checkpointing,
+            "random_state": self._seed(config),
+            **self.options,
+        }
+
+
+def loading_problems(options: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Arguments of the loader that have a place of their own."""
+    for name in options:
+        if name in LOADING:
+            key = ("model", "options", name) if where == "model.options" else ()
+            yield Problem("this is no place for it", f"{where}.{name}", LOADING[name], key)
+
+
+def adapter_arguments() -> set[str]:
+    """The names that unsloth's get_peft_model takes: its own, and those of peft's LoraConfig, which it hands on."""
+    from peft import LoraConfig
+    from unsloth import FastLanguageModel
+
+    names = inspect.signature(FastLanguageModel.get_peft_model).parameters
+    own = {name for name, parameter in names.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    return own | {field.name for field in dataclasses.fields(LoraConfig)}
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _loftq(values: dict[str, Any]) -> Any:
+    from peft import LoftQConfig
+
+    return LoftQConfig(**values)
+
+
+@contextmanager
+def _trainer_kept() -> Iterator[None]:
+    """Leaves transformers.Trainer as it is: unsloth rewrites its loop, its step and its count of trained tokens.
+
+    sftkit's trainer divides by its own count, and unsloth's would not know the weights of tokens.
+    """
+    from transformers import Trainer
+
+    before = dict(vars(Trainer))
+    try:
+        yield
+    finally:
+        for name in set(vars(Trainer)) - set(before):
+            delattr(Trainer, name)
+        for name, value in before.items():
+            if vars(Trainer).get(name) is not value:
+                setattr(Trainer, name, value)
+
+
+@contextmanager
+def _as_config_error(where: str) -> Iterator[None]:
+    """What unsloth raises for a name or option that does not fit, as an error of one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AssertionError, NotImplementedError, ImportError) as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(Problem(line, where, "correct the name or the options")) from error

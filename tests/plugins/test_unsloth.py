@@ -1,0 +1,235 @@
+"""Unsloth: what is refused without it, and runs of the real package where it can be installed.
+
+Unsloth fits beside older releases of transformers, trl and datasets than these tests run with, so it gets an
+environment of its own: `tests/plugins/unsloth/measure.py` says what is real there.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from sftkit.errors import ConfigError
+from sftkit.testing import tiny_config
+from sftkit_plugins.unsloth import Unsloth
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASURE = Path(__file__).with_name("unsloth") / "measure.py"
+#: What unsloth is tested with, on top of the packages that are here; without their dependencies.
+PINS = ["unsloth==2026.10.9", "unsloth_zoo==2026.10.9", "transformers==5.17.0", "trl==1.15.0", "datasets==4.8.5"]
+PINS += ["huggingface_hub==1.33.0"]
+BESIDE = ["requests", "urllib3", "certifi", "httpx", "httpcore", "h11", "anyio", "idna", "charset-normalizer"]
+BESIDE += ["pillow", "psutil", "regex", "sentencepiece", "protobuf", "torchao"]
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory):
+    """Calls functions of the program in an environment with unsloth."""
+    directory = tmp_path_factory.mktemp("unsloth")
+    venv.create(directory / "env", with_pip=False)
+    python = directory / "env" / "bin" / "python"
+    (site,) = (directory / "env").glob("lib/python*/site-packages")
+    (site / "zz_here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
+    for packages in ([*PINS, *BESIDE], ["--no-build-isolation", "--ignore-installed", "-e", str(ROOT)]):
+        done = subprocess.run([*pip, *packages], capture_output=True, text=True, timeout=900)
+        if done.returncode:
+            pytest.skip(f"unsloth cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+    def run(name):
+        command = [str(python), str(MEASURE), name]
+        # its compiled cache goes into the working directory
+        done = subprocess.run(command, cwd=directory, env=variables, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])[name]
+
+    return run
+
+
+def problems(plugin, **sections):
+    return [str(problem) for problem in plugin.check_run(tiny_config(**sections))]
+
+
+@pytest.mark.slow
+def test_it_trains_as_peft_does_from_the_same_seed_and_its_adapter_is_one_of_peft(measure):
+    found = measure("train")
+
+    assert found["losses"][-1] < found["losses"][0]
+    assert found["losses"] == pytest.approx(found["peft_losses"], abs=1e-5)
+    assert found["rank"] == found["trained_on_rank"] == 8
+    assert len(found["target_modules"]) == 7
+    assert found["reloaded"] < 1e-6
+    assert found["rewritten"] == []
+
+
+@pytest.mark.slow
+def test_new_tokens_are_trained_and_full_finetuning_trains_every_weight(measure):
+    found = measure("new_tokens")
+
+    assert found["losses"][-1] < found["losses"][0]
+    assert found["rows"] >= found["tokens"]
+    assert {name.split(".modules_to_save")[0].rpartition(".")[2] for name in found["trained_whole"]} == {
+        "embed_tokens",
+        "lm_head",
+    }
+    assert found["whole_losses"][-1] < found["whole_losses"][0]
+    assert found["all_trained"]
+    assert not found["has_adapter"]
+
+
+@pytest.mark.slow
+def test_options_are_checked_against_the_package_and_a_foreign_model_is_refused(measure):
+    misspelt, taken, heeded, missing, foreign = measure("refusals")
+
+    assert "option options.lora_droput" in misspelt
+    assert "did you mean 'lora_dropout'?" in misspelt
+    assert "option options.r: it is set already" in taken
+    assert "attn_implementation: this is no place for it -> drop it" in heeded
+    assert missing.startswith("model: ")
+    assert "unsloth can only train what it loads" in foreign
+
+
+@pytest.mark.slow
+def test_it_is_refused_beside_plugins_that_do_the_same(measure):
+    assert measure("conflicts") == ["plugin unsloth: plugins unsloth and peft exclude each other -> drop peft"]
+
+
+@pytest.mark.slow
+def test_every_argument_has_a_name_in_what_unsloth_has_on_a_gpu(measure):
+    found = measure("signatures")
+
+    assert found["class"] == "unsloth.models.llama"
+    assert found["unnamed_when_loading"] == ["use_safetensors"]  # handed on to transformers
+    assert found["unnamed_when_adapting"] == []
+    assert len(found["modes_there"]) == 4
+    assert found["known"] == ["finetune_last_n_layers", "layers_pattern", "qat_scheme", "use_dora"]
+
+
+@pytest.mark.slow
+def test_what_unsloth_rewrites_of_the_trainer_is_put_back(measure):
+    found = measure("signatures")
+
+    assert {"get_batch_samples", "compute_loss", "training_step"} <= set(found["rewritten"])
+    assert found["put_back"]
+
+
+@pytest.mark.slow
+def test_the_extra_resolves_in_a_fresh_environment(tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    report = tmp_path / "report.json"
+    command = [str(tmp_path / "env" / "bin" / "python"), "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+    command += ["-q", "--report", str(report), f"{ROOT}[unsloth]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    lines = done.stderr.strip().splitlines() or [""]
+    if done.returncode and "ResolutionImpossible" not in done.stderr and "conflicting" not in done.stderr:
+        pytest.skip(f"there is no package index: {lines[-1]}")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    chosen = {
+        item["metadata"]["name"].lower(): item["metadata"]["version"]
+        for item in json.loads(report.read_text())["install"]
+    }
+    for name in ("torch", "transformers", "datasets"):
+        (own,) = (line for line in metadata.requires("sftkit") or [] if Requirement(line).name == name)
+        assert Requirement(own).specifier.contains(chosen[name])
+    assert Requirement("unsloth>=2026.10.9").specifier.contains(chosen["unsloth"])
+
+
+def test_without_a_gpu_the_command_line_ends_with_code_2_and_says_so(cli, tmp_path):
+    if Path("/dev/kfd").exists() or Path("/dev/xpu").exists():
+        pytest.skip("there is a GPU that no variable hides")
+
+    done = cli("run", "-p", "unsloth", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""}, code=2)
+
+    assert "plugin unsloth: it needs a GPU, and none is visible here" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_is_wrong_with_the_defaults():
+    assert problems(Unsloth()) == []
+
+
+def test_ways_to_hold_the_weights_exclude_each_other():
+    (line,) = problems(Unsloth(load_in_4bit=True, full_finetuning=True))
+
+    assert "load_in_4bit and full_finetuning exclude each other" in line
+
+
+def test_full_finetuning_refuses_options_of_the_adapter():
+    lines = problems(Unsloth(full_finetuning=True, r=4, lora_dropout=0.1))
+
+    assert [line.split(":")[0] for line in lines] == [
+        "plugin unsloth, option r",
+        "plugin unsloth, option lora_dropout",
+    ]
+
+
+def test_two_types_are_refused():
+    (line,) = problems(Unsloth(dtype="float16"), model={"dtype": "bfloat16"})
+
+    assert "model.dtype is bfloat16, and the plugin's is float16" in line
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "init", "random"),
+        ("train", "gradient_checkpointing", True),
+        ("train", "activation_checkpointing", True),
+    ],
+)
+def test_what_unsloth_does_itself_or_cannot_do_is_refused_elsewhere(section, key, value):
+    (line,) = problems(Unsloth(), **{section: {key: value}})
+
+    assert line.startswith(f"{section}.{key}: ")
+
+
+@pytest.mark.parametrize("name", ["load_in_4bit", "dtype", "attn_implementation", "fast_inference"])
+def test_arguments_of_the_loader_with_a_place_of_their_own_are_refused_in_model_options(name):
+    (line,) = problems(Unsloth(), model={"options": {name: True}})
+
+    assert line.startswith(f"model.options.{name}: this is no place for it -> ")
+
+
+def test_the_type_is_the_models_where_that_is_16_bit_and_else_unsloths_choice():
+    import torch
+
+    def chosen(plugin, dtype):
+        return plugin._loading_arguments(tiny_config(model={"dtype": dtype}))["dtype"]
+
+    assert chosen(Unsloth(), "float32") is None
+    assert chosen(Unsloth(), "auto") is None
+    assert chosen(Unsloth(), "bfloat16") is torch.bfloat16
+    assert chosen(Unsloth(dtype="float32"), "float32") is torch.float32
+
+
+def test_seed_and_length_are_the_runs_unless_set():
+    config = tiny_config(train={"seed": 7}, data={"max_length": 96})
+
+    assert Unsloth()._loading_arguments(config)["random_state"] == 7
+    assert Unsloth()._loading_arguments(config)["max_seq_length"] == 96
+    assert Unsloth(random_state=3, max_seq_length=64)._loading_arguments(config)["random_state"] == 3
+
+
+def test_new_tokens_train_embeddings_and_head_beside_what_is_asked_for():
+    arguments = Unsloth(modules_to_save=["norm"])._adapter_arguments(tiny_config(), [320])
+
+    assert arguments["modules_to_save"] == ["norm", "embed_tokens", "lm_head"]
+
+
+def test_what_is_not_asked_for_is_left_to_unsloth():
+    assert not {"target_modules", "modules_to_save", "loftq_config"} & set(
+        Unsloth()._adapter_arguments(tiny_config(), [])
+    )
+
+
+def test_a_rank_of_0_is_refused():
+    with pytest.raises(ConfigError, match="option r"):
+        Unsloth(r=0)
