@@ -34,7 +34,7 @@ TECHNIQUES: dict[str, list[str]] = {
     "unsloth": ["unsloth"],
     "bitsandbytes: 4 bit": ["bitsandbytes:bits=4", "peft:r=4"],
     "bitsandbytes: 8 bit": ["bitsandbytes:bits=8", "peft:r=4"],
-    "gptq": ["gptq:group_size=32"],
+    "gptq": ["gptq:group_size=32,rows=8"],
     "compile": ["compile:backend=aot_eager"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
@@ -82,10 +82,9 @@ def run_pair(plugins: list[str], directory: Path) -> str:
             train={**train, "use_cpu": True, "save_strategy": "no", "output_dir": f"{output}/run"},
         ).run()
     except SftkitError as error:
-        problem = error.problems[0]
-        if re.search(r"\bGPU\b", str(problem)):
+        if any(re.search(r"\bGPU\b", str(problem)) for problem in error.problems):
             return GPU
-        return f"refused: {problem.what}"
+        return f"refused: {error.problems[0].what}"
     better = {"loss": -1, "token_accuracy": 1}  # dft's own loss is small before anything is learned
     gains = [
         sign * (result.metrics[f"eval_{name}"] - result.metrics[f"eval_{name}_before"]) for name, sign in better.items()

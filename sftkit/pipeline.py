@@ -266,6 +266,8 @@ class Pipeline:
 
         config, data = ready.config, ready.data
         arguments = training_arguments(config, has_eval=bool(data.eval))
+        if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
+            arguments.use_cache = getattr(model.config, "use_cache", False)
         set_seed(arguments.seed)
         own = [callback for found in ready.plugins.hook.trainer_callbacks(config=config) for callback in found]
         sets = list(data.eval.values())

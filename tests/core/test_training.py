@@ -100,6 +100,9 @@ def test_the_run_directory_holds_all_that_is_needed(tmp_path):
     names = {path.name for path in result.directory.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "manifest.json", "log.jsonl"} <= names
     assert not list(result.directory.rglob("*.bin"))
+    assert (
+        json.loads((result.directory / "config.json").read_text())["use_cache"] is True
+    )  # or it would generate slowly
     again = AutoModelForCausalLM.from_pretrained(result.directory)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(again.eval()(ids).logits, result.model.eval()(ids).logits)

@@ -18,7 +18,7 @@ PAIRS = [
     pytest.param(
         *(technique, column, plugins),
         id=f"{technique} with {column}",
-        marks=[pytest.mark.slow] if technique in compatibility.INTERPRETED else [],
+        marks=[pytest.mark.slow] if technique in (*compatibility.INTERPRETED, "gptq") else [],
     )
     for technique in compatibility.TECHNIQUES
     for column, plugins in compatibility.cells(technique).items()
