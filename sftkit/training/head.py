@@ -217,12 +217,12 @@ class LossHead:
 
     def _replay(self, logits: Tensor) -> Tensor:
         """What the model does to logits, done to these: its forward, with what comes before and the head left out."""
-        hidden = logits.new_zeros(1, 1, 1)
+        hidden = logits.new_zeros(1, 2, 1)  # more than one token: some models make the logits of just one elsewhere
         with (
             _replaced(self._base, lambda *_, **__: self._base_class(last_hidden_state=hidden)),
             self._answering(lambda _: logits),
         ):
-            tokens = torch.zeros(1, 1, dtype=torch.long, device=logits.device)
+            tokens = torch.zeros(1, 2, dtype=torch.long, device=logits.device)
             made: Tensor = self._forward(input_ids=tokens, use_cache=False)["logits"]
         return made
 

@@ -494,11 +494,20 @@ def test_an_older_torch_is_named_where_its_kernel_is_needed():
     assert not in_the_way("varlen", Machine("cpu", torch="2.9.1"))
 
 
-def test_sdpa_flash_is_refused_on_padded_rows_but_not_on_packed_ones():
-    plugin = FlashAttn(implementation="sdpa_flash", padding_free=False)
+def test_sdpa_flash_takes_packed_rows_only():
+    for plugin in (FlashAttn(implementation="sdpa_flash"), FlashAttn(implementation="sdpa_flash", padding_free=False)):
+        (problem,) = told(plugin)
+        assert "add plugin packing" in problem.mend
+        assert not told(plugin, plugins={"packing": {}})
 
-    assert [problem.where for problem in told(plugin)] == ["plugin flash_attn, option padding_free"]
-    assert not told(plugin, plugins={"packing": {}})
+
+def test_sdpa_flash_is_refused_where_held_out_rows_would_be_padded():
+    padded, data = FlashAttn(implementation="sdpa_flash", padding_free=False), {"eval": "held-out.jsonl"}
+
+    (problem,) = told(padded, plugins={"packing": {"eval": False}}, data=data)
+    assert "data.eval would be padded" in problem.what
+    assert not told(padded, plugins={"packing": {"eval": True}}, data=data)
+    assert not told(FlashAttn(implementation="sdpa_flash"), plugins={"packing": {"eval": False}}, data=data)
 
 
 def test_sdpa_flash_is_refused_where_a_sliding_window_hides_part_of_a_row():

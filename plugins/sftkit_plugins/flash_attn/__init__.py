@@ -50,9 +50,19 @@ class FlashAttn(Plugin):
         if self.padding_free and method in PROMPTS:
             what = f"{method} puts its prompt in front of a row, which holds several documents in padding-free batches"
             yield Problem(what, "plugin flash_attn", "set padding_free: false, or use lora")
-        if name == "sdpa_flash" and not self.padding_free and "packing" not in config.plugins:
-            what = "sdpa_flash takes no padding mask, and the rows of a batch would be padded"
-            mend = "set padding_free: true, or add plugin packing"
+        if name == "sdpa_flash":
+            yield from self._padded_rows(config)
+
+    def _padded_rows(self, config: RunConfig) -> Iterator[Problem]:
+        """Rows that would be padded, where the kernel takes no mask."""
+        packing = config.plugins.get("packing")
+        if packing is None:
+            what = "sdpa_flash is right only on rows without padding, and takes packed ones: its kernel knows no mask"
+            mend = "add plugin packing, or use implementation: varlen, which needs none"
+            yield Problem(what, "plugin flash_attn, option implementation", mend, ("plugins", "flash_attn"))
+        elif not self.padding_free and config.data.eval is not None and not packing.get("eval"):
+            what = "sdpa_flash takes no padding mask, and the rows of data.eval would be padded"
+            mend = "set padding_free: true, or packing: {eval: true}"
             yield Problem(what, "plugin flash_attn, option padding_free", mend, ("plugins", "flash_attn"))
 
     @hookimpl

@@ -42,7 +42,7 @@ class Chat(Formatter):
     turns: Literal["all", "last"] = "all"
     roles: tuple[str, ...] = ("assistant",)
     weighted: bool = False
-    _skeletons: dict[tuple[str, ...], Skeleton | None] = field(default_factory=dict, repr=False, compare=False)
+    _skeletons: dict[Any, tuple[Skeleton | None, list[int]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -73,32 +73,34 @@ class Chat(Formatter):
         rendering = Rendering(self._template(tools), self.special_tokens, tools, index)
         plain = tools is None and all(message.keys() == PLAIN for message in messages)
         if plain and self.loss == "assistant":
-            return self._plain(rendering, messages)
+            return self._plain(rendering, messages, dict.fromkeys(self._chosen(messages), 1.0))
         messages, trained = self._trained_turns(messages, index)
         if self.loss == "all":
             return (Span(rendering.text(messages), True),)
         if self.loss == "completion":
             return self._completion(rendering, messages, len(parts[0]))
+        if tools is None and all(message.keys() == PLAIN for message in messages):
+            return self._plain(rendering, messages, trained)
         if not trained:
             return self._untrained()
         text = rendering.text(messages)
         found = find_regions(rendering, messages, text, trained)
         return split(text, [region for _, region in found], [trained[number] for number, _ in found])
 
-    def _plain(self, rendering: Rendering, messages: Messages) -> Document | Skipped:
-        """A conversation of nothing but roles and contents."""
-        roles = tuple([message["role"] for message in messages])
-        trained = self._chosen(messages)
+    def _plain(self, rendering: Rendering, messages: Messages, trained: dict[int, float]) -> Document | Skipped:
+        """A conversation of nothing but roles and contents, and the weights of its trained messages."""
         if not trained:
             return self._untrained()
-        if roles not in self._skeletons:
-            self._skeletons[roles] = _skeleton(rendering, messages, trained)
-        skeleton = self._skeletons[roles]
+        key = tuple([message["role"] for message in messages]), tuple(sorted(trained))
+        if key not in self._skeletons:
+            self._skeletons[key] = _skeleton(rendering, messages, trained)
+        skeleton, numbers = self._skeletons[key]
         text = rendering.text(messages)
         regions = skeleton.find(text, [message["content"] for message in messages]) if skeleton else None
         if regions is None:
-            regions = [region for _, region in find_regions(rendering, messages, text, trained)]
-        return split(text, regions)
+            found = find_regions(rendering, messages, text, trained)
+            numbers, regions = [number for number, _ in found], [region for _, region in found]
+        return split(text, regions, [trained[number] for number in numbers])
 
     def _untrained(self) -> Skipped:
         return Skipped(f"no {' or '.join(self.roles)} turn")
@@ -143,13 +145,15 @@ class Chat(Formatter):
         return self.template["tool_use" if tools and "tool_use" in self.template else "default"]
 
 
-def _skeleton(rendering: Rendering, messages: Messages, trained: Collection[int]) -> Skeleton | None:
+def _skeleton(rendering: Rendering, messages: Messages, trained: Collection[int]) -> tuple[Skeleton | None, list[int]]:
+    """The skeleton, and whose message each of its regions is."""
     masked = stand_ins(messages)
     try:
         text = rendering.text(masked)
-        return Skeleton.of(text, [region for _, region in find_regions(rendering, masked, text, trained)])
+        found = find_regions(rendering, masked, text, trained)
     except RowError:  # found out on the row itself, which tells it better
-        return None
+        return None, []
+    return Skeleton.of(text, [region for _, region in found]), [number for number, _ in found]
 
 
 def find_regions(
