@@ -32,15 +32,20 @@ def requirement_problem(text: str, dist: metadata.Distribution | None, where: st
 
 
 def install_command(requirement: Requirement, dist: metadata.Distribution | None) -> str:
-    """The pip command that brings a package: the extra of the plugin's own distribution where it has one for it."""
+    """The pip command that brings a package: the smallest extra of the plugin's own distribution that has it."""
     wanted = canonicalize_name(requirement.name)
-    for line in (dist.requires or []) if dist else []:
-        item = Requirement(line)
-        if dist and item.marker and canonicalize_name(item.name) == wanted:
-            for extra in dist.metadata.get_all("Provides-Extra") or []:
-                if extra != "dev" and item.marker.evaluate({"extra": extra}):
-                    return f'pip install "{dist.name}[{extra}]"'
+    items = [Requirement(line) for line in (dist.requires or [])] if dist else []
+    extras = (dist.metadata.get_all("Provides-Extra") or []) if dist else []
+    brought = {extra: [item for item in items if _belongs(item, extra)] for extra in extras if extra != "dev"}
+    having = {extra: own for extra, own in brought.items() if wanted in {canonicalize_name(item.name) for item in own}}
+    if dist and having:
+        return f'pip install "{dist.name}[{min(having, key=lambda extra: len(having[extra]))}]"'
     return f'pip install "{requirement.name}{requirement.specifier}"'
+
+
+def _belongs(requirement: Requirement, extra: str) -> bool:
+    marker = requirement.marker
+    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 
 def has_gpu() -> bool:
