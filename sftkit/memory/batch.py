@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,25 @@ def largest_batch(rows: Any, collator: Callable[[list[dict[str, Any]]], Any], co
     else:
         examples = [_lengthened(example, config.data.max_length) for example in islice(iter(rows), 1)] * size
     return dict(collator(examples))
+
+
+def as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A padding-free batch with a row for each example, and no mask: what each costs where it sees itself alone.
+
+    Any other batch is given back as it is.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    if "row_lengths" not in batch:
+        return dict(batch)
+    lengths = batch["row_lengths"].tolist()
+    fills = {"input_ids": 0, "labels": -100, "loss_weights": 1}
+    return {
+        name: pad_sequence(list(torch.split(batch[name][0], lengths)), batch_first=True, padding_value=fill)
+        for name, fill in fills.items()
+        if name in batch
+    }
 
 
 def _longest(rows: Any, number: int) -> list[int]:

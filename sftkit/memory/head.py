@@ -62,12 +62,15 @@ class TracedHead(LossHead):
             given.append(hidden.new_empty(1, PROBED, self._vocabulary))
             return given[-1]
 
-        hook = self._base.register_forward_hook(lambda _, __, output: seen.append(type(output)))
+        hook = None
+        if self._base is not None:
+            hook = self._base.register_forward_hook(lambda _, __, output: seen.append(type(output)))
         tokens = torch.zeros(1, PROBED, dtype=torch.long, device=self._module.weight.device)
         try:
             with torch.no_grad(), self._answering(answer):
                 made = model(input_ids=tokens, use_cache=False)["logits"]
         finally:
-            hook.remove()
+            if hook is not None:
+                hook.remove()
         if given and seen and made is not given[0]:
             self._base_class, self._post = seen[0], self._replay

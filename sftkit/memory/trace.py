@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sftkit.memory.batch import as_rows
 from sftkit.memory.head import TracedHead
 from sftkit.training.batches import Batch
 from sftkit.training.loss import HeadLoss
@@ -124,8 +125,8 @@ def trace_step(
         autocast: type of mixed precision.
         accumulates: whether gradients of an earlier micro-batch are there already.
     """
-    known = Batch.of(dict(batch))
-    modes = [(module, module.training) for module in model.modules()]
+    known = Batch.of(as_rows(batch))
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
     state = torch.get_rng_state()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     counted = LiveBytes(device)
@@ -143,8 +144,9 @@ def trace_step(
                 total.backward()
     finally:
         torch.set_rng_state(state)
-        for module, mode in modes:
-            module.training = mode
+        for module, values in attributes:  # a forward may keep tensors, as of positions, and these have no values
+            vars(module).clear()
+            vars(module).update(values)
     return Peak(**counted.peak, in_heap=counted.most_in_heap)
 
 

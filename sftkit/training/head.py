@@ -77,7 +77,8 @@ class LossHead:
         self.loss = loss
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._module: Any = self._causal.get_output_embeddings()
-        self._base: Any = getattr(self._causal, self._causal.base_model_prefix, None)
+        prefix = self._causal.base_model_prefix
+        self._base: Any = getattr(self._causal, prefix, None) or getattr(self._causal, "model", None)
         self._plain = self._module is None
         self._post: Callable[[Tensor], Tensor] | None = None
         self._known = False
@@ -119,14 +120,21 @@ class LossHead:
         def answer(hidden: Tensor) -> Tensor:
             hidden_ND = hidden[:, -targets.shape[1] :].flatten(0, 1)
             self._told = self._losses(hidden_ND, self._head(hidden), targets)
-            return hidden.new_zeros(1, 1, self._vocabulary)
+            return self._told[0].expand(1, 1, self._vocabulary).clone()  # in place of logits, which a model may change
 
+        def take(module: nn.Module, given: Any, output: Tensor) -> None:
+            # What gathers weights for the backward hangs on the module's output: the loss goes through it.
+            if self._told is not None:
+                self._told = (output.flatten()[0].clone(), self._told[1])
+
+        hook = self._module.register_forward_hook(take)
         try:
             with self._answering(answer):
                 outputs = model(**inputs)
             assert self._told is not None
             return outputs["loss"], self._told[1], outputs
         finally:
+            hook.remove()
             self._told = None
 
     def _losses(self, inputs_ND: Tensor, head: Head, targets: Targets) -> tuple[Tensor, Result]:
@@ -164,16 +172,17 @@ class LossHead:
 
     def _look_at(self, model: Any) -> None:
         """Find out what the model does to its logits: once, on a few tokens."""
-        if not self._plain:
-            try:
-                self._find_post(model)
-            except _UnsuitedError as error:
-                self._plain = True
-                logger.warning(
-                    "the logits of every position are computed, not only of trained ones: model type %s %s",
-                    self._causal.config.model_type,
-                    error,
-                )
+        try:
+            if self._plain:
+                raise _UnsuitedError("names no output embeddings")
+            self._find_post(model)
+        except _UnsuitedError as error:
+            self._plain = True
+            logger.warning(
+                "the logits of every position are computed, not only of trained ones: model type %s %s",
+                self._causal.config.model_type,
+                error,
+            )
         self._known = True
 
     def _find_post(self, model: Any) -> None:
@@ -188,12 +197,13 @@ class LossHead:
         weight = self._causal.get_input_embeddings().weight
         tokens = torch.arange(PROBED, device=weight.device)[None] % max(len(weight), 1)
         base_outputs: list[Any] = []
-        hook = self._base.register_forward_hook(lambda _, __, output: base_outputs.append(output))
-        try:
-            with undisturbed(model), self._answering(answer):
-                made = model(input_ids=tokens, use_cache=False)["logits"]
-        finally:
-            hook.remove()
+        with ExitStack() as stack:
+            if self._base is not None:
+                hook = self._base.register_forward_hook(lambda _, __, output: base_outputs.append(output))
+                stack.callback(hook.remove)
+            stack.enter_context(undisturbed(model))
+            stack.enter_context(self._answering(answer))
+            made = model(input_ids=tokens, use_cache=False)["logits"]
         if not seen or made is None or made.shape != seen[1].shape:
             raise _UnsuitedError("makes its logits elsewhere than in its output embeddings")
         self._vocabulary = made.shape[-1]
@@ -244,3 +254,4 @@ def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[Callable[...
             module.forward = before
         else:
             del module.forward
+            vars(module).pop("_original_forward", None)  # of accelerate, whose wrapper has gone with ours

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +17,6 @@ class Measures:
         self._sums: dict[str, Any] = {}
         self._kept: dict[str, Any] = {}
         self._since: float | None = None
-        self._trained = 0  # since the run began, over all processes
 
     def begin_window(self) -> None:
         """An accumulation window begins."""
@@ -25,8 +26,18 @@ class Measures:
         """The window begins again: what it has added is taken back."""
         self._sums = dict(self._kept)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock stands still: evaluations and checkpoints are not in the rate."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._since is not None:
+                self._since += time.perf_counter() - began
+
     def begin_batch(self) -> None:
-        """The clock starts with the first batch behind a log: evaluations are not in the rate."""
+        """The clock starts with the first batch behind a log."""
         if self._since is None:
             self._since = time.perf_counter()
 
@@ -36,7 +47,7 @@ class Measures:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
 
-    def told(self, accelerator: Any) -> dict[str, float]:
+    def told(self, accelerator: Any, trained_before: int) -> dict[str, float]:
         """Tokens a second (padding not counted), trained tokens so far, and the means of the measures."""
         if self._since is None:
             return {}
@@ -47,7 +58,6 @@ class Measures:
         totals = dict(zip(names, accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
         tokens, trained = totals.pop("tokens"), totals.pop("trained")
         rate = tokens / max(time.perf_counter() - self._since, 1e-9)
-        self._trained += int(trained)
         self._sums, self._kept, self._since = {}, {}, None
         means = {name: total / max(trained, 1.0) for name, total in totals.items()}
-        return {"tokens_per_second": round(rate, 1), "trained_tokens": self._trained, **means}
+        return {"tokens_per_second": round(rate, 1), "trained_tokens": trained_before + int(trained), **means}

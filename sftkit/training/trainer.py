@@ -56,8 +56,12 @@ class SFTTrainer(Trainer):
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
         """As the Trainer's."""
-        with self.loss_head.installed():
+        with self.loss_head.installed(), self._measures.paused():
             return super().evaluate(*arguments, **options)
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> Any:
+        with self._measures.paused():
+            return super()._save_checkpoint(*arguments, **options)
 
     def get_train_dataloader(self) -> Any:
         """As the Trainer's; a stream, whose processes read a share each, is not shared out again."""
@@ -166,7 +170,7 @@ class SFTTrainer(Trainer):
         batch = Batch.of(inputs)
         self._measures.begin_batch()
         total, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets)
-        loss = total / num_items_in_batch.to(total.device).clamp(min=1e-9)
+        loss = total / or_one(num_items_in_batch.to(total.device))
         if self.args.average_tokens_across_devices:  # gradients are averaged over processes
             loss = loss * self.accelerator.num_processes
         if getattr(outputs, "aux_loss", None) is not None:
@@ -191,7 +195,7 @@ class SFTTrainer(Trainer):
         names = sums[0]
         table = torch.stack([torch.cat([part[name] for part in sums]) for name in names], dim=1)
         self._evaluated.append((list(names), self.accelerator.gather_for_metrics(table)))
-        return table[:, 0].sum() / table[:, 1].sum().clamp(min=1e-9)
+        return table[:, 0].sum() / or_one(table[:, 1].sum())
 
     def _sums_by_row(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         batch = Batch.of(inputs)
@@ -210,7 +214,7 @@ class SFTTrainer(Trainer):
         totals = torch.cat([table for _, table in self._evaluated]).double().sum(0).tolist()
         told = dict(zip(names, totals, strict=True))
         loss, weights, tokens = (told.pop(name) for name in ("loss", "weights", "tokens"))
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(weights, 1e-9)
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / (weights or 1.0)
         for name, value in told.items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value / max(tokens, 1.0)
         return output
@@ -225,7 +229,8 @@ class SFTTrainer(Trainer):
             mean = self.accelerator.reduce(self._loss_sum, reduction="mean").item() / self._steps
             logs = {**logs, "train_loss": mean}
         if "loss" in logs:
-            logs = {**logs, **self._measures.told(self.accelerator)}
+            told = (entry["trained_tokens"] for entry in reversed(self.state.log_history) if "trained_tokens" in entry)
+            logs = {**logs, **self._measures.told(self.accelerator, trained_before=next(told, 0))}
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -233,6 +238,11 @@ class SFTTrainer(Trainer):
         # The pickled arguments are needed by nothing: the manifest holds them as text.
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+
+def or_one(divisor: Any) -> Any:
+    """A divisor, or 1 where it is 0: then nothing is trained, and what it divides is 0."""
+    return torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
 
 def clear_memory() -> None:

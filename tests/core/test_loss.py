@@ -182,6 +182,41 @@ def test_a_model_that_makes_its_logits_elsewhere_is_trained_on_full_logits_and_t
     assert "the logits of every position are computed" in caplog.text
 
 
+def test_a_model_without_output_embeddings_is_trained_on_full_logits_and_told(caplog, monkeypatch):
+    model = tiny_model("llama").eval()
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    inputs, labels = batch()
+    total, expected = by_full_logits(model, inputs, labels)
+    found, made, *_ = by_the_head(model, inputs, labels)
+    torch.testing.assert_close(found, total)
+    assert_equal(expected, made)
+    assert "names no output embeddings" in caplog.text
+
+
+def test_the_prefix_of_a_model_need_not_name_its_decoder():
+    model = tiny_model("llama").eval()
+    model.base_model_prefix = "language_model"
+    inputs, labels = batch()
+    total, expected = by_full_logits(model, inputs, labels)
+    found, made, *_, head = by_the_head(model, inputs, labels)
+    torch.testing.assert_close(found, total)
+    assert_equal(expected, made)
+    assert not head._plain
+
+
+def test_the_loss_leaves_through_the_heads_output():
+    model, through = tiny_model("llama").eval(), []
+    inputs, labels = batch()
+    head = LossHead(model, HeadLoss())
+    with head.installed():
+        model.lm_head.register_forward_hook(lambda *_: None)
+        head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))
+        # as what gathers weights for the backward does: it wraps the output
+        model.lm_head.register_forward_hook(lambda _, __, output: output.register_hook(through.append) and None)
+        head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))[0].backward()
+    assert len(through) == 1
+
+
 def test_the_model_is_as_it_was_outside():
     model = tiny_model("gemma2").eval()
     inputs, labels = batch()

@@ -461,3 +461,24 @@ def test_an_allocator_that_leaves_holes_is_counted(monkeypatch):
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.41"))
     assert "holes between blocks" not in estimate_memory(model, batch_of(), config).items
+
+
+def test_what_a_forward_keeps_on_its_modules_is_not_left_without_values():
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
+    model = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=16, max_position_embeddings=64)
+    before = [dict(vars(module)) for module in model.modules()]
+    traced(model, batch_of())
+    after = [vars(module) for module in model.modules()]
+    assert all(one.keys() == two.keys() for one, two in zip(before, after, strict=True))
+    assert all(one[key] is two[key] for one, two in zip(before, after, strict=True) for key in one)
+
+
+def test_a_batch_without_padding_is_estimated_by_its_examples_and_not_as_one_long_row():
+    model = tiny_model()
+    ids = torch.randint(3, 300, (4, 64))
+    labels = ids.clone()
+    labels[:, 0] = -100
+    rows = {"input_ids": ids, "labels": labels}
+    flat = {name: value.reshape(1, -1) for name, value in rows.items()}
+    flat |= {"position_ids": torch.arange(64).repeat(4)[None], "row_lengths": torch.tensor([64] * 4)}
+    assert traced(model, flat).total == traced(model, rows).total
