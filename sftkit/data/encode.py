@@ -9,13 +9,14 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import IGNORE, Examples
 from sftkit.data.documents import Document
 from sftkit.data.regions import Texts
+from sftkit.data.threads import thread_ahead
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ def encode_stream(
     """`encode` batch by batch, each in pieces: the next one is tokenized, in a thread, while the last is laid out."""
     encoder = Encoder.of(tokenizer, add_special_tokens)
     waiting: deque[tuple[Texts, Future[list[Any]]]] = deque()
-    with ThreadPoolExecutor(1) as pool:
+    with thread_ahead() as pool:
         for texts in (piece for documents in batches for piece in Texts.pieces_of(documents)):
             waiting.append((texts, pool.submit(encoder.tokenize, texts)))
             if len(waiting) > AHEAD:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from sftkit.data.length import fit_length
 from sftkit.data.make import BATCH, Batch, Maker
 from sftkit.data.packs import packed
 from sftkit.data.sources import StreamSource
+from sftkit.data.threads import thread_ahead
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Stream(IterableDataset):
         """
         self._maker = Maker(SPLIT, self._tokenizer, self._config, self._plugins, facts=None)
         windows = self._windows(self._maker)
-        with ThreadPoolExecutor(1) as pool:
+        with thread_ahead() as pool:
             waiting = pool.submit(next, windows)
             while True:
                 tables = waiting.result()

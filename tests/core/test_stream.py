@@ -160,3 +160,25 @@ def test_a_column_that_comes_late_is_an_error_and_not_left_out():
     run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, config=config)
     with pytest.raises(DataError, match="column 'weight' is not in the first 100 rows"):
         run.prepare()
+
+
+def test_what_prepares_ahead_is_not_waited_for_where_it_is_left():
+    import threading
+
+    from sftkit.data.threads import thread_ahead
+
+    going, asked = threading.Event(), threading.Event()
+
+    def numbers():
+        with thread_ahead() as pool:
+            while True:
+                waiting = pool.submit(lambda: (asked.set(), going.wait()))
+                yield 1
+                waiting.result()
+
+    generator = numbers()
+    next(generator)
+    asked.wait()
+    generator.close()  # as the garbage collector does it; with a pool's own context this would wait for `going`
+    assert not going.is_set()
+    going.set()
