@@ -6,14 +6,15 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.config.resolve import resolve
-from sftkit.config.source import Source, read_yaml
+from sftkit.config.source import Source
 from sftkit.console import Display, show_data
 from sftkit.errors import ConfigError, Problem, SftkitError
+from sftkit.given import Given, as_source, check_loaded_model, is_map, split_loaded
 from sftkit.registry import Choice, PluginSet, choices_from
 from sftkit.rundir import RunDirectory, default_directory, is_main_process, new_manifest
 
@@ -48,18 +49,6 @@ class Vocabulary(NamedTuple):
     tokenizer: Any
     new_token_ids: list[int]
     changed: bool
-
-
-@dataclass(frozen=True)
-class Given:
-    """Loaded objects passed instead of names; none of them is changed."""
-
-    model: Any = None
-    tokenizer: Any = None
-    train: Any = None
-    eval: Any = None
-    collator: Callable[[list[dict[str, Any]]], Any] | None = None
-    callbacks: tuple[Any, ...] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -124,15 +113,15 @@ class Pipeline:
         overwrite: bool = False,
     ) -> None:
         self._resume, self._overwrite = resume, overwrite
-        self._source = _as_source(config)
+        self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
-        named, given = _split_loaded(model, data, eval, tokenizer)
+        named, given = split_loaded(model, data, eval, tokenizer)
         self._given = Given(**given, collator=collator, callbacks=tuple(callbacks))
         for key, value in {**named, ("data", "formatting"): formatting, ("train",): train}.items():
             if value is not None:
                 self._source.set(key, copy.copy(value), "Pipeline()")
         self._source.values.setdefault("train", {})
-        self.output_dir = self._source.values["train"].get("output_dir") if _is_map(self._source, "train") else None
+        self.output_dir = self._source.values["train"].get("output_dir") if is_map(self._source, "train") else None
         self._directory = RunDirectory(Path(self.output_dir or default_directory()))
 
     def check(self) -> tuple[Problem, ...]:
@@ -195,7 +184,7 @@ class Pipeline:
             raise ConfigError([*error.problems, *problems]) from None
         problems += plugins.unfilled(self._needed_slots())
         if self._given.model is not None:
-            problems += _check_loaded_model(config, plugins)
+            problems += check_loaded_model(config, plugins)
         else:
             plugins.model_options(config)
         problems += _check_streaming(config)
@@ -316,66 +305,6 @@ def _reduced_activations(model: Any, ready: Ready) -> AbstractContextManager[Any
     batch = largest_batch(ready.data.train, ready.collator, ready.config)
     found = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
     return nullcontext() if found is None else found
-
-
-def _as_source(config: Any) -> Source:
-    if config is None:
-        return Source()
-    if isinstance(config, Source):
-        return copy.deepcopy(config)
-    if isinstance(config, Mapping):
-        return Source(copy.deepcopy(dict(config)))
-    return read_yaml(Path(config))
-
-
-def _is_map(source: Source, key: str) -> bool:
-    return isinstance(source.values.get(key), Mapping)
-
-
-def _split_loaded(
-    model: Any, data: Any, eval: Any, tokenizer: Any
-) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
-    """Names and mappings, by their key in the configuration; and loaded objects."""
-    named: dict[tuple[str, ...], Any] = {}
-    given: dict[str, Any] = {}
-    for section, short, value in (("model", "name", model), ("data", "train", data)):
-        if isinstance(value, str | Path):
-            named[(section, short)] = str(value)
-        elif isinstance(value, Mapping) and not _is_dataset_dict(value):
-            named[(section,)] = value
-        elif isinstance(value, list) and value and all(isinstance(item, str | Path) for item in value):
-            named[(section, short)] = [str(item) for item in value]
-        elif value is not None:
-            given["model" if section == "model" else "train"] = value
-            named[(section, short)] = f"loaded {type(value).__name__}"
-    if isinstance(eval, str | Path | float | int) or _are_names(eval):
-        named[("data", "eval")] = str(eval) if isinstance(eval, Path) else eval
-    elif eval is not None:
-        given["eval"] = eval
-        named[("data", "eval")] = f"loaded {type(eval).__name__}"
-    if isinstance(tokenizer, str | Path):
-        named[("model", "tokenizer")] = str(tokenizer)
-    elif tokenizer is not None:
-        given["tokenizer"] = tokenizer
-    return named, given
-
-
-def _are_names(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return not _is_dataset_dict(value) and all(_are_names(v) or isinstance(v, str) for v in value.values())
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
-
-
-def _is_dataset_dict(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "datasets"
-
-
-def _check_loaded_model(config: RunConfig, plugins: PluginSet) -> list[Problem]:
-    options = plugins.model_options(config)
-    if not options:
-        return []
-    what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
-    return [Problem(what, "model", "pass the model's name, or load it with these options yourself")]
 
 
 def _check_streaming(config: RunConfig) -> Iterator[Problem]:
