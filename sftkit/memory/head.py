@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sftkit.training.head import PROBED, LossHead, Targets
 from sftkit.training.loss import Head, HeadLoss, Result
@@ -46,11 +46,9 @@ class TracedHead(LossHead):
         finally:
             self._counted.kind = before
 
-    def _head(self, hidden: Tensor) -> Head:
-        module = self._module
-        plain = type(module) is nn.Linear and getattr(self._make_logits, "__func__", None) is nn.Linear.forward
-        weight, bias = (module.weight, module.bias) if plain else (None, None)
-        return Head(self._vocabulary, self._make_logits, weight, bias, self._post)
+    def _is_whole(self, weight: Tensor) -> bool:
+        """Any is: tensors without values have a type of their own."""
+        return True
 
     def _find_post(self, model: Any) -> None:
         """Without values, logits that come out of the model as another tensor count as changed."""

@@ -146,9 +146,13 @@ class LossHead:
     def _head(self, hidden: Tensor) -> Head:
         module = self._module
         plain = type(module) is nn.Linear and getattr(self._make_logits, "__func__", None) is nn.Linear.forward
-        if plain and type(module.weight) in (Tensor, nn.Parameter):
+        if plain and self._is_whole(module.weight):
             return Head(self._vocabulary, self._make_logits, module.weight, module.bias, self._post)
         return Head(self._vocabulary, self._make_logits, post=self._post)
+
+    def _is_whole(self, weight: Tensor) -> bool:
+        """Whether products can be made with it as it is: of a sharded or otherwise wrapped one the module knows how."""
+        return type(weight) in (Tensor, nn.Parameter)
 
     @torch.compiler.disable
     def _head_forward(self, hidden: Tensor, *args: Any, **options: Any) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from sftkit.errors import Problem, RunError
 from sftkit.training.batches import Batch, WithPositions, pieces, rows_of
-from sftkit.training.head import LossHead, trained_positions
+from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
 from sftkit.training.measures import Measures
 
@@ -95,9 +95,9 @@ class SFTTrainer(Trainer):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = torch.zeros((), device=device)
         for batch in batch_samples:
-            behind = trained_positions(batch["labels"]) + 1
-            weights = batch.get("loss_weights")
-            total = total + (len(behind) if weights is None else weights.flatten()[behind].sum().to(device))
+            targets = Batch.of(batch).targets
+            weights_K = targets.weights_K  # noqa: N806 (suffixes are shapes)
+            total = total + (len(targets.tokens_K) if weights_K is None else weights_K.sum().to(device))
         return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
