@@ -33,10 +33,11 @@ def run(
     source, choices = gather(arguments or [], plugin or [], model, data, output)
 
     from sftkit.pipeline import Pipeline
-    from sftkit.rundir import is_main_process
+    from sftkit.rundir import end_process_group, is_main_process
 
     pipeline = Pipeline(config=source, plugins=choices, resume=resume, overwrite=overwrite)
     result = pipeline.run()
+    end_process_group()
     if is_main_process():
         from sftkit.console import console, show_metrics
 
