@@ -110,6 +110,16 @@ def _ends(eos: int | None, old: int | Iterable[int] | None) -> int | list[int] |
     return ends[0] if len(ends) == 1 else (ends or None)
 
 
+def split_processor(loaded: Any) -> tuple[PreTrainedTokenizerBase, Any]:
+    """A tokenizer alone, or a processor's tokenizer and the processor; the chat template is that of either."""
+    tokenizer = getattr(loaded, "tokenizer", None)
+    if tokenizer is None:
+        return loaded, None
+    if loaded.chat_template is not None:
+        tokenizer.chat_template = loaded.chat_template
+    return tokenizer, loaded
+
+
 def save_adapter_only(model: Any) -> None:
     """Keep peft from storing whole resized embeddings beside an adapter that holds the new rows. Changes the model.
 

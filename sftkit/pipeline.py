@@ -35,20 +35,26 @@ class RunResult:
         directory: where the model, tokenizer, manifest and logs are.
         model: the trained model, with its adapter if there is one.
         tokenizer: its tokenizer, with its chat template.
+        processor: what makes its inputs, where that is more than a tokenizer.
     """
 
     metrics: dict[str, float]
     directory: Path
     model: Any
     tokenizer: Any
+    processor: Any = None
 
 
 class Vocabulary(NamedTuple):
-    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding."""
+    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding.
+
+    ``processor`` is what the tokenizer is a part of, if it is.
+    """
 
     tokenizer: Any
     new_token_ids: list[int]
     changed: bool
+    processor: Any = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Pipeline:
         plugins: names (``"neftune:alpha=10"``, ``"no:pad"``), plugin objects, or one-key mappings of name to options.
         train: fields of `transformers.TrainingArguments`.
         config: path of a YAML file, or a mapping of all sections; the other arguments go on top of it.
-        tokenizer: name, or a loaded tokenizer.
+        tokenizer: name, or a loaded tokenizer; or a loaded processor, which is saved with the model.
         formatting: your formatting function.
         collator: used instead of the collator plugin.
         callbacks: further `transformers.TrainerCallback` objects.
@@ -145,9 +151,11 @@ class Pipeline:
 
     def _prepare(self, config: RunConfig, plugins: PluginSet) -> Ready:
         vocabulary = self._load_tokenizer(config, plugins)
-        tokenizer = vocabulary.tokenizer
-        data = self._prepare_data(config, plugins, tokenizer)
-        collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
+        tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
+        data = self._prepare_data(config, plugins, vocabulary)
+        collator = self._given.collator or plugins.hook.make_collator(
+            tokenizer=tokenizer, processor=processor, config=config
+        )
         collator = _keeping_weights(_filled(collator, "make_collator"), data)
         return Ready(config, plugins, tokenizer, data, collator, vocabulary, self._given.model)
 
@@ -172,7 +180,7 @@ class Pipeline:
         self._save(trainer, plugins, tokenizer)
         self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
-        return RunResult(metrics, self._directory.path, final, tokenizer)
+        return RunResult(metrics, self._directory.path, final, tokenizer, ready.vocabulary.processor)
 
     def _resolve(self, known: Iterable[Problem] = ()) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins; what is wrong with them is told with those ``known`` before."""
@@ -200,30 +208,36 @@ class Pipeline:
         return ["make_formatter", *(slot for slot, value in taken.items() if value is None)]
 
     def _load_tokenizer(self, config: RunConfig, plugins: PluginSet) -> Vocabulary:
+        from sftkit.models import split_processor
+
         if self._given.tokenizer is not None:
-            tokenizer = copy.deepcopy(self._given.tokenizer)
+            loaded = copy.deepcopy(self._given.tokenizer)
         else:
-            tokenizer = _filled(plugins.hook.load_tokenizer(config=config), "load_tokenizer")
+            loaded = _filled(plugins.hook.load_tokenizer(config=config), "load_tokenizer")
+        tokenizer, processor = split_processor(loaded)
         before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
         plugins.hook.add_tokens(tokenizer=tokenizer, config=config)
         changed = special != tokenizer.special_tokens_map
-        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed)
+        if processor is not None:
+            processor.chat_template = tokenizer.chat_template
+        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed, processor)
 
-    def _prepare_data(self, config: RunConfig, plugins: PluginSet, tokenizer: Any) -> Prepared:
+    def _prepare_data(self, config: RunConfig, plugins: PluginSet, vocabulary: Vocabulary) -> Prepared:
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources
 
+        tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
         if not config.data.streaming:
             sources = load_sources(config, self._given.train, self._given.eval)
-            return prepare(sources, tokenizer, config, plugins)
+            return prepare(sources, tokenizer, config, plugins, processor)
         from sftkit.data.sources import load_streams
         from sftkit.data.stream import Stream
 
-        stream = Stream(load_streams(config, self._given.train), tokenizer, config, plugins)
+        stream = Stream(load_streams(config, self._given.train), tokenizer, config, plugins, processor)
         next(iter(stream))  # what is wrong with the data is told now
         held_out = load_sources(config, [], self._given.eval)
         del held_out["train"]
-        return prepare(held_out, tokenizer, config, plugins).with_stream(stream)
+        return prepare(held_out, tokenizer, config, plugins, processor).with_stream(stream)
 
     def _load_model(self, config: RunConfig, plugins: PluginSet, vocabulary: Vocabulary) -> Any:
         from transformers import set_seed
@@ -231,7 +245,7 @@ class Pipeline:
         from sftkit.models import align_special_tokens
 
         set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
-        tokenizer, new_token_ids, changed = vocabulary
+        tokenizer, new_token_ids, changed, _ = vocabulary
         if self._given.model is not None:
             model = copy.deepcopy(self._given.model)
         else:
@@ -268,7 +282,7 @@ class Pipeline:
             data_collator=ready.collator,
             train_dataset=data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
-            processing_class=ready.tokenizer,
+            processing_class=ready.vocabulary.processor or ready.tokenizer,
             callbacks=[Progress(display, self._directory.path / "log.jsonl"), *own, *self._given.callbacks],
         )
         if sets:  # callbacks see it from the start, not only after the first evaluation
