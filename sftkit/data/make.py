@@ -85,7 +85,8 @@ class Maker:
         tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id}
         formatter = self._formatter(columns)
         documents = (self._documents(batch, formatter, place) for batch in rows)
-        for examples in encode_stream(documents, self.tokenizer, formatter.adds_special_tokens):
+        around = self.config.data.special_tokens if formatter.adds_special_tokens else "none"
+        for examples in encode_stream(documents, self.tokenizer, around):
             examples = self._with_attached(examples, formatter, place)
             self._trained += int(examples.trained_N.sum())
             if self.facts is not None:
@@ -155,7 +156,10 @@ class Maker:
     def _format(
         self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Callable[[int], str]
     ) -> tuple[np.ndarray, list[Document | Skipped]]:
-        """The documents of a batch, and the numbers of their rows; a row of a bad shape is an error, or taken out and the rest tried again."""
+        """The documents of a batch, and the numbers of their rows.
+
+        A row of a bad shape is an error, or taken out and the rest tried again.
+        """
         import numpy as np
 
         while len(numbers):
