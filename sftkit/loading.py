@@ -44,12 +44,13 @@ def model_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(f"there is no directory {name!r}", "model.name", mend, ("model", "name"))
 
 
-def load_tokenizer(config: RunConfig, auto: Any = None) -> Any:
+def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
     """The tokenizer of ``model.tokenizer``, else of the model; an adapter's own before its base model's.
 
     Args:
         config: the run as resolved.
         auto: the class that loads it; `transformers.AutoTokenizer`, or that of a processor.
+        options: further arguments of its ``from_pretrained``.
 
     Raises:
         ConfigError: if it cannot be loaded, or is not a fast one, which alone tells where tokens stand in a text.
@@ -65,7 +66,7 @@ def load_tokenizer(config: RunConfig, auto: Any = None) -> Any:
         revision = revision if name == config.model.name else None
     with as_config_error(where):
         loaded = (auto or AutoTokenizer).from_pretrained(
-            name, revision=revision, trust_remote_code=config.model.trust_remote_code
+            name, revision=revision, trust_remote_code=config.model.trust_remote_code, **options
         )
     if not split_processor(loaded)[0].is_fast:
         mend = "set model.tokenizer to one with a tokenizer.json"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -189,11 +189,17 @@ def _pattern(model: PreTrainedModel, parts: dict[str, Any], part: str, wanted: A
         what = f"no linear layer of the {part} part is called {', '.join(sorted(wanted))}"
         mend = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
         raise ConfigError(Problem(what, "plugin peft, option target_modules", mend))
-    inside = os.path.commonprefix(names).rpartition(".")[0]
+    inside = _common(names)
     last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     pattern = rf"{re.escape(inside)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, last))})"
     matched = [name for name, module in model.named_modules() if is_linear(module) and re.fullmatch(pattern, name)]
     return pattern if matched == names else "|".join(map(re.escape, names))
+
+
+def _common(names: list[str]) -> str:
+    """The module that holds all of these."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(level[0] for level in itertools.takewhile(lambda level: len({*level}) == 1, levels))
 
 
 def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> dict[str, Any]:

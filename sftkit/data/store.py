@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 (suffixes are shapes)
+# ruff: noqa: N806 (suffixes are shapes)
 """Examples on disk: written batch by batch, read back through the page cache, so that memory stays flat.
 
 Legend: N examples, S tokens in all of them.
