@@ -14,7 +14,7 @@ PICTURES_FIRST = (
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ 'PICTURE\n' }}{% endfor %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 #: One as Qwen's, which writes the parts of a content in their order.
 IN_PLACE = (

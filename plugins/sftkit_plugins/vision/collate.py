@@ -31,7 +31,8 @@ class PictureCollator:
         inner: makes a batch of the tokens.
         tokens: of pictures.
         types: of each token id that has another type than 0, by the name of the tensor that says so.
-        by_row: the tensors that have an entry for each row; others have one for each picture, or for its patches.
+        by_row: the tensors that have an entry for each row with pictures; others have one for each picture, or each of
+            its patches.
     """
 
     inner: Collator
@@ -97,12 +98,9 @@ class PictureCollator:
         counts = torch.tensor([len(some) for some in pictures])
         batch: dict[str, Any] = {"row_shares": {}}
         for name, value in pixels.items():
-            if name in self.by_row:
-                batch[name] = value.new_zeros(len(pictures), *value.shape[1:])
-                batch[name][rows] = value
-                continue
             batch[name] = value
-            if (shares := _shares(value, counts, pixels)) is not None:
+            shares = counts.clamp(max=1) if name in self.by_row else _shares(value, counts, pixels)
+            if shares is not None:
                 batch["row_shares"][name] = shares
         return batch
 

@@ -135,8 +135,13 @@ class Pictured(Formatter):
             spans.append(span._replace(text=first))
             for piece in others:
                 spans += [Span(next(written), False), span._replace(text=piece)]
-        counts = {"pictures": len(pictures)} if pictures else {}
-        return Attached(spans, pictures, counts)
+        return Attached(spans, pictures, self._counts(spans, pictures))
+
+    def _counts(self, spans: list[Span], pictures: list[Reference]) -> dict[str, int]:
+        if not pictures:
+            return {}
+        written = sum(span.text.count(token) for span in spans for token in self.tokens.texts)
+        return {"pictures": len(pictures), "picture tokens": written}
 
 
 def _front(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -49,6 +49,11 @@ class PictureTokens:
             raise ConfigError(Problem(what, "model.name", "use another model"))
         return cls(processor, placeholder, ids)
 
+    @property
+    def texts(self) -> list[str]:
+        """The tokens as they are written."""
+        return [str(token) for token in self.processor.tokenizer.convert_ids_to_tokens(list(self.ids))]
+
     def written(self, sizes: Sizes) -> tuple[str, ...]:
         """What stands in the text for each picture of a row, as it depends on their sizes.
 
