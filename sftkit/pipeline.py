@@ -184,7 +184,7 @@ class Pipeline:
             raise ConfigError([*error.problems, *problems]) from None
         problems += plugins.unfilled(self._needed_slots())
         if self._given.model is not None:
-            problems += check_loaded_model(config, plugins)
+            problems += check_loaded_model(self._given.model, config, plugins)
         else:
             plugins.model_options(config)
         problems += _check_streaming(config)
@@ -228,6 +228,7 @@ class Pipeline:
     def _load_model(self, config: RunConfig, plugins: PluginSet, vocabulary: Vocabulary) -> Any:
         from transformers import set_seed
 
+        from sftkit.adapt import adapted_model
         from sftkit.models import align_special_tokens
 
         set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
@@ -242,8 +243,7 @@ class Pipeline:
         plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
         align_special_tokens(model, tokenizer, changed)
         plugins.hook.patch_kernels(model=model, config=config)
-        adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
-        return model if adapted is None else adapted
+        return adapted_model(model, config, plugins, new_token_ids)
 
     def _make_trainer(self, ready: Ready, model: Any, display: Display) -> Any:
         from transformers import PrinterCallback, set_seed
