@@ -11,7 +11,7 @@ from sftkit.adapt import adapted_model
 from sftkit.checks.disk import model_config
 
 if TYPE_CHECKING:
-    from sftkit.pipeline import Ready
+    from sftkit.stages import Ready
 
 
 class UnknownMemoryError(Exception):
