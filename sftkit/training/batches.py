@@ -104,11 +104,11 @@ def _rows(inputs: dict[str, Any], at: slice, rows: int) -> dict[str, Any]:
     cut: dict[str, Any] = {}
     for name, value in inputs.items():
         if name == SHARES:
-            cut[name] = {each: share[at] for each, share in value.items()}
-        elif name in shares:
+            cut[name] = {each: None if share is None else share[at] for each, share in value.items()}
+        elif shares.get(name) is not None:
             borders = [0, *shares[name].cumsum(0).tolist()]
             cut[name] = value[borders[at.start] : borders[at.stop]]
-        elif torch.is_tensor(value) and (value.dim() == 0 or len(value) != rows):
+        elif torch.is_tensor(value) and (name in shares or value.dim() == 0 or len(value) != rows):
             what = f"out of memory, and a batch with {name} of shape {tuple(value.shape)} cannot be cut by its rows"
             raise RunError(Problem(what, "train", "lower train.per_device_train_batch_size"))
         else:

@@ -100,8 +100,7 @@ class PictureCollator:
         for name, value in pixels.items():
             batch[name] = value
             shares = counts.clamp(max=1) if name in self.by_row else _shares(value, counts, pixels)
-            if shares is not None:
-                batch["row_shares"][name] = shares
+            batch["row_shares"][name] = shares
         return batch
 
 

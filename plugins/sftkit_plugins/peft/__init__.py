@@ -9,27 +9,17 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.errors import ConfigError, Problem, nearest
+from pydantic import BeforeValidator
+
+from sftkit.errors import ConfigError, Problem
 from sftkit.models import is_linear, linear_names, parts_of, save_adapter_only
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit_plugins.peft.config import ALIASES, default_of, fields_of, from_fields, from_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
     from sftkit.config import RunConfig
-
-#: Methods that adapt other layers than linear ones, or choose among those themselves, as their papers do.
-OWN_TARGETS = {"IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS"}
-#: The options spelled out, and the names their fields have in the methods' configs.
-ALIASES = {
-    "r": ("r", "init_r"),
-    "alpha": ("lora_alpha", "alpha"),
-    "dropout": ("lora_dropout", "{method}_dropout", "dropout"),
-    "target_modules": ("target_modules",),
-}
-LORA_DEFAULTS: dict[str, Any] = {"r": 16, "dropout": 0.0}
-#: Methods that train a prompt and need its length, which peft leaves open.
-PROMPTS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +43,11 @@ class PEFT(Plugin):
     options: Annotated[dict[str, Any], Field(description="further fields of the method's config in peft")] = (
         dataclasses.field(default_factory=dict)
     )
+    config: Annotated[
+        dict[str, Any] | None,
+        BeforeValidator(fields_of),
+        Field(description="instead of all other options: a `peft.PeftConfig`, or its fields, `peft_type` among them"),
+    ] = None
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
@@ -63,7 +58,7 @@ class PEFT(Plugin):
             yield from error.problems
             return
         if peft_config.is_prompt_learning and "packing" in config.plugins:
-            what = f"{self.method} puts its prompt in front of a row, and a packed row holds several documents"
+            what = "the method puts its prompt in front of a row, and a packed row holds several documents"
             yield Problem(what, "plugin peft, option method", "drop plugin packing, or use lora")
         keys = [key for key in ("gradient_checkpointing", "activation_checkpointing") if config.train.get(key)]
         if peft_config.peft_type.value == "PREFIX_TUNING" and keys:
@@ -71,54 +66,21 @@ class PEFT(Plugin):
             yield Problem(what, f"train.{keys[0]}", "turn it off, or use lora", ("train", keys[0]))
 
     def _peft_config(self, **more: Any) -> Any:
-        """The method's config, checked against its fields.
+        """The method's config, checked against its fields; ``more`` goes before what the options say.
 
         Raises:
-            ConfigError: for an unknown method or field, or a value that peft refuses.
+            ConfigError: for an unknown method or field, a value that peft refuses, or options beside ``config``.
         """
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-        method = self.method.upper().replace("-", "_").replace(" ", "_")
-        classes = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-        if method not in classes:
-            known = [name.lower() for name in classes]
-            mend = nearest(method.lower(), known) or f"the methods are {', '.join(sorted(known))}"
-            raise ConfigError(Problem(f"peft has no method {self.method!r}", "plugin peft, option method", mend))
-        values = self._values(method, [field.name for field in dataclasses.fields(classes[method])])
-        try:
-            return classes[method](task_type="CAUSAL_LM", **(values | more))
-        except (ValueError, TypeError) as error:
-            what = f"peft refuses the options of {method}: {' '.join(str(error).split())}"
-            raise ConfigError(Problem(what, "plugin peft, options", "correct them")) from error
-
-    def _values(self, method: str, fields: list[str]) -> dict[str, Any]:
-        """The fields that the options set, under the names that this method's config has for them."""
-        asked: dict[str, Any] = {name: getattr(self, name) for name in ALIASES}
-        if method == "LORA":
-            asked = LORA_DEFAULTS | {name: value for name, value in asked.items() if value is not None}
-            asked.setdefault("alpha", 2 * asked["r"])
-        if asked.get("target_modules") is None and method not in OWN_TARGETS and "target_modules" in fields:
-            asked["target_modules"] = "all-linear"
-        values, problems = {}, []
-        for name, value in asked.items():
-            candidates = (alias.format(method=method.lower()) for alias in ALIASES[name])
-            field = next((alias for alias in candidates if alias in fields), None)
-            if value is not None and field is None:
-                problems.append(Problem(f"{method} has no such option", f"plugin peft, option {name}", "drop it"))
-            elif value is not None and field is not None:
-                values[field] = int(value) if isinstance(value, float) and value.is_integer() else value
-        reserved = {"task_type", "peft_type", "inference_mode", "base_model_name_or_path", "auto_mapping", *values}
-        for name in self.options:
-            where = f"plugin peft, option options.{name}"
-            if name in reserved:
-                problems.append(Problem("it is set already", where, "use the plugin's own option, or drop it"))
-            elif name not in fields:
-                known = f"the fields of {method} are {', '.join(sorted(fields))}"
-                problems.append(Problem(f"{method} has no such field", where, nearest(name, fields) or known))
-        if problems:
+        if self.config is None:
+            return from_options(self.method, {name: getattr(self, name) for name in ALIASES}, self.options, **more)
+        beside = [field for field in dataclasses.fields(self) if field.name != "config"]
+        if problems := [
+            Problem("option config says all there is", f"plugin peft, option {field.name}", "drop one of the two")
+            for field in beside
+            if getattr(self, field.name) != default_of(field)
+        ]:
             raise ConfigError(problems)
-        defaults = {"num_virtual_tokens": 20} if method in PROMPTS else {}
-        return defaults | values | self.options
+        return from_fields(self.config, **more)
 
     @hookimpl
     def adapt_model(self, model: PreTrainedModel, new_token_ids: list[int]) -> Any:
@@ -132,7 +94,7 @@ class PEFT(Plugin):
         if hasattr(model, "peft_config"):
             what = "the model has an adapter already, and plugin peft would add a second one"
             raise ConfigError(Problem(what, "plugin peft", "drop plugin peft to train the adapter on"))
-        more = _named_targets(model, self._peft_config(), self.part)
+        more = _named_targets(model, self._peft_config(), None if self.config else self.part)
         if new_token_ids:
             more |= _train_tokens(model, self._peft_config(), sorted(new_token_ids))
         peft_config = self._peft_config(**more)
@@ -153,21 +115,25 @@ class PEFT(Plugin):
     @hookimpl
     def trainer_callbacks(self) -> list[TrainerCallback]:
         """AdaLoRA moves its ranks about after each step; other methods need nothing."""
-        return [_rank_allocation()] if self.method.upper() == "ADALORA" else []
+        return [_rank_allocation()] if self._peft_config().peft_type.value == "ADALORA" else []
 
 
-def _named_targets(model: PreTrainedModel, peft_config: Any, part: str) -> dict[str, Any]:
+def _named_targets(model: PreTrainedModel, peft_config: Any, part: str | None) -> dict[str, Any]:
     """The layers by name, where peft would not choose them as they are meant: those of one part, or of GPTQ.
+
+    Args:
+        part: of a model that sees pictures; None where the config says all there is.
 
     Raises:
         ConfigError: if the model has no such part.
     """
     wanted = getattr(peft_config, "target_modules", None)
-    parts = parts_of(model)
-    if "vision" in parts.values() and wanted is not None and (wanted == "all-linear" or not isinstance(wanted, str)):
+    parts = {} if part is None else parts_of(model)
+    sees, by_name = "vision" in parts.values(), wanted == "all-linear" or isinstance(wanted, list | set | tuple)
+    if part is not None and sees and by_name:
         chosen = ("language", "vision") if part == "both" else (part,)
         return {"target_modules": "|".join(_pattern(model, parts, each, wanted) for each in chosen)}
-    if part != "language" and "vision" not in parts.values():
+    if part in ("vision", "both") and not sees:
         what = f"{type(model).__name__} sees no pictures, and has only a language part"
         raise ConfigError(Problem(what, "plugin peft, option part", "drop the option"))
     # GPTQ's layers are no linear ones to peft.
@@ -208,8 +174,12 @@ def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> d
     Only these rows where the method can (an output head with a bias cannot), else the whole layers.
 
     Raises:
-        ConfigError: if the method can do neither.
+        ConfigError: if the method can do neither, or other tokens' rows are asked for.
     """
+    if getattr(peft_config, "trainable_token_indices", None):
+        what = f"trainable_token_indices is set, and the {len(ids)} new tokens are to be trained by it too"
+        mend = "drop it, or the plugin that adds the tokens"
+        raise ConfigError(Problem(what, "plugin peft", mend))
     names = {id(module): name for name, module in model.named_modules()}
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()

@@ -1,0 +1,453 @@
+"""The supervised fine-tuning API of TRL 0.11, on top of `Pipeline`'s stages and the plugins.
+
+An old script runs with its import line changed: ``from sftkit.trl import SFTConfig, SFTTrainer``. Signatures, defaults,
+attributes and errors are those of TRL 0.11; what they do is done by the plugins. `docs/from-trl.md` shows the same runs
+as configuration files and as `Pipeline` calls, and where sftkit does otherwise than TRL did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from accelerate import PartialState
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import (
+    BitsAndBytesConfig,
+    TrainingArguments,
+)
+
+from sftkit.config.train_fields import allowed_fields
+from sftkit.console import Display
+from sftkit.data.columns import WEIGHTS
+from sftkit.errors import SftkitError
+from sftkit.pipeline import Pipeline
+from sftkit.stages import Vocabulary
+from sftkit.training import trainer as training
+from sftkit.training.arguments import one_device
+from sftkit.training.batches import WithPositions
+from sftkit.training.progress import Progress
+from sftkit.trl_arguments import (
+    ModelConfig,
+    SFTConfig,
+    SFTScriptArguments,
+    SftScriptArguments,
+    TrlParser,
+    get_kbit_device_map,
+    get_peft_config,
+    get_quantization_config,
+)
+from sftkit.trl_rows import TRAIN, PlainRows, Rows, get_formatting_func_from_dataset
+from sftkit_plugins.chatml.chat_format import FORMAT_MAPPING, ChatMlSpecialTokens, setup_chat_format
+from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
+from sftkit_plugins.flash_attn import FlashAttn
+from sftkit_plugins.liger import Liger
+from sftkit_plugins.loss import Loss
+from sftkit_plugins.neftune import NEFTune
+from sftkit_plugins.packing import Packing
+from sftkit_plugins.packing.stream import ConstantLengthDataset
+from sftkit_plugins.peft import PEFT
+
+__all__ = [
+    "FORMAT_MAPPING",
+    "ChatMlSpecialTokens",
+    "ConstantLengthDataset",
+    "DataCollatorForCompletionOnlyLM",
+    "ModelConfig",
+    "RichProgressCallback",
+    "SFTConfig",
+    "SFTScriptArguments",
+    "SFTTrainer",
+    "SftScriptArguments",
+    "TrlParser",
+    "get_formatting_func_from_dataset",
+    "get_kbit_device_map",
+    "get_peft_config",
+    "get_quantization_config",
+    "init_zero_verbose",
+    "setup_chat_format",
+]
+
+logger = logging.getLogger("sftkit")
+
+
+class SFTTrainer(training.SFTTrainer):
+    """TRL 0.11's trainer for supervised fine-tuning; a `transformers.Trainer`.
+
+    Args:
+        model: the model, or its directory or hub name; a loaded model is trained itself, not a copy.
+        args: an `SFTConfig`; of a plain `TrainingArguments` the rest are defaults.
+        data_collator: makes batches from ``input_ids`` and ``attention_mask``, with ``labels``; by default every token
+            of the text is trained.
+        train_dataset: rows of text, conversations, or prompt and completion; or token ids, which are left as they are.
+        eval_dataset: the same, or a dict of several.
+        tokenizer: by default the model's.
+        peft_config: the adapter to train.
+        formatting_func: makes a list of texts from a batch of rows; with packing, a text from one row.
+        processing_class: another name for ``tokenizer``.
+
+    The other arguments are those of `transformers.Trainer`, and those that moved to `SFTConfig`, which warn.
+
+    Raises:
+        ValueError: for arguments that contradict each other, and for data that cannot be trained on.
+    """
+
+    _tag_names = ("trl", "sft")
+    _signature_columns: Any
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        tokenizer: Any = None,
+        model_init: Callable[..., Any] | None = None,
+        compute_metrics: Callable[[Any], dict] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        preprocess_logits_for_metrics: Callable[..., Any] | None = None,
+        peft_config: Any = None,
+        dataset_text_field: str | None = None,
+        packing: bool | None = None,
+        formatting_func: Callable[[Any], Any] | None = None,
+        max_seq_length: int | None = None,
+        infinite: bool | None = None,
+        num_of_sequences: int | None = None,
+        chars_per_token: float | None = None,
+        dataset_num_proc: int | None = None,
+        dataset_batch_size: int | None = None,
+        neftune_noise_alpha: float | None = None,
+        model_init_kwargs: dict | None = None,
+        dataset_kwargs: dict | None = None,
+        eval_packing: bool | None = None,
+        processing_class: Any = None,
+    ) -> None:
+        given = locals()
+        if infinite is not None:
+            warnings.warn("The `infinite` argument is deprecated: set max_steps or num_train_epochs.", stacklevel=2)
+        args = _sft_config(args, {name: given[name] for name in MOVED if given[name] is not None})
+        _check(args, model, data_collator, peft_config)
+        _tell(args, model, peft_config)
+        with _as_value_error():
+            tokenizer = processing_class if processing_class is not None else tokenizer
+            if tokenizer is None:
+                tokenizer = _tokenizer_of(model, args)
+            text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+            _set_length(args, text_tokenizer)
+            with PartialState().local_main_process_first():
+                rows = Rows.of(train_dataset, eval_dataset, formatting_func, text_tokenizer, args)
+            plugins = _plugins(args, text_tokenizer, rows, None if _is_of_peft(model, "PeftModel") else peft_config)
+            self._stages = _stages(model or model_init, args, rows, plugins, text_tokenizer, data_collator)
+            self._vocabulary = Vocabulary(text_tokenizer, [], changed=False)
+            sets = rows.prepared(self._stages, text_tokenizer, args)
+            if model is not None:
+                model = self._stages.load_model(self._vocabulary, None if isinstance(model, str) else model)
+            self._collates_plain_rows = data_collator is not None and bool(rows.to_prepare)
+            use_cache = None if model is None else getattr(model.config, "use_cache", None)
+            super().__init__(
+                loss=self._stages.make_loss(model),
+                model=model,
+                args=one_device(args),
+                data_collator=self._stages.make_collator(text_tokenizer),
+                train_dataset=sets.pop(TRAIN, None),
+                eval_dataset=sets.get(None, sets or None),
+                processing_class=tokenizer,
+                model_init=model_init,
+                compute_metrics=compute_metrics,
+                callbacks=[*self._stages.callbacks(), *(callbacks or [])],
+                optimizers=optimizers,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
+        self.neftune_noise_alpha = None  # the plugin does it
+        if not args.use_cache and use_cache is not None:
+            self.model.config.use_cache = use_cache  # which is saved; training uses none anyhow
+        self.dataset_num_proc, self.dataset_batch_size = args.dataset_num_proc, args.dataset_batch_size
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(list(self._tag_names))
+        if args.packing and self.train_dataset is not None:
+            if args.max_steps > 0:
+                warnings.warn(
+                    "You passed `packing=True` to the SFTTrainer/SFTConfig, and `max_steps` as well: the data is gone "
+                    "through again and again until `max_steps` are reached, which may be several epochs.",
+                    stacklevel=2,
+                )
+            self.train_dataset.infinite = args.max_steps > 0
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, or the processor that was given in its place."""
+        return self.processing_class
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As the Trainer's; the model gets what the plugins do to one."""
+        return self._stages.load_model(self._vocabulary, super().call_model_init(trial))
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As the Trainer's.
+
+        Raises:
+            ValueError: if a `DataCollatorForCompletionOnlyLM` leaves nothing to train on.
+        """
+        with _as_value_error():
+            self._see_that_something_is_trained()
+            return super().train(*arguments, **options)
+
+    def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
+        with self.loss_head.installed(), self._flash_alone(), self._stages.training(self.model):
+            return super()._inner_training_loop(*arguments, **options)
+
+    def _flash_alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Where scripts leave torch only its flash kernel, which takes no mask, it runs on each document by itself."""
+        cuda = torch.backends.cuda
+        others = cuda.math_sdp_enabled() or cuda.mem_efficient_sdp_enabled()
+        packed = "position_ids" in (getattr(self.train_dataset, "column_names", None) or ())
+        if others or not cuda.flash_sdp_enabled() or not packed:
+            return contextlib.nullcontext()
+        plugin = FlashAttn(implementation="sdpa_flash", padding_free=False)
+        return plugin.training_context(model=self.model, config=self._stages.config)
+
+    def _see_that_something_is_trained(self) -> None:
+        rows = self.train_dataset
+        if not isinstance(self.data_collator, DataCollatorForCompletionOnlyLM) or not isinstance(
+            rows, datasets.Dataset
+        ):
+            return
+        looked_at = [rows[at] for at in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
+        for row in looked_at:
+            if (self._batch_collator()([row])["labels"] != self.data_collator.ignore_index).any():
+                return
+        raise ValueError(
+            f"nothing would be trained: the templates were found in none of {len(looked_at)} rows. Give the token ids "
+            "that they have in context, raise max_seq_length, or use sftkit's plugin completion_only, which finds text."
+        )
+
+    def _batch_collator(self) -> Any:
+        own = self.data_collator
+        return WithPositions(PlainRows(own) if self._collates_plain_rows else own)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, WEIGHTS, "position_ids"]
+
+    def _activate_neftune(self, model: Any) -> Any:
+        """The model with NEFTune's noise in training mode, until ``neftune_hook_handle.remove()``."""
+        self.neftune_hook_handle = _Held()
+        for context in self._stages.plugins.hook.inject_noise(model=model):
+            self.neftune_hook_handle.enter_context(context)
+        return model
+
+    def create_model_card(self, *arguments: Any, tags: str | list[str] | None = None, **options: Any) -> None:
+        """As the Trainer's, with the tags of this one."""
+        given = [tags] if isinstance(tags, str) else list(tags or [])
+        tags = [*given, *(tag for tag in self._tag_names if tag not in given)]
+        super().create_model_card(*arguments, tags=tags, **options)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        card = Path(output_dir or self.args.output_dir, "README.md")
+        if self.args.should_save and not card.exists():
+            data = ModelCardData(library_name="transformers", tags=list(self._tag_names))
+            ModelCard(f"---\n{data.to_yaml()}\n---\n\nTrained with sftkit.\n").save(card)
+
+
+LOOKED_AT = 100  # rows that are tried before a training with templates
+#: Arguments of the trainer that are the configuration's by now.
+MOVED = (
+    *("dataset_text_field", "packing", "max_seq_length", "num_of_sequences", "chars_per_token", "dataset_num_proc"),
+    *("dataset_batch_size", "neftune_noise_alpha", "model_init_kwargs", "dataset_kwargs", "eval_packing"),
+)
+
+
+class _Held(contextlib.ExitStack):
+    """Contexts that stay entered until ``remove``, as the handle of a hook."""
+
+    remove = contextlib.ExitStack.close
+
+
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    try:
+        yield
+    except SftkitError as error:
+        raise ValueError(str(error)) from error
+
+
+def _sft_config(args: TrainingArguments | None, moved: dict[str, Any]) -> SFTConfig:
+    if args is None:
+        warnings.warn("No `SFTConfig` passed, using `output_dir=tmp_trainer`.", stacklevel=3)
+        args = SFTConfig(output_dir="tmp_trainer")
+    elif not isinstance(args, SFTConfig):
+        fields = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+        args = SFTConfig(**{name: getattr(args, name) for name in fields})
+    if moved:
+        what = f"Deprecated argument(s) of SFTTrainer: {', '.join(moved)}. Set them in the SFTConfig instead."
+        warnings.warn(what, FutureWarning, stacklevel=3)
+    for name, value in moved.items():
+        what = f"You passed a `{name}` argument to the SFTTrainer, its value will override the one in the `SFTConfig`."
+        warnings.warn(what, stacklevel=3)
+        setattr(args, name, value)
+    return args
+
+
+def _is_of_peft(value: Any, name: str) -> bool:
+    if find_spec("peft") is None:
+        return False
+    import peft
+
+    return isinstance(value, getattr(peft, name))
+
+
+def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None:
+    if args.model_init_kwargs is not None and not isinstance(model, str):
+        raise ValueError("You passed model_init_kwargs to the SFTConfig, but your model is already instantiated.")
+    if args.packing and isinstance(collator, DataCollatorForCompletionOnlyLM):
+        raise ValueError(
+            "You passed a `DataCollatorForCompletionOnlyLM` to the SFTTrainer. This is not compatible with the "
+            "`packing` argument."
+        )
+    if peft_config is not None and not _is_of_peft(peft_config, "PeftConfig"):
+        raise ValueError(
+            "If you want to use the PeftModel, you need to pass a PeftConfig object to the SFTTrainer, and you passed "
+            f"a {type(peft_config)}."
+        )
+    if args.eval_packing and not args.packing:
+        raise ValueError("eval_packing=True packs evaluation sets only where packing=True packs the training data")
+
+
+def _tell(args: SFTConfig, model: Any, peft_config: Any) -> None:
+    if isinstance(model, str):
+        what = "You passed a model_id to the SFTTrainer. This will automatically create an `AutoModelForCausalLM` or a "
+        warnings.warn(f"{what}`PeftModel` (if you passed a `peft_config`) for you.", stacklevel=3)
+    if _is_of_peft(model, "PeftModel") and peft_config is not None:
+        warnings.warn("The model is a PeftModel already: its adapter is trained, not `peft_config`.", stacklevel=3)
+
+
+def _model_section(model: Any, args: SFTConfig) -> Any:
+    """The section ``model`` of a model given by name; a loaded one as it is."""
+    if not isinstance(model, str):
+        return model
+    options = {name: value for name, value in (args.model_init_kwargs or {}).items() if value is not None}
+    dtype = options.pop("torch_dtype", options.pop("dtype", "float32"))
+    known = dtype == "auto" or isinstance(dtype, torch.dtype)
+    if not known and not (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)):
+        raise ValueError(
+            "Invalid `torch_dtype` passed to the SFTConfig. Expected a string with either `torch.dtype` or 'auto', "
+            f"but got {dtype}."
+        )
+    for name in ("load_in_8bit", "load_in_4bit"):
+        if options.pop(name, False):
+            options["quantization_config"] = BitsAndBytesConfig(**{name: True})
+    section = {name: options.pop(name) for name in ("revision", "trust_remote_code") if name in options}
+    if options.get("use_safetensors"):
+        del options["use_safetensors"]  # as always
+    return {"name": model, "dtype": str(dtype).removeprefix("torch."), "options": options, **section}
+
+
+def _tokenizer_of(model: Any, args: SFTConfig) -> Any:
+    if model is None:
+        raise ValueError("`model_init` says nothing of the tokenizer: pass it as `tokenizer`")
+    section = _model_section(model if isinstance(model, str) else model.config._name_or_path, args)
+    tokenizer = Pipeline(model=section, data=[]).stages().load_tokenizer().tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _set_length(args: SFTConfig, tokenizer: Any) -> None:
+    if args.max_seq_length is None:
+        args.max_seq_length = min(tokenizer.model_max_length, 1024)
+        what = "You didn't pass a `max_seq_length` argument to the SFTTrainer, this will default to "
+        warnings.warn(f"{what}{args.max_seq_length}", stacklevel=4)
+    if tokenizer.padding_side not in (None, "right"):
+        warnings.warn(
+            "You passed a tokenizer with `padding_side` not equal to `right` to the SFTTrainer. This might lead to "
+            "some unexpected behaviour due to overflow issues when training a model in half-precision. You might "
+            "consider adding `tokenizer.padding_side = 'right'` to your code.",
+            stacklevel=4,
+        )
+
+
+def _plugins(args: SFTConfig, tokenizer: Any, rows: Rows, peft_config: Any) -> list[Any]:
+    chosen: list[Any] = []
+    if args.packing and rows.to_prepare:
+        appended = (args.dataset_kwargs or {}).get("append_concat_token", True)
+        chosen.append(
+            Packing(
+                strategy="wrapped",
+                concat_token_id=tokenizer.eos_token_id if appended else None,
+                keep_short=False,
+                eval="wrapped" if args.eval_packing is not False else False,
+            )
+        )
+    if peft_config is not None:
+        chosen.append(PEFT(config=peft_config))
+    if args.neftune_noise_alpha is not None:
+        chosen.append(NEFTune(alpha=args.neftune_noise_alpha))
+    if args.use_liger or args.use_liger_kernel:
+        chosen.append(Liger(**(args.liger_kernel_config or {})))
+        args.use_liger_kernel = False  # the Trainer would do it again, and leave it on
+    if args.label_smoothing_factor:
+        chosen.append(Loss(label_smoothing=args.label_smoothing_factor))
+    return chosen
+
+
+def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokenizer: Any, collator: Any) -> Any:
+    """The run as sftkit sees it."""
+    data = {
+        "loss": "all",
+        "max_length": args.max_seq_length,
+        "text_column": args.dataset_text_field or "text",
+        "special_tokens": "tokenizer" if rows.add_special_tokens else "none",
+        "streaming": isinstance(rows.train, datasets.IterableDataset),
+        "shuffle_buffer": 0,
+        "window": args.dataset_batch_size,
+    }
+    pipeline = Pipeline(
+        model=_model_section(model, args),
+        data=[] if rows.train is None else rows.train,
+        eval=rows.eval or None,
+        plugins=plugins,
+        train=_train_section(args),
+        config={"data": data},
+        tokenizer=tokenizer,
+        collator=collator,
+    )
+    return pipeline.stages()
+
+
+def _train_section(args: SFTConfig) -> dict[str, Any]:
+    """What differs from the defaults and can be written down: plugins read it."""
+    section = {}
+    for known in dataclasses.fields(TrainingArguments):
+        value = getattr(args, known.name)
+        value = value.value if isinstance(value, enum.Enum) else value
+        plain = isinstance(value, bool | int | float | str | dict | list)
+        if known.name in allowed_fields() and plain and value != known.default:
+            section[known.name] = value
+    return section
+
+
+class RichProgressCallback(Progress):
+    """Shows the progress of training as sftkit does."""
+
+    def __init__(self) -> None:
+        super().__init__(Display())
+
+
+def init_zero_verbose() -> None:
+    """Let nothing but errors be logged."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
