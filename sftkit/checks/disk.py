@@ -59,7 +59,7 @@ def disk_verdicts(ready: Ready) -> Iterator[Verdict]:
 def _parameters(ready: Ready) -> int | None:
     """Parameters of the model when all of them are trained; None with adapters, or where it cannot be known."""
     config = model_config(ready.config.model.name, ready.config.model.trust_remote_code)
-    if config is None or ready.plugins.hook.adapt_model.get_hookimpls():
+    if config is None or ready.plugins.fillers("adapt_model"):
         return None
     import torch
 

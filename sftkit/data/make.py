@@ -90,7 +90,8 @@ class Maker:
             examples = self._with_attached(examples, formatter, place)
             self._trained += int(examples.trained_N.sum())
             if self.facts is not None:
-                self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, **tokens)
+                attached_N = examples.attached_N  # noqa: N806 (suffixes are shapes)
+                self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, attached_N=attached_N, **tokens)
             if weighted := examples.weighted:
                 self.tally.add(self.split, WEIGHTED, weighted)
             yield drop_untrained(examples, self.split, self.tally)

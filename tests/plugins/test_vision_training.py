@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from typer.testing import CliRunner
 
 from sftkit import Pipeline
+from sftkit.cli import app
 from sftkit.models import parts_of
 from sftkit.testing.pictures import drawn, tiny_vision_model
 from sftkit.training.batches import Batch, pieces
@@ -160,3 +164,65 @@ def test_an_adapter_is_saved_with_the_processor_and_trained_on(tmp_path: Path) -
     ).run()
     assert again.metrics["eval_loss_before"] == pytest.approx(first.metrics["eval_loss"], rel=1e-4)
     assert again.metrics["eval_loss"] < first.metrics["eval_loss"]
+
+
+def files(directory: Path, number: int = 8) -> list[str]:
+    """A model, and a file of rows whose pictures lie in a folder; as arguments of the command."""
+    model, processor = tiny_vision_model()
+    model.save_pretrained(directory / "model")
+    processor.save_pretrained(directory / "model")
+    (directory / "pictures").mkdir()
+    lines = []
+    for at in range(number):
+        colour = COLOURS[at % 2]
+        drawn(colour, (40 + at, 40)).save(directory / "pictures" / f"{at}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": colour}]
+        lines.append(json.dumps({"image": f"{at}.png", "conversations": turns}))
+    (directory / "train.jsonl").write_text("\n".join(lines), "utf-8")
+    plugin = f"vision:image_folder={directory / 'pictures'}"
+    names = ["-m", str(directory / "model"), "-d", str(directory / "train.jsonl"), "-p", plugin]
+    return [*names, "train.use_cpu=true", "train.report_to=none", "data.eval=0.25"]
+
+
+def test_the_command_trains_on_files_and_saves_what_reloads(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    arguments = [*files(tmp_path), "-o", str(tmp_path / "out"), "train.max_steps=30", "train.learning_rate=0.01"]
+    result = CliRunner().invoke(app, ["run", *arguments])
+    assert result.exit_code == 0, result.output
+    assert "8 pictures" not in result.output  # two of the rows are held out
+    metrics = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))["metrics"]
+    assert metrics["train_loss"] < 5
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.model_type == "llava"
+    assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.crop_size["height"] == 28
+
+
+def test_a_preview_shows_a_picture_as_so_many_tokens(tmp_path: Path) -> None:
+    arguments = ["preview", *files(tmp_path), "-n", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "<image> x 4" in result.output
+    ids = CliRunner().invoke(app, [*arguments, "--ids"]).output
+    assert ids.count("[320]") == 1
+
+
+def test_a_check_tells_rows_apart_by_their_pictures(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", "--json", *files(tmp_path)])
+    told = json.loads(result.output)
+    found = {verdict["name"]: verdict for verdict in told["verdicts"] if verdict["status"] != "ok"}
+    assert not {"duplicates", "held out"} & set(found), found
+    memory = next(verdict for verdict in told["verdicts"] if verdict["name"] == "memory")
+    assert "cannot be told before the model is loaded" in memory["what"]
+
+
+def test_a_stream_has_its_pictures(tmp_path: Path) -> None:
+    rows = [row(colour) for colour in COLOURS] * 4
+    model, processor = tiny_vision_model()
+    data = {"streaming": True, "window": 8}
+    train = {"output_dir": str(tmp_path), "max_steps": 2, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    given: dict[str, Any] = {"model": model, "data": stream, "tokenizer": processor, "plugins": ["vision"]}
+    ready = Pipeline(**given, train=train, config={"data": data}).prepare()
+    batch = ready.collator([next(iter(ready.data.train)) for _ in range(2)])
+    assert batch["pixel_values"].shape[0] == 2
+    assert Pipeline(**given, train=train, config={"data": data}).run().metrics["train_loss"] > 0
