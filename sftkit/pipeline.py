@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sftkit.config.resolve import resolve
 from sftkit.config.source import Source
@@ -17,10 +17,10 @@ from sftkit.errors import ConfigError, Problem, SftkitError
 from sftkit.given import Given, as_source, check_loaded_model, is_map, split_loaded
 from sftkit.registry import Choice, PluginSet, choices_from
 from sftkit.rundir import RunDirectory, default_directory, is_main_process, new_manifest
+from sftkit.stages import Ready, Stages, reduced_activations
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
-    from sftkit.data.prepare import Prepared
     from sftkit.plugin import Plugin
 
 logger = logging.getLogger("sftkit")
@@ -41,36 +41,6 @@ class RunResult:
     directory: Path
     model: Any
     tokenizer: Any
-
-
-class Vocabulary(NamedTuple):
-    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding."""
-
-    tokenizer: Any
-    new_token_ids: list[int]
-    changed: bool
-
-
-@dataclass(frozen=True)
-class Ready:
-    """All that a run has before it reads a weight.
-
-    Attributes:
-        config: the run as resolved.
-        plugins: the selected plugins.
-        tokenizer: the run's tokenizer, with its chat template and new tokens.
-        data: the examples of each split, and what was done to the data.
-        collator: makes a batch from a list of examples.
-        model: the loaded model that was given instead of a name, if one was.
-    """
-
-    config: RunConfig
-    plugins: PluginSet
-    tokenizer: Any
-    data: Prepared
-    collator: Callable[[list[dict[str, Any]]], Any]
-    vocabulary: Vocabulary
-    model: Any = None
 
 
 class Pipeline:
@@ -141,15 +111,15 @@ class Pipeline:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used.
         """
-        return self._prepare(*self._resolve())
+        return self.stages().ready()
 
-    def _prepare(self, config: RunConfig, plugins: PluginSet) -> Ready:
-        vocabulary = self._load_tokenizer(config, plugins)
-        tokenizer = vocabulary.tokenizer
-        data = self._prepare_data(config, plugins, tokenizer)
-        collator = self._given.collator or plugins.hook.make_collator(tokenizer=tokenizer, config=config)
-        collator = _keeping_weights(_filled(collator, "make_collator"), data)
-        return Ready(config, plugins, tokenizer, data, collator, vocabulary, self._given.model)
+    def stages(self) -> Stages:
+        """Check, and give the stages to go through one by one.
+
+        Raises:
+            ConfigError: every problem of the configuration.
+        """
+        return Stages(*self._resolve(), self._given)
 
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.
@@ -159,20 +129,20 @@ class Pipeline:
             DataError: if the data cannot be used, before weights are read.
             RunError: if the run directory or the training itself stands in the way.
         """
-        ready = self._prepare(*self._resolve(self._directory.check(self._resume, self._overwrite)))
-        config, plugins, tokenizer, data = ready.config, ready.plugins, ready.tokenizer, ready.data
+        stages = Stages(*self._resolve(self._directory.check(self._resume, self._overwrite)), self._given)
+        ready = stages.ready()
         display = Display(quiet=not is_main_process())
-        manifest = new_manifest(config, plugins, data.summary())
+        manifest = new_manifest(ready.config, ready.plugins, ready.data.summary())
         if not display.quiet:
             show_data(display.console, manifest["data"])
         self._directory.begin(manifest, self._resume)
-        model = self._load_model(config, plugins, ready.vocabulary)
-        trainer = self._make_trainer(ready, model, display)
-        metrics = self._train(trainer, ready)
-        self._save(trainer, plugins, tokenizer)
-        self._directory.write({**manifest, "data": data.summary(), "status": "done", "metrics": metrics})
+        model = stages.load_model(ready.vocabulary, copy.deepcopy(self._given.model))
+        trainer = self._make_trainer(stages, ready, model, display)
+        metrics = self._train(trainer, stages, ready)
+        self._save(trainer, ready)
+        self._directory.write({**manifest, "data": ready.data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
-        return RunResult(metrics, self._directory.path, final, tokenizer)
+        return RunResult(metrics, self._directory.path, final, ready.tokenizer)
 
     def _resolve(self, known: Iterable[Problem] = ()) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins; what is wrong with them is told with those ``known`` before."""
@@ -199,57 +169,10 @@ class Pipeline:
         taken = {"load_tokenizer": given.tokenizer, "load_model": given.model, "make_collator": given.collator}
         return ["make_formatter", *(slot for slot, value in taken.items() if value is None)]
 
-    def _load_tokenizer(self, config: RunConfig, plugins: PluginSet) -> Vocabulary:
-        if self._given.tokenizer is not None:
-            tokenizer = copy.deepcopy(self._given.tokenizer)
-        else:
-            tokenizer = _filled(plugins.hook.load_tokenizer(config=config), "load_tokenizer")
-        before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
-        plugins.hook.add_tokens(tokenizer=tokenizer, config=config)
-        changed = special != tokenizer.special_tokens_map
-        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed)
-
-    def _prepare_data(self, config: RunConfig, plugins: PluginSet, tokenizer: Any) -> Prepared:
-        from sftkit.data.prepare import prepare
-        from sftkit.data.sources import load_sources
-
-        if not config.data.streaming:
-            sources = load_sources(config, self._given.train, self._given.eval)
-            return prepare(sources, tokenizer, config, plugins)
-        from sftkit.data.sources import load_streams
-        from sftkit.data.stream import Stream
-
-        stream = Stream(load_streams(config, self._given.train), tokenizer, config, plugins)
-        next(iter(stream))  # what is wrong with the data is told now
-        held_out = load_sources(config, [], self._given.eval)
-        del held_out["train"]
-        return prepare(held_out, tokenizer, config, plugins).with_stream(stream)
-
-    def _load_model(self, config: RunConfig, plugins: PluginSet, vocabulary: Vocabulary) -> Any:
-        from transformers import set_seed
-
-        from sftkit.models import align_special_tokens
-
-        set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
-        tokenizer, new_token_ids, changed = vocabulary
-        if self._given.model is not None:
-            model = copy.deepcopy(self._given.model)
-        else:
-            options = plugins.model_options(config)
-            model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
-        rows = model.get_input_embeddings().weight.shape[0]
-        new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
-        plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
-        align_special_tokens(model, tokenizer, changed)
-        plugins.hook.patch_kernels(model=model, config=config)
-        adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
-        return model if adapted is None else adapted
-
-    def _make_trainer(self, ready: Ready, model: Any, display: Display) -> Any:
+    def _make_trainer(self, stages: Stages, ready: Ready, model: Any, display: Display) -> Any:
         from transformers import PrinterCallback, set_seed
 
         from sftkit.training.arguments import training_arguments
-        from sftkit.training.loss import HeadLoss
         from sftkit.training.progress import Progress
         from sftkit.training.trainer import SFTTrainer
 
@@ -258,53 +181,40 @@ class Pipeline:
         if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
             arguments.use_cache = getattr(model.config, "use_cache", False)
         set_seed(arguments.seed)
-        own = [callback for found in ready.plugins.hook.trainer_callbacks(config=config) for callback in found]
         sets = list(data.eval.values())
-        loss = ready.plugins.hook.make_loss(model=model, config=config)
+        progress = Progress(display, self._directory.path / "log.jsonl")
         trainer = SFTTrainer(
-            loss=HeadLoss() if loss is None else loss,
+            loss=stages.make_loss(model),
             model=model,
             args=arguments,
             data_collator=ready.collator,
             train_dataset=data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
             processing_class=ready.tokenizer,
-            callbacks=[Progress(display, self._directory.path / "log.jsonl"), *own, *self._given.callbacks],
+            callbacks=[progress, *stages.callbacks(), *self._given.callbacks],
         )
         if sets:  # callbacks see it from the start, not only after the first evaluation
             trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _train(self, trainer: Any, ready: Ready) -> dict[str, float]:
+    def _train(self, trainer: Any, stages: Stages, ready: Ready) -> dict[str, float]:
         """Trains, and evaluates inside the same contexts: batches are made for the model as it is in them."""
         checkpoint = self._directory.last_checkpoint() if self._resume else None
-        model, config, hook = trainer.model, ready.config, ready.plugins.hook
         with ExitStack() as stack:
-            stack.enter_context(_reduced_activations(model, ready))
+            stack.enter_context(reduced_activations(trainer.model, ready))
             stack.enter_context(trainer.loss_head.installed())
-            for context in reversed(hook.inject_noise(model=model)):
-                stack.enter_context(context)
-            for context in hook.training_context(model=model, config=config):
-                stack.enter_context(context)
+            stack.enter_context(stages.training(trainer.model))
             trainer.train(resume_from_checkpoint=checkpoint)
             return _final_metrics(trainer, bool(ready.data.eval))
 
-    def _save(self, trainer: Any, plugins: PluginSet, tokenizer: Any) -> None:
+    def _save(self, trainer: Any, ready: Ready) -> None:
         trainer.save_model(str(self._directory.path))
-        plugins.hook.export_model(
-            model=trainer.accelerator.unwrap_model(trainer.model), tokenizer=tokenizer, directory=self._directory.path
+        ready.plugins.hook.export_model(
+            model=trainer.accelerator.unwrap_model(trainer.model),
+            tokenizer=ready.tokenizer,
+            directory=self._directory.path,
         )
-
-
-def _reduced_activations(model: Any, ready: Ready) -> AbstractContextManager[Any]:
-    if not ready.plugins.hook.reduce_activations.get_hookimpls():
-        return nullcontext()
-    from sftkit.memory.batch import largest_batch
-
-    batch = largest_batch(ready.data.train, ready.collator, ready.config)
-    found = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
-    return nullcontext() if found is None else found
 
 
 def _check_streaming(config: RunConfig) -> Iterator[Problem]:
@@ -319,27 +229,6 @@ def _check_streaming(config: RunConfig) -> Iterator[Problem]:
     if int(config.train.get("dataloader_num_workers", 0)) > 0:
         what = "a stream is prepared by a thread of each process, not by data workers"
         yield Problem(what, "train.dataloader_num_workers", "leave train.dataloader_num_workers at 0")
-
-
-def _filled(value: Any, slot: str) -> Any:
-    if value is None:
-        raise ConfigError(
-            Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default")
-        )
-    return value
-
-
-def _keeping_weights(collator: Any, data: Prepared) -> Any:
-    """The collator, seen to keep the weights of tokens: now on the rows that have them, on a stream batch by batch."""
-    from sftkit.training.collate import KeepsWeights
-
-    checked = KeepsWeights(collator)
-    for rows in data.splits.values():
-        if not hasattr(rows, "column_names"):
-            collator = checked
-        elif "loss_weights" in rows.column_names:
-            checked([rows[0]])
-    return collator
 
 
 def _final_metrics(trainer: Any, has_eval: bool) -> dict[str, float]:

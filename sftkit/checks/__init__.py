@@ -14,7 +14,8 @@ from sftkit.errors import Problem, SftkitError
 
 if TYPE_CHECKING:
     from sftkit.memory import Estimate
-    from sftkit.pipeline import Pipeline, Ready
+    from sftkit.pipeline import Pipeline
+    from sftkit.stages import Ready
 
 __all__ = ["Plan", "Report", "Verdict", "run_checks"]
 

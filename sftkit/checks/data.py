@@ -13,7 +13,7 @@ from sftkit.data.make import WEIGHTED
 if TYPE_CHECKING:
     import numpy as np
 
-    from sftkit.pipeline import Ready
+    from sftkit.stages import Ready
 
 CUT_SHARE = 0.05  # of completions: a few long rows are the rule, one in twenty is a choice to look at
 CUT_MOST = 0.5  # of completions: the model would learn that answers end in the middle

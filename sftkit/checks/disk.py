@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.checks.verdict import Verdict
 
 if TYPE_CHECKING:
-    from sftkit.pipeline import Ready
+    from sftkit.stages import Ready
 
 OPTIMIZER = 8  # bytes a trained parameter: AdamW's two moments in float32
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}

@@ -12,7 +12,7 @@ from sftkit.errors import SftkitError
 
 if TYPE_CHECKING:
     from sftkit.memory import Estimate
-    from sftkit.pipeline import Ready
+    from sftkit.stages import Ready
 
 MEND = (
     "lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps), or use -p activations, "

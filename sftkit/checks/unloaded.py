@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.checks.disk import model_config
 
 if TYPE_CHECKING:
-    from sftkit.pipeline import Ready
+    from sftkit.stages import Ready
 
 
 class UnknownMemoryError(Exception):

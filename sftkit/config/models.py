@@ -79,6 +79,11 @@ class DataConfig(Section):
     roles: Annotated[list[Role], Field(min_length=1)] = Field(
         ["assistant"], description="whose turns are trained in conversations"
     )
+    special_tokens: Literal["bos_eos", "tokenizer", "none"] = Field(
+        "bos_eos",
+        description="around each text: BOS and EOS once; what the tokenizer itself puts there; none. "
+        "Chat templates write their own",
+    )
     text_column: str = Field("text", description="column that holds plain text")
     formatting: str | Callable[..., Any] | None = Field(
         None, description="your own formatting function, `module:function`"

@@ -62,7 +62,7 @@ class Formatter(ABC):
 
     @property
     def adds_special_tokens(self) -> bool:
-        """Whether encoding adds the tokenizer's BOS in front and EOS at the end (once each).
+        """Whether encoding adds special tokens around the text, as ``data.special_tokens`` says.
 
         False where the text is complete as it is, as from a chat template.
         """

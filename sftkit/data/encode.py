@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sftkit.data.columns import IGNORE, Examples
 from sftkit.data.documents import Document
@@ -22,34 +22,37 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
+SpecialTokens: TypeAlias = Literal["bos_eos", "tokenizer", "none"]
 AHEAD = 2  # pieces that wait for the tokenizer, so that it never waits for them
 
 
-def encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> Examples:
+def encode(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens
+) -> Examples:
     """Tokenize documents and label the trained tokens.
 
     A token is trained if the *last* character it covers is: where tokens merge across a border, the straddling token
     belongs to what it ends in, since it cannot be produced without producing that. The first token of a document has
-    no context and is never trained. BOS is never doubled, and EOS is appended once. A token's weight is found in the
-    same way: it is that of the last character.
+    no context and is never trained. A token's weight is found in the same way: it is that of the last character.
 
     Args:
         documents: spans of each document; an empty document gives an empty example.
         tokenizer: a fast tokenizer.
-        add_special_tokens: put BOS in front as the tokenizer does, and EOS at the end; it is trained if the
-            document's last character is, and has its weight.
+        special_tokens: around each document. ``bos_eos`` puts BOS in front as the tokenizer does, never doubled, and
+            EOS at the end, once; it is trained if the document's last character is, and has its weight.
+            ``tokenizer`` puts there what the tokenizer itself does, trained in the same way, and ``none`` nothing.
 
     Raises:
         DataError: for a span whose weight is negative or no finite number.
     """
-    return Encoder.of(tokenizer, add_special_tokens)(documents)
+    return Encoder.of(tokenizer, special_tokens)(documents)
 
 
 def encode_stream(
-    batches: Iterable[Sequence[Document]], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool
+    batches: Iterable[Sequence[Document]], tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens
 ) -> Iterator[Examples]:
     """`encode` batch by batch, each in pieces: the next one is tokenized, in a thread, while the last is laid out."""
-    encoder = Encoder.of(tokenizer, add_special_tokens)
+    encoder = Encoder.of(tokenizer, special_tokens)
     waiting: deque[tuple[Texts, Future[list[Any]]]] = deque()
     with thread_ahead() as pool:
         for texts in (piece for documents in batches for piece in Texts.pieces_of(documents)):
@@ -70,21 +73,21 @@ class Encoder:
     """What encoding needs of a tokenizer, read once."""
 
     backend: Any
-    add_special_tokens: bool
+    special_tokens: SpecialTokens
     bos: int | None
     eos: int | None
     suffix: int
-    """Special tokens that the tokenizer itself puts behind a text."""
+    """Special tokens that the tokenizer itself puts behind a text, and that do not count as its last character."""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> Encoder:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens) -> Encoder:
         """For a fast tokenizer, whose own truncation and padding are switched off."""
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        mask = backend.encode("a", add_special_tokens=add_special_tokens).special_tokens_mask
-        suffix = mask[::-1].index(0) if 0 in mask else 0
-        return cls(backend, add_special_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, suffix)
+        mask = backend.encode("a", add_special_tokens=special_tokens != "none").special_tokens_mask
+        suffix = mask[::-1].index(0) if 0 in mask and special_tokens == "bos_eos" else 0
+        return cls(backend, special_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, suffix)
 
     def __call__(self, documents: Sequence[Document]) -> Examples:
         """One batch."""
@@ -96,7 +99,7 @@ class Encoder:
         ends = zip(texts.owners, texts.ends, strict=True)
         borders = any(texts.starts) or any(end < len(texts.texts[owner]) for owner, end in ends)
         work = self.backend.encode_batch if borders else self.backend.encode_batch_fast
-        return work(texts.texts, add_special_tokens=self.add_special_tokens)
+        return work(texts.texts, add_special_tokens=self.special_tokens != "none")
 
     def lay_out(self, texts: Texts, encodings: list[Any]) -> Examples:
         """Ids and labels as flat arrays."""
@@ -118,7 +121,7 @@ class Encoder:
         if (weights_R == 1).all():
             weights_R = np.ones(len(weights_R), bool)
         counts_S = _spread(weights_R, firsts_R, lasts_R, len(ids_S))
-        if self.add_special_tokens:
+        if self.special_tokens == "bos_eos":
             ends_N = np.zeros(len(sizes_N), counts_S.dtype)
             ends_N[owners_R[~inside_R]] = weights_R[~inside_R]
             ids_S, counts_S, offsets_N1 = self._fix_special_tokens(ids_S, counts_S, offsets_N1, ends_N, sizes_N > 0)

@@ -77,7 +77,8 @@ class Maker:
         tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id}
         formatter = self._formatter(columns)
         documents = (self._documents(batch, formatter, place) for batch in rows)
-        for examples in encode_stream(documents, self.tokenizer, formatter.adds_special_tokens):
+        around = self.config.data.special_tokens if formatter.adds_special_tokens else "none"
+        for examples in encode_stream(documents, self.tokenizer, around):
             self._trained += int(examples.trained_N.sum())
             if self.facts is not None:
                 self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, **tokens)

@@ -101,17 +101,20 @@ class LossHead:
     def _let_go(self) -> None:
         self._held -= 1
 
-    def ask(self, model: Any, inputs: dict[str, Any], targets: Targets) -> tuple[Tensor, Result, Any]:
+    def ask(
+        self, model: Any, inputs: dict[str, Any], targets: Targets, logits: bool = False
+    ) -> tuple[Tensor, Result, Any]:
         """The sum of the losses (a scalar), what else is known of the tokens, and the model's outputs.
 
         Args:
             model: the model, perhaps wrapped for several processes.
             inputs: of its forward, without labels.
             targets: what is trained.
+            logits: whether the outputs hold the logits of all positions, too.
         """
         if not self._known:
             self._look_at(model)
-        if self._plain:
+        if self._plain or logits:
             outputs = model(**inputs)
             logits_ND = outputs["logits"][:, -targets.shape[1] :].flatten(0, 1)
             as_they_are = Head(logits_ND.shape[-1], lambda logits: logits)

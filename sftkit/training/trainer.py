@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import Trainer
+from transformers.trainer_pt_utils import nested_concat
 
+from sftkit.data.stream import Stream
 from sftkit.errors import Problem, RunError
 from sftkit.training.batches import Batch, WithPositions, pieces, rows_of
 from sftkit.training.head import LossHead
@@ -40,7 +43,9 @@ class SFTTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
-        self.loss_head = LossHead(self.model, loss)
+        self._loss = loss
+        self._head: LossHead | None = None
+        self._gives_logits = False
         self._measures = Measures()
         self._loss_sum: Any = 0.0
         self._steps = 0.0
@@ -49,10 +54,26 @@ class SFTTrainer(Trainer):
         self._window: list[dict[str, Any]] = []  # batches of the window whose gradients are there already
         self._evaluated: list[Any] = []
 
-    def train(self, *arguments: Any, **options: Any) -> Any:
-        """As the Trainer's."""
+    @property
+    def loss_head(self) -> LossHead:
+        """What asks the model for losses."""
+        if self._head is None:
+            self._head = LossHead(self.model, self._loss)
+        return self._head
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As the Trainer's; the new model has a head of its own."""
+        self._head = None
+        return super().call_model_init(trial)
+
+    def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         with self.loss_head.installed():
-            return super().train(*arguments, **options)
+            return super()._inner_training_loop(*arguments, **options)
+
+    def predict(self, *arguments: Any, **options: Any) -> Any:
+        """As the Trainer's."""
+        with self.loss_head.installed(), self._measures.paused():
+            return super().predict(*arguments, **options)
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
         """As the Trainer's."""
@@ -65,7 +86,7 @@ class SFTTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """As the Trainer's; a stream, whose processes read a share each, is not shared out again."""
-        if not isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+        if not isinstance(self.train_dataset, Stream):
             return super().get_train_dataloader()
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
@@ -165,8 +186,8 @@ class SFTTrainer(Trainer):
     ) -> Any:
         """The loss of one micro-batch."""
         if not model.training:
-            loss = self._evaluate_batch(model, inputs)
-            return (loss, {}) if return_outputs else loss
+            loss, outputs = self._evaluate_batch(model, inputs)
+            return (loss, outputs) if return_outputs else loss
         batch = Batch.of(inputs)
         self._measures.begin_batch()
         total, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets)
@@ -180,12 +201,17 @@ class SFTTrainer(Trainer):
         self._measures.add(batch.tokens, len(batch.targets.tokens_K), told.measures)
         return (loss, outputs) if return_outputs else loss
 
-    def _evaluate_batch(self, model: Any, inputs: dict[str, Any]) -> Any:
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """As the Trainer's; logits of every position are made only if somebody wants them, as ``compute_metrics``."""
+        self._gives_logits = not prediction_loss_only
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _evaluate_batch(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Sums of each row: only by rows can the ones that fill up the last batch of a process be left out."""
         while True:
             try:
                 parts = list(pieces(inputs, self._rows_at_once.get(False, rows_of(inputs))))
-                sums = [self._sums_by_row(model, part) for part in parts]
+                sums, outputs = zip(*(self._sums_by_row(model, part) for part in parts), strict=True)
                 break
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
@@ -195,21 +221,24 @@ class SFTTrainer(Trainer):
         names = sums[0]
         table = torch.stack([torch.cat([part[name] for part in sums]) for name in names], dim=1)
         self._evaluated.append((list(names), self.accelerator.gather_for_metrics(table)))
-        return table[:, 0].sum() / or_one(table[:, 1].sum())
+        loss = table[:, 0].sum() / or_one(table[:, 1].sum())
+        return loss, functools.reduce(nested_concat, outputs) if self._gives_logits else {}
 
-    def _sums_by_row(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _sums_by_row(self, model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         batch = Batch.of(inputs)
         with torch.no_grad():
-            _, told, _ = self.loss_head.ask(model, batch.inputs, batch.targets)
+            _, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets, logits=self._gives_logits)
         ones = torch.ones_like(told.losses_K)
         weights = ones if batch.targets.weights_K is None else batch.targets.weights_K.to(ones.device)
         columns = {"loss": told.losses_K, "weights": weights, "tokens": ones, **told.measures}
-        return {name: batch.by_row(values) for name, values in columns.items()}
+        return {name: batch.by_row(values) for name, values in columns.items()}, dict(outputs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         """As the Trainer's, with loss and measures as means over all trained tokens."""
         self._evaluated.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        if not self._evaluated:  # a test set without labels
+            return output
         names = self._evaluated[0][0]
         totals = torch.cat([table for _, table in self._evaluated]).double().sum(0).tolist()
         told = dict(zip(names, totals, strict=True))

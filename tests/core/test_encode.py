@@ -16,7 +16,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def rows(documents, tokenizer, special=True):
-    made = encode(documents, tokenizer, special)
+    made = encode(documents, tokenizer, "bos_eos" if special else "none")
     return [(made.ids_S[a:b].tolist(), made.labels_S[a:b].tolist()) for a, b in pairwise(made.offsets_N1)]
 
 
@@ -111,3 +111,26 @@ def test_labels_equal_an_independent_implementation_on_real_rows(name):
     ]
     for document, found in zip(documents, rows(documents, tokenizer), strict=True):
         assert found == reference(document, tokenizer)
+
+
+def test_texts_can_have_the_tokenizers_own_special_tokens_or_none():
+    """GPT-2's puts none around a text, and a template of `<s> ... </s>` both; what it puts behind is trained."""
+    from tokenizers.processors import TemplateProcessing
+
+    document = [[Span("Paris is ", False), Span("a city", True)]]
+    tokenizer = tiny_tokenizer()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    inner = tokenizer("Paris is a city", add_special_tokens=False)["input_ids"]
+    assert encode(document, tokenizer, "none").ids_S.tolist() == inner
+    pair = [(tokenizer.bos_token, bos), (tokenizer.eos_token, eos)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A {tokenizer.eos_token}", special_tokens=pair
+    )
+    made = encode(document, tokenizer, "tokenizer")
+    assert made.ids_S.tolist() == [bos, *inner, eos]
+    assert made.labels_S.tolist()[-1] == eos
+    assert encode(document, tokenizer, "none").ids_S.tolist() == inner
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=pair[:1]
+    )
+    assert encode(document, tokenizer, "tokenizer").ids_S.tolist() == [bos, *inner]

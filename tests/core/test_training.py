@@ -71,7 +71,7 @@ def test_the_evaluation_loss_is_the_mean_over_all_trained_tokens(tmp_path):
     from sftkit.data.encode import encode
 
     for row in MIXED:
-        made = encode([[Span(row["prompt"], False), Span(row["completion"], True)]], tiny_tokenizer(), True)
+        made = encode([[Span(row["prompt"], False), Span(row["completion"], True)]], tiny_tokenizer(), "bos_eos")
         ids, labels = torch.from_numpy(made.ids_S).long()[None], torch.from_numpy(made.labels_S).long()[None]
         trained = int((labels != -100).sum())
         with torch.no_grad():

@@ -30,7 +30,7 @@ DOCUMENTS = [
 
 
 def rows(documents, tokenizer, special=True):
-    made = encode(documents, tokenizer, special)
+    made = encode(documents, tokenizer, "bos_eos" if special else "none")
     return [
         (made.ids_S[a:b].tolist(), made.labels_S[a:b].tolist(), made.all_weights_S[a:b].tolist())
         for a, b in pairwise(made.offsets_N1)
@@ -121,7 +121,7 @@ def test_a_weight_of_zero_is_as_not_trained():
 
 
 def test_there_are_no_weights_where_all_are_one():
-    assert encode([[Span("a b", True, 1.0)], [Span("c", True)]], tiny_tokenizer(), True).weights_S is None
+    assert encode([[Span("a b", True, 1.0)], [Span("c", True)]], tiny_tokenizer(), "bos_eos").weights_S is None
 
 
 def test_spans_side_by_side_are_one_region_only_if_they_weigh_the_same():
@@ -132,7 +132,7 @@ def test_spans_side_by_side_are_one_region_only_if_they_weigh_the_same():
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 1e-40, "2", None])
 def test_a_span_whose_weight_is_none_is_refused(weight):
     with pytest.raises(DataError, match="weight is"):
-        encode([[Span("a b", True, weight)]], tiny_tokenizer(), True)
+        encode([[Span("a b", True, weight)]], tiny_tokenizer(), "bos_eos")
 
 
 def test_weights_stay_with_their_tokens_when_examples_are_taken_kept_and_joined():

@@ -168,7 +168,7 @@ def test_labels_of_real_rows_are_those_of_masking_up_to_the_last_template_among_
     texts = [f"### Question: {row['instruction']}\n### Answer: {row['output']}" for row in rows]
     template = tokenizer.encode("\n### Answer:", add_special_tokens=False)[2:]
     formatter, columns = formatter_for([{"text": text} for text in texts], tokenizer, response_template=template)
-    made = encode(formatter(columns), tokenizer, formatter.adds_special_tokens)
+    made = encode(formatter(columns), tokenizer, "bos_eos" if formatter.adds_special_tokens else "none")
     ids, labels, offsets = made.ids_S, made.labels_S, made.offsets_N1
     for number, text in enumerate(texts):
         expected = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]

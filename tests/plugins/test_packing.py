@@ -185,6 +185,31 @@ def test_infinite_counts_no_evaluation_row_twice():
     assert [len(row["input_ids"]) for row in rows] == [16, 13]
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_last_short_row_is_left_out_and_counted_where_it_is_not_kept(split):
+    tally = Tally()
+
+    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped", eval=True, keep_short=False), split, tally)
+
+    assert [token for row in rows for token in row["input_ids"]] == list(range(3, 35))
+    assert [len(row["input_ids"]) for row in rows] == [16, 16]
+    assert tally.counts[split]["tokens of a last, short row left out"] == 7
+
+
+def test_a_last_row_that_is_full_is_no_short_one():
+    tally = Tally()
+
+    rows = pack(documents(20, 12), Packing(strategy="wrapped", keep_short=False), tally=tally)
+
+    assert [len(row["input_ids"]) for row in rows] == [16, 16]
+    assert "tokens of a last, short row left out" not in tally.counts["train"]
+
+
+def test_data_too_small_for_one_whole_row_is_told_with_its_tokens():
+    with pytest.raises(DataError, match=r"the data has 12 tokens, and a row needs data\.max_length: 16"):
+        pack(documents(5, 7), Packing(strategy="wrapped", keep_short=False))
+
+
 def test_the_concat_token_ends_documents_that_lack_it():
     rows = pack(documents(3, 3), Packing(strategy="wrapped", concat_token_id=8))  # the second ends with 8
 
@@ -209,10 +234,17 @@ def test_evaluation_sets_can_be_packed_by_a_strategy_of_their_own():
 
 
 def test_options_of_wrapped_are_refused_where_nothing_is_wrapped():
-    problems = list(Packing(infinite=True, concat_token_id=1).check_run(tiny_config()))
+    problems = list(Packing(infinite=True, concat_token_id=1, keep_short=False).check_run(tiny_config()))
 
-    assert [problem.what.split()[0] for problem in problems] == ["concat_token_id", "infinite"]
+    assert [problem.what.split()[0] for problem in problems] == ["concat_token_id", "infinite", "keep_short"]
     assert not list(Packing(strategy="wrapped", infinite=True).check_run(tiny_config()))
+    assert not list(Packing(eval="wrapped", keep_short=False).check_run(tiny_config()))
+
+
+def test_a_last_row_is_filled_or_left_out_but_not_both():
+    (problem,) = Packing(strategy="wrapped", infinite=True, keep_short=False).check_run(tiny_config())
+
+    assert problem.where == "plugin packing, option keep_short"
 
 
 def summed_loss(model, ids, labels, position_ids=None):

@@ -51,7 +51,7 @@ class ChatML(Plugin):
         """
         path = Path(self.template)
         if self.template in TEMPLATES:
-            path = Path(__file__).parent / "templates" / f"{self.template}.jinja"
+            path = template_file(self.template)
         elif not path.is_file():
             known = f"the templates are {', '.join(TEMPLATES)}, or the path of a .jinja file"
             what = f"there is no template and no file {self.template!r}"
@@ -102,6 +102,11 @@ class ChatML(Plugin):
         """A row for every token, and the number of rows rounded up; see `sftkit.models.grow_embeddings`."""
         grow_embeddings(model, tokenizer, new_token_ids, self.pad_to_multiple_of)
         return True
+
+
+def template_file(name: str) -> Path:
+    """Where a shipped template is."""
+    return Path(__file__).parent / "templates" / f"{name}.jinja"
 
 
 def _is_special(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:

@@ -43,16 +43,22 @@ class Packing(Plugin):
     infinite: Annotated[
         bool, Field(description="wrapped: fill the last training row by starting over; else it stays short")
     ] = False
+    keep_short: Annotated[
+        bool, Field(description="wrapped: keep a last row that is shorter; else it is left out and counted")
+    ] = True
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuses options of ``wrapped`` where nothing is wrapped."""
+        """Refuses options of ``wrapped`` where nothing is wrapped, and two fates of the last row."""
         if "wrapped" not in (self.strategy, self.eval):
-            for name, value in (("concat_token_id", self.concat_token_id), ("infinite", self.infinite or None)):
-                if value is not None:
-                    what = f"{name} works with strategy wrapped only"
-                    key = ("plugins", "packing", name)
-                    yield Problem(what, f"plugin packing, option {name}", f"set strategy: wrapped, or drop {name}", key)
+            changed = {"concat_token_id": self.concat_token_id is not None, "infinite": self.infinite}
+            for name in [name for name, is_set in {**changed, "keep_short": not self.keep_short}.items() if is_set]:
+                what = f"{name} works with strategy wrapped only"
+                key = ("plugins", "packing", name)
+                yield Problem(what, f"plugin packing, option {name}", f"set strategy: wrapped, or drop {name}", key)
+        elif self.infinite and not self.keep_short:
+            what = "infinite fills the last row, so that there is no short one to leave out"
+            yield Problem(what, "plugin packing, option keep_short", "drop one", ("plugins", "packing", "keep_short"))
 
     @hookimpl
     def make_packer(self, split: str, config: RunConfig, tally: Tally) -> Packer | None:
@@ -65,7 +71,12 @@ class Packing(Plugin):
         if choice == "best_fit":
             return BestFit(split, config.data.max_length, tally)
         return Wrapped(
-            split, config.data.max_length, tally, self.concat_token_id, endless=self.infinite and split == "train"
+            split,
+            config.data.max_length,
+            tally,
+            self.concat_token_id,
+            endless=self.infinite and split == "train",
+            keep_short=self.keep_short,
         )
 
     @hookimpl

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sftkit.data.columns import IGNORE, Examples, table
 from sftkit.data.packs import Packer
 from sftkit.data.tally import Tally
+from sftkit.errors import DataError, Problem
 from sftkit_plugins.packing.plan import Pieces, best_fit, wrapped
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Wrapped(Packer):
     tally: Tally
     concat_token_id: int | None = None
     endless: bool = False
+    keep_short: bool = True
 
     @property
     def cuts_documents(self) -> bool:
@@ -54,7 +56,11 @@ class Wrapped(Packer):
         return True
 
     def __call__(self, examples: Examples) -> Iterator[pa.Table]:
-        """The rows; the last is short, unless the stream starts over to fill it."""
+        """The rows; the last is short, unless the stream starts over to fill it or it is left out.
+
+        Raises:
+            DataError: if there is no row but the short one that is left out.
+        """
         import numpy as np
 
         ids_S, labels_S, documents = examples.ids_S, examples.labels_S, len(examples)
@@ -74,7 +80,20 @@ class Wrapped(Packer):
             examples = Examples(ids_S, labels_S, np.append(0, np.cumsum(lengths_N)), weights_S)
             self.tally.add(self.split, "concat tokens added", len(ends_M))
         pieces = wrapped(lengths_N, self.max_length, self.endless)
+        if not self.keep_short:
+            pieces = self._without_short(pieces)
         return fill(examples, pieces, documents, self.split, self.tally)
+
+    def _without_short(self, pieces: Pieces) -> Pieces:
+        tokens = int(pieces.lengths.sum())
+        rows, rest = divmod(tokens, self.max_length)
+        if not rows:
+            what = f"no row is left: the data has {tokens} tokens, and a row needs data.max_length: {self.max_length}"
+            mend = "give more data, lower data.max_length, or drop keep_short of plugin packing"
+            raise DataError(Problem(what, f"data.{self.split}", mend))
+        if rest:
+            self.tally.add(self.split, "tokens of a last, short row left out", rest)
+        return Pieces(*(part[pieces.rows < rows] for part in pieces))
 
 
 def fill(examples: Examples, pieces: Pieces, documents: int, split: str, tally: Tally) -> Iterator[pa.Table]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from sftkit.config import RunConfig
 from sftkit.data.documents import Columns, Document, Formatter, Skipped, Span
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit_plugins.completion_only.search import Region, Template, between, places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Template = str | list[int]
-Region = tuple[int, int]
-"""Start and end, in characters of the document's text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +104,12 @@ class ResponsesOnly(Formatter):
         responses = _find(self.response_template, text, tokens)
         if not responses:
             return Skipped(f"no response template {self.response_template!r} in the text")
-        if self.instruction_template is None:
-            return _spans(text, [(responses[-1][1], len(text))])
-        instructions = _find(self.instruction_template, text, tokens)
-        if not instructions:
-            return Skipped(f"no instruction template {self.instruction_template!r} in the text")
-        regions = []
-        for _, start in responses:
-            end = next((begin for begin, _ in instructions if begin >= start), len(text))
-            regions.append((start, end))
-        return _spans(text, regions)
+        instructions = None
+        if self.instruction_template is not None:
+            instructions = _find(self.instruction_template, text, tokens)
+            if not instructions:
+                return Skipped(f"no instruction template {self.instruction_template!r} in the text")
+        return _spans(text, between(responses, instructions, len(text)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,23 +119,11 @@ class _Tokens:
 
 
 def _find(template: Template, text: str, tokens: _Tokens | None) -> list[Region]:
-    """Where the template stands in the text, in order."""
+    """Where the template stands in the text, in characters, in order."""
     if isinstance(template, str):
-        return [(start, start + len(template)) for start in _positions(text.find, template)]
+        return places(template, text)
     assert tokens is not None
-    ids, offsets, width = tokens.ids, tokens.offsets, len(template)
-
-    def find(part: list[int], start: int) -> int:
-        return next((at for at in range(start, len(ids)) if ids[at] == part[0] and ids[at : at + width] == part), -1)
-
-    return [(offsets[at][0], offsets[at + width - 1][1]) for at in _positions(find, template)]
-
-
-def _positions(find: Callable[[Any, int], int], part: Template) -> Iterator[int]:
-    at = find(part, 0)
-    while at >= 0:
-        yield at
-        at = find(part, at + 1)
+    return [(tokens.offsets[first][0], tokens.offsets[end - 1][1]) for first, end in places(template, tokens.ids)]
 
 
 def _weighed(document: Document | Skipped, given: Document) -> Document | Skipped:

@@ -1,0 +1,150 @@
+"""The plain constant-length stream as a torch data set."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ConstantLengthDataset(IterableDataset):
+    """Pieces of exactly ``seq_length`` tokens, cut from the texts of a data set laid one behind the other.
+
+    Documents that share a piece see each other, and each token is trained on all that stands before it in its piece:
+    nothing keeps them apart, unlike in the rows of the plugin. What is left at a buffer's end and shorter is dropped.
+
+    Args:
+        tokenizer: its EOS is put behind each text.
+        dataset: rows, as mappings.
+        dataset_text_field: name of the column that holds the text; not used beside ``formatting_func``.
+        formatting_func: makes the text of a row.
+        infinite: start over at the end of the data.
+        seq_length: tokens of a piece.
+        num_of_sequences: pieces that a buffer of texts should give, about.
+        chars_per_token: characters that a token stands for, about.
+        eos_token_id: put behind each text if the tokenizer has no EOS.
+        shuffle: shuffle the texts of a buffer, and its pieces, by Python's `random`.
+        append_concat_token: whether EOS is put behind each text.
+        add_special_tokens: whether the tokenizer adds its special tokens to each text.
+
+    Attributes:
+        concat_token_id: what is put behind each text.
+        max_buffer_size: characters of a buffer.
+        current_size: pieces given so far.
+
+    Raises:
+        ValueError: if there is neither a column nor a function; while iterating, if ``infinite`` data holds no text.
+
+    Source: the class of this name in TRL 0.11.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Any,
+        dataset_text_field: str | None = None,
+        formatting_func: Callable[[Any], str] | None = None,
+        infinite: bool = False,
+        seq_length: int = 1024,
+        num_of_sequences: int = 1024,
+        chars_per_token: float = 3.6,
+        eos_token_id: int = 0,
+        shuffle: bool = True,
+        append_concat_token: bool = True,
+        add_special_tokens: bool = True,
+    ) -> None:
+        self.tokenizer, self.dataset = tokenizer, dataset
+        self.concat_token_id = eos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        if tokenizer.eos_token_id is None:
+            warnings.warn(
+                f"The passed tokenizer does not have an EOS token. Texts are ended with eos_token_id={eos_token_id}; "
+                "give another one if the model ends its texts otherwise.",
+                stacklevel=2,
+            )
+        self.seq_length, self.infinite, self.shuffle = seq_length, infinite, shuffle
+        self.append_concat_token, self.add_special_tokens = append_concat_token, add_special_tokens
+        self.max_buffer_size = seq_length * chars_per_token * num_of_sequences
+        self.current_size = 0
+        self.formatting_func = _formatting(dataset_text_field, formatting_func)
+
+    def __len__(self) -> int:
+        """Number of rows of the data set, not of pieces."""
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Pieces as ``input_ids`` and equal ``labels`` (int64, ``[seq_length]``)."""
+        for texts in self._buffers():
+            if self.shuffle:
+                random.shuffle(texts)
+            pieces = self._pieces(texts)
+            if self.shuffle:
+                random.shuffle(pieces)
+            for piece in pieces:
+                self.current_size += 1
+                yield {"input_ids": torch.tensor(piece), "labels": torch.tensor(piece)}
+
+    def _buffers(self) -> Iterator[list[str]]:
+        """Texts whose characters reach ``max_buffer_size``; at the end of the data, what there is."""
+        texts: list[str] = []
+        size = 0
+        for text in self._texts():
+            texts.append(text)
+            size += len(text)
+            if size >= self.max_buffer_size:
+                yield texts
+                texts, size = [], 0
+        if texts:
+            yield texts
+
+    def _texts(self) -> Iterator[str]:
+        while True:
+            characters = 0
+            for row in self.dataset:
+                text = self.formatting_func(row)
+                characters += len(text)
+                yield text
+            if not self.infinite:
+                return
+            if not characters:
+                raise ValueError("there is no text in the data, and infinite would look for it for ever")
+            warnings.warn("The dataset reached end and the iterator is reset to the start.", stacklevel=2)
+
+    def _pieces(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(texts, add_special_tokens=self.add_special_tokens, truncation=False, verbose=False)
+        end = [self.concat_token_id] if self.append_concat_token else []
+        stream = [token for ids in encoded["input_ids"] for token in [*ids, *end]]
+        last = len(stream) - self.seq_length
+        return [stream[start : start + self.seq_length] for start in range(0, last + 1, self.seq_length)]
+
+
+def _formatting(text_field: str | None, function: Callable[[Any], str] | None) -> Callable[[Any], str]:
+    if function is None:
+        if text_field is None:
+            raise ValueError("give dataset_text_field, the column that holds the text, or formatting_func")
+        return itemgetter(text_field)
+    if text_field is not None:
+        warnings.warn("dataset_text_field is not used: formatting_func makes the texts.", stacklevel=3)
+    if _positional(function) > 1:
+        warnings.warn(
+            "The passed formatting_func has more than one argument. It is called with one only, a row of the data.",
+            stacklevel=3,
+        )
+    return function
+
+
+def _positional(function: Callable[..., Any]) -> int:
+    """Number of a function's positional parameters; 0 for a builtin that does not tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return 0
+    return sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
