@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.adapt import needs_adapter
 from sftkit.config.source import Source, read_yaml
 from sftkit.errors import Problem
 
@@ -80,10 +81,12 @@ def _is_dataset_dict(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "datasets"
 
 
-def check_loaded_model(config: RunConfig, plugins: PluginSet) -> list[Problem]:
-    """A Problem where options of ``from_pretrained`` are set for a model that is loaded already."""
-    options = plugins.model_options(config)
-    if not options:
-        return []
-    what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
-    return [Problem(what, "model", "pass the model's name, or load it with these options yourself")]
+def check_loaded_model(model: Any, config: RunConfig, plugins: PluginSet) -> list[Problem]:
+    """Problems of a loaded model: options of ``from_pretrained`` beside it, quantized weights without an adapter."""
+    problems = []
+    if not plugins.fillers("adapt_model") and (problem := needs_adapter(model)):
+        problems.append(problem)
+    if options := plugins.model_options(config):
+        what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
+        problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))
+    return problems

@@ -139,7 +139,8 @@ class Hooks:
         """Slot: the model to train, as with PEFT adapters on it. Without a plugin here every weight is trained.
 
         Args:
-            model: the model, patched.
+            model: the model, patched; in few bits it is prepared (`sftkit.adapt.prepare_quantized`), unless the same
+                plugin has loaded it.
             config: the run as resolved.
             new_token_ids: ids of the tokens that ``add_tokens`` added; their embeddings must be trained and saved.
         """

@@ -154,7 +154,7 @@ class Pipeline:
             raise ConfigError([*error.problems, *problems]) from None
         problems += plugins.unfilled(self._needed_slots())
         if self._given.model is not None:
-            problems += check_loaded_model(config, plugins)
+            problems += check_loaded_model(self._given.model, config, plugins)
         else:
             plugins.model_options(config)
         problems += _check_streaming(config)

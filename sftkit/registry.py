@@ -65,8 +65,13 @@ class PluginSet:
         return [
             Problem(f"no selected plugin fills the slot {slot}", "plugins", mend)
             for slot in slots
-            if all(impl.wrapper or impl.hookwrapper for impl in getattr(self.hook, slot).get_hookimpls())
+            if not self.fillers(slot)
         ]
+
+    def fillers(self, slot: str) -> set[str]:
+        """The names of the plugins that fill a slot, those that only wrap it left out."""
+        implementations = getattr(self.hook, slot).get_hookimpls()
+        return {impl.plugin_name for impl in implementations if not (impl.wrapper or impl.hookwrapper)}
 
     def import_first(self) -> None:
         """Import what the selected plugins want imported before transformers.

@@ -123,6 +123,7 @@ class Stages:
         """
         from transformers import set_seed
 
+        from sftkit.adapt import adapted_model
         from sftkit.models import align_special_tokens
 
         config, plugins = self.config, self.plugins
@@ -137,8 +138,7 @@ class Stages:
         plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
         align_special_tokens(model, tokenizer, changed)
         plugins.hook.patch_kernels(model=model, config=config)
-        adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
-        return model if adapted is None else adapted
+        return adapted_model(model, config, plugins, new_token_ids)
 
     def make_loss(self, model: Any) -> HeadLoss:
         """What is minimised."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from sftkit.adapt import ADAPTER, CHECKPOINTING, bits_of, quantization_settings
 from sftkit.errors import ConfigError, Problem
 from sftkit.models import quantization_of
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
@@ -28,8 +28,6 @@ HOW: dict[str, tuple[int, str, Any]] = {
     "quant_storage": (4, "bnb_4bit_quant_storage", "uint8"),
     "threshold": (8, "llm_int8_threshold", 6.0),
 }
-CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
-ADAPTER = "select a plugin that puts an adapter on it, as in -p peft"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ class BitsAndBytes(Plugin):
 
     def _option_problems(self, config: RunConfig) -> Iterator[Problem]:
         found = None if config.model.loaded else quantization_of(config.model.name)
-        bits = bits_of(found) or self.bits or 4
+        bits = bits_of(found or {}) or self.bits or 4
         if found is not None and found.get("quant_method") != "bitsandbytes":
             what = f"the checkpoint is quantized already, by {found.get('quant_method')}"
             yield Problem(what, "model.name", "drop plugin bitsandbytes, or name a model that is not quantized")
@@ -137,25 +135,23 @@ class BitsAndBytes(Plugin):
         return settings
 
     @hookimpl(wrapper=True)
-    def adapt_model(self, model: PreTrainedModel, config: RunConfig) -> Iterator[None]:
-        """Prepares the quantized model before an adapter is put on it. Changes the model.
+    def adapt_model(self, model: PreTrainedModel) -> Iterator[None]:
+        """Sees to it that the base is quantized as asked, and checkpoints its activations. Changes the model.
 
         Raises:
-            ConfigError: if the model is not quantized as asked, or has no adapter in the end.
+            ConfigError: if it is quantized otherwise.
         """
-        self._check_model(model, config)
-        keep_unpacked(model)
-        prepare(model, self.use_gradient_checkpointing, self.gradient_checkpointing_kwargs)
-        adapted = yield
-        if adapted is None and not hasattr(model, "peft_config"):
-            what = "weights in so few bits cannot be trained themselves, and there is no adapter"
-            raise ConfigError(Problem(what, "plugin bitsandbytes", ADAPTER))
-        return adapted
+        self._check_model(model)
+        if self.use_gradient_checkpointing:
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            base.enable_input_require_grads()  # reentrant checkpoints need it
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(self.gradient_checkpointing_kwargs))
+        return (yield)
 
-    def _check_model(self, model: PreTrainedModel, config: RunConfig) -> None:
-        settings = _as_dict(getattr(model.config, "quantization_config", None))
+    def _check_model(self, model: PreTrainedModel) -> None:
+        settings = quantization_settings(model)
         bits = bits_of(settings)
-        if settings is None or bits is None:
+        if bits is None:
             what = "the model is not quantized by bitsandbytes"
             mend = "give its name instead, or load it with a BitsAndBytesConfig"
             raise ConfigError(Problem(what, "model", mend))
@@ -166,58 +162,8 @@ class BitsAndBytes(Plugin):
             for name, value in asked.items()
             if value is not None and value != held[name]
         ]
-        head = model.get_output_embeddings()
-        if head is not None and type(head.weight).__name__ in ("Params4bit", "Int8Params"):
-            what = "the output head is quantized, and the loss needs it whole"
-            problems.append(Problem(what, "model", "add its name to llm_int8_skip_modules or skip_modules"))
         if problems:
             raise ConfigError(problems)
-        kept = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
-        told = f"bitsandbytes: {bits} bits" + (f", {settings['bnb_4bit_quant_type']}" if bits == 4 else "")
-        logging.getLogger("sftkit").info("%s; other weights were %s and become float32", told, ", ".join(kept))
-
-
-def prepare(model: Any, checkpointing: bool, arguments: dict[str, Any]) -> None:
-    """Freezes the base, makes what is not quantized float32, and leaves an adapter that is there trainable."""
-    from peft import prepare_model_for_kbit_training
-
-    trained = [weight for weight in model.parameters() if weight.requires_grad] if hasattr(model, "peft_config") else []
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    prepare_model_for_kbit_training(
-        base, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=dict(arguments)
-    )
-    for weight in trained:
-        weight.requires_grad = True
-
-
-def keep_unpacked(model: Any) -> None:
-    """Keeps 4-bit weights in the layout that the backward reads. Changes the model's layers.
-
-    On a CPU with AVX512-BF16 a forward in eval mode without gradients repacks them for inference, and every later
-    backward takes them for what they were: gradients are wrong by up to 80 %.
-
-    Raises:
-        ConfigError: if that has happened already; the scales are rounded then, and bitsandbytes cannot undo it.
-    """
-    for module in model.modules():
-        weight: Any = getattr(module, "weight", None)
-        if type(weight).__name__ != "Params4bit":
-            continue
-        if getattr(weight.quant_state, "packing_format_for_cpu", False):
-            what = "the model was evaluated on this CPU, which repacked its weights so that gradients would be wrong"
-            mend = "load it anew, and set support_avx512bf16_for_cpu = False on its Linear4bit layers at once"
-            raise ConfigError(Problem(what, "model", mend))
-        module.support_avx512bf16_for_cpu = False
-
-
-def bits_of(settings: dict[str, Any] | None) -> int | None:
-    """The bits that the settings of a `BitsAndBytesConfig` say."""
-    found = settings or {}
-    return next((bits for bits in (4, 8) if found.get(f"load_in_{bits}bit")), None)
-
-
-def _as_dict(settings: Any) -> dict[str, Any] | None:
-    return settings if settings is None or isinstance(settings, dict) else dict(settings.to_dict())
 
 
 def _is_adapter(name: str) -> bool:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.adapt import adapted_model
 from sftkit.checks.disk import model_config
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def unloaded_model(ready: Ready) -> tuple[Any, dict[str, Any] | None]:
         new = sorted({*ready.vocabulary.new_token_ids, *range(rows, tokens)})
         if tokens > rows:
             model.resize_token_embeddings(tokens, mean_resizing=False)
-        adapted = ready.plugins.hook.adapt_model(model=model, config=ready.config, new_token_ids=new)
-    return model if adapted is None else adapted, quantization
+        return adapted_model(model, ready.config, ready.plugins, new), quantization
 
 
 def without_weights(model: Any) -> Any:

@@ -20,7 +20,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sftkit import Pipeline
+from sftkit.adapt import adapted_model
 from sftkit.errors import ConfigError, Problem
+from sftkit.plugin import Plugin, dataclass, hookimpl
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.bitsandbytes import BitsAndBytes
 from sftkit_plugins.neftune import NEFTune
@@ -84,8 +86,7 @@ def prepared(model: Any, **options: Any) -> Any:
     config = tiny_config(model={"name": "loaded LlamaForCausalLM"})
     torch.manual_seed(0)
     plugins = check_plugin_pair(BitsAndBytes(**options), PEFT(r=4))
-    adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=[])
-    return with_drawn_adapter(adapted)
+    return with_drawn_adapter(adapted_model(model, config, plugins, []))
 
 
 def check_plugin_pair(*plugins: Any) -> Any:
@@ -236,7 +237,7 @@ def test_a_model_that_was_evaluated_before_the_run_is_refused(base: Path) -> Non
 
 
 @only_avx512bf16
-def test_without_the_plugins_care_such_gradients_would_be_wrong(base: Path) -> None:
+def test_without_that_care_such_gradients_would_be_wrong(base: Path) -> None:
     torch.manual_seed(0)
     model = with_drawn_adapter(PEFT(r=4).adapt_model(quantized(base), []))
     logits(model)
@@ -253,6 +254,38 @@ def test_a_loaded_model_is_prepared_too_and_never_changed(base: Path, tmp_path: 
     assert torch.equal(logits(copy.deepcopy(model)), before)
     assert not hasattr(model, "peft_config")
     assert result.model.is_loaded_in_8bit if "load_in_8bit" in settings else result.model.is_loaded_in_4bit
+
+
+@pytest.mark.parametrize("settings", [NF4_SINGLE, {"load_in_8bit": True}])
+def test_a_loaded_model_is_prepared_without_the_plugin_too(
+    base: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, quantization_config=BitsAndBytesConfig(**settings)
+    )
+    result = run(model, tmp_path / "run", [PEFT(r=4)])
+
+    assert result.metrics["eval_loss"] < 0.85 * result.metrics["eval_loss_before"]
+    assert result.model.get_base_model().lm_head.weight.dtype == torch.float32
+    assert all("lora_" in name for name, weight in result.model.named_parameters() if weight.requires_grad)
+
+
+def test_gradients_of_a_loaded_model_are_right_after_an_evaluation_without_the_plugin_too(base: Path) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(model={"name": "loaded LlamaForCausalLM"})
+    model = with_drawn_adapter(adapted_model(quantized(base), config, check_plugin_pair(PEFT(r=4)), []))
+    logits(model)
+    assert relative_error(lora_gradients(model), lora_gradients(dequantized_reference())) < 1e-5
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_the_run_give_the_same_gradients(base: Path, reentrant: bool) -> None:
+    torch.manual_seed(0)
+    train = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    config = tiny_config(model={"name": "loaded LlamaForCausalLM"}, train=train)
+    model = with_drawn_adapter(adapted_model(quantized(base), config, check_plugin_pair(PEFT(r=4)), []))
+    model.gradient_checkpointing_enable(train["gradient_checkpointing_kwargs"])  # as the Trainer does
+    assert relative_error(lora_gradients(model), lora_gradients(dequantized_reference())) < 1e-5
 
 
 def test_what_is_not_quantized_becomes_float32(base: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -373,9 +406,38 @@ def test_a_base_without_an_adapter_is_refused_before_it_is_loaded() -> None:
     assert problems() == []
 
 
-def test_a_loaded_base_without_an_adapter_is_refused(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("plugins", [[BitsAndBytes()], []])
+def test_a_loaded_base_without_an_adapter_is_refused_before_anything_is_read(base: Path, plugins: list[Any]) -> None:
+    (problem,) = Pipeline(model=quantized(base), tokenizer=tiny_tokenizer(), data="none.json", plugins=plugins).check()
+    assert "there is no adapter" in problem.what
+    assert "-p peft" in problem.mend
+
+
+def test_a_checkpoint_in_few_bits_without_an_adapter_is_refused_before_training(base: Path, tmp_path: Path) -> None:
+    quantized(base).save_pretrained(tmp_path / "small")
+    tiny_tokenizer(chat_template=CHATML).save_pretrained(tmp_path / "small")
     with pytest.raises(ConfigError, match=r"there is no adapter.*-p peft"):
-        run(quantized(base), tmp_path / "run", [BitsAndBytes()])
+        run(str(tmp_path / "small"), tmp_path / "run", [])
+
+
+def test_a_plugin_that_loads_and_adapts_prepares_in_its_own_way(base: Path) -> None:
+    class Own(Plugin):
+        """Loads and adapts."""
+
+        @hookimpl
+        def load_model(self, config: Any) -> None:
+            """Not called."""
+
+        @hookimpl
+        def adapt_model(self, model: Any) -> Any:
+            """As peft, without its care."""
+            return PEFT(r=4).adapt_model(model, [])
+
+    own = check_plugin_pair(dataclass(frozen=True, kw_only=True)(Own)())
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, quantization_config=BitsAndBytesConfig(**NF4_SINGLE)
+    )
+    assert adapted_model(model, tiny_config(), own, []).get_base_model().lm_head.weight.dtype == torch.bfloat16
 
 
 def test_a_plugin_of_ones_own_may_put_the_adapter_on(monkeypatch: pytest.MonkeyPatch) -> None:

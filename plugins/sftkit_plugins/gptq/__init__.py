@@ -88,10 +88,10 @@ class GPTQ(Plugin):
 
     @hookimpl(wrapper=True)
     def adapt_model(self, model: PreTrainedModel) -> Iterator[None]:
-        """Sees to it that a GPTQ base gets an adapter.
+        """Sees to it that the base is what the options say.
 
         Raises:
-            ConfigError: if it has none, or there is no such base although nothing is to be exported.
+            ConfigError: if it is quantized and to be exported, or is not and nothing is to be exported.
         """
         method = getattr(model, "quantization_method", None)
         if not self.export and method != "gptq":
@@ -100,11 +100,7 @@ class GPTQ(Plugin):
         if self.export and method is not None:
             what = f"the base is quantized already, by {getattr(method, 'value', method)}"
             raise ConfigError(Problem(what, "plugin gptq, option export", "set export=false, or drop plugin gptq"))
-        adapted = yield
-        if not self.export and adapted is None and not hasattr(model, "peft_config"):
-            what = "weights in so few bits cannot be trained themselves, and there is no adapter"
-            raise ConfigError(Problem(what, "plugin gptq", "select a plugin that puts an adapter on it, as in -p peft"))
-        return adapted
+        return (yield)
 
     @hookimpl
     def trainer_callbacks(self, config: RunConfig) -> list[TrainerCallback]:
