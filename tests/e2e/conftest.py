@@ -89,14 +89,14 @@ def dialogues() -> Iterator[dict[str, Any]]:
 
 def messages() -> Iterator[dict[str, Any]]:
     """Rows as of philschmid/dolly-15k-oai-style."""
-    for number in range(16):
+    for number in range(40):
         turns = ("system", "You are helpful"), ("user", f"What is {number} + 1?"), ("assistant", f"It is {number + 1}.")
         yield {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def questions() -> Iterator[dict[str, Any]]:
     """Rows with a question and an answer."""
-    for number in range(16):
+    for number in range(40):
         yield {"question": f"What is {number} plus one?", "answer": f"It is {number + 1}."}
 
 
