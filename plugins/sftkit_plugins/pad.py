@@ -42,11 +42,13 @@ class PadCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The batch: ``input_ids``, ``labels`` and either ``attention_mask`` or ``position_ids``.
 
-        Where an example has ``loss_weights`` (float32), the batch has: 1 in padding and for those without.
+        Where an example has ``loss_weights`` (float32), the batch has: 1 in padding and for those without. An example
+        without ``labels`` is trained throughout; what it masks by an ``attention_mask`` of its own is left out.
         """
         import numpy as np
         import torch
 
+        examples = [_whole(example) for example in examples]
         lengths = [len(example["input_ids"]) for example in examples]
         width = -(-max(lengths) // (self.to_multiple_of or 1)) * (self.to_multiple_of or 1)
         packed = "position_ids" in examples[0]
@@ -67,3 +69,18 @@ class PadCollator:
                 weights[row, :length] = example.get("loss_weights", 1)
             made["loss_weights"] = torch.from_numpy(weights)
         return made
+
+
+def _whole(example: dict[str, Any]) -> dict[str, Any]:
+    """An example with labels, and without an attention mask and what is masked by it."""
+    import numpy as np
+
+    if "labels" not in example:
+        example = {**example, "labels": example["input_ids"]}
+    if "attention_mask" not in example:
+        return example
+    real = np.asarray(example["attention_mask"]) != 0
+    arrays = {
+        name: example[name] for name in ("input_ids", "labels", "position_ids", "loss_weights") if name in example
+    }
+    return {name: np.asarray(values)[real] for name, values in arrays.items()}

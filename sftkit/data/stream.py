@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,8 @@ class Stream(IterableDataset):
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins)
         seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": _world()}
         self.fingerprint = cache.key_of({**parts, **seeds})
+        # An IterableDataset keeps its place in itself, and an iteration that was left may still prepare a window.
+        self._reading = threading.Lock()
 
     @property
     def tally(self) -> Tally:
@@ -78,11 +81,16 @@ class Stream(IterableDataset):
         """
         self._maker = Maker(SPLIT, self._tokenizer, self._config, self._plugins, facts=None)
         windows = self._windows(self._maker)
+
+        def next_window() -> list[pa.Table]:
+            with self._reading:
+                return next(windows)
+
         with thread_ahead() as pool:
-            waiting = pool.submit(next, windows)
+            waiting = pool.submit(next_window)
             while True:
                 tables = waiting.result()
-                waiting = pool.submit(next, windows)
+                waiting = pool.submit(next_window)
                 for table in tables:
                     yield from _rows(table)
 
@@ -99,7 +107,8 @@ class Stream(IterableDataset):
             counts = random.multinomial(config.data.window, weights / weights.sum())
             parts = [feed.take(int(count)) for feed, count in zip(feeds, counts, strict=True)]
             window = Examples.concatenate(parts)
-            window = window.take(random.permutation(len(window)))
+            if len(feeds) > 1 or config.data.shuffle_buffer:
+                window = window.take(random.permutation(len(window)))
             fitted = window if whole else fit_length(window, SPLIT, config.data, tally)
             if not fitted.trained_N.any():
                 raise maker.nothing_left()

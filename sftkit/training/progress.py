@@ -17,10 +17,10 @@ class Progress(TrainerCallback):
 
     Args:
         display: where it is shown.
-        log: path of ``log.jsonl``.
+        log: path of ``log.jsonl``, if it is written.
     """
 
-    def __init__(self, display: Display, log: Path) -> None:
+    def __init__(self, display: Display, log: Path | None = None) -> None:
         self.display, self.log = display, log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -42,8 +42,9 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         entry = {"step": state.global_step, "time": round(time.time(), 3), **logs}
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
         self.display.values(state.global_step, logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -38,7 +38,7 @@ class SFTTrainer(Trainer):
     """
 
     def __init__(self, *, loss: HeadLoss, data_collator: Any, **arguments: Any) -> None:
-        super().__init__(data_collator=WithPositions(data_collator), **arguments)
+        super().__init__(data_collator=data_collator, **arguments)
         # The window's trained tokens are counted, and divide the loss.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -91,7 +91,7 @@ class SFTTrainer(Trainer):
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
-            collate_fn=self.data_collator,
+            collate_fn=self._batch_collator(),
             pin_memory=self.args.dataloader_pin_memory,
         )
         return prepare_data_loader(
@@ -102,6 +102,17 @@ class SFTTrainer(Trainer):
             put_on_device=True,
             dispatch_batches=False,
         )
+
+    def _get_dataloader(self, *arguments: Any, **options: Any) -> Any:
+        own, self.data_collator = self.data_collator, self._batch_collator()
+        try:
+            return super()._get_dataloader(*arguments, **options)
+        finally:
+            self.data_collator = own
+
+    def _batch_collator(self) -> Any:
+        """What makes the batches: the collator, and what the step wants to know of them."""
+        return WithPositions(self.data_collator)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The batches of an accumulation window, and the sum of the weights of their trained tokens."""
@@ -237,7 +248,9 @@ class SFTTrainer(Trainer):
         """As the Trainer's, with loss and measures as means over all trained tokens."""
         self._evaluated.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
-        if not self._evaluated:  # a test set without labels
+        if not self._evaluated:
+            if not output.num_samples:
+                logger.warning("nothing was evaluated: train.dataloader_drop_last drops the set's only batch")
             return output
         names = self._evaluated[0][0]
         totals = torch.cat([table for _, table in self._evaluated]).double().sum(0).tolist()

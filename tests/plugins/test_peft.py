@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 
 pytest.importorskip("peft")
 
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from sftkit import Pipeline
 from sftkit.errors import ConfigError, Problem
 from sftkit.models import grow_embeddings
 from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
@@ -302,3 +304,92 @@ def test_target_modules_that_match_nothing_are_an_error_that_lists_the_layers() 
 def test_a_model_with_an_adapter_gets_no_second_one() -> None:
     with pytest.raises(ConfigError, match=r"has an adapter already.*drop plugin peft"):
         adapt(adapt(tiny_model()))
+
+
+def test_a_config_of_peft_is_taken_as_it_is_and_not_changed() -> None:
+    given = LoraConfig(r=4, lora_alpha=3, lora_dropout=0.1, bias="lora_only", task_type="CAUSAL_LM")
+    before = copy.deepcopy(given)
+    adapted = adapt(tiny_model(), config=given)
+    expected = get_peft_model(tiny_model(), copy.deepcopy(given))
+    assert given == before
+    assert adapted.peft_config["default"].to_dict() == expected.peft_config["default"].to_dict()
+    names = [
+        [name for name, weight in model.named_parameters() if weight.requires_grad] for model in (adapted, expected)
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_config_without_target_modules_has_peft_choose_them_for_the_model_type() -> None:
+    assert adapt(tiny_model(), config=LoraConfig()).peft_config["default"].target_modules == {"q_proj", "v_proj"}
+
+
+def test_a_config_without_a_task_becomes_one_for_a_causal_model() -> None:
+    assert adapt(tiny_model(), config=LoraConfig()).peft_config["default"].task_type == "CAUSAL_LM"
+
+
+def test_the_manifest_tells_a_configs_fields_beside_their_defaults() -> None:
+    options = PEFT(config=LoraConfig(r=4, target_modules={"v_proj", "q_proj"}, use_rslora=True)).config
+    assert options == {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}
+    assert PEFT(config=options).config == options
+
+
+def test_a_config_of_another_method_is_taken_too() -> None:
+    assert adapt(tiny_model(), config=IA3Config()).peft_config["default"].peft_type == "IA3"
+    prompt = adapt(tiny_model(), config=PromptTuningConfig(num_virtual_tokens=3)).peft_config["default"]
+    assert prompt.num_virtual_tokens == 3
+
+
+def test_a_configs_fields_are_given_in_yaml_too() -> None:
+    lora = adapt(tiny_model(), config={"peft_type": "lora", "r": 4, "target_modules": ["q_proj"]}).peft_config[
+        "default"
+    ]
+    assert (lora.r, lora.target_modules) == (4, {"q_proj"})
+
+
+def test_new_tokens_are_trained_with_a_config_too(tmp_path: Path) -> None:
+    given = LoraConfig(target_modules=["q_proj"])
+    lora = adapt(base_with_new_tokens(tmp_path / "base"), [320, 321], config=given).peft_config["default"]
+    assert lora.trainable_token_indices == {"model.embed_tokens": [320, 321], "lm_head": [320, 321]}
+    assert given.trainable_token_indices is None
+
+
+def test_rows_of_ones_own_beside_new_tokens_are_refused_and_not_dropped(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="trainable_token_indices is set, and the 2 new tokens"):
+        adapt(base_with_new_tokens(tmp_path / "base"), [320, 321], config=LoraConfig(trainable_token_indices=[5]))
+
+
+def test_options_beside_a_config_are_refused() -> None:
+    found = problems(config=LoraConfig(), method="ia3", r=4, options={"use_rslora": True})
+    assert [problem.where for problem in found] == [
+        f"plugin peft, option {name}" for name in ("method", "r", "options")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        (LoraConfig(task_type="SEQ_CLS"), "config.task_type"),
+        (LoraConfig(inference_mode=True), "config.inference_mode"),
+        ({"peft_type": "LORA", "use_rslorra": True}, "config.use_rslorra"),
+        ({"peft_type": "lorra"}, "config.peft_type"),
+    ],
+)
+def test_what_a_config_cannot_say_is_a_problem(config: Any, where: str) -> None:
+    assert [problem.where for problem in problems(config=config)] == [f"plugin peft, option {where}"]
+
+
+def test_a_config_of_a_class_of_ones_own_is_refused() -> None:
+    with pytest.raises(ConfigError, match="OwnConfig is none of peft's own configs"):
+        PEFT(config=type("OwnConfig", (LoraConfig,), {})())
+
+
+def test_a_run_takes_a_config_and_tells_it_in_its_manifest(tmp_path: Path) -> None:
+    given = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    before = copy.deepcopy(given)
+    train = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_steps": 1, "use_cpu": True}
+    options = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "data": [{"text": "a b c"}] * 4, "train": train}
+    Pipeline(plugins=[PEFT(config=given)], **options).run()
+    told = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["plugins"]["peft"]["config"]
+    assert told == {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+    assert given == before
+    Pipeline(plugins=[PEFT(config=given)], resume=True, **options).run()

@@ -7,27 +7,17 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from sftkit.errors import ConfigError, Problem, nearest
+from pydantic import BeforeValidator
+
+from sftkit.errors import ConfigError, Problem
 from sftkit.models import linear_names, save_adapter_only
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit_plugins.peft.config import ALIASES, default_of, fields_of, from_fields, from_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
     from sftkit.config import RunConfig
-
-#: Methods that adapt other layers than linear ones, or choose among those themselves, as their papers do.
-OWN_TARGETS = {"IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS"}
-#: The options spelled out, and the names their fields have in the methods' configs.
-ALIASES = {
-    "r": ("r", "init_r"),
-    "alpha": ("lora_alpha", "alpha"),
-    "dropout": ("lora_dropout", "{method}_dropout", "dropout"),
-    "target_modules": ("target_modules",),
-}
-LORA_DEFAULTS: dict[str, Any] = {"r": 16, "dropout": 0.0}
-#: Methods that train a prompt and need its length, which peft leaves open.
-PROMPTS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +37,11 @@ class PEFT(Plugin):
     options: Annotated[dict[str, Any], Field(description="further fields of the method's config in peft")] = (
         dataclasses.field(default_factory=dict)
     )
+    config: Annotated[
+        dict[str, Any] | None,
+        BeforeValidator(fields_of),
+        Field(description="instead of all other options: a `peft.PeftConfig`, or its fields, `peft_type` among them"),
+    ] = None
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
@@ -57,7 +52,7 @@ class PEFT(Plugin):
             yield from error.problems
             return
         if peft_config.is_prompt_learning and "packing" in config.plugins:
-            what = f"{self.method} puts its prompt in front of a row, and a packed row holds several documents"
+            what = "the method puts its prompt in front of a row, and a packed row holds several documents"
             yield Problem(what, "plugin peft, option method", "drop plugin packing, or use lora")
         keys = [key for key in ("gradient_checkpointing", "activation_checkpointing") if config.train.get(key)]
         if peft_config.peft_type.value == "PREFIX_TUNING" and keys:
@@ -65,54 +60,21 @@ class PEFT(Plugin):
             yield Problem(what, f"train.{keys[0]}", "turn it off, or use lora", ("train", keys[0]))
 
     def _peft_config(self, **more: Any) -> Any:
-        """The method's config, checked against its fields.
+        """The method's config, checked against its fields; ``more`` goes before what the options say.
 
         Raises:
-            ConfigError: for an unknown method or field, or a value that peft refuses.
+            ConfigError: for an unknown method or field, a value that peft refuses, or options beside ``config``.
         """
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-        method = self.method.upper().replace("-", "_").replace(" ", "_")
-        classes = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-        if method not in classes:
-            known = [name.lower() for name in classes]
-            mend = nearest(method.lower(), known) or f"the methods are {', '.join(sorted(known))}"
-            raise ConfigError(Problem(f"peft has no method {self.method!r}", "plugin peft, option method", mend))
-        values = self._values(method, [field.name for field in dataclasses.fields(classes[method])])
-        try:
-            return classes[method](task_type="CAUSAL_LM", **(values | more))
-        except (ValueError, TypeError) as error:
-            what = f"peft refuses the options of {method}: {' '.join(str(error).split())}"
-            raise ConfigError(Problem(what, "plugin peft, options", "correct them")) from error
-
-    def _values(self, method: str, fields: list[str]) -> dict[str, Any]:
-        """The fields that the options set, under the names that this method's config has for them."""
-        asked: dict[str, Any] = {name: getattr(self, name) for name in ALIASES}
-        if method == "LORA":
-            asked = LORA_DEFAULTS | {name: value for name, value in asked.items() if value is not None}
-            asked.setdefault("alpha", 2 * asked["r"])
-        if asked.get("target_modules") is None and method not in OWN_TARGETS and "target_modules" in fields:
-            asked["target_modules"] = "all-linear"
-        values, problems = {}, []
-        for name, value in asked.items():
-            candidates = (alias.format(method=method.lower()) for alias in ALIASES[name])
-            field = next((alias for alias in candidates if alias in fields), None)
-            if value is not None and field is None:
-                problems.append(Problem(f"{method} has no such option", f"plugin peft, option {name}", "drop it"))
-            elif value is not None and field is not None:
-                values[field] = int(value) if isinstance(value, float) and value.is_integer() else value
-        reserved = {"task_type", "peft_type", "inference_mode", "base_model_name_or_path", "auto_mapping", *values}
-        for name in self.options:
-            where = f"plugin peft, option options.{name}"
-            if name in reserved:
-                problems.append(Problem("it is set already", where, "use the plugin's own option, or drop it"))
-            elif name not in fields:
-                known = f"the fields of {method} are {', '.join(sorted(fields))}"
-                problems.append(Problem(f"{method} has no such field", where, nearest(name, fields) or known))
-        if problems:
+        if self.config is None:
+            return from_options(self.method, {name: getattr(self, name) for name in ALIASES}, self.options, **more)
+        beside = [field for field in dataclasses.fields(self) if field.name != "config"]
+        if problems := [
+            Problem("option config says all there is", f"plugin peft, option {field.name}", "drop one of the two")
+            for field in beside
+            if getattr(self, field.name) != default_of(field)
+        ]:
             raise ConfigError(problems)
-        defaults = {"num_virtual_tokens": 20} if method in PROMPTS else {}
-        return defaults | values | self.options
+        return from_fields(self.config, **more)
 
     @hookimpl
     def adapt_model(self, model: PreTrainedModel, new_token_ids: list[int]) -> Any:
@@ -147,7 +109,7 @@ class PEFT(Plugin):
     @hookimpl
     def trainer_callbacks(self) -> list[TrainerCallback]:
         """AdaLoRA moves its ranks about after each step; other methods need nothing."""
-        return [_rank_allocation()] if self.method.upper() == "ADALORA" else []
+        return [_rank_allocation()] if self._peft_config().peft_type.value == "ADALORA" else []
 
 
 def _named_targets(model: PreTrainedModel, peft_config: Any) -> dict[str, Any]:
@@ -166,8 +128,12 @@ def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> d
     Only these rows where the method can (an output head with a bias cannot), else the whole layers.
 
     Raises:
-        ConfigError: if the method can do neither.
+        ConfigError: if the method can do neither, or other tokens' rows are asked for.
     """
+    if getattr(peft_config, "trainable_token_indices", None):
+        what = f"trainable_token_indices is set, and the {len(ids)} new tokens are to be trained by it too"
+        mend = "drop it, or the plugin that adds the tokens"
+        raise ConfigError(Problem(what, "plugin peft", mend))
     names = {id(module): name for name, module in model.named_modules()}
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
