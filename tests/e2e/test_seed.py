@@ -757,7 +757,7 @@ def test_the_utility_for_models_in_8_bits_with_an_adapter(workplace):
 
 
 def test_a_script_with_arguments_as_trls_own(workplace):
-    """What examples/scripts/sft.py does, to which the page leads: three groups of arguments, from file and command line."""
+    """As examples/scripts/sft.py, to which the page leads: three groups of arguments, from file and command line."""
     from datasets import load_dataset
 
     from sftkit.trl import ModelConfig, SFTConfig, SFTScriptArguments, SFTTrainer, TrlParser, get_peft_config
