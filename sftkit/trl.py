@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import enum
 import logging
+import operator
 import os
 import sys
 import warnings
@@ -172,12 +173,12 @@ class SFTConfig(TrainingArguments):
         if self.logging_dir is not None:
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", self.logging_dir)
         if self.push_to_hub_organization is not None:
-            name = self.hub_model_id or Path(self.output_dir or "trainer_output").name
-            self.hub_model_id = f"{self.push_to_hub_organization}/{name}"
+            name = str(self.hub_model_id or Path(self.output_dir or "trainer_output").name)  # type: ignore[has-type]
+            self.hub_model_id: str | None = f"{self.push_to_hub_organization}/{name}"
         batches = {name: getattr(self, name) for name in ("dispatch_batches", "split_batches")}
         if asked := {name: value for name, value in batches.items() if value is not None}:
-            config = self.accelerator_config or {}
-            self.accelerator_config = {**(config if isinstance(config, dict) else config.to_dict()), **asked}
+            config: Any = self.accelerator_config or {}  # type: ignore[has-type]
+            self.accelerator_config: Any = {**(config if isinstance(config, dict) else config.to_dict()), **asked}
 
 
 @dataclass
@@ -256,7 +257,7 @@ def get_formatting_func_from_dataset(dataset: Any, tokenizer: PreTrainedTokenize
     features = getattr(dataset, "features", None) or {}
     for column in ("messages", "conversations"):
         if column in features:
-            return _renders(lambda row: row[column], tokenizer) if _is_chat(features[column]) else None
+            return _renders(operator.itemgetter(column), tokenizer) if _is_chat(features[column]) else None
     if set(features) == {"prompt", "completion"} and all(_is_text(feature) for feature in features.values()):
         roles = (("user", "prompt"), ("assistant", "completion"))
         return _renders(lambda row: [{"role": role, "content": row[column]} for role, column in roles], tokenizer)
@@ -306,6 +307,7 @@ class SFTTrainer(training.SFTTrainer):
     """
 
     _tag_names = ("trl", "sft")
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -558,8 +560,8 @@ def _set_length(args: SFTConfig, tokenizer: Any) -> None:
     if tokenizer.padding_side not in (None, "right"):
         warnings.warn(
             "You passed a tokenizer with `padding_side` not equal to `right` to the SFTTrainer. This might lead to "
-            "some unexpected behaviour due to overflow issues when training a model in half-precision. You might consider "
-            "adding `tokenizer.padding_side = 'right'` to your code.",
+            "some unexpected behaviour due to overflow issues when training a model in half-precision. You might "
+            "consider adding `tokenizer.padding_side = 'right'` to your code.",
             stacklevel=4,
         )
 

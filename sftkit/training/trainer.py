@@ -37,6 +37,8 @@ class SFTTrainer(Trainer):
         arguments: of `transformers.Trainer`.
     """
 
+    data_collator: Any
+
     def __init__(self, *, loss: HeadLoss, data_collator: Any, **arguments: Any) -> None:
         super().__init__(data_collator=data_collator, **arguments)
         # The window's trained tokens are counted, and divide the loss.

@@ -22,8 +22,8 @@ DEFAULT_BATCH_SIZE = 8  # of transformers.TrainingArguments
 class Packing(Plugin):
     """Packs several documents into each row of `data.max_length` tokens; they do not see each other.
 
-    Before training starts, the model itself is tried on two packed rows: a model whose documents see each other is
-    refused.
+    Before training starts, the model itself is tried on two packed rows. A model whose documents see each other is
+    given a mask that keeps them apart, and refused where that does not help.
 
     Sources: best-fit packing after Ding et al., 2024 (arXiv 2404.10830, section 2), with the classic best-fit
     decreasing rule; ``wrapped`` is the constant-length stream of common language-model training.
@@ -82,11 +82,11 @@ class Packing(Plugin):
     @hookimpl
     @contextmanager
     def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
-        """Proves on entry that the documents of a row do not see each other in this model."""
-        from sftkit_plugins.packing.isolation import prove_isolation
+        """The model keeps the documents of a row apart, which is proven on entry."""
+        from sftkit_plugins.packing.isolation import isolated
 
         sizes = [config.train.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)]
         if self.eval:
             sizes.append(config.train.get("per_device_eval_batch_size", DEFAULT_BATCH_SIZE))
-        prove_isolation(model, batch_size=max(map(int, sizes)))
-        yield
+        with isolated(model, batch_size=max(map(int, sizes))):
+            yield

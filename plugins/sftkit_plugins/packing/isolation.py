@@ -1,14 +1,93 @@
-"""Whether the documents of a packed row see each other, tried on the model itself."""
+# ruff: noqa: N806 (suffixes are shapes)
+"""Whether the documents of a packed row see each other, tried on the model itself, and what keeps them apart.
+
+Legend: B rows, T positions a row.
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
 from sftkit.models import undisturbed
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LENGTH = 8  # tokens of each document tried
+MASKED = ("sdpa", "eager")  # attention implementations that take a mask of one's own
+
+
+@contextmanager
+def isolated(model: Any, batch_size: int) -> Iterator[None]:
+    """The model, inside, keeps the documents of packed rows apart: by itself, or by a mask that it is given.
+
+    Raises:
+        ConfigError: if it does so in neither way.
+    """
+    with ExitStack() as stack:
+        try:
+            prove_isolation(model, batch_size)
+        except ConfigError as leak:
+            if not _takes_position_ids(model) or getattr(model.config, "_attn_implementation", None) not in MASKED:
+                raise
+            stack.enter_context(_masked(model))
+            try:
+                prove_isolation(model, batch_size)
+            except Exception:  # a model may raise anything for a mask that it does not know
+                raise leak from None
+            told = (
+                "packing: model type %s does not look where documents begin, and gets a mask of tokens x tokens a row"
+            )
+            logging.getLogger("sftkit").info(told, model.config.model_type)
+        yield
+
+
+@contextmanager
+def _masked(model: Any) -> Iterator[None]:
+    """Gives each part of the model that makes masks the one of its documents, where there is no other."""
+
+    def enter(part: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        positions = kwargs.get("position_ids")
+        if positions is None or kwargs.get("attention_mask") is not None:
+            return None
+        return args, {
+            **kwargs,
+            "attention_mask": document_mask(positions, part.dtype, part.config._attn_implementation),
+        }
+
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with ExitStack() as hooks:
+        # An adapter calls the model's forward past its hooks, and some models their decoder's past its wrapper's.
+        for part in causal.modules():
+            if part is not causal and hasattr(part, "set_attn_implementation"):
+                hooks.callback(part.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        yield
+
+
+def document_mask(position_ids: Tensor, dtype: Any, implementation: str) -> Tensor:
+    """What each position sees: itself and those before it in its document, which begins where positions restart.
+
+    Args:
+        position_ids: ``[B, T]``.
+        dtype: of the mask that eager attention adds to its scores.
+        implementation: ``sdpa`` or ``eager``.
+
+    Returns:
+        ``[B, 1, T, T]``: bool for sdpa, else 0 and the type's least number.
+    """
+    import torch
+
+    document_BT = (position_ids == 0).cumsum(1)
+    seen = document_BT[:, None, :, None] == document_BT[:, None, None, :]
+    seen = seen & torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
+    if implementation == "sdpa":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def prove_isolation(model: Any, batch_size: int) -> None:
