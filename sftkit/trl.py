@@ -5,33 +5,25 @@ attributes and errors are those of TRL 0.11; what they do is done by the plugins
 as configuration files and as `Pipeline` calls, and where sftkit does otherwise than TRL did.
 """
 
-# Not `from __future__ import annotations`: HfArgumentParser reads the fields' types.
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import enum
 import logging
-import operator
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import transformers
-import yaml
 from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
-from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
-    HfArgumentParser,
-    PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
@@ -45,8 +37,20 @@ from sftkit.training import trainer as training
 from sftkit.training.arguments import one_device
 from sftkit.training.batches import WithPositions
 from sftkit.training.progress import Progress
+from sftkit.trl_arguments import (
+    ModelConfig,
+    SFTConfig,
+    SFTScriptArguments,
+    SftScriptArguments,
+    TrlParser,
+    get_kbit_device_map,
+    get_peft_config,
+    get_quantization_config,
+)
+from sftkit.trl_rows import TRAIN, PlainRows, Rows, get_formatting_func_from_dataset
 from sftkit_plugins.chatml.chat_format import FORMAT_MAPPING, ChatMlSpecialTokens, setup_chat_format
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
+from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.liger import Liger
 from sftkit_plugins.loss import Loss
 from sftkit_plugins.neftune import NEFTune
@@ -75,214 +79,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("sftkit")
-
-#: Arguments of 2024's TrainingArguments that transformers 5 renamed.
-RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "warmup_ratio": "warmup_steps",  # which takes a fraction below 1 as well
-    "no_cuda": "use_cpu",
-    "push_to_hub_token": "hub_token",
-    "push_to_hub_model_id": "hub_model_id",
-}
-#: Arguments that asked for what is so by now, or that only scripts read.
-WITHOUT_EFFECT = (
-    *("overwrite_output_dir", "save_safetensors", "use_mps_device", "include_tokens_per_second"),
-    *("half_precision_backend", "fp16_backend", "fp16_opt_level", "ray_scope"),
-)
-
-
-def _old(told: str) -> Any:
-    return field(default=None, metadata={"help": f"Of 2024: {told}"})
-
-
-@dataclass
-class SFTConfig(TrainingArguments):
-    """`transformers.TrainingArguments` with the fields of TRL 0.11's SFTConfig, and those of 2024's TrainingArguments.
-
-    Raises:
-        ValueError: for an old argument that asks for what there is no more.
-    """
-
-    dataset_text_field: str | None = field(default=None, metadata={"help": "Column that holds the text."})
-    packing: bool = field(default=False, metadata={"help": "Pack several texts into each row."})
-    max_seq_length: int | None = field(
-        default=None, metadata={"help": "Tokens a row; min(tokenizer.model_max_length, 1024) by default."}
-    )
-    dataset_num_proc: int | None = field(
-        default=None, metadata={"help": "Processes that run your formatting function; the rest is done in threads."}
-    )
-    dataset_batch_size: int = field(default=1000, metadata={"help": "Rows your formatting function gets at once."})
-    model_init_kwargs: dict | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained for a model that is given by its name."}
-    )
-    dataset_kwargs: dict | None = field(
-        default=None, metadata={"help": "add_special_tokens, append_concat_token, skip_prepare_dataset."}
-    )
-    eval_packing: bool | None = field(default=None, metadata={"help": "Pack evaluation sets; as packing if unset."})
-    num_of_sequences: int = field(default=1024, metadata={"help": "Sequences in ConstantLengthDataset's buffer."})
-    chars_per_token: float = field(default=3.6, metadata={"help": "Characters a token, to size that buffer."})
-    use_liger: bool = field(default=False, metadata={"help": "Use the kernels of liger-kernel."})
-
-    evaluation_strategy: str | None = _old("eval_strategy.")
-    per_gpu_train_batch_size: int | None = _old("per_device_train_batch_size.")
-    per_gpu_eval_batch_size: int | None = _old("per_device_eval_batch_size.")
-    warmup_ratio: float | None = _old("warmup_steps, which takes a fraction as well.")
-    no_cuda: bool | None = _old("use_cpu.")
-    group_by_length: bool | None = _old("train_sampling_strategy=group_by_length.")
-    include_inputs_for_metrics: bool | None = _old("include_for_metrics=['inputs'].")
-    dispatch_batches: bool | None = _old("accelerator_config.")
-    split_batches: bool | None = _old("accelerator_config.")
-    torchdynamo: str | None = _old("torch_compile_backend.")
-    adafactor: bool | None = _old("optim=adafactor.")
-    logging_dir: str | None = _old("TENSORBOARD_LOGGING_DIR in the environment.")
-    push_to_hub_token: str | None = _old("hub_token.")
-    push_to_hub_model_id: str | None = _old("hub_model_id.")
-    push_to_hub_organization: str | None = _old("the first part of hub_model_id.")
-    overwrite_output_dir: bool | None = _old("read by scripts only.")
-    save_safetensors: bool | None = _old("weights are always safetensors.")
-    use_mps_device: bool | None = _old("an Apple GPU is used where there is one.")
-    include_tokens_per_second: bool | None = _old("always told.")
-    half_precision_backend: str | None = _old("torch's own.")
-    fp16_backend: str | None = _old("torch's own.")
-    fp16_opt_level: str | None = _old("of apex.")
-    ray_scope: str | None = _old("of a hyperparameter search with ray.")
-
-    def __post_init__(self) -> None:
-        """Put what the old arguments ask for in the place of today."""
-        if self.save_safetensors is False:
-            raise ValueError("save_safetensors=False: pickles are not written; drop the argument")
-        if "apex" in (self.half_precision_backend, self.fp16_backend):
-            raise ValueError("apex is not used any more: drop half_precision_backend and set fp16=True or bf16=True")
-        for old, new in RENAMED.items():
-            if (value := getattr(self, old)) is not None:
-                setattr(self, new, value)
-        self._merge_old()
-        super().__post_init__()
-
-    def _merge_old(self) -> None:
-        if self.group_by_length:
-            self.train_sampling_strategy = "group_by_length"
-        if self.include_inputs_for_metrics:
-            self.include_for_metrics: list[str] = [*(self.include_for_metrics or []), "inputs"]
-        if self.torchdynamo is not None:
-            self.torch_compile_backend = self.torchdynamo
-        if self.adafactor:
-            self.optim = "adafactor"
-        if self.logging_dir is not None:
-            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", self.logging_dir)
-        if self.push_to_hub_organization is not None:
-            name = str(self.hub_model_id or Path(self.output_dir or "trainer_output").name)  # type: ignore[has-type]
-            self.hub_model_id: str | None = f"{self.push_to_hub_organization}/{name}"
-        batches = {name: getattr(self, name) for name in ("dispatch_batches", "split_batches")}
-        if asked := {name: value for name, value in batches.items() if value is not None}:
-            config: Any = self.accelerator_config or {}  # type: ignore[has-type]
-            self.accelerator_config: Any = {**(config if isinstance(config, dict) else config.to_dict()), **asked}
-
-
-@dataclass
-class ModelConfig:
-    """Which model is loaded, how, and with which adapter: made for `HfArgumentParser`."""
-
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Directory or hub name of the model."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit."})
-    torch_dtype: str | None = field(
-        default=None,
-        metadata={"help": "Type of the weights.", "choices": ["auto", "bfloat16", "float16", "float32"]},
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "As in --attn_implementation=sdpa."})
-    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter."})
-    lora_r: int = field(default=16, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "The scale is alpha/r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "On adapter inputs."})
-    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Names of the adapted layers."})
-    lora_modules_to_save: list[str] | None = field(default=None, metadata={"help": "Layers trained in full."})
-    lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "SEQ_CLS for reward models."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha/sqrt(r)."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "Hold the base model in 8 bits."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Hold the base model in 4 bits."})
-    bnb_4bit_quant_type: str | None = field(default="nf4", metadata={"help": "fp4 or nf4."})
-    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantize the scales, too."})
-
-    def __post_init__(self) -> None:
-        """Check, and take a single target as a pattern, such as all-linear."""
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ValueError("You can't use 8 bit and 4 bit precision at the same time")
-        if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
-            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
-
-
-def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
-    """The LoRA configuration that the arguments ask for, or None."""
-    if not model_config.use_peft:
-        return None
-    return LoraConfig(
-        task_type=model_config.lora_task_type,
-        r=model_config.lora_r,
-        target_modules=model_config.lora_target_modules,
-        lora_alpha=model_config.lora_alpha,
-        lora_dropout=model_config.lora_dropout,
-        bias="none",
-        use_rslora=model_config.use_rslora,
-        modules_to_save=model_config.lora_modules_to_save,
-    )
-
-
-def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
-    """How bitsandbytes holds the base model, or None."""
-    if model_config.load_in_4bit:
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_compute_dtype=model_config.torch_dtype,  # as for the rest of the model
-            bnb_4bit_quant_type=model_config.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=model_config.use_bnb_nested_quant,
-            bnb_4bit_quant_storage=model_config.torch_dtype,
-        )
-    return BitsAndBytesConfig(load_in_8bit=True) if model_config.load_in_8bit else None
-
-
-def get_kbit_device_map() -> dict[str, int] | None:
-    """The whole model on this process's own GPU; None where there is none."""
-    return {"": PartialState().local_process_index} if torch.cuda.is_available() else None
-
-
-def get_formatting_func_from_dataset(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any] | None:
-    """A function that renders rows (one, or a batch as columns) with the chat template; None for other columns.
-
-    Columns ``messages`` or ``conversations`` of ``{role, content}``, or nothing but a text ``prompt`` and
-    ``completion``.
-    """
-    features = getattr(dataset, "features", None) or {}
-    for column in ("messages", "conversations"):
-        if column in features:
-            return _renders(operator.itemgetter(column), tokenizer) if _is_chat(features[column]) else None
-    if set(features) == {"prompt", "completion"} and all(_is_text(feature) for feature in features.values()):
-        roles = (("user", "prompt"), ("assistant", "completion"))
-        return _renders(lambda row: [{"role": role, "content": row[column]} for role, column in roles], tokenizer)
-    return None
-
-
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
-def _is_chat(feature: Any) -> bool:
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return isinstance(inner, dict) and set(inner) == {"role", "content"} and all(map(_is_text, inner.values()))
-
-
-def _renders(messages_of: Callable[[Any], Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
-    def render(rows: Any) -> Any:
-        first = next(iter(rows.values()))
-        batched = isinstance(first, list) and not (first and isinstance(first[0], dict))
-        if not batched:
-            return tokenizer.apply_chat_template(messages_of(rows), tokenize=False)
-        single = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        return [tokenizer.apply_chat_template(messages_of(row), tokenize=False) for row in single]
-
-    return render
 
 
 class SFTTrainer(training.SFTTrainer):
@@ -322,7 +118,7 @@ class SFTTrainer(training.SFTTrainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         preprocess_logits_for_metrics: Callable[..., Any] | None = None,
-        peft_config: PeftConfig | None = None,
+        peft_config: Any = None,
         dataset_text_field: str | None = None,
         packing: bool | None = None,
         formatting_func: Callable[[Any], Any] | None = None,
@@ -351,8 +147,8 @@ class SFTTrainer(training.SFTTrainer):
             text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
             _set_length(args, text_tokenizer)
             with PartialState().local_main_process_first():
-                rows = _Rows.of(train_dataset, eval_dataset, formatting_func, text_tokenizer, args)
-            plugins = _plugins(args, text_tokenizer, rows, None if isinstance(model, PeftModel) else peft_config)
+                rows = Rows.of(train_dataset, eval_dataset, formatting_func, text_tokenizer, args)
+            plugins = _plugins(args, text_tokenizer, rows, None if _is_of_peft(model, "PeftModel") else peft_config)
             self._stages = _stages(model or model_init, args, rows, plugins, text_tokenizer, data_collator)
             self._vocabulary = Vocabulary(text_tokenizer, [], changed=False)
             sets = rows.prepared(self._stages, text_tokenizer, args)
@@ -409,8 +205,18 @@ class SFTTrainer(training.SFTTrainer):
             return super().train(*arguments, **options)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        with self.loss_head.installed(), self._stages.training(self.model):
+        with self.loss_head.installed(), self._flash_alone(), self._stages.training(self.model):
             return super()._inner_training_loop(*arguments, **options)
+
+    def _flash_alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Where scripts leave torch only its flash kernel, which takes no mask, it runs on each document by itself."""
+        cuda = torch.backends.cuda
+        others = cuda.math_sdp_enabled() or cuda.mem_efficient_sdp_enabled()
+        packed = "position_ids" in (getattr(self.train_dataset, "column_names", None) or ())
+        if others or not cuda.flash_sdp_enabled() or not packed:
+            return contextlib.nullcontext()
+        plugin = FlashAttn(implementation="sdpa_flash", padding_free=False)
+        return plugin.training_context(model=self.model, config=self._stages.config)
 
     def _see_that_something_is_trained(self) -> None:
         rows = self.train_dataset
@@ -456,7 +262,6 @@ class SFTTrainer(training.SFTTrainer):
             ModelCard(f"---\n{data.to_yaml()}\n---\n\nTrained with sftkit.\n").save(card)
 
 
-TRAIN = "train"
 LOOKED_AT = 100  # rows that are tried before a training with templates
 #: Arguments of the trainer that are the configuration's by now.
 MOVED = (
@@ -496,6 +301,14 @@ def _sft_config(args: TrainingArguments | None, moved: dict[str, Any]) -> SFTCon
     return args
 
 
+def _is_of_peft(value: Any, name: str) -> bool:
+    if find_spec("peft") is None:
+        return False
+    import peft
+
+    return isinstance(value, getattr(peft, name))
+
+
 def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None:
     if args.model_init_kwargs is not None and not isinstance(model, str):
         raise ValueError("You passed model_init_kwargs to the SFTConfig, but your model is already instantiated.")
@@ -504,7 +317,7 @@ def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None
             "You passed a `DataCollatorForCompletionOnlyLM` to the SFTTrainer. This is not compatible with the "
             "`packing` argument."
         )
-    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+    if peft_config is not None and not _is_of_peft(peft_config, "PeftConfig"):
         raise ValueError(
             "If you want to use the PeftModel, you need to pass a PeftConfig object to the SFTTrainer, and you passed "
             f"a {type(peft_config)}."
@@ -517,7 +330,7 @@ def _tell(args: SFTConfig, model: Any, peft_config: Any) -> None:
     if isinstance(model, str):
         what = "You passed a model_id to the SFTTrainer. This will automatically create an `AutoModelForCausalLM` or a "
         warnings.warn(f"{what}`PeftModel` (if you passed a `peft_config`) for you.", stacklevel=3)
-    if isinstance(model, PeftModel) and peft_config is not None:
+    if _is_of_peft(model, "PeftModel") and peft_config is not None:
         warnings.warn("The model is a PeftModel already: its adapter is trained, not `peft_config`.", stacklevel=3)
 
 
@@ -566,7 +379,7 @@ def _set_length(args: SFTConfig, tokenizer: Any) -> None:
         )
 
 
-def _plugins(args: SFTConfig, tokenizer: Any, rows: "_Rows", peft_config: PeftConfig | None) -> list[Any]:
+def _plugins(args: SFTConfig, tokenizer: Any, rows: Rows, peft_config: Any) -> list[Any]:
     chosen: list[Any] = []
     if args.packing and rows.to_prepare:
         appended = (args.dataset_kwargs or {}).get("append_concat_token", True)
@@ -590,7 +403,7 @@ def _plugins(args: SFTConfig, tokenizer: Any, rows: "_Rows", peft_config: PeftCo
     return chosen
 
 
-def _stages(model: Any, args: SFTConfig, rows: "_Rows", plugins: list[Any], tokenizer: Any, collator: Any) -> Any:
+def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokenizer: Any, collator: Any) -> Any:
     """The run as sftkit sees it."""
     data = {
         "loss": "all",
@@ -626,195 +439,11 @@ def _train_section(args: SFTConfig) -> dict[str, Any]:
     return section
 
 
-@dataclass
-class _Rows:
-    """The data sets by name, ``train`` or that of an evaluation set (None where there is just one).
-
-    Attributes:
-        as_they_are: sets that are not prepared.
-        to_prepare: sets as they go into the preparation, and as they were given.
-        add_special_tokens: whether the tokenizer's special tokens are put around texts.
-    """
-
-    as_they_are: dict[Any, Any]
-    to_prepare: dict[Any, tuple[Any, Any]]
-    add_special_tokens: bool
-
-    @classmethod
-    def of(cls, train: Any, evaluation: Any, function: Any, tokenizer: Any, args: SFTConfig) -> "_Rows":
-        """Sort them, and let the formatting function make texts.
-
-        Raises:
-            ValueError: if the function makes no list of texts from a batch.
-        """
-        sets: dict[Any, Any] = {TRAIN: train} if train is not None else {}
-        if evaluation is not None:
-            sets |= evaluation if isinstance(evaluation, dict) else {None: evaluation}
-        options = args.dataset_kwargs or {}
-        rows = cls({}, {}, options.get("add_special_tokens", True))
-        for name, given in sets.items():
-            if options.get("skip_prepare_dataset") or not _is_raw(given):
-                rows.as_they_are[name] = given
-                if function is not None and not options.get("skip_prepare_dataset") and _has_ids(given):
-                    warnings.warn(
-                        "The data set holds `input_ids` already: `formatting_func` is not used.", stacklevel=4
-                    )
-                continue
-            field = args.dataset_text_field
-            pairs = {"prompt", "completion"} == set(_columns(given))
-            if pairs and field is None and function is None and tokenizer.chat_template:
-                function = get_formatting_func_from_dataset(given, tokenizer)
-                rows.add_special_tokens = rows.add_special_tokens and function is None
-            made = given.select_columns([field]) if field in _columns(given) else given
-            if function is not None and field is None:
-                made = _texts(given, function, args)
-            rows.to_prepare[name] = (made, given)
-        return rows
-
-    @property
-    def train(self) -> Any:
-        """The training set to be prepared, or None."""
-        return self.to_prepare.get(TRAIN, (None,))[0]
-
-    @property
-    def eval(self) -> dict[str, Any]:
-        """The evaluation sets to be prepared."""
-        held_out = {name or EVAL: made for name, (made, _) in self.to_prepare.items() if name != TRAIN}
-        streamed = (name for name, made in held_out.items() if isinstance(made, datasets.IterableDataset))
-        return held_out | {name: datasets.Dataset.from_list(list(held_out[name])) for name in streamed}
-
-    def prepared(self, stages: Any, tokenizer: Any, args: SFTConfig) -> dict[Any, Any]:
-        """All sets, ready for the collator."""
-        if self.train is not None:
-            data = stages.prepare_data(tokenizer)
-        elif self.to_prepare:
-            data = stages.prepare_held_out(tokenizer)
-        else:
-            return self.as_they_are
-        if PartialState().is_main_process:
-            for split, counts in data.summary().items():
-                logger.info("%s: %s", split, ", ".join(f"{number} {what}" for what, number in counts.items()))
-        made = {name: data.splits[name or EVAL] for name in self.to_prepare}
-        if not args.remove_unused_columns and not args.packing:
-            made = {name: _beside(dataset, self.to_prepare[name][1]) for name, dataset in made.items()}
-        return made | self.as_they_are
-
-
-EVAL = "eval"
-
-
-def _columns(rows: Any) -> list[str]:
-    return rows.column_names or list(next(iter(rows)))
-
-
-def _is_raw(rows: Any) -> bool:
-    return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and not _has_ids(rows)
-
-
-def _has_ids(rows: Any) -> bool:
-    return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and "input_ids" in _columns(rows)
-
-
-def _texts(rows: Any, function: Callable[[Any], Any], args: SFTConfig) -> Any:
-    """Rows with the texts that the function makes: of a batch, or with packing of one row."""
-
-    def of_batch(batch: Any) -> dict[str, Any]:
-        texts = function(batch)
-        if not isinstance(texts, list):
-            raise ValueError(
-                "The `formatting_func` should return a list of processed strings since it can lead to silent bugs: "
-                f"without packing it gets a batch of rows, and it returned {type(texts).__name__}."
-            )
-        return {"text": texts}
-
-    options: dict[str, Any] = {"remove_columns": _columns(rows)}
-    if args.packing:
-        return rows.map(lambda row: {"text": function(row)}, **options)
-    if isinstance(rows, datasets.Dataset):
-        options["num_proc"] = args.dataset_num_proc
-    return rows.map(of_batch, batched=True, batch_size=args.dataset_batch_size, **options)
-
-
-def _beside(made: Any, given: Any) -> Any:
-    """Prepared rows with the other columns that the data had, for a collator that reads them."""
-    if not isinstance(made, datasets.Dataset) or not isinstance(given, datasets.Dataset):
-        return made
-    if len(made) != len(given):
-        raise ValueError(
-            f"remove_unused_columns=False keeps each row's other columns, and {len(given)} rows became {len(made)}"
-        )
-    rest = given.remove_columns([name for name in given.column_names if name in made.column_names])
-    both = datasets.concatenate_datasets([made.with_format(None), rest.with_format(None)], axis=1)
-    return both.with_format("numpy", columns=made.column_names, output_all_columns=True)
-
-
-@dataclass(frozen=True)
-class PlainRows:
-    """A collator of one's own, given rows as TRL's had them: ``input_ids`` and ``attention_mask``, as lists."""
-
-    collator: Callable[[list[Any]], Any]
-
-    def __call__(self, examples: list[Any]) -> Any:
-        """The collator's batch; that of packed rows has no attention mask, which would join their documents."""
-        rows = [self._plain(example) for example in examples]
-        batch = self.collator(rows)
-        if "position_ids" in rows[0]:
-            if "position_ids" not in batch:
-                raise ValueError("the data_collator leaves out position_ids, which keep packed documents apart")
-            batch = {name: value for name, value in batch.items() if name != "attention_mask"}
-        return batch
-
-    def _plain(self, example: Any) -> Any:
-        ids = example.get("input_ids")
-        if not isinstance(ids, np.ndarray):  # not prepared here
-            return example
-        row = {name: value for name, value in example.items() if name not in ("labels", WEIGHTS)}
-        row |= {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)}
-        return row | ({"position_ids": row["position_ids"].tolist()} if "position_ids" in row else {})
-
-
 class RichProgressCallback(Progress):
     """Shows the progress of training as sftkit does."""
 
     def __init__(self) -> None:
         super().__init__(Display())
-
-
-@dataclass
-class SFTScriptArguments:
-    """Which data a script trains on."""
-
-    dataset_name: str = field(default="timdettmers/openassistant-guanaco", metadata={"help": "Data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    config: str | None = field(default=None, metadata={"help": "YAML file of defaults for all arguments."})
-    gradient_checkpointing_use_reentrant: bool = field(default=False, metadata={"help": "Checkpoint reentrantly."})
-
-
-SftScriptArguments = SFTScriptArguments
-
-
-class TrlParser(HfArgumentParser):
-    """`HfArgumentParser` with defaults from a YAML file, named by ``--config``."""
-
-    def parse_args_and_config(self, args: list[str] | None = None, return_remaining_strings: bool = False) -> Any:
-        """The dataclasses, from the file and the command line, which goes before it.
-
-        Raises:
-            ValueError: for a key of the file that is no argument.
-        """
-        args = sys.argv[1:] if args is None else list(args)
-        at = args.index("--config") if "--config" in args else None
-        if at is not None:
-            values = yaml.safe_load(Path(args[at + 1]).read_text(encoding="utf-8")) or {}
-            os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
-            known = {action.dest for action in self._actions}
-            if unknown := [name for name in values if name not in known]:
-                raise ValueError(f"{args[at + 1]}: no such argument: {', '.join(unknown)}")
-            self.set_defaults(**values)
-            if "config" not in known:
-                del args[at : at + 2]
-        return self.parse_args_into_dataclasses(args, return_remaining_strings=return_remaining_strings)
 
 
 def init_zero_verbose() -> None:

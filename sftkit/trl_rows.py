@@ -1,0 +1,207 @@
+"""The data sets of `sftkit.trl`: what is prepared, what is left as it is, and rows as collators had them in TRL."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from accelerate import PartialState
+
+from sftkit.data.columns import WEIGHTS
+from sftkit.trl_arguments import SFTConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sftkit.stages import Stages
+
+logger = logging.getLogger("sftkit")
+
+TRAIN, EVAL = "train", "eval"
+
+
+@dataclass
+class Rows:
+    """The data sets by name, ``train`` or that of an evaluation set (None where there is just one).
+
+    Attributes:
+        as_they_are: sets that are not prepared.
+        to_prepare: sets as they go into the preparation, and as they were given.
+        add_special_tokens: whether the tokenizer's special tokens are put around texts.
+    """
+
+    as_they_are: dict[Any, Any]
+    to_prepare: dict[Any, tuple[Any, Any]]
+    add_special_tokens: bool
+
+    @classmethod
+    def of(cls, train: Any, evaluation: Any, function: Any, tokenizer: Any, args: SFTConfig) -> Rows:
+        """Sort them, and let the formatting function make texts.
+
+        Raises:
+            ValueError: if the function makes no list of texts from a batch.
+        """
+        sets: dict[Any, Any] = {TRAIN: train} if train is not None else {}
+        if evaluation is not None:
+            sets |= evaluation if isinstance(evaluation, dict) else {None: evaluation}
+        options = args.dataset_kwargs or {}
+        rows = cls({}, {}, options.get("add_special_tokens", True))
+        for name, given in sets.items():
+            if options.get("skip_prepare_dataset") or not _is_raw(given):
+                rows.as_they_are[name] = given
+                if function is not None and not options.get("skip_prepare_dataset") and _has_ids(given):
+                    warnings.warn(
+                        "The data set holds `input_ids` already: `formatting_func` is not used.", stacklevel=4
+                    )
+                continue
+            field = args.dataset_text_field
+            pairs = {"prompt", "completion"} == set(_columns(given))
+            if pairs and field is None and function is None and tokenizer.chat_template:
+                function = get_formatting_func_from_dataset(given, tokenizer)
+                rows.add_special_tokens = rows.add_special_tokens and function is None
+            made = given.select_columns([field]) if field in _columns(given) else given
+            if function is not None and field is None:
+                made = _texts(given, function, args)
+            rows.to_prepare[name] = (made, given)
+        return rows
+
+    @property
+    def train(self) -> Any:
+        """The training set to be prepared, or None."""
+        return self.to_prepare.get(TRAIN, (None,))[0]
+
+    @property
+    def eval(self) -> dict[str, Any]:
+        """The evaluation sets to be prepared."""
+        held_out = {name or EVAL: made for name, (made, _) in self.to_prepare.items() if name != TRAIN}
+        streamed = (name for name, made in held_out.items() if isinstance(made, datasets.IterableDataset))
+        return held_out | {name: datasets.Dataset.from_list(list(held_out[name])) for name in streamed}
+
+    def prepared(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> dict[Any, Any]:
+        """All sets, ready for the collator."""
+        if self.train is not None:
+            data = stages.prepare_data(tokenizer)
+        elif self.to_prepare:
+            data = stages.prepare_held_out(tokenizer)
+        else:
+            return self.as_they_are
+        if PartialState().is_main_process:
+            for split, counts in data.summary().items():
+                logger.info("%s: %s", split, ", ".join(f"{number} {what}" for what, number in counts.items()))
+        made = {name: data.splits[name or EVAL] for name in self.to_prepare}
+        if not args.remove_unused_columns and not args.packing:
+            made = {name: _beside(dataset, self.to_prepare[name][1]) for name, dataset in made.items()}
+        return made | self.as_they_are
+
+
+def _columns(rows: Any) -> list[str]:
+    return rows.column_names or list(next(iter(rows)))
+
+
+def _is_raw(rows: Any) -> bool:
+    return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and not _has_ids(rows)
+
+
+def _has_ids(rows: Any) -> bool:
+    return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and "input_ids" in _columns(rows)
+
+
+def _texts(rows: Any, function: Callable[[Any], Any], args: SFTConfig) -> Any:
+    """Rows with the texts that the function makes: of a batch, or with packing of one row."""
+
+    def of_batch(batch: Any) -> dict[str, Any]:
+        texts = function(batch)
+        if not isinstance(texts, list):
+            raise ValueError(
+                "The `formatting_func` should return a list of processed strings since it can lead to silent bugs: "
+                f"without packing it gets a batch of rows, and it returned {type(texts).__name__}."
+            )
+        return {"text": texts}
+
+    options: dict[str, Any] = {"remove_columns": _columns(rows)}
+    if args.packing:
+        return rows.map(lambda row: {"text": function(row)}, **options)
+    if isinstance(rows, datasets.Dataset):
+        options["num_proc"] = args.dataset_num_proc
+    return rows.map(of_batch, batched=True, batch_size=args.dataset_batch_size, **options)
+
+
+def _beside(made: Any, given: Any) -> Any:
+    """Prepared rows with the other columns that the data had, for a collator that reads them."""
+    if not isinstance(made, datasets.Dataset) or not isinstance(given, datasets.Dataset):
+        return made
+    if len(made) != len(given):
+        raise ValueError(
+            f"remove_unused_columns=False keeps each row's other columns, and {len(given)} rows became {len(made)}"
+        )
+    rest = given.remove_columns([name for name in given.column_names if name in made.column_names])
+    both = datasets.concatenate_datasets([made.with_format(None), rest.with_format(None)], axis=1)
+    return both.with_format("numpy", columns=made.column_names, output_all_columns=True)
+
+
+@dataclass(frozen=True)
+class PlainRows:
+    """A collator of one's own, given rows as TRL's had them: ``input_ids`` and ``attention_mask``, as lists."""
+
+    collator: Callable[[list[Any]], Any]
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """The collator's batch; that of packed rows has no attention mask, which would join their documents."""
+        rows = [self._plain(example) for example in examples]
+        batch = self.collator(rows)
+        if "position_ids" in rows[0]:
+            if "position_ids" not in batch:
+                raise ValueError("the data_collator leaves out position_ids, which keep packed documents apart")
+            batch = {name: value for name, value in batch.items() if name != "attention_mask"}
+        return batch
+
+    def _plain(self, example: Any) -> Any:
+        ids = example.get("input_ids")
+        if not isinstance(ids, np.ndarray):  # not prepared here
+            return example
+        row = {name: value for name, value in example.items() if name not in ("labels", WEIGHTS)}
+        row |= {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)}
+        return row | ({"position_ids": row["position_ids"].tolist()} if "position_ids" in row else {})
+
+
+def get_formatting_func_from_dataset(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any] | None:
+    """A function that renders rows (one, or a batch as columns) with the chat template; None for other columns.
+
+    Columns ``messages`` or ``conversations`` of ``{role, content}``, or nothing but a text ``prompt`` and
+    ``completion``.
+    """
+    features = getattr(dataset, "features", None) or {}
+    for column in ("messages", "conversations"):
+        if column in features:
+            return _renders(operator.itemgetter(column), tokenizer) if _is_chat(features[column]) else None
+    if set(features) == {"prompt", "completion"} and all(_is_text(feature) for feature in features.values()):
+        roles = (("user", "prompt"), ("assistant", "completion"))
+        return _renders(lambda row: [{"role": role, "content": row[column]} for role, column in roles], tokenizer)
+    return None
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _is_chat(feature: Any) -> bool:
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return isinstance(inner, dict) and set(inner) == {"role", "content"} and all(map(_is_text, inner.values()))
+
+
+def _renders(messages_of: Callable[[Any], Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
+    def render(rows: Any) -> Any:
+        first = next(iter(rows.values()))
+        batched = isinstance(first, list) and not (first and isinstance(first[0], dict))
+        if not batched:
+            return tokenizer.apply_chat_template(messages_of(rows), tokenize=False)
+        single = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        return [tokenizer.apply_chat_template(messages_of(row), tokenize=False) for row in single]
+
+    return render
