@@ -7,6 +7,8 @@ before or behind it. What the versions of today do not take is mended with a rem
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -162,6 +164,19 @@ def test_completions_only(workplace):
     assert has_learnt(trainer, "facebook/opt-350m")
 
 
+def test_completions_only_and_packing_exclude_each_other(workplace):
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    from sftkit.trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
+
+    dataset = load_dataset("stanfordnlp/imdb", split="train")
+    collator = DataCollatorForCompletionOnlyLM("plot", tokenizer=AutoTokenizer.from_pretrained("facebook/opt-350m"))
+    args = SFTConfig(packing=True, dataset_text_field="text")
+    with pytest.raises(ValueError, match="not compatible with the `packing` argument"):
+        SFTTrainer("facebook/opt-350m", train_dataset=dataset, args=args, data_collator=collator)
+
+
 def test_the_assistants_turns_only(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -199,6 +214,21 @@ def test_the_assistants_turns_only(workplace):
     ]
     assert trained_texts(trainer) == sorted(answers)
     assert has_learnt(trainer, "facebook/opt-350m")
+
+
+def test_an_eos_that_is_the_pad_token_too_is_told_and_trained(workplace):
+    from transformers import AutoTokenizer
+
+    from sftkit.trl import DataCollatorForCompletionOnlyLM
+
+    tokenizer = AutoTokenizer.from_pretrained("facebook/opt-350m", pad_token="</s>")
+    templates = {"instruction_template": "### Human:", "response_template": "### Assistant:"}
+    with pytest.warns(UserWarning, match="pad_token_id and eos_token_id values of this tokenizer are identical"):
+        collator = DataCollatorForCompletionOnlyLM(**templates, tokenizer=tokenizer, mlm=False)
+
+    texts = ["### Human: Hi### Assistant: Hello</s>", "### Human: Hello, who are you?### Assistant: Me</s>"]
+    batch = collator([tokenizer(text) for text in texts])
+    assert [tokenizer.decode(labels[labels != IGNORED]) for labels in batch["labels"]] == [" Hello</s>", " Me</s>"]
 
 
 # Using token_ids directly for response_template
@@ -933,6 +963,48 @@ def test_liger_tells_what_is_missing(workplace):
     )
     with pytest.raises(ValueError, match="plugin liger: it needs a GPU"):
         SFTTrainer("mistralai/Mistral-7B-v0.1", train_dataset=dataset, args=config)
+
+
+LIGER = """
+import interpreter  # before everything that imports triton
+import json
+
+interpreter.install()
+from datasets import load_dataset
+from sftkit.trl import SFTConfig, SFTTrainer
+
+dataset = load_dataset("stanfordnlp/imdb", split="train")
+losses = []
+for use_liger in (False, True):
+    config = SFTConfig(
+        use_liger=use_liger,
+        dataset_text_field="text",
+        max_seq_length=32,
+        per_device_train_batch_size=2,
+        logging_steps=1,
+        max_steps=2,
+        use_cpu=True,
+    )
+    trainer = SFTTrainer("mistralai/Mistral-7B-v0.1", train_dataset=dataset, args=config)
+    trainer.train()
+    losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+print(json.dumps(losses))
+"""
+
+
+@pytest.mark.slow
+def test_liger_gives_the_losses_of_a_run_without_it(workplace, root):
+    """Its kernels run in a process of their own, under Triton's interpreter."""
+    pytest.importorskip("liger_kernel")
+    path = str(root / "tests" / "plugins" / "liger")
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-c", LIGER]
+    done = subprocess.run(command, cwd=workplace, env=variables, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    without, with_liger = json.loads(done.stdout.splitlines()[-1])
+    assert len(without) == 2
+    assert with_liger == pytest.approx(without, rel=1e-4)
 
 
 # Best practices
