@@ -47,7 +47,7 @@ from sftkit.trl_arguments import (
     get_peft_config,
     get_quantization_config,
 )
-from sftkit.trl_rows import TRAIN, PlainRows, Rows, get_formatting_func_from_dataset
+from sftkit.trl_rows import PlainRows, Rows, get_formatting_func_from_dataset
 from sftkit_plugins.chatml.chat_format import FORMAT_MAPPING, ChatMlSpecialTokens, setup_chat_format
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 from sftkit_plugins.flash_attn import FlashAttn
@@ -147,22 +147,22 @@ class SFTTrainer(training.SFTTrainer):
             text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
             _set_length(args, text_tokenizer)
             with PartialState().local_main_process_first():
-                rows = Rows.of(train_dataset, eval_dataset, formatting_func, text_tokenizer, args)
-            plugins = _plugins(args, text_tokenizer, rows, None if _is_of_peft(model, "PeftModel") else peft_config)
-            self._stages = _stages(model or model_init, args, rows, plugins, text_tokenizer, data_collator)
+                sets = Rows.of(train_dataset, eval_dataset, formatting_func, text_tokenizer, args)
+            plugins = _plugins(args, text_tokenizer, sets, None if _is_of_peft(model, "PeftModel") else peft_config)
+            self._stages = _stages(model or model_init, args, sets, plugins, text_tokenizer, data_collator)
             self._vocabulary = Vocabulary(text_tokenizer, [], changed=False)
-            sets = rows.prepared(self._stages, text_tokenizer, args)
+            train_dataset, eval_dataset = sets.prepared(self._stages, text_tokenizer, args)
             if model is not None:
                 model = self._stages.load_model(self._vocabulary, None if isinstance(model, str) else model)
-            self._collates_plain_rows = data_collator is not None and bool(rows.to_prepare)
+            self._collates_plain_rows = data_collator is not None and bool(sets.to_prepare)
             use_cache = None if model is None else getattr(model.config, "use_cache", None)
             super().__init__(
                 loss=self._stages.make_loss(model),
                 model=model,
                 args=one_device(args),
                 data_collator=self._stages.make_collator(text_tokenizer),
-                train_dataset=sets.pop(TRAIN, None),
-                eval_dataset=sets.get(None, sets or None),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
                 processing_class=tokenizer,
                 model_init=model_init,
                 compute_metrics=compute_metrics,
@@ -183,7 +183,9 @@ class SFTTrainer(training.SFTTrainer):
                     "through again and again until `max_steps` are reached, which may be several epochs.",
                     stacklevel=2,
                 )
-            self.train_dataset.infinite = args.max_steps > 0
+            rows: Any = self.train_dataset
+            if isinstance(rows, torch.utils.data.Dataset | datasets.Dataset):
+                rows.infinite = args.max_steps > 0  # type: ignore[union-attr]
 
     @property
     def tokenizer(self) -> Any:

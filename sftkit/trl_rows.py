@@ -28,7 +28,7 @@ TRAIN, EVAL = "train", "eval"
 
 @dataclass
 class Rows:
-    """The data sets by name, ``train`` or that of an evaluation set (None where there is just one).
+    """The data sets by split: ``train``, and ``eval`` or, where evaluation sets have names, ``eval.NAME``.
 
     Attributes:
         as_they_are: sets that are not prepared.
@@ -36,8 +36,8 @@ class Rows:
         add_special_tokens: whether the tokenizer's special tokens are put around texts.
     """
 
-    as_they_are: dict[Any, Any]
-    to_prepare: dict[Any, tuple[Any, Any]]
+    as_they_are: dict[str, Any]
+    to_prepare: dict[str, tuple[Any, Any]]
     add_special_tokens: bool
 
     @classmethod
@@ -47,12 +47,13 @@ class Rows:
         Raises:
             ValueError: if the function makes no list of texts from a batch.
         """
-        sets: dict[Any, Any] = {TRAIN: train} if train is not None else {}
-        if evaluation is not None:
-            sets |= evaluation if isinstance(evaluation, dict) else {None: evaluation}
+        held_out = {f"{EVAL}.{name}": rows for name, rows in evaluation.items()} if isinstance(evaluation, dict) else {}
+        sets = {TRAIN: train, **(held_out or {EVAL: evaluation})}
         options = args.dataset_kwargs or {}
         rows = cls({}, {}, options.get("add_special_tokens", True))
         for name, given in sets.items():
+            if given is None:
+                continue
             if options.get("skip_prepare_dataset") or not _is_raw(given):
                 rows.as_they_are[name] = given
                 if function is not None and not options.get("skip_prepare_dataset") and _has_ids(given):
@@ -79,25 +80,30 @@ class Rows:
     @property
     def eval(self) -> dict[str, Any]:
         """The evaluation sets to be prepared."""
-        held_out = {name or EVAL: made for name, (made, _) in self.to_prepare.items() if name != TRAIN}
+        held_out = {name: made for name, (made, _) in self.to_prepare.items() if name != TRAIN}
         streamed = (name for name, made in held_out.items() if isinstance(made, datasets.IterableDataset))
         return held_out | {name: datasets.Dataset.from_list(list(held_out[name])) for name in streamed}
 
-    def prepared(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> dict[Any, Any]:
-        """All sets, ready for the collator."""
+    def prepared(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> tuple[Any, Any]:
+        """The training set and the evaluation set, or the several by name, ready for the collator."""
+        made = {**self.as_they_are, **self._made(stages, tokenizer, args)}
+        train, one = made.pop(TRAIN, None), made.pop(EVAL, None)
+        return train, {name.removeprefix(f"{EVAL}."): rows for name, rows in made.items()} or one
+
+    def _made(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> dict[str, Any]:
         if self.train is not None:
             data = stages.prepare_data(tokenizer)
         elif self.to_prepare:
             data = stages.prepare_held_out(tokenizer)
         else:
-            return self.as_they_are
+            return {}
         if PartialState().is_main_process:
             for split, counts in data.summary().items():
                 logger.info("%s: %s", split, ", ".join(f"{number} {what}" for what, number in counts.items()))
-        made = {name: data.splits[name or EVAL] for name in self.to_prepare}
+        made = {name: data.splits[name] for name in self.to_prepare}
         if not args.remove_unused_columns and not args.packing:
             made = {name: _beside(dataset, self.to_prepare[name][1]) for name, dataset in made.items()}
-        return made | self.as_they_are
+        return made
 
 
 def _columns(rows: Any) -> list[str]:

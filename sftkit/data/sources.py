@@ -127,6 +127,7 @@ def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -
     splits = {"train": sources}
     if evaluation is not None:
         named = evaluation if _is_several(evaluation) else {"eval": evaluation}
+        _check_names(named)
         splits |= {name: [_loaded(value, "train", f"data.eval.{name}")] for name, value in named.items()}
     elif isinstance(data.eval, float):
         seed = int(config.train.get("seed", 42))
@@ -135,6 +136,7 @@ def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -
             "eval": [_part(source, data.eval, seed, held_out=True) for source in sources],
         }
     elif isinstance(data.eval, dict):
+        _check_names(data.eval)
         splits |= {name: [_named(value, config, f"data.eval.{name}")] for name, value in data.eval.items()}
     elif data.eval is not None:
         splits["eval"] = [_named(data.eval, config, "data.eval")]
@@ -208,6 +210,13 @@ def mixed(weighted: list[tuple[Source, float]], config: RunConfig) -> list[Sourc
         dataclasses.replace(source, identity={"of": source.identity, **together}, pick=picker(weight))
         for source, weight in weighted
     ]
+
+
+def _check_names(named: Mapping[str, Any]) -> None:
+    if "train" in named:
+        raise DataError(
+            Problem("an evaluation set is named train, as the training data", "data.eval.train", "rename it")
+        )
 
 
 def _is_several(evaluation: Any) -> bool:

@@ -96,6 +96,16 @@ def test_a_fraction_is_held_out_with_the_seed_of_the_run(tmp_path):
     assert not set(texts(one["train"])) & set(texts(one["eval"]))
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+def test_an_evaluation_set_cannot_take_the_training_datas_name(tmp_path, loaded):
+    named = {"train": Dataset.from_list(ROWS)} if loaded else None
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    files = str(tmp_path / "rows.jsonl")
+    config = tiny_config(data={"train": files, "eval": {"train": files}})
+    with pytest.raises(DataError, match=r"data\.eval\.train: an evaluation set is named train"):
+        load_sources(config, evaluation=named)
+
+
 def test_several_evaluation_sets_keep_their_names(tmp_path):
     path = str(write(tmp_path / "a.jsonl", lines(ROWS)))
     assert set(read(path, eval={"easy": path, "hard": path})) == {"train", "easy", "hard"}
