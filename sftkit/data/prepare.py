@@ -19,7 +19,7 @@ from sftkit.data.facts import Facts
 from sftkit.data.identity import parts_of
 from sftkit.data.length import NOTHING_TRAINED, fit_length
 from sftkit.data.make import Maker
-from sftkit.data.packs import packed
+from sftkit.data.packs import check_packable, packed
 from sftkit.data.sources import Source
 from sftkit.data.store import Spool, open_rows, write_rows
 from sftkit.data.tally import Tally
@@ -157,6 +157,7 @@ def pack(
 
     with Spool(path.parent) as spool:
         for part in parts:
+            check_packable(part)
             spool.append(part if whole else fit_length(part, split, config.data, tally))
         told = write_rows(path, tables(spool.examples()))
     if untrained := told.pop("untrained"):

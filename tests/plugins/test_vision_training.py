@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 from typer.testing import CliRunner
 
 from sftkit import Pipeline
@@ -90,6 +92,8 @@ def test_a_batch_is_cut_by_its_rows_with_their_pictures(kind: str) -> None:
 def test_the_loss_falls_and_the_saved_model_sees(kind: str, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    if kind == "idefics3" and Version(transformers.__version__) < Version("5.13"):
+        pytest.skip("transformers 5.12 does not reload this image processor without torchvision")
     result = run(kind, tmp_path / "run", dataloader_num_workers=1, max_steps=60, learning_rate=1e-2)
     assert result.metrics["eval_loss"] < 0.2 * result.metrics["eval_loss_before"]
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")

@@ -24,7 +24,7 @@ class PictureTokens:
     """The tokens of pictures.
 
     Attributes:
-        processor: the run's processor.
+        processor: a copy of the run's, with a tokenizer of its own.
         placeholder: what a chat template writes for a picture.
         ids: the tokens that the model replaces by what it sees.
     """
@@ -47,7 +47,10 @@ class PictureTokens:
         if placeholder is None or not ids:
             what = f"{type(processor).__name__} writes no tokens for a picture, which plugin vision needs"
             raise ConfigError(Problem(what, "model.name", "use another model"))
-        return cls(processor, placeholder, ids)
+        own = copy.copy(processor)
+        # Tokenizing with padding changes a tokenizer, and the run's own may be at work in another thread.
+        own.tokenizer = copy.deepcopy(processor.tokenizer)
+        return cls(own, placeholder, ids)
 
     @property
     def texts(self) -> list[str]:
