@@ -69,7 +69,7 @@ def _llava() -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     tokenizer = _tokenizer("<image>")
-    images = _image_processor("clip", size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    images = image_processor("clip", size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**_TOWER),
         text_config=LlamaConfig(vocab_size=len(tokenizer), **_LANGUAGE),
@@ -105,7 +105,7 @@ def _qwen2_vl() -> Any:
         vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
         **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in ids.items()},
     )
-    images = _image_processor("qwen2_vl", size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
+    images = image_processor("qwen2_vl", size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
     template = IN_PLACE.replace("PICTURE", f"{start}{pad}{end}")
     return Qwen2VLForConditionalGeneration(config), PicturesQwen2VLProcessor(images, tokenizer, template)
 
@@ -116,7 +116,7 @@ def _idefics3() -> Any:
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     special = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tiles)
     tokenizer = _tokenizer(*_IN_PLACE_TOKENS, *special)
-    images = _image_processor("idefics3", size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+    images = image_processor("idefics3", size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
     config = Idefics3Config(
         vision_config=_TOWER,
         text_config=LlamaConfig(vocab_size=len(tokenizer), **_LANGUAGE),
@@ -129,8 +129,13 @@ def _idefics3() -> Any:
     return Idefics3ForConditionalGeneration(config), processor
 
 
-def _image_processor(kind: str, **options: Any) -> Any:
-    """That of Pillow, which is there without torchvision too."""
+def image_processor(kind: str, **options: Any) -> Any:
+    """The image processor of a kind that works with Pillow, and so without torchvision too.
+
+    Args:
+        kind: a model type of transformers, as ``clip``.
+        options: its arguments.
+    """
     import importlib
 
     module = importlib.import_module(f"transformers.models.{kind}.image_processing_pil_{kind}")

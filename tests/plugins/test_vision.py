@@ -16,7 +16,7 @@ from datasets import Dataset
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import tiny_tokenizer
-from sftkit.testing.pictures import drawn, tiny_vision_model
+from sftkit.testing.pictures import IN_PLACE, drawn, image_processor, tiny_vision_model
 
 KINDS = ("llava", "qwen2_vl", "idefics3")
 
@@ -48,7 +48,10 @@ def test_a_batch_is_what_the_processor_itself_makes(kind: str) -> None:
         {"images": [one], "messages": asked(one, "What?")},
         {"images": [two, three], "messages": asked("First", two, "then", three, "which?", answer="Blue, green.")},
     ]
-    ready = prepared(kind, rows)
+    assert_as_the_processor(prepared(kind, rows), rows)
+
+
+def assert_as_the_processor(ready: Any, rows: list[dict[str, Any]]) -> None:
     batch = ready.collator([ready.data.train[0], ready.data.train[1]])
     processor = ready.vocabulary.processor
     texts = [processor.apply_chat_template(row["messages"]) for row in rows]
@@ -277,3 +280,55 @@ def test_bos_is_put_in_front_as_the_processor_does() -> None:
     expected = processor(text=[processor.apply_chat_template(rows[0]["messages"])], images=[[picture]])
     assert ready.data.train[0]["input_ids"].tolist() == expected["input_ids"][0]
     assert expected["input_ids"][0][0] == processor.tokenizer.bos_token_id
+
+
+def other_processor(name: str) -> Any:
+    """A processor of another kind, without a model."""
+    import transformers
+
+    tokenizer: Any = tiny_tokenizer(bos=False)
+    special = ["<|im_start|>", "<|im_end|>", "<image>", "<|image|>", "<|python_tag|>", "<soft>", "<start>", "<end>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    for key, token in (("image_token", "<soft>"), ("boi_token", "<start>"), ("eoi_token", "<end>")):
+        if name == "Gemma3Processor":
+            setattr(tokenizer, key, token)
+            setattr(tokenizer, f"{key}_id", tokenizer.convert_tokens_to_ids(token))
+    small = {"height": 28, "width": 28}
+    kind, pictures, more, placeholder = {
+        "Gemma3Processor": ("gemma3", {"size": small}, {"image_seq_length": 4}, "<start>"),
+        "LlavaNextProcessor": (
+            "llava_next",
+            {"size": {"shortest_edge": 28}, "crop_size": small, "image_grid_pinpoints": [[28, 56], [56, 28]]},
+            {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+            "<image>",
+        ),
+        "Idefics2Processor": (
+            "idefics2",
+            {"size": {"shortest_edge": 28, "longest_edge": 56}, "do_image_splitting": False},
+            {"image_seq_len": 4},
+            "<image>",
+        ),
+        "MllamaProcessor": ("mllama", {"size": small}, {}, "<|image|>"),
+    }[name]
+    template = IN_PLACE.replace("PICTURE", placeholder)
+    images = image_processor(kind, **pictures)
+    return getattr(transformers, name)(images, tokenizer, chat_template=template, **more)
+
+
+@pytest.mark.parametrize("name", ["Gemma3Processor", "LlavaNextProcessor", "Idefics2Processor"])
+def test_batches_of_other_processors_are_theirs_too(name: str) -> None:
+    one, two, three = drawn("red"), drawn("blue", (60, 90)), drawn("green", (33, 131))
+    rows = [
+        {"images": [one], "messages": asked(one, "What?")},
+        {"images": [two, three], "messages": asked("First", two, "then", three, "which?", answer="Blue, green.")},
+    ]
+    model, _ = tiny_vision_model()
+    ready = Pipeline(model=model, data=rows, tokenizer=other_processor(name), plugins=["vision"]).prepare()
+    assert_as_the_processor(ready, rows)
+
+
+def test_a_processor_that_says_more_than_is_known_is_refused() -> None:
+    model, _ = tiny_vision_model()
+    rows = [{"images": [drawn("red")], "messages": asked(1, "What?")}]
+    with pytest.raises(ConfigError, match="cross_attention_mask, which plugin vision does not know"):
+        Pipeline(model=model, data=rows, tokenizer=other_processor("MllamaProcessor"), plugins=["vision"]).prepare()
