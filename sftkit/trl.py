@@ -410,7 +410,7 @@ def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokeniz
     data = {
         "loss": "all",
         "max_length": args.max_seq_length,
-        "text_column": args.dataset_text_field or "text",
+        "text_column": rows.text_column,
         "special_tokens": "tokenizer" if rows.add_special_tokens else "none",
         "streaming": isinstance(rows.train, datasets.IterableDataset),
         "shuffle_buffer": 0,
