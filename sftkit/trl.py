@@ -171,6 +171,9 @@ class SFTTrainer(training.SFTTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
         self.neftune_noise_alpha = None  # the plugin does it
+        if any(isinstance(callback, RichProgressCallback) for callback in self.callback_handler.callbacks):
+            for other in (transformers.PrinterCallback, transformers.ProgressCallback):
+                self.remove_callback(other)
         if not args.use_cache and use_cache is not None:
             self.model.config.use_cache = use_cache  # which is saved; training uses none anyhow
         self.dataset_num_proc, self.dataset_batch_size = args.dataset_num_proc, args.dataset_batch_size
