@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -103,6 +105,7 @@ class SFTTrainer(training.SFTTrainer):
     """
 
     _tag_names = ("trl", "sft")
+    _takes_less = False
     _signature_columns: Any
 
     def __init__(
@@ -171,6 +174,11 @@ class SFTTrainer(training.SFTTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
         self.neftune_noise_alpha = None  # the plugin does it
+        if self._takes_less:
+            self.loss_is_scaled_for_ga = False  # the loss is a batch's mean, which knows nothing of the window
+        if any(isinstance(callback, RichProgressCallback) for callback in self.callback_handler.callbacks):
+            for other in (transformers.PrinterCallback, transformers.ProgressCallback):
+                self.remove_callback(other)
         if not args.use_cache and use_cache is not None:
             self.model.config.use_cache = use_cache  # which is saved; training uses none anyhow
         self.dataset_num_proc, self.dataset_batch_size = args.dataset_num_proc, args.dataset_batch_size
@@ -186,6 +194,15 @@ class SFTTrainer(training.SFTTrainer):
             rows: Any = self.train_dataset
             if isinstance(rows, torch.utils.data.Dataset | datasets.Dataset):
                 rows.infinite = args.max_steps > 0  # type: ignore[union-attr]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Methods of a subclass may lack arguments that transformers has passed only since 2024."""
+        super().__init_subclass__(**options)
+        for name, added in ADDED.items():
+            if name in vars(cls):
+                setattr(cls, name, _taking_less(vars(cls)[name], added))
+        losses = [getattr(cls, name) for name in ("compute_loss", "training_step")]
+        cls._takes_less = cls._takes_less or any(getattr(method, "takes_less", False) for method in losses)
 
     @property
     def tokenizer(self) -> Any:
@@ -236,8 +253,8 @@ class SFTTrainer(training.SFTTrainer):
         )
 
     def _batch_collator(self) -> Any:
-        own = self.data_collator
-        return WithPositions(PlainRows(own) if self._collates_plain_rows else own)
+        collator = PlainRows(self.data_collator) if self._collates_plain_rows else self.data_collator
+        return collator if self._own_loss else WithPositions(collator)  # which may give the batch to the model
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -270,6 +287,25 @@ MOVED = (
     *("dataset_text_field", "packing", "max_seq_length", "num_of_sequences", "chars_per_token", "dataset_num_proc"),
     *("dataset_batch_size", "neftune_noise_alpha", "model_init_kwargs", "dataset_kwargs", "eval_packing"),
 )
+
+
+#: Arguments that transformers passes to a trainer's methods since 2024, by method.
+ADDED = {"compute_loss": "num_items_in_batch", "training_step": "num_items_in_batch", "log": "start_time"}
+
+
+def _taking_less(method: Callable[..., Any], added: str) -> Callable[..., Any]:
+    """The method, to be called with an argument that it does not take."""
+    parameters = inspect.signature(method).parameters
+    if added in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return method
+
+    @functools.wraps(method)
+    def called(*arguments: Any, **options: Any) -> Any:
+        options.pop(added, None)
+        return method(*arguments[: len(parameters)], **options)
+
+    called.takes_less = True  # type: ignore[attr-defined]
+    return called
 
 
 class _Held(contextlib.ExitStack):
@@ -410,7 +446,7 @@ def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokeniz
     data = {
         "loss": "all",
         "max_length": args.max_seq_length,
-        "text_column": args.dataset_text_field or "text",
+        "text_column": rows.text_column,
         "special_tokens": "tokenizer" if rows.add_special_tokens else "none",
         "streaming": isinstance(rows.train, datasets.IterableDataset),
         "shuffle_buffer": 0,

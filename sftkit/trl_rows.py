@@ -34,11 +34,13 @@ class Rows:
         as_they_are: sets that are not prepared.
         to_prepare: sets as they go into the preparation, and as they were given.
         add_special_tokens: whether the tokenizer's special tokens are put around texts.
+        text_column: where the texts are.
     """
 
     as_they_are: dict[str, Any]
     to_prepare: dict[str, tuple[Any, Any]]
     add_special_tokens: bool
+    text_column: str
 
     @classmethod
     def of(cls, train: Any, evaluation: Any, function: Any, tokenizer: Any, args: SFTConfig) -> Rows:
@@ -50,7 +52,9 @@ class Rows:
         held_out = {f"{EVAL}.{name}": rows for name, rows in evaluation.items()} if isinstance(evaluation, dict) else {}
         sets = {TRAIN: train, **(held_out or {EVAL: evaluation})}
         options = args.dataset_kwargs or {}
-        rows = cls({}, {}, options.get("add_special_tokens", True))
+        # As in TRL: with packing the function goes before the column, and without it the column before the function.
+        field = None if args.packing and function is not None else args.dataset_text_field
+        rows = cls({}, {}, options.get("add_special_tokens", True), field or "text")
         for name, given in sets.items():
             if given is None:
                 continue
@@ -61,7 +65,6 @@ class Rows:
                         "The data set holds `input_ids` already: `formatting_func` is not used.", stacklevel=4
                     )
                 continue
-            field = args.dataset_text_field
             pairs = {"prompt", "completion"} == set(_columns(given))
             if pairs and field is None and function is None and tokenizer.chat_template:
                 function = get_formatting_func_from_dataset(given, tokenizer)

@@ -51,6 +51,13 @@ class Targets:
         rows, columns = labels_BT.shape
         return cls(positions_K, labels_BT.flatten()[behind_K], weights_K, (rows, columns))
 
+    @property
+    def weight(self) -> Tensor:
+        """What the losses count together (a scalar): the number of targets where all have a weight of 1."""
+        if self.weights_K is not None:
+            return self.weights_K.sum()
+        return torch.tensor(float(len(self.tokens_K)), device=self.tokens_K.device)
+
 
 def trained_positions(labels_BT: Tensor) -> Tensor:
     """The positions (int64, ``[K]``) whose next label is trained, as numbers of the flat batch."""

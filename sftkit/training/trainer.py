@@ -48,6 +48,7 @@ class SFTTrainer(Trainer):
         self._loss = loss
         self._head: LossHead | None = None
         self._gives_logits = False
+        self._own_loss = type(self).compute_loss is not SFTTrainer.compute_loss  # a subclass has another
         self._measures = Measures()
         self._loss_sum: Any = 0.0
         self._steps = 0.0
@@ -179,6 +180,9 @@ class SFTTrainer(Trainer):
         rows = min(rows_of(inputs), self._rows_at_once.get(training, rows_of(inputs)))
         key = "train.per_device_train_batch_size" if training else "train.per_device_eval_batch_size"
         columns = inputs["input_ids"].shape[1]
+        if self._own_loss:
+            what = f"out of memory with {rows} rows of {columns} tokens, and a compute_loss of one's own is not halved"
+            raise RunError(Problem(what, key, "lower it, and raise train.gradient_accumulation_steps")) from error
         if self.args.world_size > 1 or self.is_deepspeed_enabled:
             what = f"out of memory with {rows} rows of {columns} tokens on process {self.args.process_index}"
             raise RunError(
@@ -197,19 +201,28 @@ class SFTTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of one micro-batch."""
+        """The loss of one micro-batch: its share of the window's, or without ``num_items_in_batch`` its own mean.
+
+        Whoever asks for outputs gets the logits of every position in them.
+        """
         if not model.training:
-            loss, outputs = self._evaluate_batch(model, inputs)
+            loss, outputs = self._evaluate_batch(
+                model, inputs, self._gives_logits or (return_outputs and self._own_loss)
+            )
             return (loss, outputs) if return_outputs else loss
         batch = Batch.of(inputs)
         self._measures.begin_batch()
-        total, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets)
-        loss = total / or_one(num_items_in_batch.to(total.device))
-        if self.args.average_tokens_across_devices:  # gradients are averaged over processes
-            loss = loss * self.accelerator.num_processes
+        total, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets, logits=return_outputs)
+        share = 1.0
+        if num_items_in_batch is None:
+            loss = total / or_one(batch.targets.weight.to(total.device))
+        else:
+            share = self._share / self.current_gradient_accumulation_steps
+            loss = total / or_one(num_items_in_batch.to(total.device))
+            if self.args.average_tokens_across_devices:  # gradients are averaged over processes
+                loss = loss * self.accelerator.num_processes
         if getattr(outputs, "aux_loss", None) is not None:
             coefficient = getattr(self.model.config.get_text_config(), "router_aux_loss_coef", 0.0)
-            share = self._share / self.current_gradient_accumulation_steps
             loss = loss + coefficient * outputs.aux_loss.to(loss.device) * share
         self._measures.add(batch.tokens, len(batch.targets.tokens_K), told.measures)
         return (loss, outputs) if return_outputs else loss
@@ -219,12 +232,12 @@ class SFTTrainer(Trainer):
         self._gives_logits = not prediction_loss_only
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
-    def _evaluate_batch(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _evaluate_batch(self, model: Any, inputs: dict[str, Any], logits: bool) -> tuple[Any, Any]:
         """Sums of each row: only by rows can the ones that fill up the last batch of a process be left out."""
         while True:
             try:
                 parts = list(pieces(inputs, self._rows_at_once.get(False, rows_of(inputs))))
-                sums, outputs = zip(*(self._sums_by_row(model, part) for part in parts), strict=True)
+                sums, outputs = zip(*(self._sums_by_row(model, part, logits) for part in parts), strict=True)
                 break
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
@@ -235,16 +248,16 @@ class SFTTrainer(Trainer):
         table = torch.stack([torch.cat([part[name] for part in sums]) for name in names], dim=1)
         self._evaluated.append((list(names), self.accelerator.gather_for_metrics(table)))
         loss = table[:, 0].sum() / or_one(table[:, 1].sum())
-        return loss, functools.reduce(nested_concat, outputs) if self._gives_logits else {}
+        return loss, functools.reduce(nested_concat, outputs) if logits else {}
 
-    def _sums_by_row(self, model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _sums_by_row(self, model: Any, inputs: dict[str, Any], logits: bool) -> tuple[dict[str, Any], Any]:
         batch = Batch.of(inputs)
         with torch.no_grad():
-            _, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets, logits=self._gives_logits)
+            _, told, outputs = self.loss_head.ask(model, batch.inputs, batch.targets, logits=logits)
         ones = torch.ones_like(told.losses_K)
         weights = ones if batch.targets.weights_K is None else batch.targets.weights_K.to(ones.device)
         columns = {"loss": told.losses_K, "weights": weights, "tokens": ones, **told.measures}
-        return {name: batch.by_row(values) for name, values in columns.items()}, dict(outputs)
+        return {name: batch.by_row(values) for name, values in columns.items()}, outputs
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         """As the Trainer's, with loss and measures as means over all trained tokens."""

@@ -168,3 +168,9 @@ def test_the_page_has_the_sections_of_trls_page_in_their_order():
     assert re.findall(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE) == TITLES
     assert [title for title in TITLES if title in SECTIONS] == TITLES[:-1]
     assert all({"yaml", "pipeline"} <= section.runs.keys() for section in SECTIONS.values())
+
+
+def test_the_page_says_of_each_script_how_to_have_its_weights():
+    """Of all but the one whose further EOS has another id with each tokenizer, and those that are not run."""
+    without = {title for title, section in SECTIONS.items() if "as the script" not in section.runs}
+    assert without == {"Formats of data", "Best practices", *TOLD}

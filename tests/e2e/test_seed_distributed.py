@@ -52,7 +52,7 @@ if trainer.args.world_size > 1:
     os._exit(0)  # at the interpreter's own end, gloo's threads may let go of tensors when there is no Python any more
 """
 
-#: With --cpu, accelerate starts several processes by MPI only; with --multi_gpu as torchrun does, and the script says CPU.
+#: With --cpu, accelerate starts several processes by MPI only; with --multi_gpu it does as torchrun.
 LAUNCH = {
     "accelerate": [
         *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
