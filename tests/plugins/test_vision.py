@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import pickle
 import re
 from pathlib import Path
@@ -15,8 +16,9 @@ from datasets import Dataset
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import tiny_tokenizer
+from sftkit.testing import check_plugin, tiny_tokenizer
 from sftkit.testing.pictures import IN_PLACE, drawn, image_processor, tiny_vision_model
+from sftkit_plugins.vision import Vision
 
 KINDS = ("llava", "qwen2_vl", "idefics3")
 
@@ -332,3 +334,59 @@ def test_a_processor_that_says_more_than_is_known_is_refused() -> None:
     rows = [{"images": [drawn("red")], "messages": asked(1, "What?")}]
     with pytest.raises(ConfigError, match="cross_attention_mask, which plugin vision does not know"):
         Pipeline(model=model, data=rows, tokenizer=other_processor("MllamaProcessor"), plugins=["vision"]).prepare()
+
+
+def asks(row: dict[str, Any]) -> str:
+    """A formatting function of the user's."""
+    return f"<image> {row['question']} Red."
+
+
+def test_a_function_of_ones_own_writes_the_placeholder() -> None:
+    model, processor = tiny_vision_model()
+    rows = [{"image": drawn("red"), "question": "What?", "messages": asked(1, "no matter")}]
+    given = {"model": model, "tokenizer": processor, "data": rows, "plugins": ["vision"]}
+    ready = Pipeline(**given, formatting=asks).prepare()
+    assert ready.tokenizer.decode(ready.data.train[0]["input_ids"]).startswith("<image><image><image><image> What?")
+    assert "pixel_values" in ready.collator([ready.data.train[0]])
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_pictures_are_kept_by_a_plugin_that_chooses_what_is_trained(order: int) -> None:
+    model, processor = tiny_vision_model()
+    rows = [{"image": drawn("red"), "text": "<image> ### Question: What? ### Answer: Red."}]
+    plugins = [["vision"], [{"completion_only": {"response_template": "### Answer:"}}]]
+    given = {"model": model, "tokenizer": processor, "data": rows}
+    ready = Pipeline(**given, plugins=[*plugins[order], *plugins[1 - order]]).prepare()
+    assert trained_text(ready) == " Red.</s>"
+    assert "pixel_values" in ready.collator([ready.data.train[0]])
+
+
+def test_a_part_may_say_which_picture_it_shows() -> None:
+    pictures = [drawn("red", (28, 28)), drawn("blue", (28, 84))]
+    content = [{"type": "image", "index": 1}, {"type": "text", "text": "Which?"}, {"type": "image", "index": 0}]
+    rows = [{"images": pictures, "messages": [{"role": "user", "content": content}, *asked("?")[1:]]}]
+    ready = prepared("qwen2_vl", rows)
+    heights = ready.collator([ready.data.train[0]])["image_grid_thw"][:, 1].tolist()
+    assert heights[0] > heights[1]
+
+
+def test_contents_as_text_and_in_parts_stand_in_one_conversation(tmp_path: Path) -> None:
+    drawn("red").save(tmp_path / "red.png")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        *asked(1, "What?")[:1],
+        {"role": "assistant", "content": "Red."},
+    ]
+    rows = [json.dumps({"image": str(tmp_path / "red.png"), "messages": messages})] * 2
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), "utf-8")
+    model, processor = tiny_vision_model("qwen2_vl")
+    given = {"model": model, "tokenizer": processor, "data": str(tmp_path / "rows.jsonl")}
+    ready = Pipeline(**given, plugins=["vision"]).prepare()
+    assert trained_text(ready) == "Red.<|im_end|>"
+    assert ready.tokenizer.decode(ready.data.train[0]["input_ids"]).startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>"
+    )
+
+
+def test_the_plugin_is_sound() -> None:
+    check_plugin(Vision())

@@ -41,7 +41,7 @@ class Vision(Plugin):
     ] = False
     processor_options: Annotated[
         dict[str, Any],
-        Field(description="further arguments of `AutoProcessor.from_pretrained`, as max_pixels or size"),
+        Field(description="further arguments of `AutoProcessor.from_pretrained`, as size; for one loaded by name"),
     ] = dataclasses.field(default_factory=dict)
 
     @hookimpl
@@ -77,16 +77,18 @@ class Vision(Plugin):
 
         return load_model(config, options, AutoModelForImageTextToText)
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def make_formatter(
-        self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any
+        self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any, config: RunConfig
     ) -> Generator[None, Formatter | None, Formatter | None]:
         """The data's formatter, around which pictures are taken from the rows and their tokens written out.
+
+        It is the outermost of wrappers: what it attaches to documents is lost in none of them.
 
         Raises:
             ConfigError: if the run's tokenizer comes without its processor, or the chat template writes no pictures.
         """
-        from sftkit_plugins.vision.formatter import Pictured
+        from sftkit_plugins.vision.formatter import PICTURES, Pictured
         from sftkit_plugins.vision.picture_tokens import PictureTokens
         from sftkit_plugins.vision.template import taking_text
 
@@ -96,9 +98,11 @@ class Vision(Plugin):
         tokens = PictureTokens.of(processor)
         with taking_text(tokenizer, tokens.placeholder):
             inner = yield
+        if config.data.formatting is not None:  # the user's function finds its rows as they are
+            columns = {name: feature for name, feature in columns.items() if name in PICTURES}
         return inner and Pictured.of(inner, columns, tokens, tokenizer, self.image_folder)
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def make_collator(self, processor: Any) -> Generator[None, Collator | None, Collator | None]:
         """The collator of the tokens, to whose batches pictures are added."""
         from sftkit_plugins.vision.collate import PictureCollator

@@ -28,7 +28,7 @@ class Row:
     placeholder: str
     folder: Path
     pictures: list[Reference] = field(default_factory=list)
-    _used: int = 0
+    _shown: set[int] = field(default_factory=set)
 
     def taken(self, conversations: Sequence[Any]) -> list[Any]:
         """The conversations (lists of messages) with text alone; what is none of them is given back as it is.
@@ -39,10 +39,12 @@ class Row:
         made = [
             [self._message(message) for message in each] if isinstance(each, list) else each for each in conversations
         ]
-        if self.given and not self.pictures:
+        if not any(isinstance(each, list) for each in made):
+            self._add_all()  # the text says where they are
+        elif self.given and not self.pictures:
             self._place(made)
-        if self._used < len(self.given):
-            what = f"the row has {len(self.given)} pictures, and {self._used} places for them"
+        if len(self._shown) < len(self.given):
+            what = f"the row has {len(self.given)} pictures, and {len(self._shown)} places for them"
             raise PictureError(what, "give each a part {type: image} in a message, or take it out")
         return made
 
@@ -67,15 +69,20 @@ class Row:
         return MARK
 
     def _next(self, index: Any) -> Any:
-        at = self._used if index is None else int(index)
+        at = len(self._shown) if index is None else int(index)
         if not 0 <= at < len(self.given):
             what = f"the conversation shows more pictures than the {len(self.given)} of the row"
             raise PictureError(what, "give them in the column images, or in the part itself")
-        self._used += 1
+        self._shown.add(at)
         return self.given[at]
 
     def _add(self, value: Any) -> None:
         self.pictures.append(reference(value, self.folder))
+
+    def _add_all(self) -> None:
+        for value in self.given:
+            self._add(value)
+        self._shown = {*range(len(self.given))}
 
     def _checked(self, text: str) -> str:
         if self.placeholder in text or MARK in text:
@@ -105,9 +112,7 @@ class Row:
                 each[number] = {**message, key: text}
         if not places and user is None:
             raise PictureError("no message of the user to put the pictures in front of", "write <image> in the text")
-        for value in self.given:
-            self._add(value)
-        self._used = len(self.given)
+        self._add_all()
 
 
 def _text_key(message: Any) -> str | None:

@@ -69,11 +69,13 @@ def size_of(picture: Reference) -> tuple[int, int]:
     Raises:
         PictureError: if it is no picture.
     """
+    from PIL import Image
+
     try:
         with _open(picture) as image:
             width, height = image.size
             return (height, width) if _orientation(image) in _TURNED else (width, height)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f"{told(picture)} cannot be read as a picture: {error}", "mend the file") from error
 
 
