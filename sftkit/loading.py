@@ -68,7 +68,7 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
         loaded = (auto or AutoTokenizer).from_pretrained(
             name, revision=revision, trust_remote_code=config.model.trust_remote_code, **options
         )
-    if not split_processor(loaded)[0].is_fast:
+    if not getattr(split_processor(loaded)[0], "is_fast", False):
         mend = "set model.tokenizer to one with a tokenizer.json"
         raise ConfigError(Problem(f"the tokenizer of {name!r} is not a fast one", where, mend))
     return loaded

@@ -112,9 +112,11 @@ def _ends(eos: int | None, old: int | Iterable[int] | None) -> int | list[int] |
 
 def split_processor(loaded: Any) -> tuple[PreTrainedTokenizerBase, Any]:
     """A tokenizer alone, or a processor's tokenizer and the processor; the chat template is that of either."""
-    tokenizer = getattr(loaded, "tokenizer", None)
-    if tokenizer is None:
+    from transformers import ProcessorMixin
+
+    if not isinstance(loaded, ProcessorMixin):
         return loaded, None
+    tokenizer = loaded.tokenizer
     if loaded.chat_template is not None:
         tokenizer.chat_template = loaded.chat_template
     return tokenizer, loaded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from sftkit_plugins.vision.template import MARK
 
 #: What stands for a picture in plain text, as in the data of LLaVA.
 WRITTEN = "<image>"
+USERS = ("user", "human")
 
 
 @dataclass
@@ -91,35 +92,29 @@ class Row:
         return text
 
     def _place(self, conversations: list[Any]) -> None:
-        """Plain text: where it says ``<image>``, else in front of the first user's message."""
-        messages = [message for each in conversations if isinstance(each, list) for message in each]
-        texts = [(message, _text_key(message)) for message in messages if isinstance(message, dict)]
-        places = sum(message[key].count(WRITTEN) for message, key in texts if key)
-        if places not in (0, len(self.given)):
-            what = f"the row has {len(self.given)} pictures, and {places} times {WRITTEN!r} in its text"
+        """Plain text: where it says ``<image>``, else in front of the first user's message. Changes the lists."""
+        number, texts = len(self.given), list(_texts(conversations))
+        places = sum(each[at][key].count(WRITTEN) for each, at, key in texts)
+        if places not in (0, number):
+            what = f"the row has {number} pictures, and {places} times {WRITTEN!r} in its text"
             raise PictureError(what, "write it once for each picture")
-        user = next(
-            (message for message, key in texts if key and "user" in (message.get("role"), _role(message))), None
-        )
-        for each in conversations:
-            for number, message in enumerate(each if isinstance(each, list) else ()):
-                key = _text_key(message)
-                if not key:
-                    continue
-                text = message[key].replace(WRITTEN, MARK)
-                if not places and message is user:
-                    text = MARK * len(self.given) + text
-                each[number] = {**message, key: text}
-        if not places and user is None:
+        users = [(each, at, key) for each, at, key in texts if _role(each[at]) in USERS]
+        if not places and not users:
             raise PictureError("no message of the user to put the pictures in front of", "write <image> in the text")
+        for each, at, key in texts if places else users[:1]:
+            text = each[at][key].replace(WRITTEN, MARK) if places else MARK * number + each[at][key]
+            each[at] = {**each[at], key: text}
         self._add_all()
 
 
-def _text_key(message: Any) -> str | None:
-    if not isinstance(message, dict):
-        return None
-    return next((key for key in ("content", "value") if isinstance(message.get(key), str)), None)
+def _texts(conversations: list[Any]) -> Iterator[tuple[list[Any], int, str]]:
+    """The messages whose content is text: the conversation, the message's place in it, and its key of the text."""
+    for each in conversations:
+        for at, message in enumerate(each if isinstance(each, list) else ()):
+            keys = ("content", "value") if isinstance(message, dict) else ()
+            if key := next((key for key in keys if isinstance(message.get(key), str)), None):
+                yield each, at, key
 
 
-def _role(message: dict[str, Any]) -> str | None:
-    return {"human": "user"}.get(str(message.get("from")), message.get("from"))
+def _role(message: dict[str, Any]) -> Any:
+    return message.get("role") or message.get("from")
