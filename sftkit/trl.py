@@ -344,6 +344,9 @@ class SFTTrainer(training.SFTTrainer):
             "that they have in context, raise max_seq_length, or use sftkit's plugin completion_only, which finds text."
         )
 
+    def _batch_collator(self) -> Any:
+        return self.data_collator  # batches have nothing but what a model takes: scripts give it them by hand
+
     def get_train_dataloader(self) -> Any:
         """As the Trainer's."""
         with self._collating(self.train_dataset):
