@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -31,13 +31,12 @@ from transformers import (
 
 from sftkit.config.train_fields import allowed_fields
 from sftkit.console import Display
-from sftkit.data.columns import WEIGHTS
-from sftkit.errors import SftkitError
+from sftkit.data.columns import IGNORE, WEIGHTS
+from sftkit.errors import ConfigError, SftkitError
 from sftkit.pipeline import Pipeline
 from sftkit.stages import Vocabulary
 from sftkit.training import trainer as training
 from sftkit.training.arguments import one_device
-from sftkit.training.batches import WithPositions
 from sftkit.training.progress import Progress
 from sftkit.trl_arguments import (
     ModelConfig,
@@ -104,7 +103,7 @@ class SFTTrainer(training.SFTTrainer):
         ValueError: for arguments that contradict each other, and for data that cannot be trained on.
     """
 
-    _tag_names = ("trl", "sft")
+    _tag_names: ClassVar[list[str]] = ["trl", "sft"]
     _takes_less = False
     _signature_columns: Any
 
@@ -149,20 +148,29 @@ class SFTTrainer(training.SFTTrainer):
                 tokenizer = _tokenizer_of(model, args)
             text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
             _set_length(args, text_tokenizer)
+            self._prepared: list[Any] = []
             with PartialState().local_main_process_first():
+                if type(self)._prepare_dataset is not SFTTrainer._prepare_dataset:
+                    train_dataset = self._prepare_by_subclass(train_dataset, text_tokenizer, args, formatting_func)
+                    eval_dataset = self._prepare_by_subclass(eval_dataset, text_tokenizer, args, formatting_func)
+                    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
                 sets = Rows.of(train_dataset, eval_dataset, formatting_func, text_tokenizer, args)
-            plugins = _plugins(args, text_tokenizer, sets, None if _is_of_peft(model, "PeftModel") else peft_config)
+            packs = args.packing and bool(sets.to_prepare or self._prepared)
+            adapter = None if _is_of_peft(model, "PeftModel") else peft_config
+            plugins = _plugins(args, text_tokenizer, packs, adapter)
             self._stages = _stages(model or model_init, args, sets, plugins, text_tokenizer, data_collator)
             self._vocabulary = Vocabulary(text_tokenizer, [], changed=False)
             train_dataset, eval_dataset = sets.prepared(self._stages, text_tokenizer, args)
             if model is not None:
-                model = self._stages.load_model(self._vocabulary, None if isinstance(model, str) else model)
-            self._collates_plain_rows = data_collator is not None and bool(sets.to_prepare)
+                model = self._with_plugins(None if isinstance(model, str) else model)
+            named = sets.named(train_dataset, eval_dataset)
+            self._prepared += [rows for name, rows in named if name in sets.to_prepare]
+            self._has_own_collator = data_collator is not None
             use_cache = None if model is None else getattr(model.config, "use_cache", None)
             super().__init__(
-                loss=self._stages.make_loss(model),
+                loss=None if model is not None and _has_own_loss(model) else self._stages.make_loss(model),
                 model=model,
-                args=one_device(args),
+                args=_for_trainer(args, eval_dataset),
                 data_collator=self._stages.make_collator(text_tokenizer),
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -173,27 +181,80 @@ class SFTTrainer(training.SFTTrainer):
                 optimizers=optimizers,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
-        self.neftune_noise_alpha = None  # the plugin does it
-        if self._takes_less:
-            self.loss_is_scaled_for_ga = False  # the loss is a batch's mean, which knows nothing of the window
-        if any(isinstance(callback, RichProgressCallback) for callback in self.callback_handler.callbacks):
-            for other in (transformers.PrinterCallback, transformers.ProgressCallback):
-                self.remove_callback(other)
         if not args.use_cache and use_cache is not None:
             self.model.config.use_cache = use_cache  # which is saved; training uses none anyhow
         self.dataset_num_proc, self.dataset_batch_size = args.dataset_num_proc, args.dataset_batch_size
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """What is another trainer's than transformers 5 makes it."""
+        self.neftune_noise_alpha = None  # the plugin does it
+        if self._takes_less:
+            self.loss_is_scaled_for_ga = False  # the loss is a batch's mean, which knows nothing of the window
+        handler: Any = self.callback_handler
+        handler.call_event = functools.partial(handler.call_event, tokenizer=self.processing_class)
+        if any(isinstance(callback, RichProgressCallback) for callback in handler.callbacks):
+            for other in (transformers.PrinterCallback, transformers.ProgressCallback):
+                self.remove_callback(other)
         if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(list(self._tag_names))
-        if args.packing and self.train_dataset is not None:
-            if args.max_steps > 0:
-                warnings.warn(
-                    "You passed `packing=True` to the SFTTrainer/SFTConfig, and `max_steps` as well: the data is gone "
-                    "through again and again until `max_steps` are reached, which may be several epochs.",
-                    stacklevel=2,
-                )
-            rows: Any = self.train_dataset
-            if isinstance(rows, torch.utils.data.Dataset | datasets.Dataset):
-                rows.infinite = args.max_steps > 0  # type: ignore[union-attr]
+            self.model.add_model_tags(self._tag_names)
+        if not self.args.packing or self.train_dataset is None:
+            return
+        if self.args.max_steps > 0:
+            warnings.warn(
+                "You passed `packing=True` to the SFTTrainer/SFTConfig, and `max_steps` as well: the data is gone "
+                "through again and again until `max_steps` are reached, which may be several epochs.",
+                stacklevel=3,
+            )
+        rows: Any = self.train_dataset
+        if isinstance(rows, torch.utils.data.Dataset | datasets.Dataset):
+            rows.infinite = self.args.max_steps > 0  # type: ignore[union-attr]
+
+    def _prepare_by_subclass(self, given: Any, tokenizer: Any, args: SFTConfig, function: Any) -> Any:
+        if isinstance(given, dict):
+            return {name: self._prepare_by_subclass(rows, tokenizer, args, function) for name, rows in given.items()}
+        if given is None:
+            return None
+        return self._prepare_dataset(
+            given,
+            tokenizer,
+            args.packing,
+            args.dataset_text_field,
+            args.max_seq_length,
+            function,
+            args.num_of_sequences,
+            args.chars_per_token,
+            remove_unused_columns=args.remove_unused_columns,
+            **(args.dataset_kwargs or {}),
+        )
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        packing: bool,
+        dataset_text_field: str | None,
+        max_seq_length: int | None,
+        formatting_func: Callable[[Any], Any] | None,
+        num_of_sequences: int,
+        chars_per_token: float,
+        remove_unused_columns: bool = True,
+        **dataset_kwargs: Any,
+    ) -> Any:
+        """One data set, prepared by itself; a subclass may prepare it otherwise, and is asked for each."""
+        args = SFTConfig(
+            output_dir="tmp_trainer",
+            packing=packing,
+            dataset_text_field=dataset_text_field,
+            max_seq_length=max_seq_length,
+            remove_unused_columns=remove_unused_columns,
+            dataset_kwargs=dataset_kwargs,
+        )
+        sets = Rows.of(dataset, None, formatting_func, tokenizer, args)
+        stages = _stages(self, args, sets, _plugins(args, tokenizer, packing, None), tokenizer, None)
+        made, _ = sets.prepared(stages, tokenizer, args)
+        self._prepared += [made] if sets.to_prepare else []
+        return made
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Methods of a subclass may lack arguments that transformers has passed only since 2024."""
@@ -209,9 +270,19 @@ class SFTTrainer(training.SFTTrainer):
         """The tokenizer, or the processor that was given in its place."""
         return self.processing_class
 
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.processing_class = tokenizer
+
+    def _with_plugins(self, model: Any) -> Any:
+        """The model as plugins load, or change, it; what is no model of transformers is left as it is."""
+        if model is None or hasattr(model, "get_input_embeddings"):
+            return self._stages.load_model(self._vocabulary, model)
+        return model
+
     def call_model_init(self, trial: Any = None) -> Any:
         """As the Trainer's; the model gets what the plugins do to one."""
-        return self._stages.load_model(self._vocabulary, super().call_model_init(trial))
+        return self._with_plugins(super().call_model_init(trial))
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """As the Trainer's.
@@ -224,8 +295,29 @@ class SFTTrainer(training.SFTTrainer):
             return super().train(*arguments, **options)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        with self.loss_head.installed(), self._flash_alone(), self._stages.training(self.model):
-            return super()._inner_training_loop(*arguments, **options)
+        with self._asked_for_losses(), self._flash_alone() as alone:
+            if alone is None:
+                self._see_whether_documents_stay_apart()
+            with self._stages.training(self.model):
+                return super()._inner_training_loop(*arguments, **options)
+
+    def _see_whether_documents_stay_apart(self) -> None:
+        """Where a model cannot keep packed documents apart, they see each other as in TRL, and that is told."""
+        plugins = self._stages.plugins
+        packing = next((item.plugin for item in plugins.selected if item.name == "packing"), None)
+        if packing is None or not plugins.manager.is_registered(packing):
+            return
+        try:
+            with packing.training_context(model=self.model, config=self._stages.config):
+                return
+        except ConfigError as leak:
+            warnings.warn(f"{leak}. As in TRL, the documents of a packed row see each other.", stacklevel=4)
+        plugins.manager.unregister(packing)
+        self.train_dataset = _joined(self.train_dataset)
+        several = isinstance(self.eval_dataset, dict)
+        self.eval_dataset = (
+            {name: _joined(rows) for name, rows in self.eval_dataset.items()} if several else _joined(self.eval_dataset)
+        )
 
     def _flash_alone(self) -> contextlib.AbstractContextManager[Any]:
         """Where scripts leave torch only its flash kernel, which takes no mask, it runs on each document by itself."""
@@ -244,17 +336,34 @@ class SFTTrainer(training.SFTTrainer):
         ):
             return
         looked_at = [rows[at] for at in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
-        for row in looked_at:
-            if (self._batch_collator()([row])["labels"] != self.data_collator.ignore_index).any():
+        with self._collating(rows):
+            if any((self.data_collator([row])["labels"] != IGNORE).any() for row in looked_at):
                 return
         raise ValueError(
             f"nothing would be trained: the templates were found in none of {len(looked_at)} rows. Give the token ids "
             "that they have in context, raise max_seq_length, or use sftkit's plugin completion_only, which finds text."
         )
 
-    def _batch_collator(self) -> Any:
-        collator = PlainRows(self.data_collator) if self._collates_plain_rows else self.data_collator
-        return collator if self._own_loss else WithPositions(collator)  # which may give the batch to the model
+    def get_train_dataloader(self) -> Any:
+        """As the Trainer's."""
+        with self._collating(self.train_dataset):
+            return super().get_train_dataloader()
+
+    def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+        with self._collating(dataset):
+            return super()._get_dataloader(dataset, *arguments, **options)
+
+    @contextlib.contextmanager
+    def _collating(self, dataset: Any) -> Iterator[None]:
+        """Inside, one's own collator gets rows that were prepared here as TRL had them."""
+        own = self.data_collator
+        prepared = any(dataset is rows for rows in self._prepared)
+        if prepared and self._has_own_collator and not isinstance(own, PlainRows):
+            self.data_collator = PlainRows(own)
+        try:
+            yield
+        finally:
+            self.data_collator = own
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -266,6 +375,8 @@ class SFTTrainer(training.SFTTrainer):
         for context in self._stages.plugins.hook.inject_noise(model=model):
             self.neftune_hook_handle.enter_context(context)
         return model
+
+    _trl_activate_neftune = _activate_neftune
 
     def create_model_card(self, *arguments: Any, tags: str | list[str] | None = None, **options: Any) -> None:
         """As the Trainer's, with the tags of this one."""
@@ -347,6 +458,27 @@ def _is_of_peft(value: Any, name: str) -> bool:
     return isinstance(value, getattr(peft, name))
 
 
+def _has_own_loss(model: Any) -> bool:
+    """Whether a model's loss is its own business: one of the user's classes, or with an encoder before its decoder."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own_class = not type(base).__module__.startswith(("transformers.", "peft.", "unsloth"))
+    return own_class or getattr(base.config, "is_encoder_decoder", False)
+
+
+def _joined(rows: Any) -> Any:
+    """Packed rows that no longer tell where their documents begin."""
+    return rows.remove_columns("position_ids") if "position_ids" in getattr(rows, "column_names", ()) else rows
+
+
+def _for_trainer(args: SFTConfig, eval_dataset: Any) -> SFTConfig:
+    """The arguments, of one GPU a process; without an evaluation set there are no evaluations. Changes them."""
+    if eval_dataset is None and args.eval_strategy != "no":
+        warnings.warn("there is no `eval_dataset`, so that nothing is evaluated (`eval_strategy`)", stacklevel=4)
+        args.eval_strategy = transformers.IntervalStrategy.NO
+    one_device(args)
+    return args
+
+
 def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None:
     if args.model_init_kwargs is not None and not isinstance(model, str):
         raise ValueError("You passed model_init_kwargs to the SFTConfig, but your model is already instantiated.")
@@ -417,9 +549,9 @@ def _set_length(args: SFTConfig, tokenizer: Any) -> None:
         )
 
 
-def _plugins(args: SFTConfig, tokenizer: Any, rows: Rows, peft_config: Any) -> list[Any]:
+def _plugins(args: SFTConfig, tokenizer: Any, packs: bool, peft_config: Any) -> list[Any]:
     chosen: list[Any] = []
-    if args.packing and rows.to_prepare:
+    if packs:
         appended = (args.dataset_kwargs or {}).get("append_concat_token", True)
         chosen.append(
             Packing(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 from accelerate import PartialState
 
 from sftkit.data.columns import WEIGHTS
@@ -49,13 +48,11 @@ class Rows:
         Raises:
             ValueError: if the function makes no list of texts from a batch.
         """
-        held_out = {f"{EVAL}.{name}": rows for name, rows in evaluation.items()} if isinstance(evaluation, dict) else {}
-        sets = {TRAIN: train, **(held_out or {EVAL: evaluation})}
         options = args.dataset_kwargs or {}
         # As in TRL: with packing the function goes before the column, and without it the column before the function.
         field = None if args.packing and function is not None else args.dataset_text_field
         rows = cls({}, {}, options.get("add_special_tokens", True), field or "text")
-        for name, given in sets.items():
+        for name, given in rows.named(train, evaluation):
             if given is None:
                 continue
             if options.get("skip_prepare_dataset") or not _is_raw(given):
@@ -93,6 +90,12 @@ class Rows:
         train, one = made.pop(TRAIN, None), made.pop(EVAL, None)
         return train, {name.removeprefix(f"{EVAL}."): rows for name, rows in made.items()} or one
 
+    def named(self, train: Any, evaluation: Any) -> list[tuple[str, Any]]:
+        """Data sets, with the name of the split of each."""
+        if isinstance(evaluation, dict):
+            return [(TRAIN, train), *((f"{EVAL}.{name}", rows) for name, rows in evaluation.items())]
+        return [(TRAIN, train), (EVAL, evaluation)]
+
     def _made(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> dict[str, Any]:
         if self.train is not None:
             data = stages.prepare_data(tokenizer)
@@ -103,10 +106,15 @@ class Rows:
         if PartialState().is_main_process:
             for split, counts in data.summary().items():
                 logger.info("%s: %s", split, ", ".join(f"{number} {what}" for what, number in counts.items()))
-        made = {name: data.splits[name] for name in self.to_prepare}
+        made = {name: _lists(data.splits[name]) for name in self.to_prepare}
         if not args.remove_unused_columns and not args.packing:
             made = {name: _beside(dataset, self.to_prepare[name][1]) for name, dataset in made.items()}
         return made
+
+
+def _lists(rows: Any) -> Any:
+    """Rows whose values are lists, where they can be had by their number."""
+    return rows.with_format(None) if isinstance(rows, datasets.Dataset) else rows
 
 
 def _columns(rows: Any) -> list[str]:
@@ -150,8 +158,7 @@ def _beside(made: Any, given: Any) -> Any:
             f"remove_unused_columns=False keeps each row's other columns, and {len(given)} rows became {len(made)}"
         )
     rest = given.remove_columns([name for name in given.column_names if name in made.column_names])
-    both = datasets.concatenate_datasets([made.with_format(None), rest.with_format(None)], axis=1)
-    return both.with_format("numpy", columns=made.column_names, output_all_columns=True)
+    return datasets.concatenate_datasets([made, rest.with_format(None)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -171,12 +178,9 @@ class PlainRows:
         return batch
 
     def _plain(self, example: Any) -> Any:
-        ids = example.get("input_ids")
-        if not isinstance(ids, np.ndarray):  # not prepared here
-            return example
         row = {name: value for name, value in example.items() if name not in ("labels", WEIGHTS)}
-        row |= {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)}
-        return row | ({"position_ids": row["position_ids"].tolist()} if "position_ids" in row else {})
+        row |= {name: list(map(int, row[name])) for name in ("input_ids", "position_ids") if name in row}
+        return row | {"attention_mask": [1] * len(row["input_ids"])}
 
 
 def get_formatting_func_from_dataset(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any] | None:

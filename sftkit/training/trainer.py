@@ -33,22 +33,25 @@ class SFTTrainer(Trainer):
     large for the device is computed in halves, with the same gradients.
 
     Args:
-        loss: what is minimised.
+        loss: what is minimised; with None the model's own loss is, in the stock Trainer's way.
         arguments: of `transformers.Trainer`.
     """
 
     data_collator: Any
+    train_dataset: Any
+    eval_dataset: Any
 
-    def __init__(self, *, loss: HeadLoss, data_collator: Any, **arguments: Any) -> None:
+    def __init__(self, *, loss: HeadLoss | None, data_collator: Any, **arguments: Any) -> None:
         super().__init__(data_collator=data_collator, **arguments)
-        # The window's trained tokens are counted, and divide the loss.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
-        self._loss_shifts_labels = True
+        if loss is not None:  # the window's trained tokens are counted, and divide it
+            self.model_accepts_loss_kwargs = True
+            self.loss_is_scaled_for_ga = True
+            self._loss_shifts_labels = True
         self._loss = loss
         self._head: LossHead | None = None
         self._gives_logits = False
-        self._own_loss = type(self).compute_loss is not SFTTrainer.compute_loss  # a subclass has another
+        # The model has another, or a subclass.
+        self._own_loss = loss is None or type(self).compute_loss is not SFTTrainer.compute_loss
         self._measures = Measures()
         self._loss_sum: Any = 0.0
         self._steps = 0.0
@@ -61,8 +64,12 @@ class SFTTrainer(Trainer):
     def loss_head(self) -> LossHead:
         """What asks the model for losses."""
         if self._head is None:
+            assert self._loss is not None
             self._head = LossHead(self.model, self._loss)
         return self._head
+
+    def _asked_for_losses(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._loss is None else self.loss_head.installed()
 
     def call_model_init(self, trial: Any = None) -> Any:
         """As the Trainer's; the new model has a head of its own."""
@@ -70,17 +77,17 @@ class SFTTrainer(Trainer):
         return super().call_model_init(trial)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        with self.loss_head.installed():
+        with self._asked_for_losses():
             return super()._inner_training_loop(*arguments, **options)
 
     def predict(self, *arguments: Any, **options: Any) -> Any:
         """As the Trainer's."""
-        with self.loss_head.installed(), self._measures.paused():
+        with self._asked_for_losses(), self._measures.paused():
             return super().predict(*arguments, **options)
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
         """As the Trainer's."""
-        with self.loss_head.installed(), self._measures.paused():
+        with self._asked_for_losses(), self._measures.paused():
             return super().evaluate(*arguments, **options)
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> Any:
@@ -115,7 +122,7 @@ class SFTTrainer(Trainer):
 
     def _batch_collator(self) -> Any:
         """What makes the batches: the collator, and what the step wants to know of them."""
-        return WithPositions(self.data_collator)
+        return self.data_collator if self._own_loss else WithPositions(self.data_collator)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The batches of an accumulation window, and the sum of the weights of their trained tokens."""
@@ -125,7 +132,7 @@ class SFTTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         # Of a stream, some batches may have weights and others none, also on other processes: all count as floats.
-        streamed = isinstance(self.train_dataset, torch.utils.data.IterableDataset)
+        streamed = isinstance(self.train_dataset, torch.utils.data.IterableDataset) and self._loss is not None
         if not streamed and not any("loss_weights" in batch for batch in batch_samples):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = torch.zeros((), device=device)
@@ -205,6 +212,8 @@ class SFTTrainer(Trainer):
 
         Whoever asks for outputs gets the logits of every position in them.
         """
+        if self._loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not model.training:
             loss, outputs = self._evaluate_batch(
                 model, inputs, self._gives_logits or (return_outputs and self._own_loss)
