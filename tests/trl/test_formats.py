@@ -1,0 +1,87 @@
+"""The formatting function that a data set's columns ask for, and ChatML for a model and its tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from sftkit.testing import tiny_model, tiny_tokenizer
+from sftkit.trl import FORMAT_MAPPING, ChatMlSpecialTokens, get_formatting_func_from_dataset, setup_chat_format
+
+RENDERED = "system: Be kind.\nuser: What is 0 plus one?\nassistant: It is 1.\n"
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_conversations_are_rendered_one_or_many(conversations, tokenizer, column) -> None:
+    given = Dataset.from_dict({column: conversations["messages"]})
+    function: Any = get_formatting_func_from_dataset(given, tokenizer)
+    assert function(given[0]) == RENDERED
+    assert function(given[0:1]) == [RENDERED]
+    assert len(function(given[:])) == len(given)
+
+
+def test_prompts_and_completions_are_rendered_one_or_many(tokenizer) -> None:
+    given = Dataset.from_list([{"prompt": f"{n} and {n}?", "completion": str(2 * n)} for n in range(2)])
+    function: Any = get_formatting_func_from_dataset(given, tokenizer)
+    assert function(given[0]) == "user: 0 and 0?\nassistant: 0\n"
+    assert function(given[:]) == ["user: 0 and 0?\nassistant: 0\n", "user: 1 and 1?\nassistant: 2\n"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": ["a"]},
+        {"question": ["a"], "answer": ["b"]},
+        {"prompt": ["a"], "completion": ["b"], "source": ["c"]},
+        {"prompt": [1], "completion": [2]},
+        {"conversations": [[{"from": "human", "value": "a"}]]},
+        {"messages": ["a"]},
+    ],
+    ids=lambda columns: "-".join(columns),
+)
+def test_other_columns_have_no_function(tokenizer, columns) -> None:
+    assert get_formatting_func_from_dataset(Dataset.from_dict(columns), tokenizer) is None
+
+
+def test_chatml_gives_both_its_tokens_and_the_model_rows_for_them() -> None:
+    model, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer(), resize_to_multiple_of=64)
+    chatml = ChatMlSpecialTokens()
+    assert {"chatml": ChatMlSpecialTokens} == FORMAT_MAPPING
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        chatml.bos_token,
+        chatml.eos_token,
+        chatml.pad_token,
+    )
+    assert model.get_input_embeddings().weight.shape[0] % 64 == 0
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id,) * 2
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_chatml_renders_conversations(conversations) -> None:
+    _, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer())
+    text = tokenizer.apply_chat_template(conversations[0]["messages"], tokenize=False)
+    turns = {"system": "Be kind.", "user": "What is 0 plus one?", "assistant": "It is 1."}
+    assert text == "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns.items())
+
+
+def test_a_tokenizer_with_a_template_gets_no_other(tokenizer) -> None:
+    with pytest.raises(ValueError, match="Chat template is already added"):
+        setup_chat_format(tiny_model(), tokenizer)
+
+
+def test_an_unknown_format_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Format alpaca not available"):
+        setup_chat_format(tiny_model(), tiny_tokenizer(), format="alpaca")
+
+
+def test_a_model_with_chatml_is_trained_on_conversations(make, conversations, ids) -> None:
+    model, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer())
+    trainer = make(model, args={"max_seq_length": 128}, train_dataset=conversations, tokenizer=tokenizer)
+    assert tokenizer.decode(ids(trainer.train_dataset)[0]).startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    assert trainer.train().global_step == 2
+    batch = next(iter(trainer.get_train_dataloader()))
+    ends = batch["input_ids"] == tokenizer.eos_token_id
+    inside = ends & batch["attention_mask"].bool()
+    assert (batch["labels"][inside] == tokenizer.eos_token_id).all()  # though padding is the same token
