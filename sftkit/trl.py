@@ -8,8 +8,6 @@ as configuration files and as `Pipeline` calls, and where sftkit does otherwise 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import enum
 import functools
 import inspect
 import logging
@@ -25,11 +23,9 @@ import transformers
 from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import (
-    BitsAndBytesConfig,
     TrainingArguments,
 )
 
-from sftkit.config.train_fields import allowed_fields
 from sftkit.console import Display
 from sftkit.data.columns import IGNORE, WEIGHTS
 from sftkit.errors import ConfigError, SftkitError
@@ -39,6 +35,7 @@ from sftkit.training import trainer as training
 from sftkit.training.arguments import one_device
 from sftkit.training.progress import Progress
 from sftkit.trl_arguments import (
+    MOVED,
     ModelConfig,
     SFTConfig,
     SFTScriptArguments,
@@ -47,6 +44,10 @@ from sftkit.trl_arguments import (
     get_kbit_device_map,
     get_peft_config,
     get_quantization_config,
+    model_section,
+    set_length,
+    sft_config,
+    train_section,
 )
 from sftkit.trl_rows import PlainRows, Rows, get_formatting_func_from_dataset
 from sftkit_plugins.chatml.chat_format import FORMAT_MAPPING, ChatMlSpecialTokens, setup_chat_format
@@ -139,7 +140,7 @@ class SFTTrainer(training.SFTTrainer):
         given = locals()
         if infinite is not None:
             warnings.warn("The `infinite` argument is deprecated: set max_steps or num_train_epochs.", stacklevel=2)
-        args = _sft_config(args, {name: given[name] for name in MOVED if given[name] is not None})
+        args = sft_config(args, {name: given[name] for name in MOVED if given[name] is not None})
         _check(args, model, data_collator, peft_config)
         _tell(args, model, peft_config)
         with _as_value_error():
@@ -147,7 +148,7 @@ class SFTTrainer(training.SFTTrainer):
             if tokenizer is None:
                 tokenizer = _tokenizer_of(model, args)
             text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
-            _set_length(args, text_tokenizer)
+            set_length(args, text_tokenizer)
             self._prepared: list[Any] = []
             with PartialState().local_main_process_first():
                 if type(self)._prepare_dataset is not SFTTrainer._prepare_dataset:
@@ -295,9 +296,8 @@ class SFTTrainer(training.SFTTrainer):
             return super().train(*arguments, **options)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        with self._asked_for_losses(), self._flash_alone() as alone:
-            if alone is None:
-                self._see_whether_documents_stay_apart()
+        with self._asked_for_losses(), self._flash_alone():
+            self._see_whether_documents_stay_apart()
             with self._stages.training(self.model):
                 return super()._inner_training_loop(*arguments, **options)
 
@@ -313,11 +313,18 @@ class SFTTrainer(training.SFTTrainer):
         except ConfigError as leak:
             warnings.warn(f"{leak}. As in TRL, the documents of a packed row see each other.", stacklevel=4)
         plugins.manager.unregister(packing)
-        self.train_dataset = _joined(self.train_dataset)
-        several = isinstance(self.eval_dataset, dict)
-        self.eval_dataset = (
-            {name: _joined(rows) for name, rows in self.eval_dataset.items()} if several else _joined(self.eval_dataset)
-        )
+        self.train_dataset = self._joined(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: self._joined(rows) for name, rows in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = self._joined(self.eval_dataset)
+
+    def _joined(self, rows: Any) -> Any:
+        """Packed rows that no longer tell where their documents begin."""
+        if "position_ids" not in (getattr(rows, "column_names", None) or ()):
+            return rows
+        self._prepared.append(rows.remove_columns("position_ids"))
+        return self._prepared[-1]
 
     def _flash_alone(self) -> contextlib.AbstractContextManager[Any]:
         """Where scripts leave torch only its flash kernel, which takes no mask, it runs on each document by itself."""
@@ -343,6 +350,9 @@ class SFTTrainer(training.SFTTrainer):
             f"nothing would be trained: the templates were found in none of {len(looked_at)} rows. Give the token ids "
             "that they have in context, raise max_seq_length, or use sftkit's plugin completion_only, which finds text."
         )
+
+    def _batch_collator(self) -> Any:
+        return self.data_collator  # batches have nothing but what a model takes: scripts give it them by hand
 
     def get_train_dataloader(self) -> Any:
         """As the Trainer's."""
@@ -393,13 +403,6 @@ class SFTTrainer(training.SFTTrainer):
 
 
 LOOKED_AT = 100  # rows that are tried before a training with templates
-#: Arguments of the trainer that are the configuration's by now.
-MOVED = (
-    *("dataset_text_field", "packing", "max_seq_length", "num_of_sequences", "chars_per_token", "dataset_num_proc"),
-    *("dataset_batch_size", "neftune_noise_alpha", "model_init_kwargs", "dataset_kwargs", "eval_packing"),
-)
-
-
 #: Arguments that transformers passes to a trainer's methods since 2024, by method.
 ADDED = {"compute_loss": "num_items_in_batch", "training_step": "num_items_in_batch", "log": "start_time"}
 
@@ -433,23 +436,6 @@ def _as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def _sft_config(args: TrainingArguments | None, moved: dict[str, Any]) -> SFTConfig:
-    if args is None:
-        warnings.warn("No `SFTConfig` passed, using `output_dir=tmp_trainer`.", stacklevel=3)
-        args = SFTConfig(output_dir="tmp_trainer")
-    elif not isinstance(args, SFTConfig):
-        fields = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
-        args = SFTConfig(**{name: getattr(args, name) for name in fields})
-    if moved:
-        what = f"Deprecated argument(s) of SFTTrainer: {', '.join(moved)}. Set them in the SFTConfig instead."
-        warnings.warn(what, FutureWarning, stacklevel=3)
-    for name, value in moved.items():
-        what = f"You passed a `{name}` argument to the SFTTrainer, its value will override the one in the `SFTConfig`."
-        warnings.warn(what, stacklevel=3)
-        setattr(args, name, value)
-    return args
-
-
 def _is_of_peft(value: Any, name: str) -> bool:
     if find_spec("peft") is None:
         return False
@@ -463,11 +449,6 @@ def _has_own_loss(model: Any) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     own_class = not type(base).__module__.startswith(("transformers.", "peft.", "unsloth"))
     return own_class or getattr(base.config, "is_encoder_decoder", False)
-
-
-def _joined(rows: Any) -> Any:
-    """Packed rows that no longer tell where their documents begin."""
-    return rows.remove_columns("position_ids") if "position_ids" in getattr(rows, "column_names", ()) else rows
 
 
 def _for_trainer(args: SFTConfig, eval_dataset: Any) -> SFTConfig:
@@ -504,49 +485,14 @@ def _tell(args: SFTConfig, model: Any, peft_config: Any) -> None:
         warnings.warn("The model is a PeftModel already: its adapter is trained, not `peft_config`.", stacklevel=3)
 
 
-def _model_section(model: Any, args: SFTConfig) -> Any:
-    """The section ``model`` of a model given by name; a loaded one as it is."""
-    if not isinstance(model, str):
-        return model
-    options = {name: value for name, value in (args.model_init_kwargs or {}).items() if value is not None}
-    dtype = options.pop("torch_dtype", options.pop("dtype", "float32"))
-    known = dtype == "auto" or isinstance(dtype, torch.dtype)
-    if not known and not (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)):
-        raise ValueError(
-            "Invalid `torch_dtype` passed to the SFTConfig. Expected a string with either `torch.dtype` or 'auto', "
-            f"but got {dtype}."
-        )
-    for name in ("load_in_8bit", "load_in_4bit"):
-        if options.pop(name, False):
-            options["quantization_config"] = BitsAndBytesConfig(**{name: True})
-    section = {name: options.pop(name) for name in ("revision", "trust_remote_code") if name in options}
-    if options.get("use_safetensors"):
-        del options["use_safetensors"]  # as always
-    return {"name": model, "dtype": str(dtype).removeprefix("torch."), "options": options, **section}
-
-
 def _tokenizer_of(model: Any, args: SFTConfig) -> Any:
     if model is None:
         raise ValueError("`model_init` says nothing of the tokenizer: pass it as `tokenizer`")
-    section = _model_section(model if isinstance(model, str) else model.config._name_or_path, args)
+    section = model_section(model if isinstance(model, str) else model.config._name_or_path, args)
     tokenizer = Pipeline(model=section, data=[]).stages().load_tokenizer().tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _set_length(args: SFTConfig, tokenizer: Any) -> None:
-    if args.max_seq_length is None:
-        args.max_seq_length = min(tokenizer.model_max_length, 1024)
-        what = "You didn't pass a `max_seq_length` argument to the SFTTrainer, this will default to "
-        warnings.warn(f"{what}{args.max_seq_length}", stacklevel=4)
-    if tokenizer.padding_side not in (None, "right"):
-        warnings.warn(
-            "You passed a tokenizer with `padding_side` not equal to `right` to the SFTTrainer. This might lead to "
-            "some unexpected behaviour due to overflow issues when training a model in half-precision. You might "
-            "consider adding `tokenizer.padding_side = 'right'` to your code.",
-            stacklevel=4,
-        )
 
 
 def _plugins(args: SFTConfig, tokenizer: Any, packs: bool, peft_config: Any) -> list[Any]:
@@ -585,28 +531,16 @@ def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokeniz
         "window": args.dataset_batch_size,
     }
     pipeline = Pipeline(
-        model=_model_section(model, args),
+        model=model_section(model, args),
         data=[] if rows.train is None else rows.train,
         eval=rows.eval or None,
         plugins=plugins,
-        train=_train_section(args),
+        train=train_section(args),
         config={"data": data},
         tokenizer=tokenizer,
         collator=collator,
     )
     return pipeline.stages()
-
-
-def _train_section(args: SFTConfig) -> dict[str, Any]:
-    """What differs from the defaults and can be written down: plugins read it."""
-    section = {}
-    for known in dataclasses.fields(TrainingArguments):
-        value = getattr(args, known.name)
-        value = value.value if isinstance(value, enum.Enum) else value
-        plain = isinstance(value, bool | int | float | str | dict | list)
-        if known.name in allowed_fields() and plain and value != known.default:
-            section[known.name] = value
-    return section
 
 
 class RichProgressCallback(Progress):

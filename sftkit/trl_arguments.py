@@ -2,8 +2,11 @@
 
 # Not `from __future__ import annotations`: HfArgumentParser reads the fields' types.
 
+import dataclasses
+import enum
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +16,8 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, HfArgumentParser, TrainingArguments
+
+from sftkit.config.train_fields import allowed_fields
 
 #: Arguments of 2024's TrainingArguments that transformers 5 renamed.
 RENAMED = {
@@ -220,3 +225,76 @@ class TrlParser(HfArgumentParser):
             if "config" not in known:
                 del args[at : at + 2]
         return self.parse_args_into_dataclasses(args, return_remaining_strings=return_remaining_strings)
+
+
+#: Arguments of the trainer that are the configuration's by now.
+MOVED = (
+    *("dataset_text_field", "packing", "max_seq_length", "num_of_sequences", "chars_per_token", "dataset_num_proc"),
+    *("dataset_batch_size", "neftune_noise_alpha", "model_init_kwargs", "dataset_kwargs", "eval_packing"),
+)
+
+
+def sft_config(args: TrainingArguments | None, moved: dict[str, Any]) -> SFTConfig:
+    """The trainer's arguments, with those that were given to the trainer itself, as TRL warned one not to."""
+    if args is None:
+        warnings.warn("No `SFTConfig` passed, using `output_dir=tmp_trainer`.", stacklevel=3)
+        args = SFTConfig(output_dir="tmp_trainer")
+    elif not isinstance(args, SFTConfig):
+        fields = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+        args = SFTConfig(**{name: getattr(args, name) for name in fields})
+    if moved:
+        what = f"Deprecated argument(s) of SFTTrainer: {', '.join(moved)}. Set them in the SFTConfig instead."
+        warnings.warn(what, FutureWarning, stacklevel=3)
+    for name, value in moved.items():
+        what = f"You passed a `{name}` argument to the SFTTrainer, its value will override the one in the `SFTConfig`."
+        warnings.warn(what, stacklevel=3)
+        setattr(args, name, value)
+    return args
+
+
+def set_length(args: SFTConfig, tokenizer: Any) -> None:
+    """The length of rows, where it is left open, and what TRL warned of about padding. Changes the arguments."""
+    if args.max_seq_length is None:
+        args.max_seq_length = min(tokenizer.model_max_length, 1024)
+        what = "You didn't pass a `max_seq_length` argument to the SFTTrainer, this will default to "
+        warnings.warn(f"{what}{args.max_seq_length}", stacklevel=4)
+    if tokenizer.padding_side not in (None, "right"):
+        warnings.warn(
+            "You passed a tokenizer with `padding_side` not equal to `right` to the SFTTrainer. This might lead to "
+            "some unexpected behaviour due to overflow issues when training a model in half-precision. You might "
+            "consider adding `tokenizer.padding_side = 'right'` to your code.",
+            stacklevel=4,
+        )
+
+
+def model_section(model: Any, args: SFTConfig) -> Any:
+    """The section ``model`` of a model given by name; a loaded one as it is."""
+    if not isinstance(model, str):
+        return model
+    options = {name: value for name, value in (args.model_init_kwargs or {}).items() if value is not None}
+    dtype = options.pop("torch_dtype", options.pop("dtype", "float32"))
+    known = dtype == "auto" or isinstance(dtype, torch.dtype)
+    if not known and not (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)):
+        raise ValueError(
+            "Invalid `torch_dtype` passed to the SFTConfig. Expected a string with either `torch.dtype` or 'auto', "
+            f"but got {dtype}."
+        )
+    for name in ("load_in_8bit", "load_in_4bit"):
+        if options.pop(name, False):
+            options["quantization_config"] = BitsAndBytesConfig(**{name: True})
+    section = {name: options.pop(name) for name in ("revision", "trust_remote_code") if name in options}
+    if options.get("use_safetensors"):
+        del options["use_safetensors"]  # as always
+    return {"name": model, "dtype": str(dtype).removeprefix("torch."), "options": options, **section}
+
+
+def train_section(args: SFTConfig) -> dict[str, Any]:
+    """What differs from the defaults and can be written down: plugins read it."""
+    section = {}
+    for known in dataclasses.fields(TrainingArguments):
+        value = getattr(args, known.name)
+        value = value.value if isinstance(value, enum.Enum) else value
+        plain = isinstance(value, bool | int | float | str | dict | list)
+        if known.name in allowed_fields() and plain and value != known.default:
+            section[known.name] = value
+    return section
