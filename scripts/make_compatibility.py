@@ -38,6 +38,7 @@ TECHNIQUES: dict[str, list[str]] = {
     "compile": ["compile:backend=aot_eager"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
+    "vision": ["vision"],
 }
 WITH: dict[str, list[str]] = {"alone": [], "packing": ["packing"], "neftune": ["neftune"], "peft": ["peft:r=4"]}
 INTERPRETED = ("liger",)
@@ -47,9 +48,9 @@ HEAD = """\
 # What works with what
 
 Each cell was run, not claimed: a tiny Llama is loaded from a directory, trained for a few steps on a CPU and evaluated before and
-after; `yes` means that held-out loss fell, or more tokens were right. Liger's kernels ran under Triton's interpreter. What is
-refused is refused before weights are read, with the reason. `on a GPU`: the technique asks for one, and was not run. Written by
-`scripts/make_compatibility.py`; a test runs all cells again.
+after; `yes` means that held-out loss fell, or more tokens were right. With `vision` it is a tiny LLaVA, on drawn pictures. Liger's
+kernels ran under Triton's interpreter. What is refused is refused before weights are read, with the reason. `on a GPU`: the technique
+asks for one, and was not run. Written by `scripts/make_compatibility.py`; a test runs all cells again.
 
 """
 
@@ -58,17 +59,8 @@ def run_pair(plugins: list[str], directory: Path) -> str:
     """What comes of a run with these plugins: ``yes``, ``on a GPU`` or ``refused: why``."""
     from sftkit import Pipeline
     from sftkit.errors import SftkitError
-    from sftkit.testing import tiny_model, tiny_tokenizer
 
-    model = directory / "model"
-    if not model.exists():
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_key_value_heads": 4}
-        tiny_model("llama", **sizes).save_pretrained(model)
-        tiny_tokenizer().save_pretrained(model)
-    rows = [
-        {"prompt": f"### Question: {number % 4}\n ### Answer:", "completion": " Paris is the capital of France."}
-        for number in range(20)
-    ]
+    model, rows = seeing(directory) if "vision" in plugins else reading(directory)
     steps, batch = (2, 1) if "TRITON_INTERPRET" in os.environ else (5, 4)  # the interpreter is slow
     train = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 2e-2, "eval_on_start": True}
     output = tempfile.mkdtemp(dir=directory)
@@ -90,6 +82,36 @@ def run_pair(plugins: list[str], directory: Path) -> str:
         sign * (result.metrics[f"eval_{name}"] - result.metrics[f"eval_{name}_before"]) for name, sign in better.items()
     ]
     return YES if max(gains) > 0 else f"no: {result.metrics}"
+
+
+def reading(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """A Llama, and what it is trained on."""
+    from sftkit.testing import tiny_model, tiny_tokenizer
+
+    model = directory / "model"
+    if not model.exists():
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_key_value_heads": 4}
+        tiny_model("llama", **sizes).save_pretrained(model)
+        tiny_tokenizer().save_pretrained(model)
+    rows = [
+        {"prompt": f"### Question: {number % 4}\n ### Answer:", "completion": " Paris is the capital of France."}
+        for number in range(20)
+    ]
+    return model, rows
+
+
+def seeing(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """A LLaVA, and what it is trained on."""
+    from sftkit.testing.pictures import drawn, tiny_vision_model
+
+    model = directory / "seeing"
+    if not model.exists():
+        for part in tiny_vision_model("llava"):
+            part.save_pretrained(model)
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    answer = [{"type": "text", "text": "It is a red square."}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return model, [{"images": [drawn("red")], "messages": messages}] * 20
 
 
 def run_cell(technique: str, plugins: list[str], directory: Path) -> str:

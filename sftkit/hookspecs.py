@@ -17,7 +17,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from datasets import Features
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from sftkit.config import RunConfig
     from sftkit.data.documents import Formatter
@@ -43,11 +43,14 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase | None:
+    def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase | ProcessorMixin | None:
         """Slot: load the tokenizer. It is loaded before the data is prepared, and the data before the weights.
 
         Args:
             config: the run as resolved; ``config.model`` says what to load.
+
+        Returns:
+            The tokenizer; or a processor, whose tokenizer it is then, and which is saved with the model.
         """
 
     @hookspec
@@ -63,13 +66,18 @@ class Hooks:
 
     @hookspec(firstresult=True)
     def make_formatter(
-        self, columns: Features, tokenizer: PreTrainedTokenizerBase, config: RunConfig
+        self,
+        columns: Features,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: ProcessorMixin | None,
+        config: RunConfig,
     ) -> Formatter | None:
         """Slot, and wrappers are welcome: a formatter for data with these columns, or None to leave it to the next.
 
         Args:
             columns: the data's columns, name to feature type (`datasets.Features`).
             tokenizer: the run's tokenizer, with its chat template.
+            processor: what ``load_tokenizer`` gave, where that is more than a tokenizer.
             config: the run as resolved.
         """
 
@@ -84,11 +92,14 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
-    def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Collator | None:
-        """Slot: a callable that makes a batch of tensors from a list of examples.
+    def make_collator(
+        self, tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None, config: RunConfig
+    ) -> Collator | None:
+        """Slot, and wrappers are welcome: a callable that makes a batch of tensors from a list of examples.
 
         Args:
             tokenizer: the run's tokenizer.
+            processor: what ``load_tokenizer`` gave, where that is more than a tokenizer.
             config: the run as resolved.
         """
 

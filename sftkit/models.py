@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftkit.errors import ConfigError, Problem
 
@@ -110,6 +110,18 @@ def _ends(eos: int | None, old: int | Iterable[int] | None) -> int | list[int] |
     return ends[0] if len(ends) == 1 else (ends or None)
 
 
+def split_processor(loaded: Any) -> tuple[PreTrainedTokenizerBase, Any]:
+    """A tokenizer alone, or a processor's tokenizer and the processor; the chat template is that of either."""
+    from transformers import ProcessorMixin
+
+    if not isinstance(loaded, ProcessorMixin):
+        return loaded, None
+    tokenizer = loaded.tokenizer
+    if loaded.chat_template is not None:
+        tokenizer.chat_template = loaded.chat_template
+    return tokenizer, loaded
+
+
 def save_adapter_only(model: Any) -> None:
     """Keep peft from storing whole resized embeddings beside an adapter that holds the new rows. Changes the model.
 
@@ -121,11 +133,48 @@ def save_adapter_only(model: Any) -> None:
 
 def linear_names(model: nn.Module) -> list[str]:
     """The last parts of the names of a model's linear layers, each once, in the model's order."""
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module))
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module))
     return list(dict.fromkeys(names))
 
 
-def _is_linear(module: nn.Module) -> bool:
+#: Modules inside a vision tower that lead from it to the language model.
+_PROJECTORS = ("merger", "deepstack_merger_list")
+
+Part = Literal["language", "vision", "projector"]
+
+
+def parts_of(model: Any) -> dict[str, Part]:
+    """Which part of a model that sees pictures each of its layers is: vision tower, language model, or between them.
+
+    Args:
+        model: a PreTrainedModel without adapters; one that sees no pictures is all language.
+
+    Returns:
+        By name, each module that has weights of its own, or nothing inside it.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    tower, decoder = (names[id(part)] for part in (model.get_encoder(modality="image"), model.get_decoder()))
+    head = model.get_output_embeddings()
+    parts: dict[str, Part] = {}
+    for name, module in model.named_modules():
+        if any(True for _ in module.children()) and not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if not tower or module is head or _inside(name, decoder):
+            parts[name] = "language"
+        elif _inside(name, tower):
+            below = name.removeprefix(tower).split(".")
+            parts[name] = "projector" if any(part in _PROJECTORS for part in below) else "vision"
+        else:
+            parts[name] = "projector"
+    return parts
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, whoever made it."""
     # By name, since quantized layers and GPT-2's Conv1D are no subclass of nn.Linear.
     return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
 

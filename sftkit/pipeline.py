@@ -35,12 +35,14 @@ class RunResult:
         directory: where the model, tokenizer, manifest and logs are.
         model: the trained model, with its adapter if there is one.
         tokenizer: its tokenizer, with its chat template.
+        processor: what makes its inputs, where that is more than a tokenizer.
     """
 
     metrics: dict[str, float]
     directory: Path
     model: Any
     tokenizer: Any
+    processor: Any = None
 
 
 class Pipeline:
@@ -55,7 +57,7 @@ class Pipeline:
         plugins: names (``"neftune:alpha=10"``, ``"no:pad"``), plugin objects, or one-key mappings of name to options.
         train: fields of `transformers.TrainingArguments`.
         config: path of a YAML file, or a mapping of all sections; the other arguments go on top of it.
-        tokenizer: name, or a loaded tokenizer.
+        tokenizer: name, or a loaded tokenizer; or a loaded processor, which is saved with the model.
         formatting: your formatting function.
         collator: used instead of the collator plugin.
         callbacks: further `transformers.TrainerCallback` objects.
@@ -142,7 +144,7 @@ class Pipeline:
         self._save(trainer, ready)
         self._directory.write({**manifest, "data": ready.data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
-        return RunResult(metrics, self._directory.path, final, ready.tokenizer)
+        return RunResult(metrics, self._directory.path, final, ready.tokenizer, ready.vocabulary.processor)
 
     def _resolve(self, known: Iterable[Problem] = ()) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins; what is wrong with them is told with those ``known`` before."""
@@ -190,7 +192,7 @@ class Pipeline:
             data_collator=ready.collator,
             train_dataset=data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
-            processing_class=ready.tokenizer,
+            processing_class=ready.vocabulary.processor or ready.tokenizer,
             callbacks=[progress, *stages.callbacks(), *self._given.callbacks],
         )
         if sets:  # callbacks see it from the start, not only after the first evaluation

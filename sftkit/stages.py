@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 
 class Vocabulary(NamedTuple):
-    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding."""
+    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding.
+
+    ``processor`` is what the tokenizer is a part of, if it is.
+    """
 
     tokenizer: Any
     new_token_ids: list[int]
     changed: bool
+    processor: Any = None
 
 
 @dataclass(frozen=True)
@@ -65,24 +69,28 @@ class Stages:
     def ready(self) -> Ready:
         """The stages up to the collator."""
         vocabulary = self.load_tokenizer()
-        data = self.prepare_data(vocabulary.tokenizer)
-        collator = _keeping_weights(self.make_collator(vocabulary.tokenizer), data)
-        return Ready(
-            self.config, self.plugins, vocabulary.tokenizer, data, collator, vocabulary, model=self.given.model
-        )
+        tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
+        data = self.prepare_data(tokenizer, processor)
+        collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
+        return Ready(self.config, self.plugins, tokenizer, data, collator, vocabulary, model=self.given.model)
 
     def load_tokenizer(self) -> Vocabulary:
         """The tokenizer, or a copy of the one given, with what plugins add."""
+        from sftkit.models import split_processor
+
         if self.given.tokenizer is not None:
-            tokenizer = copy.deepcopy(self.given.tokenizer)
+            loaded = copy.deepcopy(self.given.tokenizer)
         else:
-            tokenizer = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer")
+            loaded = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer")
+        tokenizer, processor = split_processor(loaded)
         before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
         self.plugins.hook.add_tokens(tokenizer=tokenizer, config=self.config)
         changed = special != tokenizer.special_tokens_map
-        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed)
+        if processor is not None:
+            processor.chat_template = tokenizer.chat_template
+        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed, processor)
 
-    def prepare_data(self, tokenizer: Any) -> Prepared:
+    def prepare_data(self, tokenizer: Any, processor: Any = None) -> Prepared:
         """The examples to train on and those held out.
 
         Raises:
@@ -93,25 +101,27 @@ class Stages:
 
         if not self.config.data.streaming:
             sources = load_sources(self.config, self.given.train, self.given.eval)
-            return prepare(sources, tokenizer, self.config, self.plugins)
+            return prepare(sources, tokenizer, self.config, self.plugins, processor)
         from sftkit.data.stream import Stream
 
-        stream = Stream(load_streams(self.config, self.given.train), tokenizer, self.config, self.plugins)
+        streams = load_streams(self.config, self.given.train)
+        stream = Stream(streams, tokenizer, self.config, self.plugins, processor)
         next(iter(stream))  # what is wrong with the data is told now
-        return self.prepare_held_out(tokenizer).with_stream(stream)
+        return self.prepare_held_out(tokenizer, processor).with_stream(stream)
 
-    def prepare_held_out(self, tokenizer: Any) -> Prepared:
+    def prepare_held_out(self, tokenizer: Any, processor: Any = None) -> Prepared:
         """The examples held out alone; a fraction of the training data cannot be had so."""
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources
 
         sources = load_sources(self.config, [], self.given.eval)
         del sources["train"]
-        return prepare(sources, tokenizer, self.config, self.plugins)
+        return prepare(sources, tokenizer, self.config, self.plugins, processor)
 
-    def make_collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Any]:
+    def make_collator(self, tokenizer: Any, processor: Any = None) -> Callable[[list[dict[str, Any]]], Any]:
         """The collator given, else the plugins'."""
-        made = self.given.collator or self.plugins.hook.make_collator(tokenizer=tokenizer, config=self.config)
+        hook = self.plugins.hook.make_collator
+        made = self.given.collator or hook(tokenizer=tokenizer, processor=processor, config=self.config)
         collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator")
         return collator
 
@@ -128,7 +138,7 @@ class Stages:
 
         config, plugins = self.config, self.plugins
         set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
-        tokenizer, new_token_ids, changed = vocabulary
+        tokenizer, new_token_ids, changed, _ = vocabulary
         model = loaded
         if model is None:
             options = plugins.model_options(config)

@@ -123,10 +123,10 @@ def _leaks(ready: Ready) -> Iterator[Verdict]:
 
 
 def _document_hashes(rows: Any) -> np.ndarray:
-    """A hash of each document's ids, also where several are packed into a row."""
+    """A hash of each document, also where several are packed into a row."""
     import numpy as np
 
-    from sftkit.data.columns import flat
+    from sftkit.data.columns import ATTACHED, flat
 
     found = [np.zeros(0, np.uint64)]
     arrow = rows.with_format("arrow")
@@ -135,7 +135,8 @@ def _document_hashes(rows: Any) -> np.ndarray:
         ids, offsets = flat(table, "input_ids")
         if "position_ids" in table.column_names:
             offsets = np.append(np.flatnonzero(flat(table, "position_ids")[0] == 0), len(ids))
-        found.append(hashes(ids, offsets))
+        attached = table[ATTACHED].combine_chunks() if ATTACHED in table.column_names else None
+        found.append(hashes(ids, offsets, attached))
     return np.concatenate(found)
 
 

@@ -29,6 +29,13 @@ def model_config(name: str, trust_remote_code: bool = False) -> Any:
         return None
 
 
+def auto_class(ready: Ready) -> Any:
+    """The class of transformers that makes the run's model of its configuration."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForCausalLM if ready.vocabulary.processor is None else AutoModelForImageTextToText
+
+
 def disk_verdicts(ready: Ready) -> Iterator[Verdict]:
     """Whether checkpoints and the model fit on the disk."""
     parameters = _parameters(ready)
@@ -52,11 +59,10 @@ def disk_verdicts(ready: Ready) -> Iterator[Verdict]:
 def _parameters(ready: Ready) -> int | None:
     """Parameters of the model when all of them are trained; None with adapters, or where it cannot be known."""
     config = model_config(ready.config.model.name, ready.config.model.trust_remote_code)
-    if config is None or ready.plugins.hook.adapt_model.get_hookimpls():
+    if config is None or ready.plugins.fillers("adapt_model"):
         return None
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto_class(ready).from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())

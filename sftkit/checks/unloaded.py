@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.adapt import adapted_model
-from sftkit.checks.disk import model_config
+from sftkit.checks.disk import auto_class, model_config
 
 if TYPE_CHECKING:
     from sftkit.stages import Ready
@@ -53,7 +53,6 @@ def without_weights(model: Any) -> Any:
 
 def _from_configuration(ready: Ready) -> tuple[Any, dict[str, Any] | None]:
     import torch
-    from transformers import AutoModelForCausalLM
 
     section = ready.config.model
     adapter = _adapter(section.name)
@@ -64,7 +63,7 @@ def _from_configuration(ready: Ready) -> tuple[Any, dict[str, Any] | None]:
     options = {**section.options, **ready.plugins.model_options(ready.config)}
     quantization = options.get("quantization_config") or getattr(config, "quantization_config", None)
     wanted = config.dtype or "float32" if section.dtype == "auto" else section.dtype
-    model = AutoModelForCausalLM.from_config(
+    model = auto_class(ready).from_config(
         config,
         dtype=getattr(torch, wanted) if isinstance(wanted, str) else wanted,
         trust_remote_code=section.trust_remote_code,

@@ -4,7 +4,8 @@
 Legend: N examples, S tokens in all of them; ``offsets_N1`` is where each example starts (N + 1 numbers, the last is S).
 
 Prepared rows have the columns ``input_ids`` and ``labels``, packed ones ``position_ids``, and a split in which some
-token counts more or less than others ``loss_weights``.
+token counts more or less than others ``loss_weights``. Where a formatter attaches something to its documents, rows
+have it as ``attached``, one value each.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 WEIGHTS = "loss_weights"  # the column, and the key of a batch
+ATTACHED = "attached"
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Examples:
         offsets_N1: where each example starts (int64).
         weights_S: how much the loss of each label counts (float32, more than 0; 1 where not trained); None where all
             count the same.
+        attached_N: what the formatter attached to each (an Arrow array); None where it attaches nothing.
     """
 
     ids_S: np.ndarray
     labels_S: np.ndarray
     offsets_N1: np.ndarray
     weights_S: np.ndarray | None = None
+    attached_N: pa.Array | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -60,10 +64,15 @@ class Examples:
         """Number of tokens whose weight is not 1."""
         return 0 if self.weights_S is None else int((self.weights_S != 1).sum())
 
-    def tokens(self, which: np.ndarray, offsets_M1: np.ndarray) -> Examples:
-        """Examples of some of the tokens, by a mask (bool, S) or their numbers; ``offsets_M1``: where each starts."""
+    def tokens(self, which: np.ndarray, offsets_M1: np.ndarray, attached_M: pa.Array | None = None) -> Examples:
+        """Examples of some of the tokens, by a mask (bool, S) or their numbers.
+
+        Args:
+            offsets_M1: where each starts.
+            attached_M: what is attached to each.
+        """
         weights_S = None if self.weights_S is None else self.weights_S[which]
-        return Examples(self.ids_S[which], self.labels_S[which], offsets_M1, weights_S)
+        return Examples(self.ids_S[which], self.labels_S[which], offsets_M1, weights_S, attached_M)
 
     def take(self, index_M: np.ndarray) -> Examples:
         """The examples at these numbers, in their order."""
@@ -72,18 +81,21 @@ class Examples:
         lengths_M = self.lengths_N[index_M]
         offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
         token = np.arange(offsets_M1[-1]) + np.repeat(self.offsets_N1[:-1][index_M] - offsets_M1[:-1], lengths_M)
-        return self.tokens(token, offsets_M1)
+        attached_M = None if self.attached_N is None else self.attached_N.take(index_M)
+        return self.tokens(token, offsets_M1, attached_M)
 
     def where(self, keep_N: np.ndarray) -> Examples:
         """The examples that a mask (bool, N) keeps."""
         if keep_N.all():
             return self
-        return self.tokens(*tokens_of(keep_N, self.offsets_N1))
+        attached_M = None if self.attached_N is None else self.attached_N.filter(keep_N)
+        return self.tokens(*tokens_of(keep_N, self.offsets_N1), attached_M)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Examples]) -> Examples:
         """All examples of the parts."""
         import numpy as np
+        import pyarrow as pa
 
         if len(parts) == 1:
             return parts[0]
@@ -93,7 +105,9 @@ class Examples:
         weights_S = None
         if any(part.weights_S is not None for part in parts):
             weights_S = np.concatenate([part.all_weights_S for part in parts])
-        return cls(ids_S, labels_S, np.concatenate([[0], np.cumsum(lengths_N)]), weights_S)
+        attached = [part.attached_N for part in parts if part.attached_N is not None]
+        attached_N = pa.concat_arrays(attached) if attached else None
+        return cls(ids_S, labels_S, np.concatenate([[0], np.cumsum(lengths_N)]), weights_S, attached_N)
 
     @property
     def all_weights_S(self) -> np.ndarray:
@@ -104,7 +118,8 @@ class Examples:
 
     def table(self) -> pa.Table:
         """An Arrow table, one example a row."""
-        return table(self.offsets_N1, self.weights_S, input_ids=self.ids_S, labels=self.labels_S)
+        made = table(self.offsets_N1, self.weights_S, input_ids=self.ids_S, labels=self.labels_S)
+        return made if self.attached_N is None else made.append_column(ATTACHED, self.attached_N)
 
     def release(self) -> None:
         """Give back memory, if what was read lies on disk; called now and then while reading in order."""

@@ -45,6 +45,21 @@ class RowError(ValueError):
 
 Document: TypeAlias = Sequence[Span]
 
+
+class Attached(list[Span]):
+    """A document's spans, and what its batch needs besides its tokens, as pictures.
+
+    Args:
+        spans: of the document.
+        value: of the formatter's ``attached_type``; the collator finds it in the example, as ``attached``.
+        counts: what is to be counted of the document, by name, as in ``{"pictures": 2}``.
+    """
+
+    def __init__(self, spans: Sequence[Span], value: Any, counts: Mapping[str, int]) -> None:
+        super().__init__(spans)
+        self.value, self.counts = value, counts
+
+
 WEIGHT_MEND = "a weight is a number of at least 0: 0 is not trained, 1 as usual, 0.5 half as much"
 
 
@@ -67,6 +82,16 @@ class Formatter(ABC):
         False where the text is complete as it is, as from a chat template.
         """
         return True
+
+    @property
+    def attached_type(self) -> Any:
+        """The Arrow type of what its documents have attached; with None they are plain, else all are `Attached`."""
+        return None
+
+    @property
+    def uncut_ids(self) -> tuple[int, ...]:
+        """Tokens that no truncation may cut off a document, as those that stand for a picture."""
+        return ()
 
     @abstractmethod
     def __call__(self, rows: Columns) -> list[Document | Skipped]:

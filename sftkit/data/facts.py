@@ -6,6 +6,7 @@ Legend: N examples, S tokens in all of them, L lengths up to `LONGEST`.
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from sftkit.data.columns import IGNORE
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 LONGEST = 1 << 16  # longer examples are counted with these
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing; from the golden ratio, as in splitmix64
@@ -51,7 +53,14 @@ class Facts:
         self._hashes: list[np.ndarray] = []
 
     def add(
-        self, ids_S: np.ndarray, labels_S: np.ndarray, offsets_N1: np.ndarray, *, bos: int | None, eos: int | None
+        self,
+        ids_S: np.ndarray,
+        labels_S: np.ndarray,
+        offsets_N1: np.ndarray,
+        *,
+        bos: int | None,
+        eos: int | None,
+        attached_N: pa.Array | None = None,
     ) -> None:
         """Count a batch.
 
@@ -61,6 +70,7 @@ class Facts:
             offsets_N1: where each example starts.
             bos: the tokenizer's BOS, if it has one.
             eos: its EOS, if it has one.
+            attached_N: what is attached to each example, if anything is.
         """
         import numpy as np
 
@@ -80,7 +90,7 @@ class Facts:
             self.bos_doubled += int(((ids_S[longer] == bos) & (ids_S[longer + 1] == bos)).sum())
         counts_L = np.bincount(np.minimum(lengths_N, LONGEST), minlength=LONGEST + 1)
         self._counts_L = counts_L if self._counts_L is None else self._counts_L + counts_L
-        self._hashes.append(hashes(ids_S, offsets_N1))
+        self._hashes.append(hashes(ids_S, offsets_N1, attached_N))
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain data."""
@@ -101,12 +111,14 @@ class Facts:
         return cls(**values)
 
 
-def hashes(ids_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of each example's ids (uint64, N): a polynomial in an odd constant over mixed ids."""
+def hashes(ids_S: np.ndarray, offsets_N1: np.ndarray, attached_N: pa.Array | None = None) -> np.ndarray:
+    """A 64-bit hash of each example (uint64, N): its ids, as a polynomial in an odd constant, and what is attached."""
     import numpy as np
 
     lengths_N = np.diff(offsets_N1)
     hashes_N = lengths_N.astype(np.uint64)
+    if attached_N is not None:
+        hashes_N += _hashes_of(attached_N)
     if not len(ids_S):
         return hashes_N
     place_S = np.arange(len(ids_S)) - np.repeat(offsets_N1[:-1], lengths_N)
@@ -116,6 +128,14 @@ def hashes(ids_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
     filled_N = lengths_N > 0
     hashes_N[filled_N] += np.add.reduceat(mixed_S * powers[place_S], offsets_N1[:-1][filled_N])
     return hashes_N
+
+
+def _hashes_of(attached_N: pa.Array) -> np.ndarray:
+    import numpy as np
+    import xxhash
+
+    values = (xxhash.xxh3_64_intdigest(pickle.dumps(value.as_py())) for value in attached_N)
+    return np.fromiter(values, np.uint64, len(attached_N))
 
 
 def _by_power_of_two(counts_L: np.ndarray) -> dict[str, int]:

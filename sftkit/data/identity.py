@@ -30,9 +30,11 @@ def parts_of(
     tokenizer: PreTrainedTokenizerBase,
     config: RunConfig,
     plugins: PluginSet,
+    processor: Any = None,
 ) -> dict[str, Any]:
     """All that the rows of a split depend on, as plain data."""
-    return {
+    more = {} if processor is None else {"processor": processor.to_dict()}
+    return more | {
         "split": split,
         "sources": [source.identity for source in sources],
         "data": config.data.model_dump(mode="json", exclude=set(ELSEWHERE)),

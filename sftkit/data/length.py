@@ -50,11 +50,22 @@ def fit_length(
     keep_S = np.ones(len(examples.ids_S), bool)
     keep_S[np.repeat(behind_M, cut_M) + np.arange(cut_M.sum())] = False
     offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
-    fitted = examples.tokens(keep_S, offsets_N1)
+    fitted = examples.tokens(keep_S, offsets_N1, examples.attached_N)
     tally.add(split, "rows truncated", int(long_N.sum()))
     tally.add(split, "completions cut", int((fitted.trained_N < examples.trained_N).sum()))
     tally.add(split, "tokens cut", int(len(keep_S) - keep_S.sum()))
     return drop_untrained(fitted, split, tally)
+
+
+def find_cut(examples: Examples, ids: tuple[int, ...], data: DataConfig) -> int | None:
+    """The first example of which ``data.truncation`` would cut off one of these token ids."""
+    import numpy as np
+
+    if not ids or data.truncation != "keep_start" or not (examples.lengths_N > data.max_length).any():
+        return None
+    place_S = np.arange(len(examples.ids_S)) - np.repeat(examples.offsets_N1[:-1], examples.lengths_N)
+    cut = np.flatnonzero((place_S >= data.max_length) & np.isin(examples.ids_S, ids))
+    return int(np.searchsorted(examples.offsets_N1, cut[0], side="right")) - 1 if len(cut) else None
 
 
 def drop_untrained(examples: Examples, split: str, tally: Tally) -> Examples:

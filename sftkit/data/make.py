@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import Examples
-from sftkit.data.documents import Document, Formatter, RowError, Skipped
+from sftkit.data.documents import Attached, Document, Formatter, RowError, Skipped
 from sftkit.data.encode import encode_stream
 from sftkit.data.facts import Facts
-from sftkit.data.length import NOTHING_TRAINED, drop_untrained
+from sftkit.data.length import NOTHING_TRAINED, drop_untrained, find_cut
+from sftkit.data.media import has_media, read_rows
 from sftkit.data.sources import Source
 from sftkit.data.tally import Tally
 from sftkit.errors import ConfigError, DataError, Problem
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sftkit")
 
 BATCH = 4000
+MEDIA_BATCH = 256  # rows that hold pictures, sounds or films, which may have a megabyte each
 WEIGHTED = "trained tokens with another weight than 1"
 SHOWN = 3  # bad rows that are skipped and told one by one
 #: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
@@ -42,6 +46,7 @@ class Maker:
     """Makes the examples of one split, and counts what is done on the way.
 
     Args:
+        processor: of models that see more than text; None of the others.
         facts: what is learned of the examples; None where the split has no end.
     """
 
@@ -49,11 +54,14 @@ class Maker:
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
     plugins: PluginSet
+    processor: Any = None
     tally: Tally = field(default_factory=Tally)
     facts: Facts | None = field(default_factory=Facts)
     _trained: int = 0
     _bad_rows: int = 0
     _shown: str = ""
+    _encoding: deque[tuple[int, Document]] = field(default_factory=deque)
+    """The row's number and the document of each example that is not encoded yet."""
 
     def examples(self, source: Source) -> Iterator[Examples]:
         """The examples of a source with something to train on, batch by batch, not yet cut to length.
@@ -79,12 +87,38 @@ class Maker:
         documents = (self._documents(batch, formatter, place) for batch in rows)
         around = self.config.data.special_tokens if formatter.adds_special_tokens else "none"
         for examples in encode_stream(documents, self.tokenizer, around):
+            examples = self._with_attached(examples, formatter, place)
             self._trained += int(examples.trained_N.sum())
             if self.facts is not None:
-                self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, **tokens)
+                attached_N = examples.attached_N  # noqa: N806 (suffixes are shapes)
+                self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, attached_N=attached_N, **tokens)
             if weighted := examples.weighted:
                 self.tally.add(self.split, WEIGHTED, weighted)
             yield drop_untrained(examples, self.split, self.tally)
+
+    def _with_attached(self, examples: Examples, formatter: Formatter, place: Callable[[int], str]) -> Examples:
+        """The examples with what the formatter attached to their documents.
+
+        Raises:
+            DataError: for an example that would lose what may not be cut.
+        """
+        import pyarrow as pa
+
+        here = [self._encoding.popleft() for _ in range(len(examples))]
+        data = self.config.data
+        if (at := find_cut(examples, formatter.uncut_ids, data)) is not None:
+            what = f"data.max_length={data.max_length} would cut into what may not be cut, as a picture"
+            what = f"{what}: the example has {examples.lengths_N[at]} tokens"
+            mend = "raise data.max_length, make it shorter (smaller or fewer pictures), or set data.truncation=drop"
+            raise DataError(Problem(what, place(here[at][0]), mend))
+        if formatter.attached_type is None:
+            return examples
+        documents = [document for _, document in here if isinstance(document, Attached)]
+        for document in documents:
+            for what, number in document.counts.items():
+                self.tally.add(self.split, what, number)
+        attached_N = pa.array([document.value for document in documents], formatter.attached_type)  # noqa: N806
+        return dataclasses.replace(examples, attached_N=attached_N)
 
     def nothing_left(self) -> DataError:
         """Why no row is left, with the first one."""
@@ -100,7 +134,9 @@ class Maker:
         return DataError(Problem(f"no row can be trained on: {why}", where, mend))
 
     def _formatter(self, columns: Features) -> Formatter:
-        formatter = self.plugins.hook.make_formatter(columns=columns, tokenizer=self.tokenizer, config=self.config)
+        formatter = self.plugins.hook.make_formatter(
+            columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
+        )
         if formatter is None:
             mend = "select a formatter plugin, or drop no:formats"
             raise ConfigError(Problem(f"no plugin formats columns {', '.join(columns)}", f"data.{self.split}", mend))
@@ -110,20 +146,26 @@ class Maker:
         numbers, columns = batch
         if not self._shown:
             self._shown = str({name: values[0] for name, values in columns.items()})[:400]
-        documents = self._format(numbers, columns, formatter, place)
+        numbers, documents = self._format(numbers, columns, formatter, place)
         for skipped in [document for document in documents if isinstance(document, Skipped)]:
             self.tally.add(self.split, f"rows dropped: {skipped.reason}")
-        return [document for document in documents if not isinstance(document, Skipped)]
+        pairs = zip(numbers.tolist(), documents, strict=True)
+        kept = [(number, document) for number, document in pairs if not isinstance(document, Skipped)]
+        self._encoding.extend(kept)
+        return [document for _, document in kept]
 
     def _format(
         self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Callable[[int], str]
-    ) -> list[Document | Skipped]:
-        """The documents of a batch; a row of a bad shape is an error, or taken out and the rest tried again."""
+    ) -> tuple[np.ndarray, list[Document | Skipped]]:
+        """The documents of a batch, and the numbers of their rows.
+
+        A row of a bad shape is an error, or taken out and the rest tried again.
+        """
         import numpy as np
 
         while len(numbers):
             try:
-                return formatter(columns)
+                return numbers, formatter(columns)
             except RowError as error:
                 at, where = error.index, place(int(numbers[error.index]))
                 if self.config.data.on_bad_row == "error":
@@ -134,7 +176,7 @@ class Maker:
                 self._skip(1, "bad rows skipped")
                 numbers = np.delete(numbers, at)
                 columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
-        return []
+        return numbers, []
 
     def _skip(self, number: int, what: str) -> None:
         self._bad_rows += number
@@ -146,17 +188,17 @@ class Maker:
 
 
 def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[Batch]:
-    """Rows as columns, `BATCH` at a time, with their numbers; memory stays flat in the number of rows."""
+    """Rows as columns, some at a time, with their numbers; memory stays flat in the number of rows."""
     import numpy as np
 
     number = len(rows) if picked is None else len(picked)
-    rows = rows.with_format(None)
+    size = MEDIA_BATCH if has_media(rows.features) else BATCH
     mapped = bool(rows.cache_files)
-    for start in range(0, number, BATCH):
+    for start in range(0, number, size):
         if mapped and start and start % REMAP == 0:
             rows = pickle.loads(pickle.dumps(rows))  # pickles the files' names, and maps them anew
-        stop = min(start + BATCH, number)
+        stop = min(start + size, number)
         if picked is None:
-            yield np.arange(start, stop), rows[start:stop]
+            yield np.arange(start, stop), read_rows(rows, slice(start, stop))
         else:
-            yield picked[start:stop], rows[picked[start:stop]]
+            yield picked[start:stop], read_rows(rows, picked[start:stop])

@@ -42,12 +42,24 @@ class Packer(ABC):
         """
 
 
+def check_packable(examples: Examples) -> None:
+    """That examples are nothing but tokens.
+
+    Raises:
+        ConfigError: if something is attached to them, which has no place in rows of several documents.
+    """
+    if examples.attached_N is not None:
+        what = "a packed row holds several documents, and something is attached to each, as pictures"
+        raise ConfigError(Problem(what, "the packing plugin", "drop it"))
+
+
 def packed(packer: Packer, examples: Examples) -> Iterator[pa.Table]:
     """The packer's rows.
 
     Raises:
-        ConfigError: if it leaves out the weights that the examples have.
+        ConfigError: if it leaves out the weights that the examples have, or something is attached to them.
     """
+    check_packable(examples)
     for table in packer(examples):
         if examples.weights_S is not None and WEIGHTS not in table.column_names:
             what = f"{type(packer).__name__} leaves out how much each token counts (loss_weights), which the data says"

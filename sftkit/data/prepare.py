@@ -19,7 +19,7 @@ from sftkit.data.facts import Facts
 from sftkit.data.identity import parts_of
 from sftkit.data.length import NOTHING_TRAINED, fit_length
 from sftkit.data.make import Maker
-from sftkit.data.packs import packed
+from sftkit.data.packs import check_packable, packed
 from sftkit.data.sources import Source
 from sftkit.data.store import Spool, open_rows, write_rows
 from sftkit.data.tally import Tally
@@ -80,13 +80,18 @@ class Prepared:
 
 
 def prepare(
-    sources: dict[str, list[Source]], tokenizer: PreTrainedTokenizerBase, config: RunConfig, plugins: PluginSet
+    sources: dict[str, list[Source]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    plugins: PluginSet,
+    processor: Any = None,
 ) -> Prepared:
     """Prepare every split, or find it prepared.
 
     Args:
         sources: where the rows of each split come from; ``train`` is one of them.
         tokenizer: the run's tokenizer, with its chat template.
+        processor: what the model's inputs are made with, where that is more than a tokenizer.
 
     Raises:
         DataError: for a row of a bad shape, or a split with nothing to train on.
@@ -94,9 +99,9 @@ def prepare(
     prepared = Prepared({}, Tally())
     cached = set()
     for split, parts in sources.items():
-        build = functools.partial(_build, split, parts, tokenizer, config, plugins)
+        build = functools.partial(_build, parts, Maker(split, tokenizer, config, plugins, processor))
         if config.data.cache:
-            key = parts_of(split, parts, tokenizer, config, plugins)
+            key = parts_of(split, parts, tokenizer, config, plugins, processor)
             entry, was_there = cache.get(cache.key_of(key), key, build)
             if was_there:
                 cached.add(split)
@@ -123,18 +128,10 @@ def _libraries_uncollected() -> Iterator[None]:
 
 
 @_libraries_uncollected()
-def _build(
-    split: str,
-    sources: list[Source],
-    tokenizer: PreTrainedTokenizerBase,
-    config: RunConfig,
-    plugins: PluginSet,
-    directory: Path,
-) -> dict[str, Any]:
+def _build(sources: list[Source], maker: Maker, directory: Path) -> dict[str, Any]:
     """Write the rows of a split into ``directory``, and tell what they are and what was done to them."""
-    maker = Maker(split, tokenizer, config, plugins)
-    tally, path = maker.tally, directory / cache.ROWS
-    packer = plugins.hook.make_packer(split=split, config=config, tally=tally)
+    split, config, tally, path = maker.split, maker.config, maker.tally, directory / cache.ROWS
+    packer = maker.plugins.hook.make_packer(split=split, config=config, tally=tally)
     encoded = (part for source in sources for part in maker.examples(source))
     if packer is not None:
         told = pack(encoded, packer, path, split, config, tally)
@@ -160,6 +157,7 @@ def pack(
 
     with Spool(path.parent) as spool:
         for part in parts:
+            check_packable(part)
             spool.append(part if whole else fit_length(part, split, config.data, tally))
         told = write_rows(path, tables(spool.examples()))
     if untrained := told.pop("untrained"):

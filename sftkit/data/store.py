@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 (suffixes are shapes)
+# ruff: noqa: N806 (suffixes are shapes)
 """Examples on disk: written batch by batch, read back through the page cache, so that memory stays flat.
 
 Legend: N examples, S tokens in all of them.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import WEIGHTS, Examples, count_trained, flat, table, tokens_of
+from sftkit.data.columns import ATTACHED, WEIGHTS, Examples, count_trained, flat, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,15 +25,16 @@ HELD = 1 << 23  # tokens that a spool holds before it writes
 
 
 def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
-    """Write tables with the columns ``input_ids`` and ``labels`` as one Arrow stream; rows untrained are left out.
+    """Write tables with ``input_ids``, ``labels`` and perhaps more as one Arrow stream; rows untrained are left out.
 
     Where one of the tables has ``loss_weights``, the file has: the others' tokens have a weight of 1.
 
     Returns:
-        ``rows``, ``tokens``, ``trained tokens``, a ``fingerprint`` over ids, labels and borders, and how many rows
-        were ``untrained``.
+        ``rows``, ``tokens``, ``trained tokens``, a ``fingerprint`` over ids, labels, borders and what is attached, and
+        how many rows were ``untrained``.
     """
     import numpy as np
+    import pyarrow as pa
     import xxhash
 
     digest, told = xxhash.xxh3_128(), {"rows": 0, "tokens": 0, "trained tokens": 0, "untrained": 0}
@@ -43,23 +44,20 @@ def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
             trained_N = count_trained(labels_S, offsets_N1)
             if not trained_N.all():
                 told["untrained"] += int((trained_N == 0).sum())
-                part = _where(part, offsets_N1, trained_N > 0)
+                part = part.filter(pa.array(trained_N > 0)).combine_chunks()
                 labels_S, offsets_N1 = flat(part, "labels")
             ids_S, _ = flat(part, "input_ids")
             weights = [flat(part, WEIGHTS)[0]] if WEIGHTS in part.column_names else []
             for array in (ids_S, np.diff(offsets_N1), labels_S, *weights):
                 digest.update(np.ascontiguousarray(array).data)
+            if ATTACHED in part.column_names:
+                for batch in part.select([ATTACHED]).combine_chunks().to_batches():
+                    digest.update(memoryview(batch.serialize()))
             told["rows"] += len(part)
             told["tokens"] += len(ids_S)
             told["trained tokens"] += int(trained_N.sum())
             file.write(part)
     return {**told, "fingerprint": digest.hexdigest()}
-
-
-def _where(part: pa.Table, offsets_N1: np.ndarray, keep_N: np.ndarray) -> pa.Table:
-    keep_S, offsets_M1 = tokens_of(keep_N, offsets_N1)
-    columns = {name: flat(part, name)[0][keep_S] for name in part.column_names}
-    return table(offsets_M1, columns.pop(WEIGHTS, None), **columns)
 
 
 class _RowFile(AbstractContextManager["_RowFile"]):
@@ -116,10 +114,11 @@ def _with_weights(part: pa.Table) -> pa.Table:
     """A table with a weight of 1 for each token."""
     import numpy as np
 
-    columns = {name: flat(part, name) for name in part.column_names}
-    offsets_N1 = columns["input_ids"][1]
-    values = {name: column[0] for name, column in columns.items()}
-    return table(offsets_N1, np.ones(offsets_N1[-1], np.float32), **values)
+    plain = [name for name in part.column_names if name != ATTACHED]
+    values = {name: flat(part, name)[0] for name in plain}
+    offsets_N1 = flat(part, "input_ids")[1]
+    made = table(offsets_N1, np.ones(offsets_N1[-1], np.float32), **values)
+    return made.append_column(ATTACHED, part[ATTACHED]) if ATTACHED in part.column_names else made
 
 
 def open_rows(path: Path) -> Dataset:

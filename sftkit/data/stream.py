@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 
 from sftkit.data import cache
-from sftkit.data.columns import Examples, flat
+from sftkit.data.columns import ATTACHED, Examples, flat
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
-from sftkit.data.make import BATCH, Batch, Maker
+from sftkit.data.make import BATCH, MEDIA_BATCH, Batch, Maker
+from sftkit.data.media import has_media, undecoded
 from sftkit.data.packs import packed
 from sftkit.data.sources import StreamSource
 from sftkit.data.threads import thread_ahead
@@ -55,14 +56,19 @@ class Stream(IterableDataset):
         tokenizer: PreTrainedTokenizerBase,
         config: RunConfig,
         plugins: PluginSet,
+        processor: Any = None,
     ) -> None:
         self._sources, self._tokenizer, self._config, self._plugins = sources, tokenizer, config, plugins
-        self._maker = Maker(SPLIT, tokenizer, config, plugins, facts=None)
-        parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins)
+        self._processor = processor
+        self._maker = self._new_maker()
+        parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
         seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": _world()}
         self.fingerprint = cache.key_of({**parts, **seeds})
         # An IterableDataset keeps its place in itself, and an iteration that was left may still prepare a window.
         self._reading = threading.Lock()
+
+    def _new_maker(self) -> Maker:
+        return Maker(SPLIT, self._tokenizer, self._config, self._plugins, self._processor, facts=None)
 
     @property
     def tally(self) -> Tally:
@@ -79,7 +85,7 @@ class Stream(IterableDataset):
         Raises:
             DataError: for a row of a bad shape, or a window with nothing to train on.
         """
-        self._maker = Maker(SPLIT, self._tokenizer, self._config, self._plugins, facts=None)
+        self._maker = self._new_maker()
         windows = self._windows(self._maker)
 
         def next_window() -> list[pa.Table]:
@@ -151,6 +157,8 @@ class _Feed:
         self._any = False
         rows = self.source.load()
         columns = rows.features or _columns(rows)
+        if has_media(columns):
+            rows = rows.cast(undecoded(columns))
         if self.source.shuffle_buffer:
             rows = rows.shuffle(seed=self.seed, buffer_size=self.source.shuffle_buffer)
         rows.set_epoch(self._passes)
@@ -168,7 +176,7 @@ class _Feed:
         own = split_dataset_by_node(rows, rank, world) if world > 1 else rows
         start = 0
         try:
-            for batch in own.iter(batch_size=BATCH):
+            for batch in own.iter(batch_size=MEDIA_BATCH if has_media(columns) else BATCH):
                 number = len(next(iter(batch.values())))
                 if unseen := [name for name in batch if name not in columns]:
                     what = f"column {unseen[0]!r} is not in the first {LOOKED_AT} rows, and in rows behind them"
@@ -197,9 +205,12 @@ def _columns(rows: Any) -> Features:
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    columns = {name: flat(table, name) for name in table.column_names}
+    columns = {name: flat(table, name) for name in table.column_names if name != ATTACHED}
     for row in range(len(table)):
-        yield {name: values[offsets[row] : offsets[row + 1]] for name, (values, offsets) in columns.items()}
+        example = {name: values[offsets[row] : offsets[row + 1]] for name, (values, offsets) in columns.items()}
+        if ATTACHED in table.column_names:
+            example[ATTACHED] = table[ATTACHED][row].as_py()
+        yield example
 
 
 def _world() -> int:

@@ -20,6 +20,8 @@ LEGEND: dict[Kind, str] = {
     "padding": "padding",
     "other": "trained to give another token than the one that stands here",
 }
+#: A special token that stands so often in a row, as those of a picture do, is shown once with its number.
+MANY = 4
 WEIGHT_MEANING = "the loss of what stands before it counts so many times"
 STYLES: dict[Kind, str] = {"trained": "black on green", "context": "", "padding": "dim", "other": "black on red"}
 #: Where there is no colour: what is put around tokens of a kind.
@@ -33,10 +35,10 @@ MARKS: dict[Kind, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One token, or the few that only together make a character.
+    """One token, the few that only together make a character, or a special token that stands there many times.
 
     Attributes:
-        text: what it decodes to.
+        text: what it decodes to; of a special token that is repeated, the token and how often.
         ids: its token ids.
         at: position of the first in the row.
         kind: what training does with it.
@@ -55,6 +57,11 @@ class Piece:
     def shown(self) -> str:
         """The text with its white space visible."""
         return self.text.replace("\n", "⏎\n").replace("\t", "⇥\t")
+
+    @property
+    def shown_ids(self) -> tuple[int, ...]:
+        """The ids; of one that stands many times, once."""
+        return self.ids[:1] if len(self.ids) >= MANY and len({*self.ids}) == 1 else self.ids
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def read_batch(
     if (lengths := batch.get("row_lengths")) is not None:  # a padding-free batch: all examples in one row
         batch = {name: values[0].split(lengths.tolist()) for name, values in batch.items() if values.ndim == 2}
     else:
-        batch = {name: values for name, values in batch.items() if values.ndim == 2}
+        batch = {name: values for name, values in batch.items() if values.shape == batch["input_ids"].shape}
     rows = []
     for index, example in enumerate(examples):
         columns = {name: values[index].tolist() for name, values in batch.items()}
@@ -134,13 +141,27 @@ def _pieces(columns: dict[str, list[Any]], length: int, tokenizer: PreTrainedTok
     opens = [bool(positions and mask[at] and at and positions[at] == 0) for at in range(len(ids))]
     pieces, before = [], (0, 0)
     at = 0
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     while at < len(ids):
+        if (end := _repeated(ids, kinds, at)) - at >= MANY and ids[at] in special:
+            text = f"{tokenizer.convert_ids_to_tokens(ids[at])} x {end - at}"
+            pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
+            before, at = (end, end), end
+            continue
         end, text = _readable(ids, before, at, tokenizer)
         if len({*zip(kinds[at:end], weights[at:end], strict=True)}) > 1 or any(opens[at + 1 : end]):
             end, text = at + 1, str(tokenizer.convert_ids_to_tokens(ids[at]))
         pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
         before, at = (at, end), end
     return pieces
+
+
+def _repeated(ids: list[int], kinds: list[Kind], at: int) -> int:
+    """Where the run of the same context token ends that begins here."""
+    end = at
+    while end < len(ids) and kinds[end] == "context" and ids[end] == ids[at]:
+        end += 1
+    return end
 
 
 def _kind(token: int, label: int, mask: int) -> Kind:
@@ -184,7 +205,7 @@ def as_text(row: Row, ids: bool, colour: bool) -> Text:
         for piece in run:
             text.append(piece.shown, style=STYLES[kind] if colour else "")
             if ids:
-                text.append(f"[{' '.join(map(str, piece.ids))}]", style="cyan" if colour else "")
+                text.append(f"[{' '.join(map(str, piece.shown_ids))}]", style="cyan" if colour else "")
         text.append(after)
         if weight != 1:
             text.append(f"×{weight:g}", style="bold" if colour else "")

@@ -17,6 +17,7 @@ from sftkit.errors import Problem, RunError
 from sftkit.training.collate import Collator
 from sftkit.training.head import Targets, trained_positions
 
+SHARES = "row_shares"
 POSITIONS = "trained_positions"  # known before a batch is on its device, where finding them would wait for it
 CUMULATIVE = ("cu_seq_lens_q", "cu_seq_lens_k")
 
@@ -54,6 +55,7 @@ class Batch:
         """From what a collator made."""
         inputs = {**inputs, "use_cache": False}  # with a cache, packed documents would see each other
         row_lengths = inputs.pop("row_lengths", None)
+        inputs.pop(SHARES, None)
         targets = Targets.of(inputs.pop("labels"), inputs.pop("loss_weights", None), inputs.pop(POSITIONS, None))
         return cls(inputs, targets, row_lengths)
 
@@ -98,11 +100,20 @@ def pieces(inputs: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 
 def _rows(inputs: dict[str, Any], at: slice, rows: int) -> dict[str, Any]:
+    shares = inputs.get(SHARES, {})
+    cut: dict[str, Any] = {}
     for name, value in inputs.items():
-        if torch.is_tensor(value) and (value.dim() == 0 or len(value) != rows):
+        if name == SHARES:
+            cut[name] = {each: None if share is None else share[at] for each, share in value.items()}
+        elif shares.get(name) is not None:
+            borders = [0, *shares[name].cumsum(0).tolist()]
+            cut[name] = value[borders[at.start] : borders[at.stop]]
+        elif torch.is_tensor(value) and (name in shares or value.dim() == 0 or len(value) != rows):
             what = f"out of memory, and a batch with {name} of shape {tuple(value.shape)} cannot be cut by its rows"
             raise RunError(Problem(what, "train", "lower train.per_device_train_batch_size"))
-    return {name: value[at] if torch.is_tensor(value) else value for name, value in inputs.items()}
+        else:
+            cut[name] = value[at] if torch.is_tensor(value) else value
+    return {name: value for name, value in cut.items() if name not in shares or len(value)}
 
 
 def _columns(inputs: dict[str, Any], at: slice) -> dict[str, Any]:

@@ -20,7 +20,9 @@ class Collator(Protocol):
 
         Rows with ``position_ids`` hold several documents: their batch has ``position_ids`` and no
         ``attention_mask``, which is what isolates the documents from each other. Where some example has
-        ``loss_weights``, so has the batch (float32, ``[B, T]``).
+        ``loss_weights``, so has the batch (float32, ``[B, T]``). Of tensors that do not have one entry a row, as
+        pictures, ``row_shares`` says how many entries each row has: name to int64 ``[B]``, or None where that
+        cannot be told.
         """
 
 

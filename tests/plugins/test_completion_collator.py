@@ -182,7 +182,9 @@ def test_it_trains_the_tokens_that_the_plugin_trains(templates: tuple[str, ...],
     plugins, _ = select([Choice("completion_only", dict(zip(names, given, strict=False)))])
     assert plugins is not None
     rows = Dataset.from_dict({"text": [*DIALOGUES, "### Assistant: a### Human: b### Assistant: c"]})
-    formatter = plugins.hook.make_formatter(columns=rows.features, tokenizer=tokenizer, config=tiny_config())
+    formatter = plugins.hook.make_formatter(
+        columns=rows.features, tokenizer=tokenizer, processor=None, config=tiny_config()
+    )
     made = encode(formatter(rows[:]), tokenizer, formatter.adds_special_tokens)
     for number in range(len(rows)):
         part = slice(*made.offsets_N1[number : number + 2])

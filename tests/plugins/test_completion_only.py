@@ -28,6 +28,7 @@ def trained(texts, tokenizer=None, config=None, **options):
     formatter = plugins.hook.make_formatter(
         columns=Features({"text": Value("string")}),
         tokenizer=tokenizer or tiny_tokenizer(),
+        processor=None,
         config=config or tiny_config(),
     )
     return [
@@ -111,7 +112,9 @@ def formatter_for(rows, tokenizer, data=None, **options):
     assert plugins is not None, problems
     dataset = Dataset.from_list(rows)
     config = tiny_config(data=data or {})
-    return plugins.hook.make_formatter(columns=dataset.features, tokenizer=tokenizer, config=config), dataset[:]
+    return plugins.hook.make_formatter(
+        columns=dataset.features, tokenizer=tokenizer, processor=None, config=config
+    ), dataset[:]
 
 
 def test_nothing_of_the_text_is_lost():

@@ -114,7 +114,7 @@ def test_the_collator_goes_to_data_workers():
 def test_padded_batches_are_left_to_the_plugin_pad():
     hook = check_plugin(FlashAttn(padding_free=False)).hook
 
-    assert isinstance(hook.make_collator(tokenizer=tiny_tokenizer(), config=tiny_config()), PadCollator)
+    assert isinstance(hook.make_collator(tokenizer=tiny_tokenizer(), processor=None, config=tiny_config()), PadCollator)
 
 
 def test_a_batch_is_cut_by_its_examples_where_memory_runs_out():

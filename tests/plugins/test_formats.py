@@ -35,7 +35,10 @@ def formatter_for(rows, template=None, **data):
     plugins, problems = select([])
     assert plugins is not None, problems
     formatter = plugins.hook.make_formatter(
-        columns=dataset.features, tokenizer=tiny_tokenizer(chat_template=template), config=tiny_config(data=data)
+        columns=dataset.features,
+        tokenizer=tiny_tokenizer(chat_template=template),
+        processor=None,
+        config=tiny_config(data=data),
     )
     return formatter, dataset[:]
 

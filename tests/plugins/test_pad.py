@@ -30,7 +30,9 @@ def packed(*documents: list[int]) -> dict[str, Any]:
 
 
 def test_the_plugin_passes_the_checks_of_a_run_and_fills_the_slot() -> None:
-    collator = check_plugin(Pad(to_multiple_of=2)).hook.make_collator(tokenizer=tiny_tokenizer(), config=tiny_config())
+    collator = check_plugin(Pad(to_multiple_of=2)).hook.make_collator(
+        tokenizer=tiny_tokenizer(), processor=None, config=tiny_config()
+    )
     assert collator([example(5, 6)])["input_ids"].tolist() == [[5, 6]]
 
 

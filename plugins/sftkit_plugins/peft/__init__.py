@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models import linear_names, save_adapter_only
+from sftkit.models import is_linear, linear_names, parts_of, save_adapter_only
 from sftkit.plugin import Field, Plugin, dataclass, hookimpl
 from sftkit_plugins.peft.config import ALIASES, default_of, fields_of, from_fields, from_options
 
@@ -34,6 +36,10 @@ class PEFT(Plugin):
         str | list[str] | None,
         Field(description="names of layers, a regular expression or all-linear, the default where the method allows"),
     ] = None
+    part: Annotated[
+        Literal["language", "vision", "both"],
+        Field(description="of a model that sees pictures, the part whose layers target_modules names"),
+    ] = "language"
     options: Annotated[dict[str, Any], Field(description="further fields of the method's config in peft")] = (
         dataclasses.field(default_factory=dict)
     )
@@ -88,7 +94,7 @@ class PEFT(Plugin):
         if hasattr(model, "peft_config"):
             what = "the model has an adapter already, and plugin peft would add a second one"
             raise ConfigError(Problem(what, "plugin peft", "drop plugin peft to train the adapter on"))
-        more = _named_targets(model, self._peft_config())
+        more = _named_targets(model, self._peft_config(), None if self.config else self.part)
         if new_token_ids:
             more |= _train_tokens(model, self._peft_config(), sorted(new_token_ids))
         peft_config = self._peft_config(**more)
@@ -112,14 +118,54 @@ class PEFT(Plugin):
         return [_rank_allocation()] if self._peft_config().peft_type.value == "ADALORA" else []
 
 
-def _named_targets(model: PreTrainedModel, peft_config: Any) -> dict[str, Any]:
-    """``all-linear`` by name, where peft finds no linear layers: those of GPTQ are none to it."""
-    method = getattr(model, "quantization_method", None)
-    if getattr(peft_config, "target_modules", None) != "all-linear" or method != "gptq":
+def _named_targets(model: PreTrainedModel, peft_config: Any, part: str | None) -> dict[str, Any]:
+    """The layers by name, where peft would not choose them as they are meant: those of one part, or of GPTQ.
+
+    Args:
+        part: of a model that sees pictures; None where the config says all there is.
+
+    Raises:
+        ConfigError: if the model has no such part.
+    """
+    wanted = getattr(peft_config, "target_modules", None)
+    parts = {} if part is None else parts_of(model)
+    sees, by_name = "vision" in parts.values(), wanted == "all-linear" or isinstance(wanted, list | set | tuple)
+    if part is not None and sees and by_name:
+        chosen = ("language", "vision") if part == "both" else (part,)
+        return {"target_modules": "|".join(_pattern(model, parts, each, wanted) for each in chosen)}
+    if part in ("vision", "both") and not sees:
+        what = f"{type(model).__name__} sees no pictures, and has only a language part"
+        raise ConfigError(Problem(what, "plugin peft, option part", "drop the option"))
+    # GPTQ's layers are no linear ones to peft.
+    if wanted != "all-linear" or getattr(model, "quantization_method", None) != "gptq":
         return {}
     head = model.get_output_embeddings()
     heads = {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
     return {"target_modules": [name for name in linear_names(model) if name not in heads]}
+
+
+def _pattern(model: PreTrainedModel, parts: dict[str, Any], part: str, wanted: Any) -> str:
+    """A regular expression for the linear layers of a part, all but the head or those of the names wanted."""
+    head = model.get_output_embeddings()
+    modules = {name: module for name, module in model.named_modules() if parts.get(name) == part and module is not head}
+    names = [name for name, module in modules.items() if is_linear(module)]
+    if wanted != "all-linear":
+        names = [name for name in names if any(f".{name}".endswith(f".{each}") for each in wanted)]
+    if not names:
+        what = f"no linear layer of the {part} part is called {', '.join(sorted(wanted))}"
+        mend = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
+        raise ConfigError(Problem(what, "plugin peft, option target_modules", mend))
+    inside = _common(names)
+    last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    pattern = rf"{re.escape(inside)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, last))})"
+    matched = [name for name, module in model.named_modules() if is_linear(module) and re.fullmatch(pattern, name)]
+    return pattern if matched == names else "|".join(map(re.escape, names))
+
+
+def _common(names: list[str]) -> str:
+    """The module that holds all of these."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(level[0] for level in itertools.takewhile(lambda level: len({*level}) == 1, levels))
 
 
 def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""Documents in which each picture's tokens are written out, with what its batch needs attached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftkit.data.documents import Attached, Columns, Document, Formatter, RowError, Skipped, Span
+from sftkit.errors import ConfigError, Problem
+from sftkit_plugins.vision.messages import Row
+from sftkit_plugins.vision.picture_tokens import PictureTokens
+from sftkit_plugins.vision.pictures import PictureError, Reference, size_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Columns that hold pictures, and conversations.
+PICTURES = ("images", "image")
+CONVERSATIONS = ("messages", "conversations", "prompt", "completion")
+
+
+@dataclass(frozen=True)
+class Pictured(Formatter):
+    """The documents of another formatter, with pictures.
+
+    The text is the one that the processor would make: the placeholder that the chat template writes for a picture is
+    replaced by what the processor writes for one of its size. No part of it is ever trained.
+
+    Attributes:
+        inner: formats the conversations, whose pictures are marks in their text.
+        tokens: of pictures.
+        column: of the data's pictures, if it has one.
+        conversations: the columns that may hold some.
+        front: what the tokenizer puts in front of a text that does not begin with it, as a processor does.
+        folder: where relative paths begin.
+    """
+
+    inner: Formatter
+    tokens: PictureTokens
+    column: str | None
+    conversations: tuple[str, ...]
+    front: str
+    folder: Path
+
+    @classmethod
+    def of(
+        cls,
+        inner: Formatter,
+        columns: Mapping[str, Any],
+        tokens: PictureTokens,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: str | None,
+    ) -> Pictured:
+        """For data with these columns.
+
+        Raises:
+            ConfigError: for two columns of pictures, or a folder that is not there.
+        """
+        found = [name for name in PICTURES if name in columns]
+        if len(found) > 1:
+            what = f"the columns {' and '.join(found)} both hold pictures"
+            raise ConfigError(Problem(what, "data", "keep one of them"))
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            what = f"there is no folder {folder!r}"
+            raise ConfigError(Problem(what, "plugin vision, option image_folder", "correct the path"))
+        conversations = tuple(name for name in CONVERSATIONS if name in columns)
+        front = "" if inner.adds_special_tokens else _front(tokenizer)
+        place = Path(folder or os.curdir).expanduser()
+        return cls(inner, tokens, found[0] if found else None, conversations, front, place)
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """As the inner formatter's."""
+        return self.inner.adds_special_tokens
+
+    @property
+    def attached_type(self) -> Any:
+        """The references of a row's pictures."""
+        import pyarrow as pa
+
+        return pa.list_(pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]))
+
+    @property
+    def uncut_ids(self) -> tuple[int, ...]:
+        """The tokens of pictures."""
+        return self.tokens.ids
+
+    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+        """The documents, each with its pictures attached.
+
+        Raises:
+            RowError: for a picture that cannot be had or has no place, and as the inner formatter does.
+        """
+        length = len(next(iter(rows.values())))
+        plain: dict[str, list[Any]] = {name: list(values) for name, values in rows.items()}
+        pictures = []
+        for index in range(length):
+            try:
+                row = Row(self._given(rows, index), self.tokens.placeholder, self.folder)
+                texts = row.taken([rows[name][index] for name in self.conversations])
+            except PictureError as error:
+                raise RowError(index, error.what, error.mend) from error
+            for name, text in zip(self.conversations, texts, strict=True):
+                plain[name][index] = text
+            pictures.append(row.pictures)
+        documents = self.inner(plain)
+        return [
+            document if isinstance(document, Skipped) else self._written(document, pictures[index], index)
+            for index, document in enumerate(documents)
+        ]
+
+    def _given(self, rows: Columns, index: int) -> Sequence[Any]:
+        value = None if self.column is None else rows[self.column][index]
+        if value is None:
+            return ()
+        return value if isinstance(value, list | tuple) else (value,)
+
+    def _written(self, document: Document, pictures: list[Reference], index: int) -> Attached:
+        """The document with the tokens of its pictures."""
+        places = sum(span.text.count(self.tokens.placeholder) for span in document)
+        if places != len(pictures):
+            what = f"the text shows {places} pictures ({self.tokens.placeholder}), and the row has {len(pictures)}"
+            raise RowError(index, what, "give a part {type: image} in a message for each, or use another template")
+        try:
+            written = iter(self.tokens.written(tuple(map(size_of, pictures))) if pictures else ())
+        except PictureError as error:
+            raise RowError(index, error.what, error.mend) from error
+        text = "".join(span.text for span in document[:1])
+        spans = [Span(self.front, False)] if self.front and not text.startswith(self.front) else []
+        for span in document:
+            first, *others = span.text.split(self.tokens.placeholder)
+            spans.append(span._replace(text=first))
+            for piece in others:
+                spans += [Span(next(written), False), span._replace(text=piece)]
+        return Attached(spans, pictures, self._counts(spans, pictures))
+
+    def _counts(self, spans: list[Span], pictures: list[Reference]) -> dict[str, int]:
+        if not pictures:
+            return {}
+        written = sum(span.text.count(token) for span in spans for token in self.tokens.texts)
+        return {"pictures": len(pictures), "picture tokens": written}
+
+
+def _front(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The special tokens that a tokenizer puts in front of a text."""
+    with_them, without = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    number = next((at for at in range(len(with_them)) if with_them[at:][: len(without)] == without), 0)
+    return "".join(tokenizer.convert_ids_to_tokens(with_them[:number]))
