@@ -116,7 +116,7 @@ def test_an_argument_that_asks_for_nothing_any_more_is_taken(told) -> None:
     "asked", [{"save_safetensors": False}, {"half_precision_backend": "apex"}, {"fp16_backend": "apex"}]
 )
 def test_what_there_is_no_more_is_an_error(asked) -> None:
-    with pytest.raises(ValueError, match="pickles|apex"):
+    with pytest.raises(ValueError, match=r"pickles|apex"):
         of(**asked)
 
 

@@ -134,7 +134,7 @@ def test_packed_conversations_have_no_special_tokens_but_the_templates(make, con
         add_special_tokens=False,
     )
     assert ids(trainer.train_dataset) == ids(reference)
-    assert tokenizer.bos_token_id not in sum(ids(trainer.train_dataset), [])
+    assert all(tokenizer.bos_token_id not in row for row in ids(trainer.train_dataset))
 
 
 def test_packed_documents_do_not_see_each_other(make) -> None:
@@ -280,6 +280,11 @@ def test_each_of_several_constant_length_sets_is_evaluated(make, rows, tokenizer
 def test_packing_with_max_steps_is_told(make) -> None:
     with pytest.warns(UserWarning, match="`packing=True` .*`max_steps`"):
         make(args={"packing": True})
+
+
+def test_a_strategy_of_evaluation_needs_no_evaluation_set(make) -> None:
+    trainer = make(args={"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 1})
+    assert trainer.train().global_step == 2
 
 
 def test_the_data_are_prepared_the_same_for_a_model_by_name(named, config, rows, tokenizer, ids) -> None:

@@ -1,0 +1,225 @@
+"""Subclasses and models with a behaviour of their own, with the signatures of 2024."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import LlamaForCausalLM
+
+from sftkit.testing import tiny_model
+from sftkit.trl import SFTTrainer
+
+
+@pytest.fixture
+def made(config, rows, tokenizer):
+    """Makes a trainer of a subclass."""
+
+    def of(kind: type[SFTTrainer], model: Any = None, **options: Any) -> SFTTrainer:
+        args = config(dataset_text_field="text", max_seq_length=64, **options)
+        model = tiny_model() if model is None else model
+        return kind(model, args=args, train_dataset=rows, eval_dataset=rows, tokenizer=tokenizer)
+
+    return of
+
+
+def losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+class Doubled(SFTTrainer):
+    """Twice the model's own loss."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        outputs = model(**inputs)
+        loss = 2 * outputs["loss"]
+        return (loss, outputs) if return_outputs else loss
+
+
+class ByHand(SFTTrainer):
+    """The loss from logits and labels."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **rest: Any) -> Any:
+        labels = inputs.pop("labels")
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        loss = 2 * cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
+class OfSuper(SFTTrainer):
+    """Twice the loss of the class above it."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        assert outputs["logits"].shape == (*inputs["input_ids"].shape, 320)
+        return (2 * loss, outputs) if return_outputs else 2 * loss
+
+
+@pytest.mark.parametrize("kind", [Doubled, ByHand, OfSuper])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_loss_of_ones_own_is_the_mean_over_the_accumulated_batches(made, kind, steps) -> None:
+    options = {"gradient_accumulation_steps": steps, "per_device_train_batch_size": 4 // steps, "max_steps": 1}
+    trainer, plain = made(kind, **options), made(SFTTrainer, **options)
+    trainer.train()
+    plain.train()
+    assert losses(trainer) == pytest.approx([2 * loss for loss in losses(plain)], rel=2e-2)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(2 * plain_loss(trainer.model, trainer), rel=1e-4)
+
+
+def plain_loss(model: Any, trainer: SFTTrainer) -> float:
+    (batch,) = trainer.get_eval_dataloader()
+    with torch.no_grad():
+        return model.eval()(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss.item()
+
+
+class OwnStep(SFTTrainer):
+    """The training step as it was written in 2024."""
+
+    def training_step(self, model: Any, inputs: Any) -> Any:
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        self.accelerator.backward(loss)
+        return loss.detach() / self.args.gradient_accumulation_steps
+
+
+def test_a_training_step_of_ones_own(made) -> None:
+    trainer, plain = made(OwnStep), made(SFTTrainer)
+    trainer.train()
+    plain.train()
+    assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
+
+
+class Logging(SFTTrainer):
+    """Logs one more value."""
+
+    def log(self, logs: dict[str, float]) -> None:
+        super().log({**logs, "extra": 1.0})
+
+
+def test_a_log_of_ones_own(made) -> None:
+    trainer = made(Logging)
+    trainer.train()
+    assert all(entry["extra"] == 1.0 for entry in trainer.state.log_history)
+
+
+class Predicting(SFTTrainer):
+    """Looks at each prediction."""
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        self.shapes = (tuple(logits.shape), tuple(labels.shape))
+        return loss, logits, labels
+
+
+def test_a_prediction_step_of_ones_own(made) -> None:
+    trainer = made(Predicting)
+    predicted = trainer.predict(trainer.eval_dataset)
+    assert trainer.shapes[0] == (*trainer.shapes[1], 320)
+    assert predicted.predictions.shape == trainer.shapes[0]
+
+
+class Ordered(SFTTrainer):
+    """Rows in their order, by a loader of its own."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        options = {"batch_size": self._train_batch_size, "collate_fn": self.data_collator}
+        loader = DataLoader(self.train_dataset, sampler=SequentialSampler(self.train_dataset), **options)
+        return self.accelerator.prepare(loader)
+
+
+def test_a_loader_of_ones_own(made, rows, tokenizer) -> None:
+    trainer = made(Ordered)
+    first = next(iter(trainer.get_train_dataloader()))
+    assert first["input_ids"][0].tolist()[:8] == tokenizer(rows["text"][0])["input_ids"][:8]
+    assert trainer.train().global_step == 2
+
+
+class Optimizing(SFTTrainer):
+    """An optimizer and a schedule of its own."""
+
+    def create_optimizer(self, *_: Any) -> Any:
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        return self.lr_scheduler
+
+
+def test_an_optimizer_of_ones_own(made) -> None:
+    trainer = made(Optimizing)
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
+
+
+class Preparing(SFTTrainer):
+    """Data as it likes them."""
+
+    def _prepare_dataset(self, dataset: Any, *given: Any, **options: Any) -> Any:
+        self.given = given
+        made = {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}
+        return dataset.map(lambda row: made, remove_columns=dataset.column_names)
+
+
+def test_a_preparation_of_ones_own_is_asked_for_each_set(made, tokenizer) -> None:
+    trainer = made(Preparing)
+    assert trainer.given[:4] == (tokenizer, False, "text", 64)
+    assert [list(row["input_ids"]) for row in trainer.train_dataset] == [[5, 6, 7]] * 7
+    assert [list(row["input_ids"]) for row in trainer.eval_dataset] == [[5, 6, 7]] * 7
+    assert trainer.train().global_step == 2
+
+
+class Shorter(SFTTrainer):
+    """The usual preparation of fewer rows."""
+
+    def _prepare_dataset(self, dataset: Any, *given: Any, **options: Any) -> Any:
+        return super()._prepare_dataset(dataset.select(range(4)), *given, **options)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_usual_preparation_can_be_called(made, packing) -> None:
+    trainer = made(Shorter, packing=packing)
+    assert len(trainer.train_dataset) == (1 if packing else 4)
+    assert trainer.train().global_step == 2
+
+
+class OwnLoss(LlamaForCausalLM):
+    """A Llama whose loss is one more than the usual."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **rest: Any) -> Any:
+        outputs = super().forward(input_ids, attention_mask, labels=labels, **rest)
+        if labels is not None:
+            outputs.loss = outputs.loss + 1
+        return outputs
+
+
+def test_the_loss_of_a_models_own_forward_is_trained(made) -> None:
+    trainer, plain = made(SFTTrainer, OwnLoss(tiny_model().config)), made(SFTTrainer)
+    trainer.model.load_state_dict(tiny_model().state_dict())
+    trainer.train()
+    plain.train()
+    assert losses(trainer)[0] == pytest.approx(losses(plain)[0] + 1, rel=1e-4)
+
+
+class Wrapper(torch.nn.Module):
+    """A module around a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_model()
+        self.config = self.inner.config
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None) -> Any:
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+def test_a_module_that_is_no_model_of_transformers_is_trained(made) -> None:
+    trainer, plain = made(SFTTrainer, Wrapper()), made(SFTTrainer)
+    trainer.train()
+    plain.train()
+    assert losses(trainer)[0] == pytest.approx(losses(plain)[0], rel=1e-4)
