@@ -167,7 +167,7 @@ class Spool(AbstractContextManager["Spool"]):
         maps = {name: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for name, file in self._files.items()}
         ids_S, labels_S = (np.frombuffer(maps[name], np.int32) for name in ("ids", "labels"))
         weights_S = np.frombuffer(maps["weights"], np.float32) if "weights" in maps else None
-        return _Mapped(ids_S, labels_S, offsets_N1, weights_S, tuple(maps.values()))
+        return _Mapped(ids_S, labels_S, offsets_N1, weights_S, maps=tuple(maps.values()))
 
     def _write(self) -> None:
         import numpy as np
