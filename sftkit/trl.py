@@ -8,6 +8,7 @@ as configuration files and as `Pipeline` calls, and where sftkit does otherwise 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import logging
@@ -148,6 +149,7 @@ class SFTTrainer(training.SFTTrainer):
             if tokenizer is None:
                 tokenizer = _tokenizer_of(model, args)
             text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+            _check_tokenizer(text_tokenizer)
             set_length(args, text_tokenizer)
             self._prepared: list[Any] = []
             with PartialState().local_main_process_first():
@@ -410,13 +412,14 @@ ADDED = {"compute_loss": "num_items_in_batch", "training_step": "num_items_in_ba
 def _taking_less(method: Callable[..., Any], added: str) -> Callable[..., Any]:
     """The method, to be called with an argument that it does not take."""
     parameters = inspect.signature(method).parameters
-    if added in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    if added in parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
         return method
+    by_place = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
     @functools.wraps(method)
     def called(*arguments: Any, **options: Any) -> Any:
         options.pop(added, None)
-        return method(*arguments[: len(parameters)], **options)
+        return method(*arguments[: len(by_place)], **options)
 
     called.takes_less = True  # type: ignore[attr-defined]
     return called
@@ -436,6 +439,13 @@ def _as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer (one with a tokenizer.json): load that")
+    if tokenizer.truncation_side == "left":
+        raise ValueError("truncation_side='left': texts keep their beginning; set 'right', or cut them yourself")
+
+
 def _is_of_peft(value: Any, name: str) -> bool:
     if find_spec("peft") is None:
         return False
@@ -452,9 +462,10 @@ def _has_own_loss(model: Any) -> bool:
 
 
 def _for_trainer(args: SFTConfig, eval_dataset: Any) -> SFTConfig:
-    """The arguments, of one GPU a process; without an evaluation set there are no evaluations. Changes them."""
+    """The arguments, of one GPU a process; a copy without evaluations where there is no evaluation set."""
     if eval_dataset is None and args.eval_strategy != "no":
         warnings.warn("there is no `eval_dataset`, so that nothing is evaluated (`eval_strategy`)", stacklevel=4)
+        args = copy.copy(args)
         args.eval_strategy = transformers.IntervalStrategy.NO
     one_device(args)
     return args

@@ -108,6 +108,8 @@ class SFTConfig(TrainingArguments):
             self.torch_compile_backend = self.torchdynamo
         if self.adafactor:
             self.optim = "adafactor"
+        if self.optim == "adamw_hf":
+            self.optim = "adamw_torch"  # the same updates
         if self.logging_dir is not None:
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", self.logging_dir)
         if self.push_to_hub_organization is not None:
@@ -283,6 +285,8 @@ def model_section(model: Any, args: SFTConfig) -> Any:
         if options.pop(name, False):
             options["quantization_config"] = BitsAndBytesConfig(**{name: True})
     section = {name: options.pop(name) for name in ("revision", "trust_remote_code") if name in options}
+    if "use_auth_token" in options:
+        options["token"] = options.pop("use_auth_token")
     if options.get("use_safetensors"):
         del options["use_safetensors"]  # as always
     return {"name": model, "dtype": str(dtype).removeprefix("torch."), "options": options, **section}

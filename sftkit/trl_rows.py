@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
 from accelerate import PartialState
 
-from sftkit.data.columns import WEIGHTS
+from sftkit.data.columns import WEIGHTS, flat
 from sftkit.trl_arguments import SFTConfig
 
 if TYPE_CHECKING:
@@ -106,15 +108,23 @@ class Rows:
         if PartialState().is_main_process:
             for split, counts in data.summary().items():
                 logger.info("%s: %s", split, ", ".join(f"{number} {what}" for what, number in counts.items()))
-        made = {name: _lists(data.splits[name]) for name in self.to_prepare}
+        made = {name: _as_in_trl(data.splits[name]) for name in self.to_prepare}
         if not args.remove_unused_columns and not args.packing:
             made = {name: _beside(dataset, self.to_prepare[name][1]) for name, dataset in made.items()}
         return made
 
 
-def _lists(rows: Any) -> Any:
-    """Rows whose values are lists, where they can be had by their number."""
-    return rows.with_format(None) if isinstance(rows, datasets.Dataset) else rows
+def _as_in_trl(rows: Any) -> Any:
+    """Rows of lists: ``input_ids`` and ``attention_mask``, all of which is trained; others keep their labels."""
+    if not isinstance(rows, datasets.Dataset):
+        return rows
+    rows = rows.with_format(None)
+    if set(rows.column_names) != {"input_ids", "labels"}:  # packed, or weighted
+        return rows
+    ids, offsets = flat(rows.data.table, "input_ids")
+    mask = pa.table({"attention_mask": pa.LargeListArray.from_arrays(pa.array(offsets), np.ones(len(ids), np.int8))})
+    beside = datasets.Dataset(datasets.table.InMemoryTable(mask))
+    return datasets.concatenate_datasets([rows.remove_columns("labels"), beside], axis=1)
 
 
 def _columns(rows: Any) -> list[str]:

@@ -76,7 +76,9 @@ def _whole(example: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     if "labels" not in example:
-        example = {**example, "labels": example["input_ids"]}
+        labels = np.array(example["input_ids"])
+        labels[:1] = -100  # nothing comes before it
+        example = {**example, "labels": labels}
     if "attention_mask" not in example:
         return example
     real = np.asarray(example["attention_mask"]) != 0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftkit.errors import Problem, RunError
+from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.training.collate import Collator
 from sftkit.training.head import Targets, trained_positions
 
@@ -52,7 +52,14 @@ class Batch:
 
     @classmethod
     def of(cls, inputs: dict[str, Any]) -> Batch:
-        """From what a collator made."""
+        """From what a collator made.
+
+        Raises:
+            ConfigError: if it made no labels.
+        """
+        if "labels" not in inputs:
+            what = f"the collator gives no labels, only {', '.join(inputs)}"
+            raise ConfigError(Problem(what, "collator", "let it make labels, -100 where nothing is trained"))
         inputs = {**inputs, "use_cache": False}  # with a cache, packed documents would see each other
         row_lengths = inputs.pop("row_lengths", None)
         inputs.pop(SHARES, None)

@@ -280,7 +280,8 @@ class SFTTrainer(Trainer):
         totals = torch.cat([table for _, table in self._evaluated]).double().sum(0).tolist()
         told = dict(zip(names, totals, strict=True))
         loss, weights, tokens = (told.pop(name) for name in ("loss", "weights", "tokens"))
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / (weights or 1.0)
+        if not self._own_loss:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss / (weights or 1.0)
         for name, value in told.items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value / max(tokens, 1.0)
         return output
@@ -293,10 +294,10 @@ class SFTTrainer(Trainer):
         """
         if "train_loss" in logs and self._steps:
             mean = self.accelerator.reduce(self._loss_sum, reduction="mean").item() / self._steps
-            logs = {**logs, "train_loss": mean}
+            logs["train_loss"] = mean  # in place, as the Trainer adds to what it then returns
         if "loss" in logs:
             told = (entry["trained_tokens"] for entry in reversed(self.state.log_history) if "trained_tokens" in entry)
-            logs = {**logs, **self._measures.told(self.accelerator, trained_before=next(told, 0))}
+            logs.update(self._measures.told(self.accelerator, trained_before=next(told, 0)))
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
