@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+)
 
 from sftkit.testing import tiny_model
 from sftkit.trl import DataCollatorForCompletionOnlyLM
@@ -167,3 +172,16 @@ def test_a_collator_may_tokenize_itself(make, rows, tokenizer) -> None:
         make(args={"max_seq_length": 64}, eval_dataset=rows).evaluate()["eval_loss"], rel=1e-5
     )
     assert trainer.train().global_step == 2
+
+
+def test_a_collator_that_makes_no_labels_is_an_error_that_says_so(make, tokenizer) -> None:
+    trainer = make(data_collator=DataCollatorWithPadding(tokenizer))
+    with pytest.raises(ValueError, match="gives no labels"):
+        trainer.train()
+
+
+def test_rows_of_the_trainer_go_into_any_collator(make, rows, tokenizer) -> None:
+    trainer = make(args={"max_seq_length": 64})
+    batch = DataCollatorForLanguageModeling(tokenizer, mlm=False)([trainer.train_dataset[at] for at in range(3)])
+    assert trainer.train_dataset.column_names == ["input_ids", "attention_mask"]
+    assert batch["attention_mask"].sum() == sum(len(tokenizer(text)["input_ids"]) for text in rows["text"][:3])

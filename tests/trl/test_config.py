@@ -61,6 +61,7 @@ def test_it_is_a_training_arguments_with_the_defaults_of_trl() -> None:
         ({"group_by_length": True}, "train_sampling_strategy", "group_by_length"),
         ({"include_inputs_for_metrics": True}, "include_for_metrics", ["inputs"]),
         ({"adafactor": True}, "optim", "adafactor"),
+        ({"optim": "adamw_hf"}, "optim", "adamw_torch"),
         ({"torchdynamo": "eager"}, "torch_compile_backend", "eager"),
         ({"push_to_hub_token": "t"}, "hub_token", "t"),
         ({"push_to_hub_model_id": "m"}, "hub_model_id", "m"),
