@@ -169,7 +169,7 @@ class SFTTrainer(training.SFTTrainer):
             named = sets.named(train_dataset, eval_dataset)
             self._prepared += [rows for name, rows in named if name in sets.to_prepare]
             self._has_own_collator = data_collator is not None
-            use_cache = None if model is None else getattr(model.config, "use_cache", None)
+            self._use_cache = getattr(getattr(model, "config", None), "use_cache", args.use_cache)
             super().__init__(
                 loss=None if model is not None and _has_own_loss(model) else self._stages.make_loss(model),
                 model=model,
@@ -184,8 +184,6 @@ class SFTTrainer(training.SFTTrainer):
                 optimizers=optimizers,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
-        if not args.use_cache and use_cache is not None:
-            self.model.config.use_cache = use_cache  # which is saved; training uses none anyhow
         self.dataset_num_proc, self.dataset_batch_size = args.dataset_num_proc, args.dataset_batch_size
         self._arrange()
 
@@ -396,8 +394,22 @@ class SFTTrainer(training.SFTTrainer):
         tags = [*given, *(tag for tag in self._tag_names if tag not in given)]
         super().create_model_card(*arguments, tags=tags, **options)
 
+    @contextlib.contextmanager
+    def _saved_use_cache(self) -> Iterator[None]:
+        """The Trainer turns the model's cache off, for training; what is saved has it as it was."""
+        config = getattr(self.model, "config", None)
+        if config is None or self.args.use_cache:
+            yield
+            return
+        before, config.use_cache = config.use_cache, self._use_cache
+        try:
+            yield
+        finally:
+            config.use_cache = before
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        with self._saved_use_cache():
+            super()._save(output_dir, state_dict)
         card = Path(output_dir or self.args.output_dir, "README.md")
         if self.args.should_save and not card.exists():
             data = ModelCardData(library_name="transformers", tags=list(self._tag_names))

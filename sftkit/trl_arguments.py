@@ -31,6 +31,13 @@ RENAMED = {
 }
 
 
+#: Arguments that ask for what transformers 5 has no more, with their values that ask for nothing.
+GONE: dict[str, Any] = {
+    **dict.fromkeys(("tpu_num_cores", "mp_parameters", "tpu_metrics_debug", "jit_mode_eval", "use_ipex")),
+    "past_index": -1,
+}
+
+
 def _old(told: str) -> Any:
     return field(default=None, metadata={"help": f"Of 2024: {told}"})
 
@@ -86,6 +93,14 @@ class SFTConfig(TrainingArguments):
     fp16_backend: str | None = _old("torch's own.")
     fp16_opt_level: str | None = _old("of apex.")
     ray_scope: str | None = _old("of a hyperparameter search with ray.")
+    fsdp_min_num_params: int | None = _old("min_num_params of fsdp_config.")
+    fsdp_transformer_layer_cls_to_wrap: str | None = _old("transformer_layer_cls_to_wrap of fsdp_config.")
+    tpu_num_cores: int | None = _old("there is no more of it.")
+    tpu_metrics_debug: bool | None = _old("there is no more of it.")
+    past_index: int | None = _old("there is no more of it.")
+    mp_parameters: str | None = _old("there is no more of it.")
+    jit_mode_eval: bool | None = _old("there is no more of it.")
+    use_ipex: bool | None = _old("there is no more of it.")
 
     def __post_init__(self) -> None:
         """Put what the old arguments ask for in the place of today."""
@@ -93,6 +108,9 @@ class SFTConfig(TrainingArguments):
             raise ValueError("save_safetensors=False: pickles are not written; drop the argument")
         if "apex" in (self.half_precision_backend, self.fp16_backend):
             raise ValueError("apex is not used any more: drop half_precision_backend and set fp16=True or bf16=True")
+        for name, nothing in GONE.items():
+            if getattr(self, name) not in (None, False, "", nothing):
+                raise ValueError(f"{name}: transformers 5 has no more of it; drop the argument")
         for old, new in RENAMED.items():
             if (value := getattr(self, old)) is not None:
                 setattr(self, new, value)
@@ -115,6 +133,10 @@ class SFTConfig(TrainingArguments):
         if self.push_to_hub_organization is not None:
             name = str(self.hub_model_id or Path(self.output_dir or "trainer_output").name)  # type: ignore[has-type]
             self.hub_model_id: str | None = f"{self.push_to_hub_organization}/{name}"
+        wraps = {"min_num_params": self.fsdp_min_num_params or None}
+        wraps["transformer_layer_cls_to_wrap"] = self.fsdp_transformer_layer_cls_to_wrap  # type: ignore[assignment]
+        if asked := {name: value for name, value in wraps.items() if value is not None}:
+            self.fsdp_config: Any = {**(self.fsdp_config or {}), **asked}  # type: ignore[has-type]
         batches = {name: getattr(self, name) for name in ("dispatch_batches", "split_batches")}
         if asked := {name: value for name, value in batches.items() if value is not None}:
             config: Any = self.accelerator_config or {}  # type: ignore[has-type]

@@ -268,10 +268,19 @@ class SFTTrainer(Trainer):
         columns = {"loss": told.losses_K, "weights": weights, "tokens": ones, **told.measures}
         return {name: batch.by_row(values) for name, values in columns.items()}, outputs
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
         """As the Trainer's, with loss and measures as means over all trained tokens."""
         self._evaluated.clear()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
         if not self._evaluated:
             if not output.num_samples:
                 logger.warning("nothing was evaluated: train.dataloader_drop_last drops the set's only batch")
