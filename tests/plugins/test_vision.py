@@ -227,6 +227,20 @@ def test_a_prepared_data_set_is_found_again_and_not_with_another_processor() -> 
         assert ("train" in ready.data.cached) is cached
 
 
+@pytest.mark.parametrize("options", [{}, {"image_folder": "pictures"}])
+def test_relative_pictures_of_another_directory_are_not_taken_from_the_cache(
+    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"image": "0.png", "messages": asked(1, "What?")}]
+    for name in ("one", "two"):
+        folder = tmp_path / name / options.get("image_folder", "")
+        folder.mkdir(parents=True)
+        drawn("red").save(folder / "0.png")
+        monkeypatch.chdir(tmp_path / name)
+        ready = prepared("llava", rows, vision=options)
+        assert ready.data.train[0]["attached"][0]["path"] == str(folder / "0.png")
+
+
 def test_a_picture_that_has_changed_its_size_is_told(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     drawn("red").save(path)

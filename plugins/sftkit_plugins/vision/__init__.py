@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import field_validator
 
 from sftkit.errors import ConfigError, Problem
 from sftkit.loading import load_model, load_tokenizer
@@ -34,7 +37,9 @@ class Vision(Plugin):
 
     requires: ClassVar[tuple[str, ...]] = ("pillow>=10",)
 
-    image_folder: Annotated[str | None, Field(description="where relative paths of pictures begin")] = None
+    image_folder: Annotated[
+        str, Field(validate_default=True, description="where relative paths of pictures begin; the working directory by default")
+    ] = "."
     freeze_vision: Annotated[bool, Field(description="do not train the weights of the vision tower")] = True
     freeze_projector: Annotated[
         bool, Field(description="do not train what leads from the vision tower to the language model")
@@ -43,6 +48,12 @@ class Vision(Plugin):
         dict[str, Any],
         Field(description="further arguments of `AutoProcessor.from_pretrained`, as size; for one loaded by name"),
     ] = dataclasses.field(default_factory=dict)
+
+    @field_validator("image_folder")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        # Prepared data depends on the folder, and is kept by the plugins' options as they are.
+        return str(Path(value).expanduser().absolute())
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:

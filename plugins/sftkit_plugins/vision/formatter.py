@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Pictured(Formatter):
         columns: Mapping[str, Any],
         tokens: PictureTokens,
         tokenizer: PreTrainedTokenizerBase,
-        folder: str | None,
+        folder: str,
     ) -> Pictured:
         """For data with these columns.
 
@@ -63,13 +62,12 @@ class Pictured(Formatter):
         if len(found) > 1:
             what = f"the columns {' and '.join(found)} both hold pictures"
             raise ConfigError(Problem(what, "data", "keep one of them"))
-        if folder is not None and not Path(folder).expanduser().is_dir():
+        if not Path(folder).is_dir():
             what = f"there is no folder {folder!r}"
             raise ConfigError(Problem(what, "plugin vision, option image_folder", "correct the path"))
         conversations = tuple(name for name in CONVERSATIONS if name in columns)
         front = "" if inner.adds_special_tokens else _front(tokenizer)
-        place = Path(folder or os.curdir).expanduser()
-        return cls(inner, tokens, found[0] if found else None, conversations, front, place)
+        return cls(inner, tokens, found[0] if found else None, conversations, front, Path(folder))
 
     @property
     def adds_special_tokens(self) -> bool:
