@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """A batch of rows as columns: name → one value a row."""
@@ -82,6 +82,14 @@ class Formatter(ABC):
         False where the text is complete as it is, as from a chat template.
         """
         return True
+
+    @property
+    def rendered_special_tokens(self) -> Literal["once", "none"]:
+        """What encoding puts around a text that is complete as it is.
+
+        Nothing, or as processors do: ``once``, what the tokenizer does unless the text begins with it.
+        """
+        return "none"
 
     @property
     def attached_type(self) -> Any:

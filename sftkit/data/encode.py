@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-SpecialTokens: TypeAlias = Literal["bos_eos", "tokenizer", "none"]
+SpecialTokens: TypeAlias = Literal["bos_eos", "tokenizer", "once", "none"]
 AHEAD = 2  # pieces that wait for the tokenizer, so that it never waits for them
 
 
@@ -40,7 +40,8 @@ def encode(
         tokenizer: a fast tokenizer.
         special_tokens: around each document. ``bos_eos`` puts BOS in front as the tokenizer does, never doubled, and
             EOS at the end, once; it is trained if the document's last character is, and has its weight.
-            ``tokenizer`` puts there what the tokenizer itself does, trained in the same way, and ``none`` nothing.
+            ``tokenizer`` puts there what the tokenizer itself does, trained in the same way; ``once`` too, but nothing
+            in front of a text that begins with it already; and ``none`` nothing.
 
     Raises:
         DataError: for a span whose weight is negative or no finite number.
@@ -76,6 +77,8 @@ class Encoder:
     special_tokens: SpecialTokens
     bos: int | None
     eos: int | None
+    front: tuple[int, ...]
+    """Special tokens that the tokenizer itself puts in front of a text."""
     suffix: int
     """Special tokens that the tokenizer itself puts behind a text, and that do not count as its last character."""
 
@@ -85,9 +88,11 @@ class Encoder:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        mask = backend.encode("a", add_special_tokens=special_tokens != "none").special_tokens_mask
+        probe = backend.encode("a", add_special_tokens=special_tokens != "none")
+        mask = probe.special_tokens_mask
+        front = tuple(probe.ids[: mask.index(0)]) if 0 in mask else ()
         suffix = mask[::-1].index(0) if 0 in mask and special_tokens == "bos_eos" else 0
-        return cls(backend, special_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, suffix)
+        return cls(backend, special_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, front, suffix)
 
     def __call__(self, documents: Sequence[Document]) -> Examples:
         """One batch."""
@@ -125,6 +130,8 @@ class Encoder:
             ends_N = np.zeros(len(sizes_N), counts_S.dtype)
             ends_N[owners_R[~inside_R]] = weights_R[~inside_R]
             ids_S, counts_S, offsets_N1 = self._fix_special_tokens(ids_S, counts_S, offsets_N1, ends_N, sizes_N > 0)
+        elif self.special_tokens == "once" and self.front:
+            ids_S, counts_S, offsets_N1 = self._drop_doubled_front(ids_S, counts_S, offsets_N1)
         first_N = offsets_N1[:-1][np.diff(offsets_N1) > 0]
         counts_S[first_N] = 0
         trained_S = counts_S > 0
@@ -151,6 +158,20 @@ class Encoder:
         lasts_R = np.where(inside_R, _tokens_at(encodings, owners_R, ends_R, whole_R, inside_R), whole_R)
         base_R = offsets_N1[owners_R]
         return base_R + firsts_R, base_R + lasts_R
+
+    def _drop_doubled_front(
+        self, ids_S: np.ndarray, counts_S: np.ndarray, offsets_N1: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Without the tokens that stand in front of a text that began with them already."""
+        import numpy as np
+
+        size = len(self.front)
+        first_N = offsets_N1[:-1][np.diff(offsets_N1) >= 2 * size]
+        places = first_N[:, None] + np.arange(size)
+        doubled_N = (ids_S[places] == self.front).all(1) & (ids_S[places + size] == self.front).all(1)
+        offsets_N1 = offsets_N1 - size * np.searchsorted(first_N[doubled_N], offsets_N1, side="left")
+        dropped = places[doubled_N].ravel()
+        return np.delete(ids_S, dropped), np.delete(counts_S, dropped), offsets_N1
 
     def _fix_special_tokens(
         self,

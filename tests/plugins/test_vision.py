@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
@@ -296,6 +297,27 @@ def test_bos_is_put_in_front_as_the_processor_does() -> None:
     expected = processor(text=[processor.apply_chat_template(rows[0]["messages"])], images=[[picture]])
     assert ready.data.train[0]["input_ids"].tolist() == expected["input_ids"][0]
     assert expected["input_ids"][0][0] == processor.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("front", ["", "{{ bos_token }}"])
+def test_the_first_word_is_cut_into_tokens_as_the_processor_does(front: str, real_data: Path) -> None:
+    # This tokenizer writes a space in front of a text, and not behind special tokens inside it.
+    model, processor = tiny_vision_model()
+    tokenizer: Any = AutoTokenizer.from_pretrained(real_data / "llama2_tokenizer")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<unk>"})
+    options = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    template = front + processor.chat_template
+    processor = type(processor)(processor.image_processor, tokenizer, chat_template=template, **options)
+    picture = drawn("red")
+    rows = [{"images": [picture], "messages": asked(1, "What?") + asked("And?", answer="Blue.")}] * 2
+    ready = Pipeline(model=model, data=rows, tokenizer=processor, plugins=["vision"]).prepare()
+    own = processor.apply_chat_template(
+        [{**each, "content": [{**part, "image": picture} for part in each["content"]]} for each in rows[0]["messages"]],
+        tokenize=True,
+        return_dict=True,
+    )
+    assert ready.data.train[1]["input_ids"].tolist() == own["input_ids"][0]
+    assert trained_text(ready, 1).split() == ["Red.</s>", "Blue.</s>"]
 
 
 def other_processor(name: str) -> Any:

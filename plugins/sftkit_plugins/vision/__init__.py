@@ -111,7 +111,7 @@ class Vision(Plugin):
             inner = yield
         if config.data.formatting is not None:  # the user's function finds its rows as they are
             columns = {name: feature for name, feature in columns.items() if name in PICTURES}
-        return inner and Pictured.of(inner, columns, tokens, tokenizer, self.image_folder)
+        return inner and Pictured.of(inner, columns, tokens, self.image_folder)
 
     @hookimpl(wrapper=True, tryfirst=True)
     def make_collator(self, processor: Any) -> Generator[None, Collator | None, Collator | None]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from sftkit.data.documents import Attached, Columns, Document, Formatter, RowError, Skipped, Span
 from sftkit.errors import ConfigError, Problem
 from sftkit_plugins.vision.messages import Row
 from sftkit_plugins.vision.picture_tokens import PictureTokens
 from sftkit_plugins.vision.pictures import PictureError, Reference, size_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 #: Columns that hold pictures, and conversations.
 PICTURES = ("images", "image")
@@ -33,7 +30,6 @@ class Pictured(Formatter):
         tokens: of pictures.
         column: of the data's pictures, if it has one.
         conversations: the columns that may hold some.
-        front: what the tokenizer puts in front of a text that does not begin with it, as a processor does.
         folder: where relative paths begin.
     """
 
@@ -41,7 +37,6 @@ class Pictured(Formatter):
     tokens: PictureTokens
     column: str | None
     conversations: tuple[str, ...]
-    front: str
     folder: Path
 
     @classmethod
@@ -50,7 +45,6 @@ class Pictured(Formatter):
         inner: Formatter,
         columns: Mapping[str, Any],
         tokens: PictureTokens,
-        tokenizer: PreTrainedTokenizerBase,
         folder: str,
     ) -> Pictured:
         """For data with these columns.
@@ -66,13 +60,17 @@ class Pictured(Formatter):
             what = f"there is no folder {folder!r}"
             raise ConfigError(Problem(what, "plugin vision, option image_folder", "correct the path"))
         conversations = tuple(name for name in CONVERSATIONS if name in columns)
-        front = "" if inner.adds_special_tokens else _front(tokenizer)
-        return cls(inner, tokens, found[0] if found else None, conversations, front, Path(folder))
+        return cls(inner, tokens, found[0] if found else None, conversations, Path(folder))
 
     @property
     def adds_special_tokens(self) -> bool:
         """As the inner formatter's."""
         return self.inner.adds_special_tokens
+
+    @property
+    def rendered_special_tokens(self) -> Literal["once", "none"]:
+        """As a processor has them."""
+        return "once"
 
     @property
     def attached_type(self) -> Any:
@@ -126,8 +124,7 @@ class Pictured(Formatter):
             written = iter(self.tokens.written(tuple(map(size_of, pictures))) if pictures else ())
         except PictureError as error:
             raise RowError(index, error.what, error.mend) from error
-        text = "".join(span.text for span in document[:1])
-        spans = [Span(self.front, False)] if self.front and not text.startswith(self.front) else []
+        spans: list[Span] = []
         for span in document:
             first, *others = span.text.split(self.tokens.placeholder)
             spans.append(span._replace(text=first))
@@ -140,10 +137,3 @@ class Pictured(Formatter):
             return {}
         written = sum(span.text.count(token) for span in spans for token in self.tokens.texts)
         return {"pictures": len(pictures), "picture tokens": written}
-
-
-def _front(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The special tokens that a tokenizer puts in front of a text."""
-    with_them, without = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    number = next((at for at in range(len(with_them)) if with_them[at:][: len(without)] == without), 0)
-    return "".join(tokenizer.convert_ids_to_tokens(with_them[:number]))
