@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, Features
+    from PIL.Image import Image
 
 #: Types of `datasets` that decode a file when a row is read.
 MEDIA = ("Audio", "Image", "Pdf", "Video")
@@ -33,6 +34,38 @@ def undecoded(features: Features) -> Features:
     for feature in _media_in(features):
         feature.decode = False
     return features
+
+
+def holds_files(feature: Any) -> bool:
+    """Whether a column has media, or mappings as media are stored, at any depth."""
+    if type(feature).__name__ in MEDIA:
+        return True
+    if isinstance(feature, Mapping):
+        return {"path", "bytes"} <= {*feature} or any(map(holds_files, feature.values()))
+    if isinstance(feature, list | tuple):
+        return any(map(holds_files, feature))
+    return holds_files(getattr(feature, "feature", None)) if hasattr(feature, "feature") else False
+
+
+def without_files(value: Any) -> Any:
+    """Rows whose opened pictures are copies, upright, that know of no file, and keep what is transparent in them.
+
+    `datasets` stores a picture's file in the place of the picture, which may have been changed since it was opened; one
+    without a file it writes in the format that it had, perhaps with losses.
+    """
+    if isinstance(value, dict):
+        return {key: without_files(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_files(item) for item in value]
+    return detached(value) if hasattr(value, "getexif") else value
+
+
+def detached(picture: Image) -> Image:
+    """A copy that knows of no file, upright; in a mode that PNG has where some of it is transparent."""
+    from PIL import ImageOps
+
+    copied = ImageOps.exif_transpose(picture)
+    return copied.convert("RGBA") if "transparency" in copied.info or copied.mode in ("PA", "La") else copied
 
 
 def _media_in(feature: Any) -> Iterator[Any]:

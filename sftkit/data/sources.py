@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.cache import root
 from sftkit.data.files import check_encoding, diagnose, find_files, kind_of, locate, without_bad_lines
+from sftkit.data.media import holds_files, without_files
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -241,7 +242,8 @@ def as_rows(value: Any, split: str, where: str) -> Dataset:
             raise DataError(Problem(f"the DatasetDict has no split {split!r}", where, mend))
         return value[split]
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        return Dataset.from_list(value)
+        rows = Dataset.from_list(value)
+        return Dataset.from_list(without_files(value)) if holds_files(rows.features) else rows
     if isinstance(value, IterableDataset):
         mend = (
             "set data.streaming=true for training data, or take its first rows: Dataset.from_list(list(data.take(n)))"

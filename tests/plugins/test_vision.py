@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from transformers import AutoTokenizer
 
 from sftkit import Pipeline
@@ -145,6 +146,36 @@ def test_a_path_stays_a_path_and_anything_else_is_stored_as_it_was_encoded(tmp_p
     assert (stored["path"], stored["bytes"]) == (str(tmp_path / "red.png"), None)
     (stored,) = prepared("llava", [{**rows[0], "image": png("red")}]).data.train[0]["attached"]
     assert (stored["path"], stored["bytes"]) == (None, png("red"))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_opened_picture_that_was_changed_is_trained_as_it_is_now(inside: bool, tmp_path: Path) -> None:
+    drawn("red", (400, 400)).save(tmp_path / "large.jpg")
+    picture = Image.open(tmp_path / "large.jpg")
+    picture.thumbnail((84, 84))
+    picture.paste("blue", (0, 0, 40, 40))
+    messages = asked(1, "What?")
+    column = {} if inside else {"images": [picture]}
+    if inside:
+        messages[0]["content"][0]["image"] = picture
+    ready = prepared("qwen2_vl", [{**column, "messages": messages}])
+    expected = ready.vocabulary.processor.image_processor(images=[picture], return_tensors="pt")
+    batch = ready.collator([ready.data.train[0]])
+    assert torch.equal(batch["image_grid_thw"], expected["image_grid_thw"])
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_transparent_ground_is_what_the_processor_makes_of_it(kind: str, mode: str) -> None:
+    picture = drawn("red").convert("RGBA")
+    picture.putalpha(drawn("black").convert("L"))
+    picture = picture.convert(mode) if mode != "P" else picture.quantize(8)
+    if mode == "P":
+        picture.info["transparency"] = 0
+    ready = prepared(kind, [{"images": [picture], "messages": asked(1, "What?")}])
+    expected = ready.vocabulary.processor.image_processor(images=[[picture]], return_tensors="pt")
+    assert torch.equal(ready.collator([ready.data.train[0]])["pixel_values"], expected["pixel_values"])
 
 
 @pytest.mark.parametrize(

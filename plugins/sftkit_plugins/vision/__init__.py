@@ -38,7 +38,7 @@ class Vision(Plugin):
     requires: ClassVar[tuple[str, ...]] = ("pillow>=10",)
 
     image_folder: Annotated[
-        str, Field(validate_default=True, description="where relative paths of pictures begin; the working directory by default")
+        str, Field(description="where relative paths of pictures begin", validate_default=True)
     ] = "."
     freeze_vision: Annotated[bool, Field(description="do not train the weights of the vision tower")] = True
     freeze_projector: Annotated[

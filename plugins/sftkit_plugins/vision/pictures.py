@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
+from sftkit.data.media import detached
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def reference(value: Any, folder: Path) -> Reference:
     if isinstance(value, str | Path):
         return {"path": _found(str(value), folder), "bytes": None}
     if hasattr(value, "save") and hasattr(value, "convert"):
-        file = io.BytesIO()
-        value.save(file, format="PNG")
-        return {"path": None, "bytes": file.getvalue()}
+        return {"path": None, "bytes": _encoded(value)}
     mend = "give a path, the bytes of a file, or a PIL image"
     raise PictureError(f"{type(value).__name__} is no picture", mend)
 
@@ -80,7 +79,7 @@ def size_of(picture: Reference) -> tuple[int, int]:
 
 
 def open_picture(picture: Reference) -> Image:
-    """The picture in RGB, upright.
+    """The picture in RGB, upright; where it is transparent, on white, as image processors lay it.
 
     Raises:
         DataError: if its file is no longer there, or broken.
@@ -90,11 +89,20 @@ def open_picture(picture: Reference) -> Image:
     try:
         with _open(picture) as image:
             turned = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            return turned.convert("RGB")
+            return _in_rgb(turned)
     except (OSError, ValueError, SyntaxError) as error:
         what = f"{told(picture)} cannot be read any more: {error}"
         mend = "mend the file; a picture is read whenever it is needed"
         raise DataError(Problem(what, "a batch", mend)) from error
+
+
+def _in_rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
 def told(picture: Reference) -> str:
@@ -113,6 +121,13 @@ def _orientation(image: Any) -> int:
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & {*image.info}:
         return 1
     return int(image.getexif().get(_ORIENTATION, 1))
+
+
+def _encoded(image: Image) -> bytes:
+    """A file of the picture as it is now, without losses."""
+    copied, file = detached(image), io.BytesIO()
+    copied.save(file, format="PNG" if copied.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else "TIFF")
+    return file.getvalue()
 
 
 def _decoded(text: str) -> bytes:
