@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -213,11 +215,14 @@ def test_pictures_go_with_prompts_and_completions() -> None:
         ({"images": [], "messages": asked(1, "What?")}, "shows more pictures than the 0 of the row"),
         ({"images": [drawn("red")] * 2, "messages": asked(1, "What?")}, "2 pictures, and 1 places for them"),
         ({"image": drawn("red"), "messages": asked(1, "<image>?")}, "holds '<image>'"),
+        ({"image": drawn("red"), "messages": asked(1, "<|image_pad|>?")}, "holds '<|image_pad|>'"),
+        ({"picture": drawn("red"), "messages": [{"role": "user", "content": "<image>"}]}, "and the row has none"),
+        ({"image": None, "messages": asked("<image> What?")}, "and the row has none"),
     ],
 )
 def test_a_row_whose_pictures_cannot_be_had_is_told(row: dict[str, Any], told: str) -> None:
     with pytest.raises(DataError, match=re.escape(told)) as caught:
-        prepared("llava", [row])
+        prepared("qwen2_vl" if "<image>" not in told else "llava", [row])
     assert "row 1" in str(caught.value)
 
 
@@ -248,6 +253,7 @@ def test_what_is_read_is_counted() -> None:
     rows = [{"images": [drawn("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (0, 1, 2)]
     counts = prepared("llava", rows).data.tally.counts["train"]
     assert (counts["pictures"], counts["picture tokens"]) == (3, 12)
+    assert counts["rows without pictures"] == 1
 
 
 def test_a_prepared_data_set_is_found_again_and_not_with_another_processor() -> None:
@@ -453,6 +459,36 @@ def test_contents_as_text_and_in_parts_stand_in_one_conversation(tmp_path: Path)
     assert ready.tokenizer.decode(ready.data.train[0]["input_ids"]).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"sise": {"shortest_edge": 56}}, "did you mean 'size'"), ({"size": {"shortest_edge": 56}}, "another size")],
+)
+def test_an_option_that_the_processor_does_not_have_is_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        prepared(
+            "llava", [{"image": drawn("red"), "messages": asked(1, "What?")}], vision={"processor_options": options}
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_go_to_a_processor_that_is_loaded_by_name(kind: str, tmp_path: Path) -> None:
+    if kind != "llava" and Version(transformers.__version__) < Version("5.13"):
+        pytest.skip("transformers 5.12 does not load this image processor without torchvision")
+    model, processor = tiny_vision_model(kind)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    size = {
+        "llava": {"shortest_edge": 56},
+        "qwen2_vl": {"shortest_edge": 784, "longest_edge": 4 * 784},
+        "idefics3": {"longest_edge": 28},
+    }[kind]
+    plugins = [{"vision": {"processor_options": {"size": size, "padding_side": "left"}}}]
+    rows = [{"image": drawn("red"), "messages": asked(1, "What?")}]
+    loaded = Pipeline(str(tmp_path), data=rows, plugins=plugins).prepare().vocabulary.processor
+    assert {name: loaded.image_processor.size[name] for name in size} == size
+    assert loaded.tokenizer.padding_side == "left"
 
 
 def test_the_plugin_is_sound() -> None:

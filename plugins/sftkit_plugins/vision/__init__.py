@@ -37,9 +37,9 @@ class Vision(Plugin):
 
     requires: ClassVar[tuple[str, ...]] = ("pillow>=10",)
 
-    image_folder: Annotated[
-        str, Field(description="where relative paths of pictures begin", validate_default=True)
-    ] = "."
+    image_folder: Annotated[str, Field(description="where relative paths of pictures begin", validate_default=True)] = (
+        "."
+    )
     freeze_vision: Annotated[bool, Field(description="do not train the weights of the vision tower")] = True
     freeze_projector: Annotated[
         bool, Field(description="do not train what leads from the vision tower to the language model")
@@ -97,9 +97,11 @@ class Vision(Plugin):
         It is the outermost of wrappers: what it attaches to documents is lost in none of them.
 
         Raises:
-            ConfigError: if the run's tokenizer comes without its processor, or the chat template writes no pictures.
+            ConfigError: if the run's tokenizer comes without its processor, which must have the options that are asked
+                for, or the chat template writes no pictures.
         """
         from sftkit_plugins.vision.formatter import PICTURES, Pictured
+        from sftkit_plugins.vision.options import option_problems
         from sftkit_plugins.vision.picture_tokens import PictureTokens
         from sftkit_plugins.vision.template import taking_text
 
@@ -107,6 +109,8 @@ class Vision(Plugin):
             what = "the tokenizer was given without the processor that it is a part of"
             raise ConfigError(Problem(what, "tokenizer", "give the processor in its place"))
         tokens = PictureTokens.of(processor)
+        if problems := list(option_problems(self.processor_options, processor)):
+            raise ConfigError(problems)
         with taking_text(tokenizer, tokens.placeholder):
             inner = yield
         if config.data.formatting is not None:  # the user's function finds its rows as they are

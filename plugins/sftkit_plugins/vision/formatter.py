@@ -134,6 +134,6 @@ class Pictured(Formatter):
 
     def _counts(self, spans: list[Span], pictures: list[Reference]) -> dict[str, int]:
         if not pictures:
-            return {}
+            return {"rows without pictures": 1}
         written = sum(span.text.count(token) for span in spans for token in self.tokens.texts)
         return {"pictures": len(pictures), "picture tokens": written}

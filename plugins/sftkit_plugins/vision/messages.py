@@ -44,6 +44,9 @@ class Row:
             self._add_all()  # the text says where they are
         elif self.given and not self.pictures:
             self._place(made)
+        elif not self.pictures and any(WRITTEN in each[at][key] for each, at, key in _texts(made)):
+            what = f"a text says {WRITTEN!r}, where a picture stands, and the row has none"
+            raise PictureError(what, "give it in a column images or image, or take it out of the text")
         if len(self._shown) < len(self.given):
             what = f"the row has {len(self.given)} pictures, and {len(self._shown)} places for them"
             raise PictureError(what, "give each a part {type: image} in a message, or take it out")
