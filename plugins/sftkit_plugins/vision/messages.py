@@ -68,8 +68,8 @@ class Row:
             return self._checked(part["text"])
         if kind not in ("image", "image_url"):
             raise PictureError(f"a part of a content is of type {kind}", "plugin vision takes text and image")
-        own = next((part[key] for key in KEYS if part.get(key) is not None), None)
-        self._add(self._next(part.get("index")) if own is None else own)
+        has_own = any(part.get(key) is not None for key in KEYS)
+        self._add(part if has_own else self._next(part.get("index")))
         return MARK
 
     def _next(self, index: Any) -> Any:

@@ -46,10 +46,11 @@ def reference(value: Any, folder: Path) -> Reference:
     Raises:
         PictureError: for anything else, a path with nothing there, or a URL that would have to be fetched.
     """
-    if isinstance(value, dict):
-        found = next((value[key] for key in KEYS if value.get(key) is not None), None)
-        if found is not None:
-            return reference(found, folder)
+    if isinstance(value, dict) and (key := next((key for key in KEYS if value.get(key) is not None), None)):
+        found = value[key]
+        if key == "base64" and isinstance(found, str) and not found.startswith("data:"):
+            return {"path": None, "bytes": _decoded(found)}
+        return reference(found, folder)
     if isinstance(value, bytes | bytearray):
         return {"path": None, "bytes": bytes(value)}
     if isinstance(value, str) and value.startswith("data:"):
@@ -132,9 +133,9 @@ def _encoded(image: Image) -> bytes:
 
 def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise PictureError(f"no valid base64: {error}", "correct the data: URL") from error
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:  # the latter for letters that are not ASCII
+        raise PictureError(f"no valid base64: {error}", "correct it; a file has its path") from error
 
 
 def _found(name: str, folder: Path) -> str:
@@ -142,8 +143,14 @@ def _found(name: str, folder: Path) -> str:
     if address.scheme in ("http", "https", "ftp", "s3", "gs", "hf"):
         mend = "download the pictures, and give their paths (see image_folder)"
         raise PictureError(f"{name} is a URL, and pictures are not fetched while training", mend)
-    path = folder / Path(unquote(address.path) if address.scheme == "file" else name).expanduser()
-    if not path.is_file():
+    path = Path(unquote(address.path) if address.scheme == "file" else name)
+    try:
+        path = folder / path.expanduser()
+        there = path.is_file()
+    except (OSError, RuntimeError):  # a name that no file can have, and a home that nobody has
+        there = False
+    if not there:
+        shown = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
         mend = "correct the path, or set plugin vision, option image_folder"
-        raise PictureError(f"there is no picture {str(path)!r}", mend)
+        raise PictureError(f"there is no picture {shown!r}", mend)
     return str(path.absolute())
