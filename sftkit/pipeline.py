@@ -182,6 +182,9 @@ class Pipeline:
         arguments = training_arguments(config, has_eval=bool(data.eval))
         if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
             arguments.use_cache = getattr(model.config, "use_cache", False)
+        if ready.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
+            # Where a process's batch has no picture, what sees them gets no gradient, and others would wait for it.
+            arguments.ddp_find_unused_parameters = True
         set_seed(arguments.seed)
         sets = list(data.eval.values())
         progress = Progress(display, self._directory.path / "log.jsonl")

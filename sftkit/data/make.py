@@ -85,9 +85,8 @@ class Maker:
         tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id}
         formatter = self._formatter(columns)
         documents = (self._documents(batch, formatter, place) for batch in rows)
-        around = formatter.rendered_special_tokens
-        if formatter.adds_special_tokens:
-            around = self.config.data.special_tokens
+        rendered = formatter.rendered_special_tokens
+        around = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
         for examples in encode_stream(documents, self.tokenizer, around):
             examples = self._with_attached(examples, formatter, place)
             self._trained += int(examples.trained_N.sum())

@@ -50,6 +50,27 @@ def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
     assert all(first[name].equal(second[name]) for name in first)
 
 
+def test_a_process_without_pictures_does_not_stop_one_with_some(tmp_path):
+    from sftkit.testing.pictures import drawn, tiny_vision_model
+
+    for part in tiny_vision_model():
+        part.save_pretrained(tmp_path / "model")
+    drawn("red").save(tmp_path / "red.png")
+    answer = {"role": "assistant", "content": "Red."}
+    seen = {"image": "red.png", "messages": [{"role": "user", "content": "<image>What?"}, answer]}
+    unseen = {"image": None, "messages": [{"role": "user", "content": "What?"}, answer]}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [seen, unseen] * 2)))
+    options = ["-m", "model", "-d", "rows.jsonl", "-p", "vision", "train.max_steps=2"]
+    options += ["train.gradient_checkpointing=true", "train.per_device_train_batch_size=1"]
+    options += ["train.train_sampling_strategy=sequential", "train.save_strategy=no", "train.eval_strategy=no"]
+    subprocess.run(in_two_processes(*options, "--output", "two"), check=True, cwd=tmp_path, timeout=120)
+    one = ["train.use_cpu=true", "train.gradient_accumulation_steps=2", "--output", "one"]
+    program = str(Path(sys.executable).with_name("sftkit"))
+    subprocess.run([program, "run", *options, *one], check=True, cwd=tmp_path, timeout=120)
+    losses = [metrics(tmp_path / name)["train_loss"] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [["-p", "packing"], []])
 def test_two_processes_share_the_sum_of_the_weights(tmp_path, packing):
