@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,24 @@ class SFTTrainer(Trainer):
             put_on_device=True,
             dispatch_batches=False,
         )
+
+    def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
+        with self._told_by_tokens():
+            return super()._get_train_sampler(*arguments, **options)
+
+    def _get_eval_sampler(self, *arguments: Any, **options: Any) -> Any:
+        with self._told_by_tokens():
+            return super()._get_eval_sampler(*arguments, **options)
+
+    @contextlib.contextmanager
+    def _told_by_tokens(self) -> Iterator[None]:
+        """Rows have tokens, whatever a processor names first: their lengths are told by those."""
+        processor = self.processing_class
+        self.processing_class = getattr(processor, "tokenizer", processor)
+        try:
+            yield
+        finally:
+            self.processing_class = processor
 
     def _get_dataloader(self, *arguments: Any, **options: Any) -> Any:
         own, self.data_collator = self.data_collator, self._batch_collator()

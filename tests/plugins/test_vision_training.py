@@ -219,6 +219,11 @@ def test_a_check_tells_rows_apart_by_their_pictures(tmp_path: Path) -> None:
     assert "cannot be told before the model is loaded" in memory["what"]
 
 
+def test_rows_may_be_grouped_by_their_length(tmp_path: Path) -> None:
+    result = run("llava", tmp_path, max_steps=2, train_sampling_strategy="group_by_length")
+    assert result.metrics["train_loss"] > 0
+
+
 def test_a_stream_has_its_pictures(tmp_path: Path) -> None:
     rows = [row(colour) for colour in COLOURS] * 4
     model, processor = tiny_vision_model()
