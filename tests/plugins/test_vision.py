@@ -185,7 +185,7 @@ def test_a_transparent_ground_is_what_the_processor_makes_of_it(kind: str, mode:
     "conversation",
     [
         [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}],
-        [{"from": "human", "value": "\nWhat?"}, {"from": "gpt", "value": "Red."}],
+        [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}],
     ],
 )
 def test_pictures_of_plain_text_stand_where_it_says_so_or_in_front(conversation: list[dict[str, Any]]) -> None:
@@ -193,7 +193,7 @@ def test_pictures_of_plain_text_stand_where_it_says_so_or_in_front(conversation:
     text = ready.tokenizer.decode(ready.data.train[0]["input_ids"])
     start, end = "<|vision_start|>", "<|vision_end|>"
     assert text.startswith(f"<|im_start|>user\n{start}<|image_pad|>")
-    assert f"{end}\nWhat?<|im_end|>" in text
+    assert f"{end}What?<|im_end|>" in text
     assert trained_text(ready) == "Red.<|im_end|>"
 
 
@@ -207,6 +207,10 @@ def test_pictures_go_with_prompts_and_completions() -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
+        (
+            {"image": drawn("red"), "messages": [{**asked(1, "What?")[0], "train": True}, asked("")[1]]},
+            "a user's message with a picture is to be trained",
+        ),
         (
             {"image": "https://example.com/red.png", "messages": asked(1, "What?")},
             "is a URL, and pictures are not",
@@ -492,6 +496,30 @@ def test_options_go_to_a_processor_that_is_loaded_by_name(kind: str, tmp_path: P
     loaded = Pipeline(str(tmp_path), data=rows, plugins=plugins).prepare().vocabulary.processor
     assert {name: loaded.image_processor.size[name] for name in size} == size
     assert loaded.tokenizer.padding_side == "left"
+
+
+def test_text_with_a_picture_is_what_the_template_writes_of_parts() -> None:
+    conversation = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
+    rows = [{"image": drawn("red"), "conversations": conversation}]
+    parts = [{"image": drawn("red"), "messages": asked(1, "What?")}]
+    assert prepared("llava", rows).data.train[0]["input_ids"].tolist() == (
+        prepared("llava", parts).data.train[0]["input_ids"].tolist()
+    )
+
+
+def test_a_picture_that_is_cut_off_is_found_when_it_is_asked_for() -> None:
+    rows = [{"image": png("red")[:-40], "messages": asked(1, "What?")}, {"image": png("red"), "messages": asked(1)}]
+    ready = prepared("llava", rows, vision={"verify": True}, data={"on_bad_row": "skip"})
+    assert ready.data.tally.counts["train"]["bad rows skipped"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_needs_no_pad_token(kind: str) -> None:
+    model, processor = tiny_vision_model(kind)
+    processor.tokenizer.pad_token = None
+    rows = [{"images": [drawn("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (1, 2)]
+    ready = Pipeline(model=model, data=rows, tokenizer=processor, plugins=["vision"]).prepare()
+    assert "pixel_values" in ready.collator([ready.data.train[0], ready.data.train[1]])
 
 
 def test_the_plugin_is_sound() -> None:

@@ -40,6 +40,9 @@ class Vision(Plugin):
     image_folder: Annotated[str, Field(description="where relative paths of pictures begin", validate_default=True)] = (
         "."
     )
+    verify: Annotated[bool, Field(description="read each picture whole when data is prepared, to find broken ones")] = (
+        False
+    )
     freeze_vision: Annotated[bool, Field(description="do not train the weights of the vision tower")] = True
     freeze_projector: Annotated[
         bool, Field(description="do not train what leads from the vision tower to the language model")
@@ -115,7 +118,7 @@ class Vision(Plugin):
             inner = yield
         if config.data.formatting is not None:  # the user's function finds its rows as they are
             columns = {name: feature for name, feature in columns.items() if name in PICTURES}
-        return inner and Pictured.of(inner, columns, tokens, self.image_folder)
+        return inner and Pictured.of(inner, columns, tokens, self.image_folder, self.verify)
 
     @hookimpl(wrapper=True, tryfirst=True)
     def make_collator(self, processor: Any) -> Generator[None, Collator | None, Collator | None]:

@@ -31,6 +31,7 @@ class Pictured(Formatter):
         column: of the data's pictures, if it has one.
         conversations: the columns that may hold some.
         folder: where relative paths begin.
+        verify: whether pictures are read whole, to see that they can be.
     """
 
     inner: Formatter
@@ -38,6 +39,7 @@ class Pictured(Formatter):
     column: str | None
     conversations: tuple[str, ...]
     folder: Path
+    verify: bool
 
     @classmethod
     def of(
@@ -46,6 +48,7 @@ class Pictured(Formatter):
         columns: Mapping[str, Any],
         tokens: PictureTokens,
         folder: str,
+        verify: bool,
     ) -> Pictured:
         """For data with these columns.
 
@@ -60,7 +63,7 @@ class Pictured(Formatter):
             what = f"there is no folder {folder!r}"
             raise ConfigError(Problem(what, "plugin vision, option image_folder", "correct the path"))
         conversations = tuple(name for name in CONVERSATIONS if name in columns)
-        return cls(inner, tokens, found[0] if found else None, conversations, Path(folder))
+        return cls(inner, tokens, found[0] if found else None, conversations, Path(folder), verify)
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -121,7 +124,8 @@ class Pictured(Formatter):
             what = f"the text shows {places} pictures ({self.tokens.placeholder}), and the row has {len(pictures)}"
             raise RowError(index, what, "give a part {type: image} in a message for each, or use another template")
         try:
-            written = iter(self.tokens.written(tuple(map(size_of, pictures))) if pictures else ())
+            sizes = tuple(size_of(each, self.verify) for each in pictures)
+            written = iter(self.tokens.written(sizes) if pictures else ())
         except PictureError as error:
             raise RowError(index, error.what, error.mend) from error
         spans: list[Span] = []

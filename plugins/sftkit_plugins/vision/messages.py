@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Row:
         elif not self.pictures and any(WRITTEN in each[at][key] for each, at, key in _texts(made)):
             what = f"a text says {WRITTEN!r}, where a picture stands, and the row has none"
             raise PictureError(what, "give it in a column images or image, or take it out of the text")
+        _check_trained(made)
         if len(self._shown) < len(self.given):
             what = f"the row has {len(self.given)} pictures, and {len(self._shown)} places for them"
             raise PictureError(what, "give each a part {type: image} in a message, or take it out")
@@ -105,9 +107,25 @@ class Row:
         if not places and not users:
             raise PictureError("no message of the user to put the pictures in front of", "write <image> in the text")
         for each, at, key in texts if places else users[:1]:
-            text = each[at][key].replace(WRITTEN, MARK) if places else MARK * number + each[at][key]
+            text = _marked(each[at][key]) if places else MARK * number + each[at][key]
             each[at] = {**each[at], key: text}
         self._add_all()
+
+
+def _marked(text: str) -> str:
+    """A mark for each ``<image>``, without the white space between text and those at its borders."""
+    space = rf"(\s*{MARK}\s*)+"
+    text = text.replace(WRITTEN, MARK)
+    return re.sub(rf"^{space}|{space}$", lambda found: MARK * found[0].count(MARK), text)
+
+
+def _check_trained(conversations: list[Any]) -> None:
+    for each, at, key in _texts(conversations):
+        message = each[at]
+        asked = message.get("train") or message.get("weight")
+        if MARK in message[key] and asked and _role(message) in USERS:
+            what = "a user's message with a picture is to be trained, whose place in the text is not known"
+            raise PictureError(what, "take train or weight off it, or set data.loss=all")
 
 
 def _texts(conversations: list[Any]) -> Iterator[tuple[list[Any], int, str]]:

@@ -50,6 +50,8 @@ class PictureTokens:
         own = copy.copy(processor)
         # Tokenizing with padding changes a tokenizer, and the run's own may be at work in another thread.
         own.tokenizer = copy.deepcopy(processor.tokenizer)
+        if own.tokenizer.pad_token is None:  # its padding is used for counting alone, and any token will do
+            own.tokenizer.pad_token = own.tokenizer.eos_token or own.tokenizer.convert_ids_to_tokens(0)
         return cls(own, placeholder, ids)
 
     @property

@@ -63,8 +63,12 @@ def reference(value: Any, folder: Path) -> Reference:
     raise PictureError(f"{type(value).__name__} is no picture", mend)
 
 
-def size_of(picture: Reference) -> tuple[int, int]:
+def size_of(picture: Reference, whole: bool = False) -> tuple[int, int]:
     """Width and height as it will be seen, from the head of its file.
+
+    Args:
+        picture: where it is found.
+        whole: read all of it, to see that it can be.
 
     Raises:
         PictureError: if it is no picture.
@@ -73,6 +77,8 @@ def size_of(picture: Reference) -> tuple[int, int]:
 
     try:
         with _open(picture) as image:
+            if whole:
+                image.load()
             width, height = image.size
             return (height, width) if _orientation(image) in _TURNED else (width, height)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
