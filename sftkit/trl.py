@@ -8,6 +8,7 @@ as configuration files and as `Pipeline` calls, and where sftkit does otherwise 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import logging
@@ -156,7 +157,7 @@ class SFTTrainer(training.SFTTrainer):
             text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
             _check_tokenizer(text_tokenizer)
             set_length(args, text_tokenizer)
-            self._prepared: list[Any] = []
+            self._arguments, self._prepared = args, list[Any]()
             with PartialState().local_main_process_first():
                 if own_preparation:
                     train_dataset = self._prepare_by_subclass(train_dataset, text_tokenizer, args, formatting_func)
@@ -255,14 +256,9 @@ class SFTTrainer(training.SFTTrainer):
         **dataset_kwargs: Any,
     ) -> Any:
         """One data set, prepared by itself; a subclass may prepare it otherwise, and is asked for each."""
-        args = SFTConfig(
-            output_dir="tmp_trainer",
-            packing=packing,
-            dataset_text_field=dataset_text_field,
-            max_seq_length=max_seq_length,
-            remove_unused_columns=remove_unused_columns,
-            dataset_kwargs=dataset_kwargs,
-        )
+        args = copy.copy(self._arguments)  # a new one would set up the processes anew
+        args.packing, args.dataset_text_field, args.max_seq_length = packing, dataset_text_field, max_seq_length
+        args.remove_unused_columns, args.dataset_kwargs = remove_unused_columns, dataset_kwargs
         sets = Rows.of(dataset, None, formatting_func, tokenizer, args)
         stages = _stages(self, args, sets, _plugins(args, tokenizer, packing, None), tokenizer, None)
         made, _ = sets.prepared(stages, tokenizer, args)
