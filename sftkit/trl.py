@@ -42,6 +42,7 @@ from sftkit.trl_arguments import (
     SFTScriptArguments,
     SftScriptArguments,
     TrlParser,
+    check_dataset_kwargs,
     get_kbit_device_map,
     get_peft_config,
     get_quantization_config,
@@ -50,7 +51,7 @@ from sftkit.trl_arguments import (
     sft_config,
     train_section,
 )
-from sftkit.trl_rows import PlainRows, Rows, get_formatting_func_from_dataset
+from sftkit.trl_rows import PlainRows, Rows, WithRowLengths, get_formatting_func_from_dataset
 from sftkit_plugins.chatml.chat_format import FORMAT_MAPPING, ChatMlSpecialTokens, setup_chat_format
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 from sftkit_plugins.flash_attn import FlashAttn
@@ -58,6 +59,7 @@ from sftkit_plugins.liger import Liger
 from sftkit_plugins.loss import Loss
 from sftkit_plugins.neftune import NEFTune
 from sftkit_plugins.packing import Packing
+from sftkit_plugins.packing.isolation import isolated
 from sftkit_plugins.packing.stream import ConstantLengthDataset
 from sftkit_plugins.peft import PEFT
 
@@ -107,6 +109,7 @@ class SFTTrainer(training.SFTTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft"]
     _takes_less = False
+    _are_apart = False
     _signature_columns: Any
 
     def __init__(
@@ -148,15 +151,18 @@ class SFTTrainer(training.SFTTrainer):
             tokenizer = processing_class if processing_class is not None else tokenizer
             if tokenizer is None:
                 tokenizer = _tokenizer_of(model, args)
+            own_preparation = type(self)._prepare_dataset is not SFTTrainer._prepare_dataset
+            if not own_preparation:
+                check_dataset_kwargs(args)
             text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
             _check_tokenizer(text_tokenizer)
             set_length(args, text_tokenizer)
-            self._prepared: list[Any] = []
+            self._arguments, self._prepared = args, list[Any]()
             with PartialState().local_main_process_first():
-                if type(self)._prepare_dataset is not SFTTrainer._prepare_dataset:
+                if own_preparation:
                     train_dataset = self._prepare_by_subclass(train_dataset, text_tokenizer, args, formatting_func)
                     eval_dataset = self._prepare_by_subclass(eval_dataset, text_tokenizer, args, formatting_func)
-                    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+                    args.dataset_kwargs = {"skip_prepare_dataset": True}
                 sets = Rows.of(train_dataset, eval_dataset, formatting_func, text_tokenizer, args)
             packs = args.packing and bool(sets.to_prepare or self._prepared)
             adapter = None if _is_of_peft(model, "PeftModel") else peft_config
@@ -169,9 +175,14 @@ class SFTTrainer(training.SFTTrainer):
             named = sets.named(train_dataset, eval_dataset)
             self._prepared += [rows for name, rows in named if name in sets.to_prepare]
             self._has_own_collator = data_collator is not None
+            own_loss = model is not None and _has_own_loss(model)
+            if own_loss and args.label_smoothing_factor:
+                raise ValueError(
+                    "label_smoothing_factor: the model's class has a loss of its own, which does not smooth"
+                )
             self._use_cache = getattr(getattr(model, "config", None), "use_cache", args.use_cache)
             super().__init__(
-                loss=None if model is not None and _has_own_loss(model) else self._stages.make_loss(model),
+                loss=None if own_loss else self._stages.make_loss(model),
                 model=model,
                 args=_for_trainer(args, eval_dataset),
                 data_collator=self._stages.make_collator(text_tokenizer),
@@ -184,6 +195,8 @@ class SFTTrainer(training.SFTTrainer):
                 optimizers=optimizers,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
+        if getattr(self.model, "config", None) is not None:
+            self.model.config.use_cache = self._use_cache  # the Trainer has changed it
         self.dataset_num_proc, self.dataset_batch_size = args.dataset_num_proc, args.dataset_batch_size
         self._arrange()
 
@@ -243,14 +256,9 @@ class SFTTrainer(training.SFTTrainer):
         **dataset_kwargs: Any,
     ) -> Any:
         """One data set, prepared by itself; a subclass may prepare it otherwise, and is asked for each."""
-        args = SFTConfig(
-            output_dir="tmp_trainer",
-            packing=packing,
-            dataset_text_field=dataset_text_field,
-            max_seq_length=max_seq_length,
-            remove_unused_columns=remove_unused_columns,
-            dataset_kwargs=dataset_kwargs,
-        )
+        args = copy.copy(self._arguments)  # a new one would set up the processes anew
+        args.packing, args.dataset_text_field, args.max_seq_length = packing, dataset_text_field, max_seq_length
+        args.remove_unused_columns, args.dataset_kwargs = remove_unused_columns, dataset_kwargs
         sets = Rows.of(dataset, None, formatting_func, tokenizer, args)
         stages = _stages(self, args, sets, _plugins(args, tokenizer, packing, None), tokenizer, None)
         made, _ = sets.prepared(stages, tokenizer, args)
@@ -261,8 +269,9 @@ class SFTTrainer(training.SFTTrainer):
         """Methods of a subclass may lack arguments that transformers has passed only since 2024."""
         super().__init_subclass__(**options)
         for name, added in ADDED.items():
-            if name in vars(cls):
-                setattr(cls, name, _taking_less(vars(cls)[name], added))
+            taken = _taking_less(getattr(cls, name), added)
+            if taken is not getattr(cls, name):
+                setattr(cls, name, taken)
         losses = [getattr(cls, name) for name in ("compute_loss", "training_step")]
         cls._takes_less = cls._takes_less or any(getattr(method, "takes_less", False) for method in losses)
 
@@ -295,24 +304,46 @@ class SFTTrainer(training.SFTTrainer):
             self._see_that_something_is_trained()
             return super().train(*arguments, **options)
 
-    def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        with self._asked_for_losses(), self._flash_alone():
-            self._see_whether_documents_stay_apart()
-            with self._stages.training(self.model):
-                return super()._inner_training_loop(*arguments, **options)
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        """As the Trainer's."""
+        with self._documents_apart():
+            return super().evaluate(*arguments, **options)
 
-    def _see_whether_documents_stay_apart(self) -> None:
-        """Where a model cannot keep packed documents apart, they see each other as in TRL, and that is told."""
+    def predict(self, *arguments: Any, **options: Any) -> Any:
+        """As the Trainer's."""
+        with self._documents_apart():
+            return super().predict(*arguments, **options)
+
+    def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
+        with self._asked_for_losses(), self._documents_apart(), self._stages.training(self.model):
+            return super()._inner_training_loop(*arguments, **options)
+
+    @contextlib.contextmanager
+    def _documents_apart(self) -> Iterator[None]:
+        """Keeps documents of one row apart; where a model cannot, they see each other as in TRL, and that is told."""
+        packed = any("position_ids" in _column_names(rows) for rows in self._prepared)
+        sizes = (self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size) if packed else (1,)
+        asked = packed or getattr(self.data_collator, "padding_free", False)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._cache_setting(self.args.use_cache))
+            if self._are_apart or not asked or not hasattr(self.model, "get_input_embeddings"):
+                yield
+                return
+            self._are_apart = True
+            stack.callback(setattr, self, "_are_apart", False)
+            stack.enter_context(self._flash_alone())
+            try:
+                stack.enter_context(isolated(self.model, max(sizes)))
+            except ConfigError as leak:
+                warnings.warn(f"{leak}. As in TRL, the documents of a packed row see each other.", stacklevel=4)
+                self._join_documents()
+            yield
+
+    def _join_documents(self) -> None:
         plugins = self._stages.plugins
         packing = next((item.plugin for item in plugins.selected if item.name == "packing"), None)
-        if packing is None or not plugins.manager.is_registered(packing):
-            return
-        try:
-            with packing.training_context(model=self.model, config=self._stages.config):
-                return
-        except ConfigError as leak:
-            warnings.warn(f"{leak}. As in TRL, the documents of a packed row see each other.", stacklevel=4)
-        plugins.manager.unregister(packing)
+        if packing is not None and plugins.manager.is_registered(packing):
+            plugins.manager.unregister(packing)
         self.train_dataset = self._joined(self.train_dataset)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {name: self._joined(rows) for name, rows in self.eval_dataset.items()}
@@ -321,8 +352,9 @@ class SFTTrainer(training.SFTTrainer):
 
     def _joined(self, rows: Any) -> Any:
         """Packed rows that no longer tell where their documents begin."""
-        if "position_ids" not in (getattr(rows, "column_names", None) or ()):
+        if "position_ids" not in _column_names(rows):
             return rows
+        self._prepared = [each for each in self._prepared if each is not rows]
         self._prepared.append(rows.remove_columns("position_ids"))
         return self._prepared[-1]
 
@@ -330,7 +362,7 @@ class SFTTrainer(training.SFTTrainer):
         """Where scripts leave torch only its flash kernel, which takes no mask, it runs on each document by itself."""
         cuda = torch.backends.cuda
         others = cuda.math_sdp_enabled() or cuda.mem_efficient_sdp_enabled()
-        packed = "position_ids" in (getattr(self.train_dataset, "column_names", None) or ())
+        packed = "position_ids" in _column_names(self.train_dataset)
         if others or not cuda.flash_sdp_enabled() or not packed:
             return contextlib.nullcontext()
         plugin = FlashAttn(implementation="sdpa_flash", padding_free=False)
@@ -342,17 +374,20 @@ class SFTTrainer(training.SFTTrainer):
             rows, datasets.Dataset
         ):
             return
-        looked_at = [rows[at] for at in range(0, len(rows), -(-len(rows) // LOOKED_AT))]
         with self._collating(rows):
-            if any((self.data_collator([row])["labels"] != IGNORE).any() for row in looked_at):
+            if any((self.data_collator([row])["labels"] != IGNORE).any() for row in rows):
                 return
         raise ValueError(
-            f"nothing would be trained: the templates were found in none of {len(looked_at)} rows. Give the token ids "
+            f"nothing would be trained: the templates were found in none of {len(rows)} rows. Give the token ids "
             "that they have in context, raise max_seq_length, or use sftkit's plugin completion_only, which finds text."
         )
 
     def _batch_collator(self) -> Any:
-        return self.data_collator  # batches have nothing but what a model takes: scripts give it them by hand
+        # Batches have nothing but what a model takes: scripts give it them by hand. Only where all rows of a batch are
+        # one, the evaluation has to know how many they are.
+        own = self.data_collator
+        free = getattr(getattr(own, "collator", own), "padding_free", False)
+        return WithRowLengths(own) if free and not self._own_loss else own
 
     def get_train_dataloader(self) -> Any:
         """As the Trainer's."""
@@ -395,20 +430,20 @@ class SFTTrainer(training.SFTTrainer):
         super().create_model_card(*arguments, tags=tags, **options)
 
     @contextlib.contextmanager
-    def _saved_use_cache(self) -> Iterator[None]:
-        """The Trainer turns the model's cache off, for training; what is saved has it as it was."""
+    def _cache_setting(self, use_cache: bool) -> Iterator[None]:
+        """The model's cache off, with which documents of a row would see each other, or as it was."""
         config = getattr(self.model, "config", None)
-        if config is None or self.args.use_cache:
+        if config is None:
             yield
             return
-        before, config.use_cache = config.use_cache, self._use_cache
+        before, config.use_cache = getattr(config, "use_cache", use_cache), use_cache
         try:
             yield
         finally:
             config.use_cache = before
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with self._saved_use_cache():
+        with self._cache_setting(self._use_cache or self.args.use_cache):
             super()._save(output_dir, state_dict)
         card = Path(output_dir or self.args.output_dir, "README.md")
         if self.args.should_save and not card.exists():
@@ -416,7 +451,6 @@ class SFTTrainer(training.SFTTrainer):
             ModelCard(f"---\n{data.to_yaml()}\n---\n\nTrained with sftkit.\n").save(card)
 
 
-LOOKED_AT = 100  # rows that are tried before a training with templates
 #: Arguments that transformers passes to a trainer's methods since 2024, by method.
 ADDED = {"compute_loss": "num_items_in_batch", "training_step": "num_items_in_batch", "log": "start_time"}
 
@@ -466,6 +500,10 @@ def _is_of_peft(value: Any, name: str) -> bool:
     return isinstance(value, getattr(peft, name))
 
 
+def _column_names(rows: Any) -> list[str]:
+    return getattr(rows, "column_names", None) or []
+
+
 def _has_own_loss(model: Any) -> bool:
     """Whether a model's loss is its own business: one of the user's classes, or with an encoder before its decoder."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -474,10 +512,9 @@ def _has_own_loss(model: Any) -> bool:
 
 
 def _for_trainer(args: SFTConfig, eval_dataset: Any) -> SFTConfig:
-    """The arguments, of one GPU a process; a copy without evaluations where there is no evaluation set."""
+    """The arguments, of one GPU a process; without an evaluation set there are no evaluations. Changes them."""
     if eval_dataset is None and args.eval_strategy != "no":
         warnings.warn("there is no `eval_dataset`, so that nothing is evaluated (`eval_strategy`)", stacklevel=4)
-        args = copy.copy(args)
         args.eval_strategy = transformers.IntervalStrategy.NO
     one_device(args)
     return args
@@ -544,15 +581,16 @@ def _plugins(args: SFTConfig, tokenizer: Any, packs: bool, peft_config: Any) -> 
 
 def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokenizer: Any, collator: Any) -> Any:
     """The run as sftkit sees it."""
-    data = {
+    data: dict[str, Any] = {
         "loss": "all",
         "max_length": args.max_seq_length,
         "text_column": rows.text_column,
         "special_tokens": "tokenizer" if rows.add_special_tokens else "none",
         "streaming": isinstance(rows.train, datasets.IterableDataset),
         "shuffle_buffer": 0,
-        "window": args.dataset_batch_size,
     }
+    if (args.dataset_batch_size or 0) > 0 and not args.packing:
+        data["window"] = args.dataset_batch_size
     pipeline = Pipeline(
         model=model_section(model, args),
         data=[] if rows.train is None else rows.train,

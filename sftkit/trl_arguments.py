@@ -2,6 +2,7 @@
 
 # Not `from __future__ import annotations`: HfArgumentParser reads the fields' types.
 
+import copy
 import dataclasses
 import enum
 import os
@@ -111,9 +112,14 @@ class SFTConfig(TrainingArguments):
         for name, nothing in GONE.items():
             if getattr(self, name) not in (None, False, "", nothing):
                 raise ValueError(f"{name}: transformers 5 has no more of it; drop the argument")
+        if self.warmup_ratio is not None and self.warmup_steps:
+            self.warmup_ratio = None  # steps go before it
+        if self.warmup_ratio is not None and self.warmup_ratio >= 1:
+            self.warmup_ratio = 1 - 1e-9  # 1 would be a step
         for old, new in RENAMED.items():
             if (value := getattr(self, old)) is not None:
                 setattr(self, new, value)
+                setattr(self, old, None)
         self._merge_old()
         super().__post_init__()
 
@@ -238,6 +244,7 @@ class TrlParser(HfArgumentParser):
             ValueError: for a key of the file that is no argument.
         """
         args = sys.argv[1:] if args is None else list(args)
+        args = [part for word in args for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
         at = args.index("--config") if "--config" in args else None
         if at is not None:
             values = yaml.safe_load(Path(args[at + 1]).read_text(encoding="utf-8")) or {}
@@ -266,6 +273,7 @@ def sft_config(args: TrainingArguments | None, moved: dict[str, Any]) -> SFTConf
     elif not isinstance(args, SFTConfig):
         fields = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
         args = SFTConfig(**{name: getattr(args, name) for name in fields})
+    args = copy.copy(args)  # another trainer may get them too
     if moved:
         what = f"Deprecated argument(s) of SFTTrainer: {', '.join(moved)}. Set them in the SFTConfig instead."
         warnings.warn(what, FutureWarning, stacklevel=3)
@@ -274,6 +282,17 @@ def sft_config(args: TrainingArguments | None, moved: dict[str, Any]) -> SFTConf
         warnings.warn(what, stacklevel=3)
         setattr(args, name, value)
     return args
+
+
+def check_dataset_kwargs(args: SFTConfig) -> None:
+    """What may stand in ``dataset_kwargs``.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    known = ("add_special_tokens", "append_concat_token", "skip_prepare_dataset")
+    if unknown := [name for name in args.dataset_kwargs or {} if name not in known]:
+        raise TypeError(f"dataset_kwargs: unexpected {', '.join(unknown)}; known are {', '.join(known)}")
 
 
 def set_length(args: SFTConfig, tokenizer: Any) -> None:

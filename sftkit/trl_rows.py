@@ -54,9 +54,16 @@ class Rows:
         # As in TRL: with packing the function goes before the column, and without it the column before the function.
         field = None if args.packing and function is not None else args.dataset_text_field
         rows = cls({}, {}, options.get("add_special_tokens", True), field or "text")
+        if function is not None and field is not None:
+            warnings.warn("`formatting_func` is not used: `dataset_text_field` says where the text is.", stacklevel=4)
+        rendered = []  # by the chat template, which writes special tokens itself
         for name, given in rows.named(train, evaluation):
             if given is None:
                 continue
+            if isinstance(given, datasets.DatasetDict) and name != EVAL:
+                raise ValueError(f"{name} has the splits {', '.join(given)}: give one of them")
+            if isinstance(given, list) and given and isinstance(given[0], dict) and "input_ids" not in given[0]:
+                given = datasets.Dataset.from_list(given)
             if options.get("skip_prepare_dataset") or not _is_raw(given):
                 rows.as_they_are[name] = given
                 if function is not None and not options.get("skip_prepare_dataset") and _has_ids(given):
@@ -65,13 +72,18 @@ class Rows:
                     )
                 continue
             pairs = {"prompt", "completion"} == set(_columns(given))
+            formats = function
             if pairs and field is None and function is None and tokenizer.chat_template:
-                function = get_formatting_func_from_dataset(given, tokenizer)
-                rows.add_special_tokens = rows.add_special_tokens and function is None
+                formats = get_formatting_func_from_dataset(given, tokenizer)
+                rendered.append(name)
             made = given.select_columns([field]) if field in _columns(given) else given
-            if function is not None and field is None:
-                made = _texts(given, function, args)
+            if formats is not None and field is None:
+                made = _texts(given, formats, args)
             rows.to_prepare[name] = (made, given)
+        if rendered and len(rendered) < len(rows.to_prepare):
+            what = f"{', '.join(rendered)}: prompt and completion, rendered with the chat template, and others are not"
+            raise ValueError(f"{what}; give all data sets the same columns, or a formatting_func")
+        rows.add_special_tokens = rows.add_special_tokens and not rendered
         return rows
 
     @property
@@ -165,7 +177,8 @@ def _beside(made: Any, given: Any) -> Any:
         return made
     if len(made) != len(given):
         raise ValueError(
-            f"remove_unused_columns=False keeps each row's other columns, and {len(given)} rows became {len(made)}"
+            f"remove_unused_columns=False keeps each row's other columns, and {len(given)} rows became {len(made)}: "
+            "those without text are left out; take them out of the data"
         )
     rest = given.remove_columns([name for name in given.column_names if name in made.column_names])
     return datasets.concatenate_datasets([made, rest.with_format(None)], axis=1)
@@ -188,9 +201,27 @@ class PlainRows:
         return batch
 
     def _plain(self, example: Any) -> Any:
-        row = {name: value for name, value in example.items() if name not in ("labels", WEIGHTS)}
-        row |= {name: list(map(int, row[name])) for name in ("input_ids", "position_ids") if name in row}
+        row = {name: value for name, value in example.items() if name != WEIGHTS}
+        row |= {name: list(map(int, row[name])) for name in ("input_ids", "labels", "position_ids") if name in row}
+        if "position_ids" in row:
+            return row
+        row.pop("labels", None)
         return row | {"attention_mask": [1] * len(row["input_ids"])}
+
+
+@dataclass(frozen=True)
+class WithRowLengths:
+    """A collator that lays the rows of a batch into one, and how long each is (``row_lengths``, int64)."""
+
+    collator: Callable[[list[Any]], Any]
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """The collator's batch."""
+        batch = dict(self.collator(examples))
+        positions = batch["position_ids"][0]
+        starts = (positions == 0).nonzero().squeeze(1)
+        batch["row_lengths"] = starts.diff(append=starts.new_tensor([len(positions)]))
+        return batch
 
 
 def get_formatting_func_from_dataset(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any] | None:

@@ -50,6 +50,7 @@ class SFTTrainer(Trainer):
             self._loss_shifts_labels = True
         self._loss = loss
         self._head: LossHead | None = None
+        self._load_result: Any = None
         self._gives_logits = False
         # The model has another, or a subclass.
         self._own_loss = loss is None or type(self).compute_loss is not SFTTrainer.compute_loss
@@ -94,6 +95,35 @@ class SFTTrainer(Trainer):
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> Any:
         with self._measures.paused():
             return super()._save_checkpoint(*arguments, **options)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        self._load_result = load_result  # looked at by who knows the checkpoint
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_all(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_all(self.state.best_model_checkpoint)
+
+    def _load_all(self, checkpoint: Any) -> None:
+        """Loads what the Trainer has left out: models may be saved under other names than their weights have.
+
+        Raises:
+            RunError: if the checkpoint lacks weights.
+        """
+        result, self._load_result = self._load_result, None
+        if result is None or not (result.unexpected_keys or untied(self.model, result.missing_keys)):
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        saved, told = type(model).from_pretrained(
+            checkpoint, dtype="auto", attn_implementation="eager", use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted({*told["missing_keys"], *map(str, told["mismatched_keys"])}):
+            what = f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, as {missing[0]}"
+            raise RunError(Problem(what, str(checkpoint), "go on from another checkpoint, or train anew"))
+        model.load_state_dict(saved.state_dict())
 
     def get_train_dataloader(self) -> Any:
         """As the Trainer's; a stream, whose processes read a share each, is not shared out again."""
@@ -333,6 +363,13 @@ class SFTTrainer(Trainer):
         # The pickled arguments are needed by nothing: the manifest holds them as text.
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+
+def untied(model: Any, names: list[str]) -> list[str]:
+    """Those of the names whose weight is not another name's too."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    others = {id(weight) for name, weight in weights.items() if name not in names}
+    return [name for name in names if id(weights.get(name)) not in others]
 
 
 def or_one(divisor: Any) -> Any:

@@ -142,6 +142,46 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
     assert farthest(weights(whole.model), weights(rest.model)) == 0
 
 
+SAVED_UNDER_OTHER_NAMES = ["mixtral", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("architecture", SAVED_UNDER_OTHER_NAMES)
+def test_a_resumed_run_has_its_weights_where_they_are_saved_under_other_names(tmp_path, architecture):
+    model = tiny_model(architecture)
+    train = {"save_steps": 2, "save_strategy": "steps", "lr_scheduler_type": "constant", "learning_rate": 1e-2}
+    whole = pipeline(tmp_path, model=model, name="whole", train={**train, "max_steps": 4}).run()
+    pipeline(tmp_path, model=model, name="cut", train={**train, "max_steps": 2}).run()
+    rest = pipeline(tmp_path, model=model, name="cut", train={**train, "max_steps": 4}, resume=True).run()
+    assert farthest(weights(whole.model), weights(rest.model)) == 0
+
+
+@pytest.mark.parametrize("architecture", SAVED_UNDER_OTHER_NAMES)
+def test_the_best_model_is_loaded_where_it_is_saved_under_other_names(tmp_path, architecture):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    train = {
+        "save_steps": 1,
+        "save_strategy": "steps",
+        "eval_steps": 1,
+        "eval_strategy": "steps",
+        "learning_rate": 1e-2,
+    }
+    made = pipeline(tmp_path, model=tiny_model(architecture), eval=MIXED[:4], train={**best, **train}).run()
+    first = type(made.model).from_pretrained(tmp_path / "run" / "checkpoint-1")  # the loss falls, and more is better
+    assert farthest(weights(made.model), weights(first)) == 0
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    train = {"save_steps": 1, "save_strategy": "steps"}
+    pipeline(tmp_path, train=train).run()
+    path = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if "layers.0.mlp" not in name}
+    save_file(kept, path, {"format": "pt"})
+    with pytest.raises(RunError, match=r"checkpoint-2: the checkpoint lacks 3 weights of LlamaForCausalLM"):
+        pipeline(tmp_path, train={**train, "max_steps": 4}, resume=True).run()
+
+
 def test_resuming_with_other_data_or_plugins_is_refused_with_the_difference(tmp_path):
     train = {"save_steps": 1, "save_strategy": "steps"}
     pipeline(tmp_path, train=train).run()
