@@ -39,6 +39,7 @@ class SFTTrainer(Trainer):
     """
 
     data_collator: Any
+    processing_class: Any
     train_dataset: Any
     eval_dataset: Any
 
