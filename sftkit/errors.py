@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,16 @@ class Problem:
 class SftkitError(Exception):
     """Base of the errors that the user can mend; the command line ends with exit code 2 and no traceback."""
 
-    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+    def __init__(self, problems: Problem | Iterable[Problem] | str) -> None:
+        if isinstance(problems, str):  # torch makes the error of a data worker anew, of its traceback as text
+            last = problems.strip().splitlines()[-1]
+            problems = Problem(last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its problems, from other processes."""
+        return type(self), (self.problems,)
 
 
 class ConfigError(SftkitError):

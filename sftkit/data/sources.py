@@ -235,6 +235,9 @@ def as_rows(value: Any, split: str, where: str) -> Dataset:
     from datasets import Dataset, DatasetDict, IterableDataset
 
     if isinstance(value, Dataset):
+        if value.format["type"] == "custom":
+            mend = "apply it beforehand, by map, or take it off (reset_format)"
+            raise DataError(Problem("the data set has a transform, and rows are prepared once", where, mend))
         return value
     if isinstance(value, DatasetDict):
         if split not in value:

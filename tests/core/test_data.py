@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from sftkit.data.columns import examples_of
 from sftkit.data.length import fit_length
 from sftkit.data.sources import load_sources
 from sftkit.data.tally import Tally
-from sftkit.errors import DataError
+from sftkit.errors import DataError, Problem
 from sftkit.testing import tiny_config
 
 ROWS = [{"text": f"row {number}"} for number in range(6)]
@@ -104,6 +105,32 @@ def test_an_evaluation_set_cannot_take_the_training_datas_name(tmp_path, loaded)
     config = tiny_config(data={"train": files, "eval": {"train": files}})
     with pytest.raises(DataError, match=r"data\.eval\.train: an evaluation set is named train"):
         load_sources(config, evaluation=named)
+
+
+def test_a_transform_of_a_loaded_data_set_is_refused():
+    dataset = Dataset.from_list(ROWS).with_transform(lambda rows: {"text": [text[::-1] for text in rows["text"]]})
+    with pytest.raises(DataError, match="the data set has a transform"):
+        load_sources(tiny_config(), dataset)
+
+
+class Failing(list):
+    """Examples of which none can be had."""
+
+    def __getitem__(self, index):
+        raise DataError(Problem("the file is broken", "pictures/a.png", "mend it"))
+
+
+def test_the_error_of_a_data_worker_is_told_as_any_other():
+    from torch.utils.data import DataLoader
+
+    with pytest.raises(DataError) as told:
+        next(iter(DataLoader(Failing([1, 2]), num_workers=1)))
+    assert str(told.value) == "pictures/a.png: the file is broken -> mend it"
+
+
+def test_an_error_is_pickled_with_its_problems():
+    error = DataError([Problem("a", "b", "c"), Problem("d")])
+    assert pickle.loads(pickle.dumps(error)).problems == error.problems
 
 
 def test_several_evaluation_sets_keep_their_names(tmp_path):
