@@ -204,7 +204,8 @@ class SFTTrainer(training.SFTTrainer):
         """What is another trainer's than transformers 5 makes it."""
         self.neftune_noise_alpha = None  # the plugin does it
         if self._takes_less:
-            self.loss_is_scaled_for_ga = False  # the loss is a batch's mean, which knows nothing of the window
+            # The loss is a batch's mean, which knows nothing of the window.
+            self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = False
         handler: Any = self.callback_handler
         handler.call_event = functools.partial(handler.call_event, tokenizer=self.processing_class)
         if any(isinstance(callback, RichProgressCallback) for callback in handler.callbacks):
@@ -220,7 +221,7 @@ class SFTTrainer(training.SFTTrainer):
                 "through again and again until `max_steps` are reached, which may be several epochs.",
                 stacklevel=3,
             )
-        rows: Any = self.train_dataset
+        rows: Any = self.train_dataset  # scripts look at its `infinite`, and `ConstantLengthDataset` goes by it
         if isinstance(rows, torch.utils.data.Dataset | datasets.Dataset):
             rows.infinite = self.args.max_steps > 0  # type: ignore[union-attr]
 
