@@ -23,9 +23,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import (
-    TrainingArguments,
-)
+from transformers import TrainingArguments
 
 from sftkit.console import Display
 from sftkit.data.columns import IGNORE, WEIGHTS
@@ -375,41 +373,25 @@ class SFTTrainer(training.SFTTrainer):
             rows, datasets.Dataset
         ):
             return
-        with self._collating(rows):
-            if any((self.data_collator([row])["labels"] != IGNORE).any() for row in rows):
-                return
+        collator = self._batch_collator(rows)
+        if any((collator([row])["labels"] != IGNORE).any() for row in rows):
+            return
         raise ValueError(
             f"nothing would be trained: the templates were found in none of {len(rows)} rows. Give the token ids "
             "that they have in context, raise max_seq_length, or use sftkit's plugin completion_only, which finds text."
         )
 
-    def _batch_collator(self) -> Any:
-        # Batches have nothing but what a model takes: scripts give it them by hand. Only where all rows of a batch are
-        # one, the evaluation has to know how many they are.
-        own = self.data_collator
-        free = getattr(getattr(own, "collator", own), "padding_free", False)
-        return WithRowLengths(own) if free and not self._own_loss else own
+    def _batch_collator(self, dataset: Any) -> Any:
+        """One's own collator gets rows that were prepared here as TRL had them.
 
-    def get_train_dataloader(self) -> Any:
-        """As the Trainer's."""
-        with self._collating(self.train_dataset):
-            return super().get_train_dataloader()
-
-    def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
-        with self._collating(dataset):
-            return super()._get_dataloader(dataset, *arguments, **options)
-
-    @contextlib.contextmanager
-    def _collating(self, dataset: Any) -> Iterator[None]:
-        """Inside, one's own collator gets rows that were prepared here as TRL had them."""
-        own = self.data_collator
-        prepared = any(dataset is rows for rows in self._prepared)
-        if prepared and self._has_own_collator and not isinstance(own, PlainRows):
-            self.data_collator = PlainRows(own)
-        try:
-            yield
-        finally:
-            self.data_collator = own
+        Batches have nothing but what a model takes: scripts give it them by hand. Only where all rows of a batch are
+        one, the evaluation has to know how many they are.
+        """
+        collator = self.data_collator
+        if self._has_own_collator and any(dataset is rows for rows in self._prepared):
+            collator = PlainRows(collator)
+        padding_free = getattr(self.data_collator, "padding_free", False)
+        return WithRowLengths(collator) if padding_free and not self._own_loss else collator
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

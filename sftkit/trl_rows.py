@@ -64,9 +64,10 @@ class Rows:
                 raise ValueError(f"{name} has the splits {', '.join(given)}: give one of them")
             if isinstance(given, list) and given and isinstance(given[0], dict) and "input_ids" not in given[0]:
                 given = datasets.Dataset.from_list(given)
-            if options.get("skip_prepare_dataset") or not _is_raw(given):
+            skipped = options.get("skip_prepare_dataset")
+            if skipped or not _is_raw(given):
                 rows.as_they_are[name] = given
-                if function is not None and not options.get("skip_prepare_dataset") and _has_ids(given):
+                if function is not None and not skipped and _has_ids(given):
                     warnings.warn(
                         "The data set holds `input_ids` already: `formatting_func` is not used.", stacklevel=4
                     )

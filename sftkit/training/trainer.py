@@ -133,7 +133,7 @@ class SFTTrainer(Trainer):
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
-            collate_fn=self._batch_collator(),
+            collate_fn=self._batch_collator(self.train_dataset),
             pin_memory=self.args.dataloader_pin_memory,
         )
         return prepare_data_loader(
@@ -163,15 +163,15 @@ class SFTTrainer(Trainer):
         finally:
             self.processing_class = processor
 
-    def _get_dataloader(self, *arguments: Any, **options: Any) -> Any:
-        own, self.data_collator = self.data_collator, self._batch_collator()
+    def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+        own, self.data_collator = self.data_collator, self._batch_collator(dataset)
         try:
-            return super()._get_dataloader(*arguments, **options)
+            return super()._get_dataloader(dataset, *arguments, **options)
         finally:
             self.data_collator = own
 
-    def _batch_collator(self) -> Any:
-        """What makes the batches: the collator, and what the step wants to know of them."""
+    def _batch_collator(self, dataset: Any) -> Any:
+        """What makes the batches of a data set: the collator, and what the step wants to know of them."""
         return self.data_collator if self._own_loss else WithPositions(self.data_collator)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
