@@ -46,7 +46,7 @@ def run_sftkit(spec: Spec, watch: Any) -> None:
     from _gpu_model import config_of, model_of, rows_of, tokenizer_of
 
     from sftkit import Pipeline, Plugin, hookimpl
-    from sftkit.plugin import dataclass
+    from sftkit.plugin.base import dataclass
 
     @dataclass(frozen=True, kw_only=True)
     class OnDevice(Plugin):

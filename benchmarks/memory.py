@@ -105,7 +105,7 @@ def make_run(setting: Setting, directory: Path) -> dict[str, Any]:
 def estimated(setting: Setting) -> dict[str, Any]:
     """What `sftkit check` says of a setting."""
     from sftkit import Pipeline
-    from sftkit.checks.memory import estimate_run
+    from sftkit.memory.run import estimate_run
 
     with tempfile.TemporaryDirectory() as directory:
         config = make_run(setting, Path(directory))

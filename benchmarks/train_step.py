@@ -51,7 +51,7 @@ def write_rows(directory: Path, number: int) -> None:
 def pipeline(directory: Path, output: str, steps: int, plugins: list[str], callbacks: Sequence[Any] = ()) -> Any:
     from transformers import AutoTokenizer
 
-    from sftkit.pipeline import Pipeline
+    from sftkit.run.pipeline import Pipeline
 
     return Pipeline(
         model=make_model(),

@@ -16,7 +16,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sftkit.trl import (
+from sftkit_trl import (
     ModelConfig,
     SFTConfig,
     SFTScriptArguments,

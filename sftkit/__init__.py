@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sftkit.data.documents import Formatter, RowError, Skipped, Span
     from sftkit.errors import ConfigError, DataError, Problem, RunError, SftkitError
-    from sftkit.pipeline import Pipeline, RunResult
-    from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+    from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+    from sftkit.run.pipeline import Pipeline, RunResult
 
 _HOMES = {
-    "Field": "plugin",
-    "Plugin": "plugin",
-    "dataclass": "plugin",
-    "hookimpl": "plugin",
-    "Pipeline": "pipeline",
-    "RunResult": "pipeline",
+    "Field": "plugin.base",
+    "Plugin": "plugin.base",
+    "dataclass": "plugin.base",
+    "hookimpl": "plugin.base",
+    "Pipeline": "run.pipeline",
+    "RunResult": "run.pipeline",
     "Formatter": "data.documents",
     "RowError": "data.documents",
     "Skipped": "data.documents",

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sftkit.errors import ConfigError, Problem, SftkitError
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.adapt import ADAPTER, CHECKPOINTING, bits_of, quantization_settings
 from sftkit.errors import ConfigError, Problem
-from sftkit.models import quantization_of
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
-from sftkit.requirements import has_gpu
+from sftkit.models.inspect import quantization_of
+from sftkit.models.quantized import ADAPTER, CHECKPOINTING, bits_of, quantization_settings
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.requirements import has_gpu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import Problem
-from sftkit.loading import load_model, load_tokenizer, model_problems
-from sftkit.models import grow_embeddings
-from sftkit.plugin import Plugin, dataclass, hookimpl
+from sftkit.models.embeddings import grow_embeddings
+from sftkit.models.loading import load_model, load_tokenizer, model_problems
+from sftkit.plugin.base import Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

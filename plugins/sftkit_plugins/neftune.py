@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sftkit.errors import Problem
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor

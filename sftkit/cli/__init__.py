@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from sftkit.cli import cache, check, plugins, preview, run, schema
+from sftkit.cli import cache, plugins, run, schema
+from sftkit_commands import check, preview
 
 app = typer.Typer(
     name="sftkit",

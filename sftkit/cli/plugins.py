@@ -14,7 +14,7 @@ def plugins(
     """List the installed plugins, or document one."""
     import json
 
-    from sftkit.plugin_info import all_plugins, one_plugin
+    from sftkit.plugin.describe import all_plugins, one_plugin
 
     if name:
         info = one_plugin(name)

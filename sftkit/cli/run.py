@@ -32,8 +32,8 @@ def run(
     set_up()
     source, choices = gather(arguments or [], plugin or [], model, data, output)
 
-    from sftkit.pipeline import Pipeline
-    from sftkit.rundir import end_process_group, is_main_process
+    from sftkit.run.distributed import end_process_group, is_main_process
+    from sftkit.run.pipeline import Pipeline
 
     pipeline = Pipeline(config=source, plugins=choices, resume=resume, overwrite=overwrite)
     result = pipeline.run()

@@ -9,6 +9,6 @@ def schema() -> None:
     """Print the JSON schema of the configuration, with every installed plugin's options."""
     import json
 
-    from sftkit.config.schema import config_schema
+    from sftkit.plugin.schema import config_schema
 
     typer.echo(json.dumps(config_schema(), indent=2))

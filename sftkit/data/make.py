@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
-    from sftkit.registry import PluginSet
+    from sftkit.plugin.registry import PluginSet
 
 logger = logging.getLogger("sftkit")
 

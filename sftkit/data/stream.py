@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.tally import Tally
-    from sftkit.registry import PluginSet
+    from sftkit.plugin.registry import PluginSet
 
 SPLIT = "train"
 LOOKED_AT = 100  # rows whose columns are the stream's

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config import RunConfig
 from sftkit.data.tally import Tally
 from sftkit.errors import SftkitError
-from sftkit.plugin import Plugin
-from sftkit.registry import Choice, PluginSet, discover, hooks_filled, name_of, select
+from sftkit.plugin.base import Plugin
+from sftkit.plugin.registry import Choice, PluginSet, discover, hooks_filled, name_of, select
 
 if TYPE_CHECKING:
     from datasets import Dataset

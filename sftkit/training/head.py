@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sftkit.data.columns import IGNORE
-from sftkit.models import undisturbed
+from sftkit.models.inspect import undisturbed
 from sftkit.training.loss import Head, HeadLoss, Result, summed_loss
 
 logger = logging.getLogger("sftkit")

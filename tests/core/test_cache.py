@@ -14,7 +14,7 @@ import pytest
 from sftkit import Pipeline
 from sftkit.data import cache
 from sftkit.data.documents import Formatter, Span
-from sftkit.plugin import Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Plugin, dataclass, hookimpl
 from sftkit.testing import tiny_model, tiny_tokenizer
 
 

@@ -8,8 +8,8 @@ from collections import namedtuple
 import pytest
 
 from sftkit import Pipeline
-from sftkit.checks import run_checks
 from sftkit.testing import tiny_model, tiny_tokenizer
+from sftkit_commands.check.checks import run_checks
 
 GOOD = [{"prompt": f"question {n}? ", "completion": f"answer {n}"} for n in range(20)]
 CHAT = [

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from sftkit.cli.run import gather
-from sftkit.config.resolve import resolve
-from sftkit.config.schema import config_schema
 from sftkit.config.source import Source, parse_value, read_yaml, split_options
 from sftkit.errors import ConfigError, DataError
-from sftkit.pipeline import Pipeline
-from sftkit.registry import discover
+from sftkit.plugin.registry import discover
+from sftkit.plugin.resolve import resolve
+from sftkit.plugin.schema import config_schema
+from sftkit.run.pipeline import Pipeline
 
 
 def write(tmp_path, text):
@@ -120,7 +120,7 @@ def test_scientific_numbers_that_yaml_reads_as_text_become_floats(tmp_path):
 def test_a_bad_configuration_is_reported_without_torch_or_transformers(tmp_path):
     path = write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {lerning_rate: 1}\n")
     code = (
-        "import sys\nfrom sftkit.cli.run import gather\nfrom sftkit.pipeline import Pipeline\n"
+        "import sys\nfrom sftkit.cli.run import gather\nfrom sftkit.run.pipeline import Pipeline\n"
         f"source, choices = gather([{str(path)!r}], ['packing'])\n"
         "problems = Pipeline(config=source, plugins=choices).check()\n"
         "assert 'lerning_rate' in str(problems[0]), problems\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sftkit.hookspecs import Hooks
-from sftkit.plugin import Plugin
-from sftkit.registry import discover, load_class
+from sftkit.plugin.base import Plugin
+from sftkit.plugin.hookspecs import Hooks
+from sftkit.plugin.registry import discover, load_class
 from sftkit.testing import check_plugin
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sftkit import Pipeline
-from sftkit.report.preview import as_text, read_batch
+from sftkit_commands.preview.page import as_text, read_batch
 
 EXAMPLE = re.compile(r"```json\n(?P<row>[^`]*)\n```\n\n```text\n(?P<shown>[^`]*)\n```")
 

@@ -15,18 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from sftkit import Pipeline
-from sftkit.checks import run_checks
-from sftkit.checks.memory import estimate_run
 from sftkit.memory import device, estimate_memory
 from sftkit.memory.batch import largest_batch
 from sftkit.memory.checkpointing import checkpointed, full, offloaded, selective
 from sftkit.memory.optimizer import STATES, state_bytes
 from sftkit.memory.quantized import UnknownQuantizationError, quantized_bytes
+from sftkit.memory.run import estimate_run
 from sftkit.memory.trace import LiveBytes, fake_weights, trace_step
 from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.batches import Batch
 from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
+from sftkit_commands.check.checks import run_checks
 
 CPU = torch.device("cpu")
 ROWS, LENGTH = 4, 256

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sftkit.errors import ConfigError
-from sftkit.models import NOISE, align_special_tokens, grow_embeddings, linear_names
+from sftkit.models.embeddings import NOISE, align_special_tokens, grow_embeddings
+from sftkit.models.inspect import linear_names
 from sftkit.testing import tiny_model, tiny_tokenizer
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
-from sftkit.report.preview import as_text, read_batch, write_html
 from sftkit.testing import tiny_tokenizer
+from sftkit_commands.preview.page import as_text, read_batch, write_html
 from sftkit_plugins.pad import PadCollator
 
 CHROMIUM = next(

@@ -11,8 +11,8 @@ import pytest
 
 from sftkit.config.source import Source
 from sftkit.errors import ConfigError
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
-from sftkit.registry import Choice, choices_from, discover, load_class, parse_choice, select
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.registry import Choice, choices_from, discover, load_class, parse_choice, select
 from sftkit.testing import check_plugin, tiny_config
 
 
@@ -116,7 +116,7 @@ def importable(monkeypatch):
 
 def test_discovery_imports_nothing():
     code = (
-        "import sys; from sftkit.registry import discover; names = list(discover());"
+        "import sys; from sftkit.plugin.registry import discover; names = list(discover());"
         "assert 'neftune' in names, names; assert not any(m.startswith('sftkit_plugins') for m in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -124,7 +124,7 @@ def test_discovery_imports_nothing():
 
 def test_only_selected_plugins_are_imported():
     code = (
-        "import sys; from sftkit.registry import select, Choice; select([Choice('neftune')]);"
+        "import sys; from sftkit.plugin.registry import select, Choice; select([Choice('neftune')]);"
         "assert 'sftkit_plugins.neftune' in sys.modules; assert 'sftkit_plugins.peft' not in sys.modules;"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
@@ -237,7 +237,7 @@ def test_missing_and_old_packages_and_a_missing_gpu_are_told_at_once_with_their_
 def test_the_mend_of_a_missing_package_is_the_extra_of_the_plugins_distribution():
     from packaging.requirements import Requirement
 
-    from sftkit.requirements import install_command
+    from sftkit.plugin.requirements import install_command
 
     assert install_command(Requirement("peft>=0.18"), metadata.distribution("sftkit")) == 'pip install "sftkit[peft]"'
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from sftkit.errors import ConfigError, DataError, RunError
-from sftkit.pipeline import Pipeline
+from sftkit.run.pipeline import Pipeline
 from sftkit.testing import CHATML, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit.training.trainer import SFTTrainer
 

@@ -18,7 +18,7 @@ from sftkit.data.packs import Packer
 from sftkit.data.regions import Texts
 from sftkit.data.store import Spool, open_rows, write_rows
 from sftkit.data.tally import Tally
-from sftkit.plugin import dataclass
+from sftkit.plugin.base import dataclass
 from sftkit.testing import CHATML, packed_rows, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.packing import Packing
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftkit.requirements import has_gpu
+from sftkit.plugin.requirements import has_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("make_compatibility", ROOT / "scripts" / "make_compatibility.py")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sftkit.cli import app
-from sftkit.requirements import has_gpu
+from sftkit.plugin.requirements import has_gpu
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-trl.md"
 AS_THE_SCRIPT = re.compile(r"^# as the script: (.+)$", re.MULTILINE)
@@ -77,7 +77,7 @@ def sections() -> dict[str, Section]:
             elif first.endswith(".py"):
                 section.files[first] = code
             else:
-                section.runs["script" if "from sftkit.trl import" in code else "pipeline"] = code
+                section.runs["script" if "from sftkit_trl import" in code else "pipeline"] = code
         if section.runs:
             found[title] = section
     return found

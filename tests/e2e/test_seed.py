@@ -1,4 +1,4 @@
-"""The code blocks of TRL's page on its SFT trainer (2024), line by line, with ``sftkit.trl`` in the place of ``trl``.
+"""The code blocks of TRL's page on its SFT trainer (2024), line by line, with ``sftkit_trl`` in the place of ``trl``.
 
 Hub names lead to tiny local models and data; see `conftest.py`. Where a block is a fragment, what it leaves out stands
 before or behind it. What the versions of today do not take is mended with a remark.
@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sftkit.requirements import has_gpu
+from sftkit.plugin.requirements import has_gpu
 
 IGNORED = -100
 
@@ -59,7 +59,7 @@ def saved_adapter(trainer):
 def test_quick_start(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
 
@@ -85,7 +85,7 @@ def test_the_default_of_max_seq_length(workplace):
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     tokenizer = AutoTokenizer.from_pretrained("facebook/opt-350m", model_max_length=48)
@@ -101,7 +101,7 @@ def test_a_model_built_outside(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
 
@@ -133,7 +133,7 @@ def test_completions_only(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sftkit.trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
+    from sftkit_trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
 
     dataset = load_dataset("lucasmccabe-lmi/CodeAlpaca-20k", split="train")
 
@@ -168,7 +168,7 @@ def test_completions_only_and_packing_exclude_each_other(workplace):
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
-    from sftkit.trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
+    from sftkit_trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     collator = DataCollatorForCompletionOnlyLM("plot", tokenizer=AutoTokenizer.from_pretrained("facebook/opt-350m"))
@@ -181,7 +181,7 @@ def test_the_assistants_turns_only(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sftkit.trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
+    from sftkit_trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
 
     dataset = load_dataset("timdettmers/openassistant-guanaco", split="train")
 
@@ -219,7 +219,7 @@ def test_the_assistants_turns_only(workplace):
 def test_an_eos_that_is_the_pad_token_too_is_told_and_trained(workplace):
     from transformers import AutoTokenizer
 
-    from sftkit.trl import DataCollatorForCompletionOnlyLM
+    from sftkit_trl import DataCollatorForCompletionOnlyLM
 
     tokenizer = AutoTokenizer.from_pretrained("facebook/opt-350m", pad_token="</s>")
     templates = {"instruction_template": "### Human:", "response_template": "### Assistant:"}
@@ -268,7 +268,7 @@ def chat_trainer(template):
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
-    from sftkit.trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
+    from sftkit_trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained("meta-llama/Llama-2-7b-hf")
     tokenizer.pad_token = tokenizer.unk_token
@@ -316,7 +316,7 @@ def test_token_ids_cut_out_of_a_context_are_found():
 def test_setup_chat_format(workplace):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sftkit.trl import setup_chat_format
+    from sftkit_trl import setup_chat_format
 
     # Load model and tokenizer
     model = AutoModelForCausalLM.from_pretrained("facebook/opt-350m")
@@ -337,7 +337,7 @@ def test_setup_chat_format(workplace):
 def test_the_number_of_embeddings_is_rounded_up(workplace):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sftkit.trl import setup_chat_format
+    from sftkit_trl import setup_chat_format
 
     model = AutoModelForCausalLM.from_pretrained("facebook/opt-350m")
     tokenizer = AutoTokenizer.from_pretrained("facebook/opt-350m")
@@ -354,7 +354,7 @@ def test_conversations_are_trained_packed(workplace, name):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sftkit.trl import SFTConfig, SFTTrainer, setup_chat_format
+    from sftkit_trl import SFTConfig, SFTTrainer, setup_chat_format
 
     # OPT has no chat template of its own: the section before gives it one
     model = AutoModelForCausalLM.from_pretrained("facebook/opt-350m")
@@ -385,7 +385,7 @@ def test_conversations_are_trained_packed(workplace, name):
 def test_instructions_are_rendered_with_the_chat_template(workplace):
     from datasets import Dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = Dataset.from_list([{"prompt": "<prompt text>", "completion": "<ideal generated text>"}] * 3)
     trainer = SFTTrainer("HuggingFaceH4/zephyr-7b-beta", args=SFTConfig(), train_dataset=dataset)
@@ -398,7 +398,7 @@ def test_instructions_are_rendered_with_the_chat_template(workplace):
 def test_conversations_without_a_chat_template_are_told(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("philschmid/dolly-15k-oai-style", split="train")
     with pytest.raises(ValueError, match="chat template"):
@@ -412,7 +412,7 @@ def test_a_formatting_function_of_batches(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     model = AutoModelForCausalLM.from_pretrained("facebook/opt-350m")
     dataset = load_dataset("json", data_files="questions.jsonl", split="train")
@@ -440,7 +440,7 @@ def test_a_formatting_function_of_batches(workplace):
 def test_a_formatting_function_that_makes_no_list_of_a_batch_is_refused(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("json", data_files="questions.jsonl", split="train")
     with pytest.raises(ValueError, match="should return a list of processed strings"):
@@ -458,7 +458,7 @@ def test_a_formatting_function_that_makes_no_list_of_a_batch_is_refused(workplac
 def test_packing(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     sft_config = SFTConfig(
@@ -481,7 +481,7 @@ def test_packing(workplace):
 def test_evaluation_sets_are_packed_unless_said_otherwise(workplace, eval_packing, rows):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     args = SFTConfig(packing=True, eval_packing=eval_packing, dataset_text_field="text")
@@ -495,7 +495,7 @@ def test_evaluation_sets_are_packed_unless_said_otherwise(workplace, eval_packin
 def test_max_steps_go_through_packed_data_again_and_again(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     args = SFTConfig(packing=True, max_steps=3, max_seq_length=512, dataset_text_field="text")
@@ -509,7 +509,7 @@ def test_max_steps_go_through_packed_data_again_and_again(workplace):
 def test_packing_with_a_formatting_function(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("json", data_files="questions.jsonl", split="train")
 
@@ -536,7 +536,7 @@ def test_constant_length_dataset(workplace):
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
-    from sftkit.trl import ConstantLengthDataset
+    from sftkit_trl import ConstantLengthDataset
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     tokenizer = AutoTokenizer.from_pretrained("facebook/opt-350m")
@@ -555,7 +555,7 @@ def test_arguments_for_from_pretrained(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
 
@@ -589,7 +589,7 @@ def test_adapters(workplace):
     from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
 
@@ -640,7 +640,7 @@ def test_adapters_on_a_base_in_8_bits(workplace):
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     peft_config = LoraConfig(
@@ -676,7 +676,7 @@ def test_adapters_on_a_base_in_8_bits(workplace):
 def test_flash_attention_1(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     # its kernel knows no padding: "you can only use that feature when setting packing=True"
     dataset = load_dataset("stanfordnlp/imdb", split="train")
@@ -711,7 +711,7 @@ def test_the_utility_for_models(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from sftkit.trl import (
+    from sftkit_trl import (
         ModelConfig,
         SFTConfig,
         SFTTrainer,
@@ -759,7 +759,7 @@ def test_the_utility_for_models_in_8_bits_with_an_adapter(workplace):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from sftkit.trl import (
+    from sftkit_trl import (
         ModelConfig,
         SFTConfig,
         SFTTrainer,
@@ -790,7 +790,7 @@ def test_a_script_with_arguments_as_trls_own(workplace):
     """As examples/scripts/sft.py, to which the page leads: three groups of arguments, from file and command line."""
     from datasets import load_dataset
 
-    from sftkit.trl import ModelConfig, SFTConfig, SFTScriptArguments, SFTTrainer, TrlParser, get_peft_config
+    from sftkit_trl import ModelConfig, SFTConfig, SFTScriptArguments, SFTTrainer, TrlParser, get_peft_config
 
     write_rows(workplace / "data" / "test.jsonl", [{"text": f"Film {number} was long."} for number in range(4)])
     (workplace / "data" / "train.jsonl").symlink_to(workplace / "stanfordnlp" / "imdb" / "train.jsonl")
@@ -820,7 +820,7 @@ def test_a_script_with_arguments_as_trls_own(workplace):
 def test_neftune(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
 
@@ -895,7 +895,7 @@ def test_a_model_of_unsloth_is_trained_as_it_is(workplace, monkeypatch):
     from datasets import load_dataset
     from unsloth import FastLanguageModel
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
 
@@ -955,7 +955,7 @@ def test_a_model_of_unsloth_is_trained_as_it_is(workplace, monkeypatch):
 def test_liger_tells_what_is_missing(workplace):
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     config = SFTConfig(
@@ -971,7 +971,7 @@ import json
 
 interpreter.install()
 from datasets import load_dataset
-from sftkit.trl import SFTConfig, SFTTrainer
+from sftkit_trl import SFTConfig, SFTTrainer
 
 dataset = load_dataset("stanfordnlp/imdb", split="train")
 losses = []
@@ -1014,7 +1014,7 @@ def test_batches_are_padded_to_their_longest_row(workplace):
     """TRL's page says that rows are padded to ``max_seq_length``; neither TRL 0.11 nor sftkit does."""
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     args = SFTConfig(dataset_text_field="text", per_device_train_batch_size=4, max_seq_length=512)
@@ -1032,7 +1032,7 @@ def test_a_peft_model_on_8_bits_prepared_outside(workplace):
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     quantized = BitsAndBytesConfig(load_in_8bit=True)
     model = AutoModelForCausalLM.from_pretrained("EleutherAI/gpt-neo-125m", quantization_config=quantized)
@@ -1053,7 +1053,7 @@ def test_a_base_in_8_bits_by_its_name(workplace):
     from datasets import load_dataset
     from peft import LoraConfig
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     trainer = SFTTrainer(
         "EleutherAI/gpt-neo-125m",
@@ -1091,7 +1091,7 @@ def test_accumulated_gradients_are_those_of_one_batch(workplace):
     """The page advises 4 steps of accumulation before a conversion to GPTQ; they change nothing of what is learnt."""
     from datasets import load_dataset
 
-    from sftkit.trl import SFTConfig, SFTTrainer
+    from sftkit_trl import SFTConfig, SFTTrainer
 
     ends = []
     for steps, batch in ((4, 2), (1, 8)):

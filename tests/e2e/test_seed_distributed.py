@@ -16,7 +16,7 @@ import os
 import sys
 
 from datasets import load_dataset
-from sftkit.trl import SFTConfig, SFTTrainer
+from sftkit_trl import SFTConfig, SFTTrainer
 
 name, batch = sys.argv[1], int(sys.argv[2])
 dataset = load_dataset("stanfordnlp/imdb", split="train")

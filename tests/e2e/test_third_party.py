@@ -14,7 +14,7 @@ ROWS = [{"greeting": f"hello {name}", "reply": f"good day, {name}"} for name in 
 
 BROKEN = "raise RuntimeError('boo')"
 TWIN = """
-from sftkit.plugin import Plugin, dataclass
+from sftkit.plugin.base import Plugin, dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Twin(Plugin):

@@ -20,9 +20,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sftkit import Pipeline
-from sftkit.adapt import adapted_model
 from sftkit.errors import ConfigError, Problem
-from sftkit.plugin import Plugin, dataclass, hookimpl
+from sftkit.models.quantized import adapted_model
+from sftkit.plugin.base import Plugin, dataclass, hookimpl
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.bitsandbytes import BitsAndBytes
 from sftkit_plugins.neftune import NEFTune
@@ -90,8 +90,8 @@ def prepared(model: Any, **options: Any) -> Any:
 
 
 def check_plugin_pair(*plugins: Any) -> Any:
-    from sftkit.registry import Choice, name_of, select
-    from sftkit.registry import discover as known
+    from sftkit.plugin.registry import Choice, name_of, select
+    from sftkit.plugin.registry import discover as known
 
     found, wrong = select([Choice(name_of(type(plugin), known()), instance=plugin) for plugin in plugins])
     assert found is not None, wrong

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sftkit.models import grow_embeddings
+from sftkit.models.embeddings import grow_embeddings
 from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit_plugins.chatml import ChatML
 from sftkit_plugins.chatml.chat_format import FORMAT_MAPPING, ChatMlSpecialTokens, setup_chat_format

@@ -10,9 +10,9 @@ import torch
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
-from sftkit.report.preview import read_batch
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit.training.batches import pieces
+from sftkit_commands.preview.page import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
 from sftkit_plugins.flash_attn.collate import PaddingFreeCollator

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from sftkit.errors import ConfigError
-from sftkit.pipeline import Pipeline
-from sftkit.plugin import Plugin
+from sftkit.plugin.base import Plugin
+from sftkit.run.pipeline import Pipeline
 from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import Head, HeadLoss, summed_loss
 from sftkit_plugins.loss import Loss

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, Problem
-from sftkit.models import grow_embeddings
+from sftkit.models.embeddings import grow_embeddings
 from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.peft import PEFT
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sftkit import Pipeline
 from sftkit.cli import app
-from sftkit.models import parts_of
+from sftkit.models.inspect import parts_of
 from sftkit.testing.pictures import drawn, tiny_vision_model
 from sftkit.training.batches import Batch, pieces
 from sftkit.training.head import LossHead

@@ -1,4 +1,4 @@
-"""What the tests of `sftkit.trl` share: a tiny model by name, rows of questions and answers, and a quick trainer."""
+"""What the tests of `sftkit_trl` share: a tiny model by name, rows of questions and answers, and a quick trainer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.trl import SFTConfig, SFTTrainer
+from sftkit_trl import SFTConfig, SFTTrainer
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 ANIMALS = ["llama", "cat", "dog", "owl", "bee", "fish", "fox"]

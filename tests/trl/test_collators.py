@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from sftkit.testing import tiny_model
-from sftkit.trl import DataCollatorForCompletionOnlyLM
+from sftkit_trl import DataCollatorForCompletionOnlyLM
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 HUMAN, ASSISTANT = "### Human:", "### Assistant:"

@@ -14,7 +14,7 @@ import yaml
 from peft import LoraConfig
 from transformers import HfArgumentParser, TrainingArguments
 
-from sftkit.trl import (
+from sftkit_trl import (
     ModelConfig,
     SFTConfig,
     SFTScriptArguments,

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.trl import ConstantLengthDataset, SFTConfig, SFTTrainer
+from sftkit_trl import ConstantLengthDataset, SFTConfig, SFTTrainer
 
 
 def stream(rows: Dataset, times: int = 1) -> IterableDataset:

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.trl import FORMAT_MAPPING, ChatMlSpecialTokens, get_formatting_func_from_dataset, setup_chat_format
+from sftkit_trl import FORMAT_MAPPING, ChatMlSpecialTokens, get_formatting_func_from_dataset, setup_chat_format
 
 RENDERED = "system: Be kind.\nuser: What is 0 plus one?\nassistant: It is 1.\n"
 

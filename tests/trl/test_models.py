@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prep
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
 
 from sftkit.testing import tiny_model
-from sftkit.trl import ConstantLengthDataset, SFTTrainer
+from sftkit_trl import ConstantLengthDataset, SFTTrainer
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM"}
 SAVES = {"save_strategy": "steps", "save_steps": 2}

@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import default_data_collator
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer, TrlParser
-from sftkit.trl_rows import WithRowLengths
+from sftkit_trl import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer, TrlParser
+from sftkit_trl.collators import WithRowLengths
 
 
 def test_packed_documents_have_one_loss_inside_of_training_and_outside(config, rows, tokenizer):

@@ -16,7 +16,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, TrainerCallback
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.trl import (
+from sftkit_trl import (
     ModelConfig,
     SFTConfig,
     SFTScriptArguments,

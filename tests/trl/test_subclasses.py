@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import LlamaForCausalLM
 
 from sftkit.testing import tiny_model
-from sftkit.trl import SFTTrainer
+from sftkit_trl import SFTTrainer
 
 
 @pytest.fixture

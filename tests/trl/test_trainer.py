@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.trl import RichProgressCallback, SFTConfig, SFTTrainer
+from sftkit_trl import RichProgressCallback, SFTConfig, SFTTrainer
 
 SAVES = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.models import grow_embeddings
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.models.embeddings import grow_embeddings
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

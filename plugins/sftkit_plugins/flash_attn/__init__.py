@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 from sftkit_plugins.flash_attn.choose import architecture, half_precision, resolve, this_machine
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models import undisturbed
+from sftkit.models.inspect import undisturbed
 from sftkit_plugins.flash_attn.attention import FUNCTIONS, UNDER_WAY, registered
 from sftkit_plugins.flash_attn.documents import from_forward
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftkit.config import RunConfig
 from sftkit.errors import ConfigError, Problem
-from sftkit.plugin import Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Plugin, dataclass, hookimpl
 from sftkit_plugins.formats.recognise import recognise
 from sftkit_plugins.formats.user_function import UserFunction, resolve
 

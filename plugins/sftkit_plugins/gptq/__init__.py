@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models import quantization_of
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.models.inspect import quantization_of
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
-from sftkit.requirements import has_gpu
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.requirements import has_gpu
 from sftkit_plugins.liger.catalogue import KERNELS, wanted_kernels
 
 if TYPE_CHECKING:

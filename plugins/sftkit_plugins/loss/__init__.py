@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from sftkit.errors import Problem
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sftkit.errors import Problem
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models import undisturbed
+from sftkit.models.inspect import undisturbed
 
 if TYPE_CHECKING:
     from torch import Tensor

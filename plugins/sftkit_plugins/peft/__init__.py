@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models import is_linear, linear_names, parts_of, save_adapter_only
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.models.embeddings import save_adapter_only
+from sftkit.models.inspect import is_linear, linear_names, parts_of
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 from sftkit_plugins.peft.config import ALIASES, default_of, fields_of, from_fields, from_options
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import field_validator
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.loading import load_model, load_tokenizer
-from sftkit.models import parts_of
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.models.inspect import parts_of
+from sftkit.models.loading import load_model, load_tokenizer
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from datasets import Features

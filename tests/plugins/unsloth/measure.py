@@ -17,14 +17,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import sftkit.registry
+import sftkit.plugin.registry
 from sftkit import Pipeline
 from sftkit.errors import SftkitError
-from sftkit.registry import Choice
+from sftkit.plugin.registry import Choice
 from sftkit.testing import CHATML, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.unsloth import Unsloth
 
-sftkit.registry.has_gpu = lambda: True
+sftkit.plugin.registry.has_gpu = lambda: True
 
 TRAIN = {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
 TRAIN |= {"learning_rate": 1e-2, "use_cpu": True}
@@ -132,7 +132,7 @@ def refusals():
 
 def conflicts():
     """What is told where peft is selected too."""
-    _, problems = sftkit.registry.select([Choice("unsloth", instance=Unsloth()), Choice("peft")])
+    _, problems = sftkit.plugin.registry.select([Choice("unsloth", instance=Unsloth()), Choice("peft")])
     return [str(problem) for problem in problems if "exclude" in str(problem)]
 
 

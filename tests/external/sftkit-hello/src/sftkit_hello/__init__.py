@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sftkit.data.documents import Columns, Document, Formatter, Skipped, Span
-from sftkit.plugin import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from datasets import Features

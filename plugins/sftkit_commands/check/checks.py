@@ -1,0 +1,80 @@
+"""Everything that can be known of a run before time is spent on it, as verdicts with their mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sftkit.errors import Problem, SftkitError
+from sftkit_commands.check.data import data_verdicts
+from sftkit_commands.check.disk import disk_verdicts
+from sftkit_commands.check.memory import memory_verdicts
+from sftkit_commands.check.plan import Plan, plan_of, plan_verdicts
+from sftkit_commands.check.verdict import Verdict
+
+if TYPE_CHECKING:
+    from sftkit.memory import Estimate
+    from sftkit.run.pipeline import Pipeline
+    from sftkit.run.stages import Ready
+
+__all__ = ["Plan", "Report", "Verdict", "run_checks"]
+
+
+class Report:
+    """What the checks found.
+
+    Attributes:
+        verdicts: one a check, in the order in which a run would meet them.
+        data: counts of each split; empty where the data could not be prepared.
+        plan: steps and tokens of the run, if they can be known.
+        memory: the peak of the run's memory, if it can be known.
+    """
+
+    def __init__(
+        self, verdicts: list[Verdict], data: dict[str, Any], plan: Plan | None, memory: Estimate | None = None
+    ) -> None:
+        self.verdicts, self.data, self.plan, self.memory = verdicts, data, plan, memory
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the run would be wrong."""
+        return any(verdict.status == "wrong" for verdict in self.verdicts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for ``--json``."""
+        return {
+            "wrong": self.wrong,
+            "verdicts": [vars(verdict) for verdict in self.verdicts],
+            "data": self.data,
+            "plan": vars(self.plan) if self.plan else None,
+            "memory": self.memory.as_dict() if self.memory else None,
+        }
+
+
+def run_checks(pipeline: Pipeline) -> Report:
+    """Check a run: its configuration, then its data, then what it would take."""
+    if problems := pipeline.check():
+        return Report([_wrong("configuration", problem) for problem in problems], {}, None)
+    verdicts = [Verdict("configuration", "ok", "every key, plugin and option is known")]
+    try:
+        ready = pipeline.prepare()
+    except SftkitError as error:
+        return Report([*verdicts, *(_wrong("data", problem) for problem in error.problems)], {}, None)
+    plan = plan_of(ready)
+    verdicts += _of_run(ready, plan)
+    of_memory, memory = memory_verdicts(ready)
+    verdicts += of_memory
+    data = ready.data.summary()
+    for split, facts in ready.data.facts.items():
+        data[split] = {**data[split], "before cutting and packing": facts.as_dict()}
+    return Report(verdicts, data, plan, memory)
+
+
+def _of_run(ready: Ready, plan: Plan) -> Iterator[Verdict]:
+    yield from data_verdicts(ready)
+    yield from plan_verdicts(ready, plan)
+    yield from disk_verdicts(ready)
+
+
+def _wrong(name: str, problem: Problem) -> Verdict:
+    return Verdict(name, "wrong", f"{problem.where}: {problem.what}", problem.mend)

@@ -1,0 +1,156 @@
+"""What the data is like, and what became of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sftkit.data.facts import Facts, hashes
+from sftkit.data.make import WEIGHTED
+from sftkit_commands.check.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sftkit.run.stages import Ready
+
+CUT_SHARE = 0.05  # of completions: a few long rows are the rule, one in twenty is a choice to look at
+CUT_MOST = 0.5  # of completions: the model would learn that answers end in the middle
+DROPPED_SHARE = 0.05  # of rows, for whatever reason
+TWICE_SHARE = 0.05  # of rows; real instruction data has up to some per cent
+LEAK_SHARE = 0.01  # of held-out rows: the evaluation no longer measures what is not trained on
+FILL_LEAST = 0.8  # of packed rows: with less, a fifth of the work is on padding
+AT_ONCE = 4096  # packed rows whose documents are compared at once
+
+
+def data_verdicts(ready: Ready) -> Iterator[Verdict]:
+    """Verdicts on each split, and between them."""
+    for split, facts in ready.data.facts.items():
+        counts = Counter(ready.data.tally.counts[split])
+        yield _rows(split, facts, counts)
+        if weighted := counts[WEIGHTED]:
+            told = f"{split}: {weighted:,} of {facts.trained:,} trained tokens have another weight than 1"
+            yield Verdict("weights", "ok", told)
+        yield from _lengths(split, facts, counts, ready)
+        yield from _special_tokens(split, facts, ready)
+        share = facts.duplicates / max(facts.rows, 1)
+        told = f"{split}: {facts.duplicates:,} of {facts.rows:,} rows are there more than once"
+        yield Verdict(
+            "duplicates", "warn" if share > TWICE_SHARE else "ok", told, _if(share > TWICE_SHARE, "drop them")
+        )
+        yield from _fill(split, ready)
+    yield from _leaks(ready)
+
+
+def _rows(split: str, facts: Facts, counts: Counter[str]) -> Verdict:
+    lost = sum(number for what, number in counts.items() if "dropped" in what or "skipped" in what)
+    read = counts["rows read"]
+    told = f"{split}: {read:,} rows, {facts.tokens:,} tokens, {facts.trained / max(facts.tokens, 1):.1%} trained"
+    if lost:
+        reasons = "; ".join(f"{n:,} {what}" for what, n in counts.items() if "dropped" in what or "skipped" in what)
+        told += f"; {reasons}"
+    few = lost > DROPPED_SHARE * max(read, 1)
+    return Verdict(
+        "rows", "warn" if few else "ok", told, _if(few, "look at them with sftkit preview, or mend the data")
+    )
+
+
+def _lengths(split: str, facts: Facts, counts: Counter[str], ready: Ready) -> Iterator[Verdict]:
+    limit = ready.config.data.max_length
+    p = facts.percentiles
+    told = f"{split}: half of the rows have at most {p.get('p50', 0):,} tokens, 99 % {p.get('p99', 0):,}, "
+    told += f"the longest {facts.longest:,} (data.max_length {limit:,})"
+    cut = counts["completions cut"]
+    share = cut / max(facts.rows, 1)
+    if cut:
+        told += f"; {cut:,} completions cut, and their EOS with them"
+    status: Status = "wrong" if share > CUT_MOST else "warn" if share > CUT_SHARE else "ok"
+    mend = f"raise data.max_length to {p.get('p99', limit):,}, or set data.truncation=drop"
+    yield Verdict("length", status, told, _if(status != "ok", mend))
+    positions = _positions(ready)
+    longest = min(facts.longest, limit)
+    if positions and longest > positions:
+        what = f"{split}: rows of {longest:,} tokens, and the model knows {positions:,} positions"
+        yield Verdict("positions", "wrong", what, f"set data.max_length={positions}")
+
+
+def _special_tokens(split: str, facts: Facts, ready: Ready) -> Iterator[Verdict]:
+    tokenizer = ready.tokenizer
+    if tokenizer.eos_token_id is None:
+        yield Verdict(
+            "EOS", "wrong", "the tokenizer has no EOS token: the model cannot end", "set one, as -p chatml does"
+        )
+    else:
+        share = facts.eos_trained / max(facts.rows, 1)
+        told = f"{split}: EOS {tokenizer.eos_token!r} is trained in {share:.1%} of the rows"
+        mend = "make the template end answers with the EOS token, or make what it writes the EOS, as -p chatml does"
+        yield Verdict("EOS", "wrong" if not facts.eos_trained else "ok", told, _if(not facts.eos_trained, mend))
+    if facts.bos_doubled:
+        told = f"{split}: {facts.bos_doubled:,} rows begin with BOS twice"
+        yield Verdict("BOS", "wrong", told, "take the BOS out of the data or of the chat template")
+    elif facts.without_bos and _adds_bos(tokenizer):
+        told = f"{split}: {facts.without_bos:,} rows do not begin with BOS, which the tokenizer puts in front of text"
+        yield Verdict("BOS", "warn", told, "write bos_token at the start of the chat template")
+    if split == "train" and tokenizer.pad_token_id is None:
+        yield Verdict("padding", "ok", "there is no pad token: EOS pads, and is not trained where it does")
+
+
+def _fill(split: str, ready: Ready) -> Iterator[Verdict]:
+    rows = ready.data.splits[split]
+    if "position_ids" not in rows.column_names:
+        return
+    told = ready.data.described[split]
+    fill = told["tokens"] / (told["rows"] * ready.config.data.max_length)
+    low = fill < FILL_LEAST and told["rows"] > 1
+    mend = "choose a data.max_length that the rows fill, or drop packing"
+    yield Verdict("packing", "warn" if low else "ok", f"{split}: packed rows are {fill:.1%} full", _if(low, mend))
+
+
+def _leaks(ready: Ready) -> Iterator[Verdict]:
+    import numpy as np
+
+    held_out = ready.data.eval
+    if not held_out or "train" not in ready.data.described:
+        return
+    train = np.unique(_document_hashes(ready.data.train))
+    for name, rows in held_out.items():
+        own = _document_hashes(rows)
+        leaked = int(np.isin(own, train).sum())
+        told = f"{name}: {leaked:,} of {len(own):,} rows are in the training data"
+        status: Status = "wrong" if leaked > LEAK_SHARE * len(own) else "warn" if leaked else "ok"
+        yield Verdict("held out", status, told, _if(leaked, "take them out of one of the two"))
+
+
+def _document_hashes(rows: Any) -> np.ndarray:
+    """A hash of each document, also where several are packed into a row."""
+    import numpy as np
+
+    from sftkit.data.columns import ATTACHED, flat
+
+    found = [np.zeros(0, np.uint64)]
+    arrow = rows.with_format("arrow")
+    for start in range(0, len(rows), AT_ONCE):
+        table = arrow[start : start + AT_ONCE]
+        ids, offsets = flat(table, "input_ids")
+        if "position_ids" in table.column_names:
+            offsets = np.append(np.flatnonzero(flat(table, "position_ids")[0] == 0), len(ids))
+        attached = table[ATTACHED].combine_chunks() if ATTACHED in table.column_names else None
+        found.append(hashes(ids, offsets, attached))
+    return np.concatenate(found)
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def _positions(ready: Ready) -> int | None:
+    """The model's learned positions, from its configuration alone; None where that cannot be known."""
+    from sftkit.memory.unloaded import model_config
+
+    config = model_config(ready.config.model.name, ready.config.model.trust_remote_code)
+    return getattr(config, "max_position_embeddings", None) if config is not None else None
+
+
+def _if(condition: object, text: str) -> str:
+    return text if condition else ""

@@ -1,0 +1,19 @@
+"""``trl.commands`` of 2024: what scripts import from its command line."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import transformers
+
+from sftkit_trl.arguments import SFTScriptArguments, SftScriptArguments, TrlParser
+
+__all__ = ["SFTScriptArguments", "SftScriptArguments", "TrlParser", "init_zero_verbose"]
+
+
+def init_zero_verbose() -> None:
+    """Log errors only, and show no warnings."""
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")

@@ -1,0 +1,67 @@
+"""What a plugin is: a frozen dataclass whose fields are options and whose ``@hookimpl`` methods are behaviour."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import pluggy
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from typing_extensions import Self
+
+from sftkit.errors import ConfigError, Problem, nearest
+
+__all__ = ["Field", "Plugin", "dataclass", "hookimpl"]
+
+hookimpl = pluggy.HookimplMarker("sftkit")
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+class Plugin:
+    """Base of all plugins.
+
+    Write a subclass with ``@dataclass(frozen=True, kw_only=True)``: its fields are the plugin's options (validated by
+    pydantic, described with ``Annotated[..., Field(description=...)]``), its docstring's first line is the summary in
+    ``sftkit plugins``, and its methods marked ``@hookimpl`` fill the hooks of :mod:`sftkit.plugin.hookspecs`.
+
+    Raises:
+        ConfigError: from the constructor, for an unknown option (with the nearest name) or a value of a wrong type.
+    """
+
+    #: Packages the plugin needs, as in ``("liger-kernel>=0.5",)``; checked without importing them.
+    requires: ClassVar[tuple[str, ...]] = ()
+    #: The plugin cannot work without a GPU.
+    needs_gpu: ClassVar[bool] = False
+    #: Names of plugins that cannot be selected together with this one.
+    conflicts: ClassVar[tuple[str, ...]] = ()
+    #: Modules that must be imported before transformers is, as unsloth must.
+    import_first: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            problems = [option_problem(cls, dict(item)) for item in error.errors()]
+            raise ConfigError(problems) from None
+
+
+def option_names(cls: type[Plugin]) -> list[str]:
+    """The names of a plugin's options."""
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def option_problem(cls: type[Plugin], error: dict[str, Any]) -> Problem:
+    """A pydantic error of a plugin's constructor as a Problem that names the plugin and the option."""
+    path = ".".join(str(part) for part in error["loc"])
+    where = f"plugin {cls.__name__}, option {path}" if path else f"plugin {cls.__name__}"
+    key = tuple(str(part) for part in error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        names = option_names(cls)
+        known = f"its options are: {', '.join(names)}" if names else "it has no options"
+        return Problem("no such option", where, nearest(path, names) or known, key)
+    if error["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
+        return Problem("this option is required", where, f"set it, as in {path}=...", key)
+    return Problem(f"{error['msg']}, not {error.get('input')!r}", where, "correct the value", key)

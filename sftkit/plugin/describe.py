@@ -1,0 +1,87 @@
+"""What a person is told of the installed plugins; a broken one is told as broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from importlib import metadata
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from sftkit.errors import ConfigError
+from sftkit.plugin.base import Plugin
+from sftkit.plugin.registry import check_class, discover, hooks_filled, load_class
+
+
+def all_plugins() -> list[dict[str, Any]]:
+    """Name, version, distribution, status, hooks and summary of every installed plugin."""
+    known = discover()
+    return [_describe(name, known)[0] for name in known]
+
+
+def one_plugin(name: str) -> dict[str, Any]:
+    """The same for one plugin, with its documentation and options.
+
+    Raises:
+        ConfigError: if there is none of that name; a broken one is told as broken.
+    """
+    known = discover()
+    if name not in known:
+        load_class(name, known)
+    info, cls = _describe(name, known)
+    documentation = inspect.cleandoc(cls.__doc__ or "") if cls else info["summary"]
+    return {**info, "documentation": documentation, "options": _options(cls) if cls else []}
+
+
+def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[dict[str, Any], type[Plugin] | None]:
+    dist = known[name][0].dist if name in known else None
+    info: dict[str, Any] = {
+        "name": name,
+        "version": dist.version if dist else "",
+        "distribution": dist.name if dist else "",
+        "status": "ready",
+        "hooks": [],
+        "summary": "",
+    }
+    if len(known.get(name, [])) > 1:
+        info["distribution"] = ", ".join(sorted(p.dist.name if p.dist else "?" for p in known[name]))
+    try:
+        cls = load_class(name, known)
+    except ConfigError as error:
+        problem = error.problems[0]
+        return {**info, "status": f"broken: {re.sub('^plugin .* is broken: ', '', problem.what)}"}, None
+    info["hooks"] = hooks_filled(cls)
+    info["summary"] = (inspect.cleandoc(cls.__doc__ or "").splitlines() or [""])[0]
+    problems = check_class(cls, name, dist)
+    if problems:
+        first = problems[0]
+        gpu = "GPU" in first.what
+        info["status"] = "needs a GPU" if gpu else f"missing: {first.mend}" if first.mend else f"broken: {first.what}"
+    return info, cls
+
+
+def _options(cls: type[Plugin]) -> list[dict[str, str]]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    options = []
+    for field in dataclasses.fields(cls):
+        annotation = hints[field.name]
+        description = ""
+        if typing.get_origin(annotation) is typing.Annotated:
+            annotation, *extras = typing.get_args(annotation)
+            described = [e.description for e in extras if isinstance(e, FieldInfo) and e.description]
+            description = " ".join(described)
+        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
+        if field.default_factory is not dataclasses.MISSING:
+            default = repr(field.default_factory())
+        options.append(
+            {"name": field.name, "type": _type_name(annotation), "default": default, "description": description}
+        )
+    return options
+
+
+def _type_name(annotation: Any) -> str:
+    name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    return name.replace("typing.", "").replace("NoneType", "None")

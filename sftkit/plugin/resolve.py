@@ -1,0 +1,116 @@
+"""From raw configuration to a checked `RunConfig` and its plugins, with every problem told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from sftkit import demo
+from sftkit.config.models import DataConfig, ModelConfig, RunConfig
+from sftkit.config.source import SHORT, Source
+from sftkit.config.train_fields import check_train
+from sftkit.errors import ConfigError, Problem, nearest
+
+if TYPE_CHECKING:
+    from sftkit.plugin.registry import Choice, PluginSet
+
+
+def resolve(source: Source, choices: Iterable[Choice] = ()) -> tuple[RunConfig, PluginSet]:
+    """Check everything that can be known without reading data or weights.
+
+    Args:
+        source: the raw values, with their places.
+        choices: plugins chosen outside of the file; they go after the file's.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    from sftkit.plugin.registry import choices_from, select
+
+    problems = [
+        Problem("no such section", source.where((key,)), nearest(key, RunConfig.model_fields) or _sections())
+        for key in source.values
+        if key not in RunConfig.model_fields
+    ]
+    model, wrong = _section(ModelConfig, "model", source)
+    problems += wrong
+    data, wrong = _section(DataConfig, "data", source)
+    problems += wrong
+    train, wrong = _train(source)
+    problems += wrong
+    plugins = None
+    try:
+        plugins, wrong = select([*choices_from(source), *choices], source)
+        problems += wrong
+    except ConfigError as error:
+        problems += error.problems
+    if model and data and plugins:
+        if model.name == demo.NAME:
+            model = model.model_copy(update={"name": str(demo.MODEL)})
+        config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
+        # plugins may need heavy packages to answer: they are asked once the configuration itself is sound
+        problems = problems or _ask_plugins(config, plugins, source)
+        if not problems:
+            return config, plugins
+    raise ConfigError(problems)
+
+
+def _sections() -> str:
+    return f"the sections are: {', '.join(RunConfig.model_fields)}"
+
+
+def _section(cls: type[BaseModel], name: str, source: Source) -> tuple[Any, list[Problem]]:
+    raw = source.values.get(name)
+    if raw is None:
+        return None, [Problem("is missing", source.where((name,)), f"give `{name}:`, or --{name} on the command line")]
+    values = raw if isinstance(raw, Mapping) else {SHORT[name]: raw}
+    try:
+        return cls.model_validate(values), []
+    except ValidationError as error:
+        told: dict[tuple[str, ...], Problem] = {}
+        for item in error.errors():
+            # a union reports one error a member; its keys end where the model's do
+            key = (name, *(str(part) for part in item["loc"][: _depth(cls, item["loc"])]))
+            told.setdefault(key, _problem(cls, item, source.where(key)))
+        return None, list(told.values())
+
+
+def _depth(cls: type[BaseModel], loc: tuple[Any, ...]) -> int:
+    field = cls.model_fields.get(str(loc[0])) if loc else None
+    return 1 if field is None or len(get_args(field.annotation)) > 1 else len(loc)
+
+
+def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
+    if item["type"] == "extra_forbidden":
+        keys = list(cls.model_fields)
+        return Problem("no such key", where, nearest(str(item["loc"][0]), keys) or f"its keys are: {', '.join(keys)}")
+    if item["type"] == "missing":
+        return Problem("is missing", where, "set it")
+    if not item["loc"]:  # of the section as a whole
+        return Problem(item["msg"].removeprefix("Value error, "), where, "correct the section")
+    field = cls.model_fields.get(str(item["loc"][0]))
+    mend = f"{field.description}" if field and field.description else "correct the value"
+    return Problem(f"{item['msg']}, not {item.get('input')!r}", where, mend)
+
+
+def _train(source: Source) -> tuple[dict[str, Any], list[Problem]]:
+    raw = source.values.get("train") or {}
+    if not isinstance(raw, Mapping):
+        mend = "write `train: {learning_rate: 2.0e-5}`"
+        return {}, [Problem("must be a mapping", source.where(("train",)), mend)]
+    values, wrong = check_train(raw)
+    return values, [Problem(message, source.where(("train", key)), mend) for key, message, mend in wrong]
+
+
+def _ask_plugins(config: RunConfig, plugins: PluginSet, source: Source) -> list[Problem]:
+    problems = []
+    plugins.import_first()
+    for impl in reversed(plugins.hook.check_run.get_hookimpls()):
+        arguments = {"config": config} if "config" in impl.argnames else {}
+        for problem in impl.function(**arguments) or ():
+            place = source.where(problem.key) if problem.key else problem.where
+            problems.append(dataclasses.replace(problem, where=place or f"plugin {impl.plugin_name}"))
+    return problems

@@ -1,0 +1,163 @@
+"""The run directory and its manifest: what was run, on what, with which versions, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftkit.errors import Problem, RunError
+from sftkit.run.distributed import is_main_process
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+    from sftkit.plugin.registry import PluginSet
+
+MANIFEST = "manifest.json"
+CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "peft", "pluggy", "safetensors")
+
+
+def default_directory() -> str:
+    """A new directory under ``runs``, named by the time."""
+    return f"runs/{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The directory of one run."""
+
+    path: Path
+
+    def check(self, resume: bool, overwrite: bool) -> list[Problem]:
+        """What stands against running here; asked before anything is loaded."""
+        where = str(self.path)
+        if resume and overwrite:
+            return [Problem("--resume and --overwrite exclude each other", where, "give one")]
+        if not is_main_process():
+            return []
+        if resume:
+            return self._check_resume()
+        if self.path.exists() and not self.path.is_dir():
+            return [Problem("the output is a file", where, "give a directory")]
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not (self.path / MANIFEST).exists():
+                mend = "give an empty or a new directory; --overwrite replaces nothing but a run"
+                return [Problem("the output directory is not empty, and holds no run", where, mend)]
+            if not overwrite:
+                mend = "--resume goes on with it, --overwrite replaces it, --output DIR goes elsewhere"
+                return [Problem("there is a run already", where, mend)]
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not os.access(parent, os.W_OK):
+            return [Problem(f"{parent} cannot be written to", where, "give another directory")]
+        return []
+
+    def _check_resume(self) -> list[Problem]:
+        if not (self.path / MANIFEST).exists():
+            return [Problem("there is no run to resume", str(self.path), "name its directory with --output")]
+        if self.last_checkpoint() is None:
+            mend = "start anew with --overwrite, and set train.save_steps to have checkpoints"
+            return [Problem("the run has no checkpoint to resume from", str(self.path), mend)]
+        return []
+
+    def last_checkpoint(self) -> str | None:
+        """The newest checkpoint's path."""
+        found = {int(name[1]): path for path in self.path.iterdir() if (name := CHECKPOINT.match(path.name))}
+        return str(found[max(found)]) if found else None
+
+    def read(self) -> dict[str, Any]:
+        """The manifest of the run that is there."""
+        return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+
+    def begin(self, manifest: dict[str, Any], resume: bool) -> None:
+        """Make the directory ready: an earlier run is removed unless it is resumed.
+
+        Raises:
+            RunError: if the run to resume was made with another configuration or other data.
+        """
+        if not is_main_process():
+            return
+        if resume:
+            problems = list(changes(self.read(), manifest))
+            if problems:
+                raise RunError(problems)
+        elif (self.path / MANIFEST).exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write(manifest)
+
+    def write(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, whole or not at all."""
+        if is_main_process():
+            partial = self.path / f".{MANIFEST}.partial"
+            partial.write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
+            partial.replace(self.path / MANIFEST)
+
+
+def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) -> dict[str, Any]:
+    """The manifest at the start of a run."""
+    seed = int(config.train.get("seed", 42))
+    return {
+        "status": "running",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": config.model_dump(mode="json"),
+        "plugins": {
+            item.name: {"distribution": item.distribution, "version": item.version} for item in plugins.selected
+        },
+        "data": data,
+        "seeds": {"seed": seed, "data_seed": config.train.get("data_seed") or seed},
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "metrics": {},
+    }
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
+    """What differs between a run and its resumption, in configuration or data."""
+    mend = "resume with what the run began with, or start anew with --overwrite"
+    for section in ("model", "data", "plugins"):
+        before, after = old["config"][section], new["config"][section]
+        if before != after:
+            keys = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
+            told = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys)
+            yield Problem(f"the configuration has changed: {told}", section, mend)
+    for split, counts in new["data"].items():
+        known = old["data"].get(split, {})
+        if known.get("fingerprint") != counts["fingerprint"]:
+            what = f"the data has changed: {known.get('rows')} rows -> {counts['rows']} rows, or their contents"
+            yield Problem(what, f"data.{split}", mend)
+
+
+def versions() -> dict[str, str]:
+    """Versions of sftkit, Python and the libraries that matter to a result."""
+    found = {"sftkit": metadata.version("sftkit"), "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, with ``-dirty`` where there are changes; None outside of a repository."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None if run.returncode == 0 else None

@@ -1,0 +1,92 @@
+"""What a run is given: names and mappings for its configuration, and loaded objects beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftkit.config.source import Source, read_yaml
+from sftkit.errors import Problem
+from sftkit.models.quantized import needs_adapter
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+    from sftkit.plugin.registry import PluginSet
+
+
+@dataclass(frozen=True)
+class Given:
+    """Loaded objects passed instead of names; none of them is changed."""
+
+    model: Any = None
+    tokenizer: Any = None
+    train: Any = None
+    eval: Any = None
+    collator: Callable[[list[dict[str, Any]]], Any] | None = None
+    callbacks: tuple[Any, ...] = field(default=())
+
+
+def as_source(config: Any) -> Source:
+    """A configuration given as a file, a mapping or a Source, as a Source of its own."""
+    if config is None:
+        return Source()
+    if isinstance(config, Source):
+        return copy.deepcopy(config)
+    if isinstance(config, Mapping):
+        return Source(copy.deepcopy(dict(config)))
+    return read_yaml(Path(config))
+
+
+def is_map(source: Source, key: str) -> bool:
+    """Whether a section is a mapping."""
+    return isinstance(source.values.get(key), Mapping)
+
+
+def split_loaded(model: Any, data: Any, eval: Any, tokenizer: Any) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
+    """Names and mappings, by their key in the configuration; and loaded objects."""
+    named: dict[tuple[str, ...], Any] = {}
+    given: dict[str, Any] = {}
+    for section, short, value in (("model", "name", model), ("data", "train", data)):
+        if isinstance(value, str | Path):
+            named[(section, short)] = str(value)
+        elif isinstance(value, Mapping) and not _is_dataset_dict(value):
+            named[(section,)] = value
+        elif isinstance(value, list) and value and all(isinstance(item, str | Path) for item in value):
+            named[(section, short)] = [str(item) for item in value]
+        elif value is not None:
+            given["model" if section == "model" else "train"] = value
+            named[(section, short)] = f"loaded {type(value).__name__}"
+    if isinstance(eval, str | Path | float | int) or _are_names(eval):
+        named[("data", "eval")] = str(eval) if isinstance(eval, Path) else eval
+    elif eval is not None:
+        given["eval"] = eval
+        named[("data", "eval")] = f"loaded {type(eval).__name__}"
+    if isinstance(tokenizer, str | Path):
+        named[("model", "tokenizer")] = str(tokenizer)
+    elif tokenizer is not None:
+        given["tokenizer"] = tokenizer
+    return named, given
+
+
+def _are_names(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return not _is_dataset_dict(value) and all(_are_names(v) or isinstance(v, str) for v in value.values())
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _is_dataset_dict(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "datasets"
+
+
+def check_loaded_model(model: Any, config: RunConfig, plugins: PluginSet) -> list[Problem]:
+    """Problems of a loaded model: options of ``from_pretrained`` beside it, quantized weights without an adapter."""
+    problems = []
+    if not plugins.fillers("adapt_model") and (problem := needs_adapter(model)):
+        problems.append(problem)
+    if options := plugins.model_options(config):
+        what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
+        problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))
+    return problems

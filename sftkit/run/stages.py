@@ -1,0 +1,205 @@
+"""The stages of a run, one method each: tokenizer, data, collator, model, training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sftkit.errors import ConfigError, Problem
+from sftkit.plugin.registry import PluginSet
+from sftkit.run.inputs import Given
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+    from sftkit.data.prepare import Prepared
+    from sftkit.training.loss import HeadLoss
+
+
+class Vocabulary(NamedTuple):
+    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding.
+
+    ``processor`` is what the tokenizer is a part of, if it is.
+    """
+
+    tokenizer: Any
+    new_token_ids: list[int]
+    changed: bool
+    processor: Any = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a run has before it reads a weight.
+
+    Attributes:
+        config: the run as resolved.
+        plugins: the selected plugins.
+        tokenizer: the run's tokenizer, with its chat template and new tokens.
+        data: the examples of each split, and what was done to the data.
+        collator: makes a batch from a list of examples.
+        model: the loaded model that was given instead of a name, if one was.
+    """
+
+    config: RunConfig
+    plugins: PluginSet
+    tokenizer: Any
+    data: Prepared
+    collator: Callable[[list[dict[str, Any]]], Any]
+    vocabulary: Vocabulary
+    model: Any = None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages of one run do, each called once by whoever goes through them.
+
+    Attributes:
+        config: the run as resolved.
+        plugins: the selected plugins.
+        given: loaded objects that take the place of named ones.
+    """
+
+    config: RunConfig
+    plugins: PluginSet
+    given: Given
+
+    def ready(self) -> Ready:
+        """The stages up to the collator."""
+        vocabulary = self.load_tokenizer()
+        tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
+        data = self.prepare_data(tokenizer, processor)
+        collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
+        return Ready(self.config, self.plugins, tokenizer, data, collator, vocabulary, model=self.given.model)
+
+    def load_tokenizer(self) -> Vocabulary:
+        """The tokenizer, or a copy of the one given, with what plugins add."""
+        from sftkit.models.embeddings import split_processor
+
+        if self.given.tokenizer is not None:
+            loaded = copy.deepcopy(self.given.tokenizer)
+        else:
+            loaded = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer")
+        tokenizer, processor = split_processor(loaded)
+        before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
+        self.plugins.hook.add_tokens(tokenizer=tokenizer, config=self.config)
+        changed = special != tokenizer.special_tokens_map
+        if processor is not None:
+            processor.chat_template = tokenizer.chat_template
+        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed, processor)
+
+    def prepare_data(self, tokenizer: Any, processor: Any = None) -> Prepared:
+        """The examples to train on and those held out.
+
+        Raises:
+            DataError: if the data cannot be used.
+        """
+        from sftkit.data.prepare import prepare
+        from sftkit.data.sources import load_sources, load_streams
+
+        if not self.config.data.streaming:
+            sources = load_sources(self.config, self.given.train, self.given.eval)
+            return prepare(sources, tokenizer, self.config, self.plugins, processor)
+        from sftkit.data.stream import Stream
+
+        streams = load_streams(self.config, self.given.train)
+        stream = Stream(streams, tokenizer, self.config, self.plugins, processor)
+        next(iter(stream))  # what is wrong with the data is told now
+        return self.prepare_held_out(tokenizer, processor).with_stream(stream)
+
+    def prepare_held_out(self, tokenizer: Any, processor: Any = None) -> Prepared:
+        """The examples held out alone; a fraction of the training data cannot be had so."""
+        from sftkit.data.prepare import prepare
+        from sftkit.data.sources import load_sources
+
+        sources = load_sources(self.config, [], self.given.eval)
+        del sources["train"]
+        return prepare(sources, tokenizer, self.config, self.plugins, processor)
+
+    def make_collator(self, tokenizer: Any, processor: Any = None) -> Callable[[list[dict[str, Any]]], Any]:
+        """The collator given, else the plugins'."""
+        hook = self.plugins.hook.make_collator
+        made = self.given.collator or hook(tokenizer=tokenizer, processor=processor, config=self.config)
+        collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator")
+        return collator
+
+    def load_model(self, vocabulary: Vocabulary, loaded: Any = None) -> Any:
+        """The model to train: loaded, with a row for each token, patched and adapted.
+
+        Args:
+            loaded: a model that is there already; it is changed.
+        """
+        from transformers import set_seed
+
+        from sftkit.models.embeddings import align_special_tokens
+        from sftkit.models.quantized import adapted_model
+
+        config, plugins = self.config, self.plugins
+        set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
+        tokenizer, new_token_ids, changed, _ = vocabulary
+        model = loaded
+        if model is None:
+            options = plugins.model_options(config)
+            model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
+        rows = model.get_input_embeddings().weight.shape[0]
+        new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
+        plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
+        align_special_tokens(model, tokenizer, changed)
+        plugins.hook.patch_kernels(model=model, config=config)
+        return adapted_model(model, config, plugins, new_token_ids)
+
+    def make_loss(self, model: Any) -> HeadLoss:
+        """What is minimised."""
+        from sftkit.training.loss import HeadLoss
+
+        loss = self.plugins.hook.make_loss(model=model, config=self.config)
+        return HeadLoss() if loss is None else loss
+
+    def callbacks(self) -> list[Any]:
+        """The plugins' `TrainerCallback` objects."""
+        found = self.plugins.hook.trainer_callbacks(config=self.config)
+        return [callback for some in found for callback in some]
+
+    @contextmanager
+    def training(self, model: Any) -> Iterator[None]:
+        """Around the training loop and the evaluations inside: noise, and what else plugins hold meanwhile."""
+        with ExitStack() as stack:
+            for context in reversed(self.plugins.hook.inject_noise(model=model)):
+                stack.enter_context(context)
+            for context in self.plugins.hook.training_context(model=model, config=self.config):
+                stack.enter_context(context)
+            yield
+
+
+def reduced_activations(model: Any, ready: Ready) -> AbstractContextManager[Any]:
+    """Around all of it: what keeps less of the forward, chosen from the largest batch there is."""
+    if not ready.plugins.hook.reduce_activations.get_hookimpls():
+        return nullcontext()
+    from sftkit.memory.batch import largest_batch
+
+    batch = largest_batch(ready.data.train, ready.collator, ready.config)
+    found = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
+    return nullcontext() if found is None else found
+
+
+def _filled(value: Any, slot: str) -> Any:
+    if value is None:
+        raise ConfigError(
+            Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default")
+        )
+    return value
+
+
+def _keeping_weights(collator: Any, data: Prepared) -> Any:
+    """The collator, seen to keep the weights of tokens: now on the rows that have them, on a stream batch by batch."""
+    from sftkit.training.collate import KeepsWeights
+
+    checked = KeepsWeights(collator)
+    for rows in data.splits.values():
+        if not hasattr(rows, "column_names"):
+            collator = checked
+        elif "loss_weights" in rows.column_names:
+            checked([rows[0]])
+    return collator
