@@ -124,15 +124,15 @@ def document_lengths(count: int) -> Any:
 
 def pack_to_disk(examples: Any, max_length: int) -> dict[str, Any]:
     """What sftkit does behind encoding: fit, pack, write."""
+    from sftkit.data.counts import Counts
     from sftkit.data.prepare import pack
-    from sftkit.data.tally import Tally
     from sftkit.testing import check_plugin, tiny_config
     from sftkit_plugins.packing import Packing
 
-    config, tally = tiny_config(data={"max_length": max_length}), Tally()
-    packer = check_plugin(Packing()).hook.make_packer(split="train", config=config, tally=tally)
+    config, counts = tiny_config(data={"max_length": max_length}), Counts()
+    packer = check_plugin(Packing()).hook.make_packer(split="train", config=config, counts=counts)
     with tempfile.TemporaryDirectory() as directory:
-        return pack([examples], packer, Path(directory, "rows.arrow"), "train", config, tally)
+        return pack([examples], packer, Path(directory, "rows.arrow"), "train", config, counts)
 
 
 def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:

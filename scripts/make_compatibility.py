@@ -102,7 +102,7 @@ def reading(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 def seeing(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
     """A LLaVA, and what it is trained on."""
-    from sftkit.testing.pictures import drawn, tiny_vision_model
+    from sftkit.testing.images import drawn, tiny_vision_model
 
     model = directory / "seeing"
     if not model.exists():

@@ -38,7 +38,7 @@ class Topic:
     questions: tuple[str, ...]
     follow_up: str
     answer: str
-    facts: dict[str, str]
+    stats: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -274,22 +274,22 @@ def conversation(*turns: tuple[str, str], system: str | None = None) -> dict:
     return {"messages": messages}
 
 
-def second_fact(first: Fact, facts: list[Fact], rng: random.Random) -> Fact:
+def second_fact(first: Fact, stats: list[Fact], rng: random.Random) -> Fact:
     """What a follow-up may ask: another topic about the same villager, or the same topic about something else."""
-    about = [f for f in facts if f.x == first.x] if first.x in THEIR else [f for f in facts if f.topic is first.topic]
+    about = [f for f in stats if f.x == first.x] if first.x in THEIR else [f for f in stats if f.topic is first.topic]
     return shuffled((f for f in about if f is not first), rng)[0]
 
 
 def make_conversations() -> tuple[list[dict], list[dict]]:
     """The train and the held-out conversations; no prompt of the second occurs in the first."""
     rng = random.Random(SEED)
-    facts = [
+    stats = [
         Fact(topic, x, y, held_out=(i + t) % len(topic.questions))
         for t, topic in enumerate(TOPICS)
-        for i, (x, y) in enumerate(shuffled(topic.facts.items(), rng))
+        for i, (x, y) in enumerate(shuffled(topic.stats.items(), rng))
     ]
-    shown = [(f, p) for f in facts for p in shuffled(set(range(len(f.topic.questions))) - {f.held_out}, rng)]
-    hidden = shuffled(((f, f.held_out) for f in facts), rng)
+    shown = [(f, p) for f in stats for p in shuffled(set(range(len(f.topic.questions))) - {f.held_out}, rng)]
+    hidden = shuffled(((f, f.held_out) for f in stats), rng)
 
     def one_turn(fact: Fact, phrasing: int) -> dict:
         return conversation((fact.ask(phrasing), fact.sentence()))
@@ -298,7 +298,7 @@ def make_conversations() -> tuple[list[dict], list[dict]]:
         return conversation((fact.ask(phrasing), fact.word()), system=ONE_WORD)
 
     def two_turns(fact: Fact, phrasing: int) -> dict:
-        other = second_fact(fact, facts, rng)
+        other = second_fact(fact, stats, rng)
         return conversation((fact.ask(phrasing), fact.sentence()), (other.follow_up(), other.sentence()))
 
     train = [one_turn(*ask) for i, ask in enumerate(shown) if i % 4 < PHRASINGS_IN_TRAIN]

@@ -14,13 +14,13 @@ class Problem:
 
     what: str
     where: str = ""
-    mend: str = ""
+    fix: str = ""
     key: tuple[str, ...] = ()  # path inside the configuration, from which the file and line are found
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        mend = f" -> {self.mend}" if self.mend else ""
-        return f"{place}{self.what}{mend}"
+        fix = f" -> {self.fix}" if self.fix else ""
+        return f"{place}{self.what}{fix}"
 
 
 class SftkitError(Exception):

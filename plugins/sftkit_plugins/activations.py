@@ -18,7 +18,7 @@ logger = logging.getLogger("sftkit")
 
 #: From the one that computes least again to the one that keeps least.
 KINDS = ("none", "selective", "full", "full, offloaded")
-MEND = (
+FIX = (
     "lower train.per_device_train_batch_size and raise train.gradient_accumulation_steps, lower data.max_length, "
     "train adapters (-p peft), or keep less of the optimizer (train.optim=adamw_bnb_8bit)"
 )
@@ -52,8 +52,8 @@ class Activations(Plugin):
         for name in KEYS:
             if config.train.get(name):
                 what = "the plugin activations chooses what is checkpointed"
-                mend = f"drop train.{name}, or drop the plugin"
-                yield Problem(what, f"train.{name}", mend, ("train", name))
+                fix = f"drop train.{name}, or drop the plugin"
+                yield Problem(what, f"train.{name}", fix, ("train", name))
         if self.offload is not True:
             return
         where, key = "plugin activations, option offload", ("plugins", "activations", "offload")
@@ -76,8 +76,8 @@ class Activations(Plugin):
         """
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             what = "the model's activations are checkpointed already, by itself or by another plugin"
-            mend = "switch it off there, or drop the plugin activations"
-            raise ConfigError(Problem(what, "plugin activations", mend))
+            fix = "switch it off there, or drop the plugin activations"
+            raise ConfigError(Problem(what, "plugin activations", fix))
         if self.checkpointing == "auto":
             kind = self._choose(model, config, batch)
         else:
@@ -91,16 +91,16 @@ class Activations(Plugin):
         tried: dict[str, Estimate] = {}
         for kind in kinds:
             found = tried[kind] = _estimate(kind, model, config, batch)
-            if found.room.most is None:
-                what = f"how much memory there is on {found.room.device} is not known"
+            if found.available.most is None:
+                what = f"how much memory there is on {found.available.device} is not known"
                 raise ConfigError(Problem(what, "plugin activations", "set its option checkpointing"))
             if found.fits and not found.near:
                 sizes = ", ".join(f"{name} {told.total / 1e9:.2f} GB" for name, told in tried.items())
-                most = f"{found.room.most / 1e9:.2f} GB on {found.room.device}"
+                most = f"{found.available.most / 1e9:.2f} GB on {found.available.device}"
                 logger.info("activations: checkpointing %s (a step takes about: %s; there is %s)", kind, sizes, most)
                 return kind
         what = f"a step does not fit, with checkpointing {kind} either: {found.told()}"
-        raise ConfigError(Problem(what, "plugin activations", MEND))
+        raise ConfigError(Problem(what, "plugin activations", FIX))
 
 
 def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]) -> Estimate:
@@ -114,8 +114,8 @@ def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]
     except Exception as error:  # a model's forward may raise anything on tensors without data
         first = next(iter(str(error).splitlines()), "")
         what = f"what the model takes cannot be estimated: {type(error).__name__}: {first}"
-        mend = "set its option checkpointing to none, selective or full"
-        raise ConfigError(Problem(what, "plugin activations, option checkpointing", mend)) from error
+        fix = "set its option checkpointing to none, selective or full"
+        raise ConfigError(Problem(what, "plugin activations, option checkpointing", fix)) from error
 
 
 def keeping(kind: str, model: Any) -> AbstractContextManager[None]:

@@ -82,13 +82,13 @@ class BitsAndBytes(Plugin):
         switches = [f"train.{key}" for key in CHECKPOINTING if config.train.get(key)]
         switches += ["plugin activations"] if "activations" in config.plugins else []
         if self.use_gradient_checkpointing and switches:
-            mend = "drop use_gradient_checkpointing of plugin bitsandbytes"
-            yield Problem("activation checkpointing is set twice", switches[0], mend)
+            fix = "drop use_gradient_checkpointing of plugin bitsandbytes"
+            yield Problem("activation checkpointing is set twice", switches[0], fix)
         optimizer = str(config.train.get("optim", ""))
         if optimizer.startswith("paged_") and (config.train.get("use_cpu") or not has_gpu()):
             what = f"{optimizer} moves its state between a GPU and the host, and there is no GPU"
-            mend = f"set train.optim={'adamw_bnb_8bit' if '8bit' in optimizer else 'adamw_torch'}"
-            yield Problem(what, "train.optim", mend, ("train", "optim"))
+            fix = f"set train.optim={'adamw_bnb_8bit' if '8bit' in optimizer else 'adamw_torch'}"
+            yield Problem(what, "train.optim", fix, ("train", "optim"))
 
     def _option_problems(self, config: RunConfig) -> Iterator[Problem]:
         found = None if config.model.loaded else quantization_of(config.model.name)
@@ -153,8 +153,8 @@ class BitsAndBytes(Plugin):
         bits = bits_of(settings)
         if bits is None:
             what = "the model is not quantized by bitsandbytes"
-            mend = "give its name instead, or load it with a BitsAndBytesConfig"
-            raise ConfigError(Problem(what, "model", mend))
+            fix = "give its name instead, or load it with a BitsAndBytesConfig"
+            raise ConfigError(Problem(what, "model", fix))
         asked = {"bits": self.bits} | {name: getattr(self, name) for name in HOW}
         held = {"bits": bits} | {name: settings.get(field) for name, (_, field, _) in HOW.items()}
         problems = [

@@ -61,15 +61,15 @@ class Compile(Plugin):
         if self.backend == "inductor":
             compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
             if not any(shutil.which(name) for name in compilers if name):
-                mend = "install g++, or name your compiler in the variable CXX"
-                yield Problem("inductor needs a C++ compiler, and there is none", where + "backend", mend, key)
+                fix = "install g++, or name your compiler in the variable CXX"
+                yield Problem("inductor needs a C++ compiler, and there is none", where + "backend", fix, key)
             return
         from torch._dynamo import list_backends
 
         known = list_backends(exclude_tags=())
         if self.backend not in known:
-            mend = nearest(self.backend, known) or f"the backends are {', '.join(known)}"
-            yield Problem(f"torch.compile has no backend {self.backend!r}", where + "backend", mend, key)
+            fix = nearest(self.backend, known) or f"the backends are {', '.join(known)}"
+            yield Problem(f"torch.compile has no backend {self.backend!r}", where + "backend", fix, key)
         if self.mode is not None:
             yield Problem("mode is of the backend inductor only", where + "mode", "drop mode", key)
 

@@ -34,8 +34,8 @@ class NEFTune(Plugin):
         """Refuses transformers' own noise on top of this one."""
         if config.train.get("neftune_noise_alpha") is not None:
             what = "the noise would be added twice: the plugin neftune is selected too"
-            mend = "drop train.neftune_noise_alpha, and set the plugin's alpha"
-            yield Problem(what, "train.neftune_noise_alpha", mend, ("train", "neftune_noise_alpha"))
+            fix = "drop train.neftune_noise_alpha, and set the plugin's alpha"
+            yield Problem(what, "train.neftune_noise_alpha", fix, ("train", "neftune_noise_alpha"))
 
     @hookimpl
     def inject_noise(self, model: Any) -> AbstractContextManager[None]:

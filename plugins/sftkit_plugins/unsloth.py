@@ -111,8 +111,8 @@ class Unsloth(Plugin):
             yield Problem("unsloth loads weights, and makes none", "model.init", "drop it", ("model", "init"))
         for key in CHECKPOINTING:
             if config.train.get(key):
-                mend = "drop it: the plugin's use_gradient_checkpointing is on unless set to false"
-                yield Problem("unsloth checkpoints activations itself", f"train.{key}", mend, ("train", key))
+                fix = "drop it: the plugin's use_gradient_checkpointing is on unless set to false"
+                yield Problem("unsloth checkpoints activations itself", f"train.{key}", fix, ("train", key))
         yield from loading_problems(config.model.options, "model.options")
         yield from self._option_problems()
 
@@ -133,8 +133,8 @@ class Unsloth(Plugin):
             if name in own:
                 yield Problem("it is set already", where, "use the plugin's own option, or drop it")
             elif name not in known:
-                mend = nearest(name, known) or f"its arguments are {', '.join(sorted(known - own))}"
-                yield Problem("unsloth's get_peft_model has no such argument", where, mend)
+                fix = nearest(name, known) or f"its arguments are {', '.join(sorted(known - own))}"
+                yield Problem("unsloth's get_peft_model has no such argument", where, fix)
 
     @hookimpl
     def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel:

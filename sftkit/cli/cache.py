@@ -19,8 +19,8 @@ def list_entries() -> None:
 
     rows = []
     for entry in cache.entries():
-        told, parts = entry.told.get("summary", {}), entry.told.get("parts", {})
-        made = datetime.fromtimestamp(entry.told.get("created", 0)).isoformat(" ", "minutes")
+        told, parts = entry.info.get("summary", {}), entry.info.get("parts", {})
+        made = datetime.fromtimestamp(entry.info.get("created", 0)).isoformat(" ", "minutes")
         size = f"{entry.size / 1e6:.1f} MB"
         rows.append((made, entry.directory.name[:8], parts.get("split", ""), told.get("rows", 0), size, _of(parts)))
     screen = console()

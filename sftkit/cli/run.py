@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from sftkit.config.source import Source
+    from sftkit.config.source import ConfigSource
 
 
 def run(
@@ -61,10 +61,10 @@ def set_up() -> None:
 
 def gather(
     arguments: list[str], plugins: list[str], model: str = "", data: str = "", output: str = ""
-) -> tuple[Source, list[Any]]:
+) -> tuple[ConfigSource, list[Any]]:
     """The configuration file, the options and the overrides as one source, and the plugins chosen beside it."""
     from sftkit import demo
-    from sftkit.config.source import Source, parse_assignment, read_yaml
+    from sftkit.config.source import ConfigSource, parse_assignment, read_yaml
     from sftkit.errors import ConfigError, Problem
 
     here = "command line"
@@ -75,7 +75,7 @@ def gather(
     pairs = [parse_assignment(item, here) for item in arguments if "=" in item]
     keys = {key.split(".")[0] for key, _ in pairs if key in ("model", "data", "model.name", "data.train")}
     embedded = not files and not model and not data and not keys
-    source = read_yaml(Path(files[0]) if files else demo.CONFIG) if files or embedded else Source()
+    source = read_yaml(Path(files[0]) if files else demo.CONFIG) if files or embedded else ConfigSource()
     choices: list[Any] = list(plugins)
     for key, value in (("model.name", model), ("data.train", data), ("train.output_dir", output)):
         if value:

@@ -1,5 +1,5 @@
 """The configuration of a run."""
 
-from sftkit.config.models import DataConfig, ModelConfig, RunConfig
+from sftkit.config.models import DataSection, ModelSection, RunConfig
 
-__all__ = ["DataConfig", "ModelConfig", "RunConfig"]
+__all__ = ["DataSection", "ModelSection", "RunConfig"]

@@ -20,7 +20,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class ModelConfig(Section):
+class ModelSection(Section):
     """Which model is trained, and how it is loaded."""
 
     name: str = Field(description="directory or hub name; a directory with a PEFT adapter continues it; `demo`")
@@ -41,7 +41,7 @@ class ModelConfig(Section):
         return self.name.startswith("loaded ")
 
 
-class DataConfig(Section):
+class DataSection(Section):
     """What is trained on."""
 
     train: Where | None = Field(None, description="file, glob, directory, hub name, or a list of them; `demo`")
@@ -90,7 +90,7 @@ class DataConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
+    def _one_source(self) -> DataSection:
         if (self.train is None) == (self.mix is None):
             raise ValueError("give one of data.train and data.mix")
         return self
@@ -105,8 +105,8 @@ class DataConfig(Section):
 class RunConfig(Section):
     """A whole run, as resolved: what the file, the command line and the defaults say together."""
 
-    model: ModelConfig
-    data: DataConfig
+    model: ModelSection
+    data: DataSection
     train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="selected plugins in order, each with its options"

@@ -18,7 +18,7 @@ SHORT = {"model": "name", "data": "train"}  # `model: x` is short for `model: {n
 
 
 @dataclass
-class Source:
+class ConfigSource:
     """Raw configuration values and the place each came from, for messages."""
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Source:
         self.places[key] = place
 
 
-def read_yaml(path: Path) -> Source:
+def read_yaml(path: Path) -> ConfigSource:
     """Read a YAML file safely.
 
     Raises:
@@ -70,14 +70,14 @@ def read_yaml(path: Path) -> Source:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(Problem(f"not valid YAML: {getattr(error, 'problem', error)}", where)) from None
     if values is None:
-        return Source()
+        return ConfigSource()
     if not isinstance(values, dict):
         raise ConfigError(Problem("holds no mapping", f"{path}:1", "start it with `model:` and `data:`"))
     places: dict[Key, str] = {}
     problems = list(_collect_places(root, (), path, places))
     if problems:
         raise ConfigError(problems)
-    return Source(values, places)
+    return ConfigSource(values, places)
 
 
 def _collect_places(node: Any, key: Key, path: Path, places: dict[Key, str]) -> Iterable[Problem]:

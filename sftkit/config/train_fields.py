@@ -166,8 +166,8 @@ def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[s
         if key in REFUSED:
             problems.append((key, "cannot be set here", REFUSED[key]))
         elif key not in fields:
-            mend = MOVED.get(key) or nearest(key, fields) or "any field of transformers.TrainingArguments is allowed"
-            problems.append((key, "no such training argument", mend))
+            fix = MOVED.get(key) or nearest(key, fields) or "any field of transformers.TrainingArguments is allowed"
+            problems.append((key, "no such training argument", fix))
         else:
             try:
                 coerced[key] = _coerce(value, fields[key].annotation)

@@ -41,11 +41,11 @@ class Entry:
 
     Attributes:
         directory: where its files are.
-        told: what is known of it: ``summary``, ``tally``, ``facts``, and the ``parts`` of its key.
+        told: what is known of it: ``summary``, ``counts``, ``stats``, and the ``parts`` of its key.
     """
 
     directory: Path
-    told: dict[str, Any]
+    info: dict[str, Any]
 
     @property
     def rows(self) -> Path:
@@ -113,7 +113,7 @@ def entries() -> Iterator[Entry]:
             found.append(Entry(path.parent, json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError):
             found.append(Entry(path.parent, {}))
-    yield from sorted(found, key=lambda entry: -entry.told.get("created", 0.0))
+    yield from sorted(found, key=lambda entry: -entry.info.get("created", 0.0))
 
 
 def clear(older_than: float = 0.0) -> tuple[int, int]:

@@ -35,12 +35,12 @@ class RowError(ValueError):
     Args:
         index: position of the row in the batch given to the formatter, from 0.
         message: what is wrong, with the column or role.
-        mend: what the user can do.
+        fix: what the user can do.
     """
 
-    def __init__(self, index: int, message: str, mend: str = "") -> None:
+    def __init__(self, index: int, message: str, fix: str = "") -> None:
         super().__init__(message)
-        self.index, self.message, self.mend = index, message, mend
+        self.index, self.message, self.fix = index, message, fix
 
 
 Document: TypeAlias = Sequence[Span]
@@ -60,7 +60,7 @@ class Attached(list[Span]):
         self.value, self.counts = value, counts
 
 
-WEIGHT_MEND = "a weight is a number of at least 0: 0 is not trained, 1 as usual, 0.5 half as much"
+WEIGHT_FIX = "a weight is a number of at least 0: 0 is not trained, 1 as usual, 0.5 half as much"
 
 
 def is_weight(value: Any) -> bool:

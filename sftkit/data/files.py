@@ -40,14 +40,14 @@ def find_files(name: str, where: str) -> list[Path] | None:
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() not in BUILDERS:
-            mend = f"convert it to one of {', '.join(BUILDERS)}"
-            raise DataError(Problem(f"{name} is of an unknown kind", where, mend))
+            fix = f"convert it to one of {', '.join(BUILDERS)}"
+            raise DataError(Problem(f"{name} is of an unknown kind", where, fix))
         return [path]
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in BUILDERS and p.is_file())
         if not files:
-            mend = f"put files of one kind into it: {', '.join(BUILDERS)}"
-            raise DataError(Problem(f"no data file in the directory {name}", where, mend))
+            fix = f"put files of one kind into it: {', '.join(BUILDERS)}"
+            raise DataError(Problem(f"no data file in the directory {name}", where, fix))
         return files
     if any(char in name for char in "*?["):
         files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
@@ -124,7 +124,7 @@ def without_bad_lines(path: Path, copy: Path, where: str, limit: int) -> int:
     Raises:
         DataError: if there are more than ``limit`` of them, or the file is one JSON array.
     """
-    mend = "mend the file, or raise data.max_bad_rows"
+    fix = "mend the file, or raise data.max_bad_rows"
     if _is_array(path):
         raise DataError(list(diagnose([path], where)))
     bad = 0
@@ -137,7 +137,7 @@ def without_bad_lines(path: Path, copy: Path, where: str, limit: int) -> int:
                     bad, line = bad + 1, b"\n"
                     if bad > limit:
                         what = f"more than {limit} lines are no JSON object"
-                        raise DataError(Problem(what, f"{where}, {path}", mend))
+                        raise DataError(Problem(what, f"{where}, {path}", fix))
                 out.write(line)
         partial.replace(copy)
     finally:
@@ -164,8 +164,8 @@ def check_encoding(files: list[Path], where: str) -> None:
             except UnicodeDecodeError:
                 lines = path.read_bytes().split(b"\n")
                 line = next(number for number, text in enumerate(lines, start=1) if not _is_utf8(text))
-                mend = "save the file as UTF-8"
-                raise DataError(Problem("not valid UTF-8", f"{where}, {path}:{line}", mend)) from None
+                fix = "save the file as UTF-8"
+                raise DataError(Problem("not valid UTF-8", f"{where}, {path}:{line}", fix)) from None
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -191,7 +191,7 @@ def diagnose(files: list[Path], where: str) -> Iterator[Problem]:
 
 
 def _diagnose_json(text: str, path: Path, where: str) -> Iterator[Problem]:
-    mend = "one JSON object a line, or one array of objects"
+    fix = "one JSON object a line, or one array of objects"
     try:
         if text.lstrip().startswith("["):
             json.loads(text)
@@ -201,10 +201,10 @@ def _diagnose_json(text: str, path: Path, where: str) -> Iterator[Problem]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{number}", mend)
+                    yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{number}", fix)
                     return
                 if not isinstance(row, dict):
-                    yield Problem(f"a row is no JSON object: {line[:60]!r}", f"{where}, {path}:{number}", mend)
+                    yield Problem(f"a row is no JSON object: {line[:60]!r}", f"{where}, {path}:{number}", fix)
                     return
     except json.JSONDecodeError as error:
-        yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{error.lineno}", mend)
+        yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{error.lineno}", fix)

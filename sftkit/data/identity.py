@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
-    from sftkit.data.sources import Source, StreamSource
+    from sftkit.data.sources import DataSource, StreamSource
     from sftkit.plugin.registry import PluginSet
 
 #: Hooks whose plugins decide what the examples are. What loads the tokenizer is seen in the tokenizer.
@@ -26,7 +26,7 @@ ELSEWHERE = frozenset({"train", "eval", "mix", "mix_until", "cache", "streaming"
 
 def parts_of(
     split: str,
-    sources: Sequence[Source | StreamSource],
+    sources: Sequence[DataSource | StreamSource],
     tokenizer: PreTrainedTokenizerBase,
     config: RunConfig,
     plugins: PluginSet,

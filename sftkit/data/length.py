@@ -11,18 +11,18 @@ from sftkit.errors import DataError, Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftkit.config.models import DataConfig
-    from sftkit.data.tally import Tally
+    from sftkit.config.models import DataSection
+    from sftkit.data.counts import Counts
 
 NOTHING_TRAINED = "rows without a trained token dropped"
 
 
 def fit_length(
-    examples: Examples, split: str, data: DataConfig, tally: Tally, place: Callable[[int], str] | None = None
+    examples: Examples, split: str, data: DataSection, counts: Counts, place: Callable[[int], str] | None = None
 ) -> Examples:
     """Examples of at most ``data.max_length`` tokens, by the policy ``data.truncation``.
 
-    Examples that lose their last trained token are dropped. Everything is counted in ``tally``.
+    Examples that lose their last trained token are dropped. Everything is counted in ``counts``.
 
     Args:
         place: where an example comes from, for the error's message.
@@ -42,7 +42,7 @@ def fit_length(
         where = place(row) if place else f"data.{split}, example {row + 1}"
         raise DataError(Problem(what, where, "raise data.max_length, or set data.truncation=keep_start"))
     if data.truncation == "drop":
-        tally.add(split, f"rows longer than {limit} tokens dropped", int(long_N.sum()))
+        counts.add(split, f"rows longer than {limit} tokens dropped", int(long_N.sum()))
         return examples.where(~long_N)
     kept_N = np.minimum(lengths_N, limit)
     cut_M = (lengths_N - kept_N)[long_N]
@@ -51,13 +51,13 @@ def fit_length(
     keep_S[np.repeat(behind_M, cut_M) + np.arange(cut_M.sum())] = False
     offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
     fitted = examples.tokens(keep_S, offsets_N1, examples.attached_N)
-    tally.add(split, "rows truncated", int(long_N.sum()))
-    tally.add(split, "completions cut", int((fitted.trained_N < examples.trained_N).sum()))
-    tally.add(split, "tokens cut", int(len(keep_S) - keep_S.sum()))
-    return drop_untrained(fitted, split, tally)
+    counts.add(split, "rows truncated", int(long_N.sum()))
+    counts.add(split, "completions cut", int((fitted.trained_N < examples.trained_N).sum()))
+    counts.add(split, "tokens cut", int(len(keep_S) - keep_S.sum()))
+    return drop_untrained(fitted, split, counts)
 
 
-def find_cut(examples: Examples, ids: tuple[int, ...], data: DataConfig) -> int | None:
+def find_cut(examples: Examples, ids: tuple[int, ...], data: DataSection) -> int | None:
     """The first example of which ``data.truncation`` would cut off one of these token ids."""
     import numpy as np
 
@@ -68,9 +68,9 @@ def find_cut(examples: Examples, ids: tuple[int, ...], data: DataConfig) -> int 
     return int(np.searchsorted(examples.offsets_N1, cut[0], side="right")) - 1 if len(cut) else None
 
 
-def drop_untrained(examples: Examples, split: str, tally: Tally) -> Examples:
+def drop_untrained(examples: Examples, split: str, counts: Counts) -> Examples:
     """The examples with at least one trained token; the others are counted and dropped."""
     trained_N = examples.trained_N > 0
     if not trained_N.all():
-        tally.add(split, NOTHING_TRAINED, int((~trained_N).sum()))
+        counts.add(split, NOTHING_TRAINED, int((~trained_N).sum()))
     return examples.where(trained_N)

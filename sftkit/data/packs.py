@@ -63,6 +63,6 @@ def packed(packer: Packer, examples: Examples) -> Iterator[pa.Table]:
     for table in packer(examples):
         if examples.weights_S is not None and WEIGHTS not in table.column_names:
             what = f"{type(packer).__name__} leaves out how much each token counts (loss_weights), which the data says"
-            mend = "use another packer (-p packing), or take the weights out of the data"
-            raise ConfigError(Problem(what, "the packing plugin", mend))
+            fix = "use another packer (-p packing), or take the weights out of the data"
+            raise ConfigError(Problem(what, "the packing plugin", fix))
         yield table

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data import cache
+from sftkit.data.build import ExampleBuilder
 from sftkit.data.columns import Examples
-from sftkit.data.facts import Facts
+from sftkit.data.counts import Counts
 from sftkit.data.identity import parts_of
 from sftkit.data.length import NOTHING_TRAINED, fit_length
-from sftkit.data.make import Maker
 from sftkit.data.packs import check_packable, packed
-from sftkit.data.sources import Source
+from sftkit.data.sources import DataSource
+from sftkit.data.stats import DatasetStats
 from sftkit.data.store import Spool, open_rows, write_rows
-from sftkit.data.tally import Tally
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """The examples of each split, and what was done to the data on the way.
 
     Attributes:
         splits: rows ready for the collator, by split: a Dataset, or the Stream to train on.
-        tally: what was done to the data.
-        facts: what is known of the examples as encoded, before they were cut or packed.
+        counts: what was done to the data.
+        stats: what is known of the examples as encoded, before they were cut or packed.
         described: rows, tokens, trained tokens and a fingerprint of each split.
         cached: the splits that were prepared before.
     """
 
     splits: dict[str, Any]
-    tally: Tally
-    facts: dict[str, Facts] = field(default_factory=dict)
+    counts: Counts
+    stats: dict[str, DatasetStats] = field(default_factory=dict)
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
 
@@ -63,29 +63,29 @@ class Prepared:
         """The evaluation sets by name."""
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
 
-    def with_stream(self, stream: Stream) -> Prepared:
+    def with_stream(self, stream: Stream) -> PreparedData:
         """With a stream to train on."""
         return dataclasses.replace(self, splits={"train": stream, **self.splits})
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
-        told = {name: {**self.described[name], **self.tally.counts[name]} for name in self.described}
+        told = {name: {**self.described[name], **self.counts.by_split[name]} for name in self.described}
         train = self.splits.get("train")
         if train is not None and "train" not in self.described:
             told = {
-                "train": {"streaming": True, "fingerprint": train.fingerprint, **train.tally.counts["train"]},
+                "train": {"streaming": True, "fingerprint": train.fingerprint, **train.counts.by_split["train"]},
                 **told,
             }
         return told
 
 
 def prepare(
-    sources: dict[str, list[Source]],
+    sources: dict[str, list[DataSource]],
     tokenizer: PreTrainedTokenizerBase,
     config: RunConfig,
     plugins: PluginSet,
     processor: Any = None,
-) -> Prepared:
+) -> PreparedData:
     """Prepare every split, or find it prepared.
 
     Args:
@@ -96,10 +96,10 @@ def prepare(
     Raises:
         DataError: for a row of a bad shape, or a split with nothing to train on.
     """
-    prepared = Prepared({}, Tally())
+    prepared = PreparedData({}, Counts())
     cached = set()
     for split, parts in sources.items():
-        build = functools.partial(_build, parts, Maker(split, tokenizer, config, plugins, processor))
+        build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor))
         if config.data.cache:
             key = parts_of(split, parts, tokenizer, config, plugins, processor)
             entry, was_there = cache.get(cache.key_of(key), key, build)
@@ -111,10 +111,10 @@ def prepare(
             entry = cache.Entry(Path(holder.name), cache.build_entry(Path(holder.name), {}, build))
             prepared.splits[split] = open_rows(entry.rows)
             prepared.splits[split]._sftkit_directory = holder  # lives as long as the rows do
-        prepared.described[split] = entry.told["summary"]
-        prepared.facts[split] = Facts.from_dict(entry.told["facts"])
-        prepared.tally.counts[split] = Counter(entry.told["tally"])
-    return Prepared(prepared.splits, prepared.tally, prepared.facts, prepared.described, frozenset(cached))
+        prepared.described[split] = entry.info["summary"]
+        prepared.stats[split] = DatasetStats.from_dict(entry.info["stats"])
+        prepared.counts.by_split[split] = Counter(entry.info["counts"])
+    return PreparedData(prepared.splits, prepared.counts, prepared.stats, prepared.described, frozenset(cached))
 
 
 @contextmanager
@@ -128,23 +128,27 @@ def _libraries_uncollected() -> Iterator[None]:
 
 
 @_libraries_uncollected()
-def _build(sources: list[Source], maker: Maker, directory: Path) -> dict[str, Any]:
+def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) -> dict[str, Any]:
     """Write the rows of a split into ``directory``, and tell what they are and what was done to them."""
-    split, config, tally, path = maker.split, maker.config, maker.tally, directory / cache.ROWS
-    packer = maker.plugins.hook.make_packer(split=split, config=config, tally=tally)
-    encoded = (part for source in sources for part in maker.examples(source))
+    split, config, counts, path = builder.split, builder.config, builder.counts, directory / cache.ROWS
+    packer = builder.plugins.hook.make_packer(split=split, config=config, counts=counts)
+    encoded = (part for source in sources for part in builder.examples(source))
     if packer is not None:
-        told = pack(encoded, packer, path, split, config, tally)
+        told = pack(encoded, packer, path, split, config, counts)
     else:
-        told = write_rows(path, (fit_length(part, split, config.data, tally).table() for part in encoded))
+        told = write_rows(path, (fit_length(part, split, config.data, counts).table() for part in encoded))
         told.pop("untrained")
     if not told["rows"]:
-        raise maker.nothing_left()
-    return {"summary": told, "tally": tally.as_dict()[split], "facts": maker.facts.as_dict() if maker.facts else {}}
+        raise builder.nothing_left()
+    return {
+        "summary": told,
+        "counts": counts.as_dict()[split],
+        "stats": builder.stats.as_dict() if builder.stats else {},
+    }
 
 
 def pack(
-    parts: Iterable[Examples], packer: Packer, path: Path, split: str, config: RunConfig, tally: Tally
+    parts: Iterable[Examples], packer: Packer, path: Path, split: str, config: RunConfig, counts: Counts
 ) -> dict[str, Any]:
     """Write the packer's rows of all the examples; see `write_rows` for what is told."""
     whole = packer.cuts_documents and config.data.truncation == "keep_start"
@@ -158,8 +162,8 @@ def pack(
     with Spool(path.parent) as spool:
         for part in parts:
             check_packable(part)
-            spool.append(part if whole else fit_length(part, split, config.data, tally))
+            spool.append(part if whole else fit_length(part, split, config.data, counts))
         told = write_rows(path, tables(spool.examples()))
     if untrained := told.pop("untrained"):
-        tally.add(split, NOTHING_TRAINED, untrained)
+        counts.add(split, NOTHING_TRAINED, untrained)
     return told

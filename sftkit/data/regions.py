@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sftkit.data.documents import WEIGHT_MEND, Document, is_weight
+from sftkit.data.documents import WEIGHT_FIX, Document, is_weight
 from sftkit.errors import DataError, Problem
 
 PIECE = 1 << 21  # characters tokenized at once, about: what the tokenizer tells of them takes some 30 bytes each
@@ -58,5 +58,5 @@ class Texts(NamedTuple):
 def _counts(weight: float) -> bool:
     """Whether a span of this weight is trained."""
     if not is_weight(weight):
-        raise DataError(Problem(f"a span's weight is {weight!r}", "the formatter", WEIGHT_MEND))
+        raise DataError(Problem(f"a span's weight is {weight!r}", "the formatter", WEIGHT_FIX))
     return weight > 0

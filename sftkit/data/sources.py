@@ -33,7 +33,7 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Rows that are read when they are needed.
 
     Attributes:
@@ -107,7 +107,7 @@ def _stats(files: Iterable[Path]) -> list[Any]:
     return [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in files]
 
 
-def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -> dict[str, list[Source]]:
+def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -> dict[str, list[DataSource]]:
     """The sources of each split: ``train`` and the evaluation sets by name; several where they are mixed.
 
     Args:
@@ -144,7 +144,7 @@ def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -
     return splits
 
 
-def _named(names: str | list[str], config: RunConfig, where: str) -> Source:
+def _named(names: str | list[str], config: RunConfig, where: str) -> DataSource:
     listed = [names] if isinstance(names, str) else list(names)
     files = tuple(path for name in listed for path in find_files(name, where) or ())
 
@@ -153,16 +153,16 @@ def _named(names: str | list[str], config: RunConfig, where: str) -> Source:
         return read(names, config, where)
 
     if files:
-        return Source(where, {"files": _stats(files), "on_bad_row": config.data.on_bad_row}, load, files)
-    return Source(where, {"fingerprint": load().rows._fingerprint}, load)
+        return DataSource(where, {"files": _stats(files), "on_bad_row": config.data.on_bad_row}, load, files)
+    return DataSource(where, {"fingerprint": load().rows._fingerprint}, load)
 
 
-def _loaded(value: Any, split: str, where: str) -> Source:
+def _loaded(value: Any, split: str, where: str) -> DataSource:
     rows = as_rows(value, split, where)
-    return Source(where, {"fingerprint": rows._fingerprint}, lambda: Read(rows))
+    return DataSource(where, {"fingerprint": rows._fingerprint}, lambda: Read(rows))
 
 
-def _part(source: Source, fraction: float, seed: int, held_out: bool) -> Source:
+def _part(source: DataSource, fraction: float, seed: int, held_out: bool) -> DataSource:
     """The rows held out of a source, or the others; in their order."""
     inner = source.pick
 
@@ -171,8 +171,8 @@ def _part(source: Source, fraction: float, seed: int, held_out: bool) -> Source:
 
         rows = np.arange(number) if inner is None else inner(number)
         if len(rows) < 2:
-            mend = "give an evaluation file, or more rows"
-            raise DataError(Problem(f"{len(rows)} rows cannot be split", "data.eval", mend))
+            fix = "give an evaluation file, or more rows"
+            raise DataError(Problem(f"{len(rows)} rows cannot be split", "data.eval", fix))
         out = np.zeros(len(rows), bool)
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         out[np.random.default_rng(seed).permutation(len(rows))[:count]] = True
@@ -182,7 +182,7 @@ def _part(source: Source, fraction: float, seed: int, held_out: bool) -> Source:
     return dataclasses.replace(source, identity=identity, pick=pick)
 
 
-def mixed(weighted: list[tuple[Source, float]], config: RunConfig) -> list[Source]:
+def mixed(weighted: list[tuple[DataSource, float]], config: RunConfig) -> list[DataSource]:
     """The sources, each with as many rows as its weight gives it.
 
     ``data.mix_until: first`` takes rows until the first source has no more, so that none is repeated; ``all`` until
@@ -236,24 +236,22 @@ def as_rows(value: Any, split: str, where: str) -> Dataset:
 
     if isinstance(value, Dataset):
         if value.format["type"] == "custom":
-            mend = "apply it beforehand, by map, or take it off (reset_format)"
-            raise DataError(Problem("the data set has a transform, and rows are prepared once", where, mend))
+            fix = "apply it beforehand, by map, or take it off (reset_format)"
+            raise DataError(Problem("the data set has a transform, and rows are prepared once", where, fix))
         return value
     if isinstance(value, DatasetDict):
         if split not in value:
-            mend = f"set data.split to one of: {', '.join(value)}"
-            raise DataError(Problem(f"the DatasetDict has no split {split!r}", where, mend))
+            fix = f"set data.split to one of: {', '.join(value)}"
+            raise DataError(Problem(f"the DatasetDict has no split {split!r}", where, fix))
         return value[split]
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
         rows = Dataset.from_list(value)
         return Dataset.from_list(without_files(value)) if holds_files(rows.features) else rows
     if isinstance(value, IterableDataset):
-        mend = (
-            "set data.streaming=true for training data, or take its first rows: Dataset.from_list(list(data.take(n)))"
-        )
-        raise DataError(Problem("an IterableDataset is a stream", where, mend))
-    mend = "pass a path, a Dataset, a DatasetDict, or a list of dicts"
-    raise DataError(Problem(f"{type(value).__name__} is no data", where, mend))
+        fix = "set data.streaming=true for training data, or take its first rows: Dataset.from_list(list(data.take(n)))"
+        raise DataError(Problem("an IterableDataset is a stream", where, fix))
+    fix = "pass a path, a Dataset, a DatasetDict, or a list of dicts"
+    raise DataError(Problem(f"{type(value).__name__} is no data", where, fix))
 
 
 def read(source: str | list[str], config: RunConfig, where: str) -> Read:
@@ -315,8 +313,8 @@ def _read_hub(name: str, config: RunConfig, where: str, streaming: bool = False)
             return load_dataset(name, config.data.subset, split=config.data.split, streaming=streaming)
     except Exception as error:  # the hub's client raises many kinds; each means that this name gave no data
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        mend = "check the name, data.subset, data.split and the network; a local path must exist"
-        raise DataError(Problem(f"cannot load the data set {name!r}: {first}", where, mend)) from error
+        fix = "check the name, data.subset, data.split and the network; a local path must exist"
+        raise DataError(Problem(f"cannot load the data set {name!r}: {first}", where, fix)) from error
 
 
 def _unreadable(error: Exception, files: list[Path], where: str) -> Problem:

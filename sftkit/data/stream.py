@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 
 from sftkit.data import cache
+from sftkit.data.build import BATCH, MEDIA_BATCH, ExampleBuilder, RowBatch
 from sftkit.data.columns import ATTACHED, Examples, flat
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
-from sftkit.data.make import BATCH, MEDIA_BATCH, Batch, Maker
 from sftkit.data.media import has_media, undecoded
 from sftkit.data.packs import packed
 from sftkit.data.sources import StreamSource
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
-    from sftkit.data.tally import Tally
+    from sftkit.data.counts import Counts
     from sftkit.plugin.registry import PluginSet
 
 SPLIT = "train"
@@ -46,7 +46,7 @@ class Stream(IterableDataset):
         sources: what is read, with weights; a window takes rows from each in proportion, drawn with the run's seed.
 
     Attributes:
-        tally: what was done to the data since the last iteration began; one window is prepared ahead.
+        counts: what was done to the data since the last iteration began; one window is prepared ahead.
         fingerprint: a hash over all that the rows depend on.
     """
 
@@ -60,20 +60,20 @@ class Stream(IterableDataset):
     ) -> None:
         self._sources, self._tokenizer, self._config, self._plugins = sources, tokenizer, config, plugins
         self._processor = processor
-        self._maker = self._new_maker()
+        self._builder = self._new_builder()
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
         seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": _world()}
         self.fingerprint = cache.key_of({**parts, **seeds})
         # An IterableDataset keeps its place in itself, and an iteration that was left may still prepare a window.
         self._reading = threading.Lock()
 
-    def _new_maker(self) -> Maker:
-        return Maker(SPLIT, self._tokenizer, self._config, self._plugins, self._processor, facts=None)
+    def _new_builder(self) -> ExampleBuilder:
+        return ExampleBuilder(SPLIT, self._tokenizer, self._config, self._plugins, self._processor, stats=None)
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> Counts:
         """What was done to the data since the last iteration began."""
-        return self._maker.tally
+        return self._builder.counts
 
     @property
     def _seed(self) -> int:
@@ -85,8 +85,8 @@ class Stream(IterableDataset):
         Raises:
             DataError: for a row of a bad shape, or a window with nothing to train on.
         """
-        self._maker = self._new_maker()
-        windows = self._windows(self._maker)
+        self._builder = self._new_builder()
+        windows = self._windows(self._builder)
 
         def next_window() -> list[pa.Table]:
             with self._reading:
@@ -100,24 +100,24 @@ class Stream(IterableDataset):
                 for table in tables:
                     yield from _rows(table)
 
-    def _windows(self, maker: Maker) -> Iterator[list[pa.Table]]:
+    def _windows(self, builder: ExampleBuilder) -> Iterator[list[pa.Table]]:
         import numpy as np
 
-        config, tally = self._config, maker.tally
-        packer = self._plugins.hook.make_packer(split=SPLIT, config=config, tally=tally)
+        config, counts = self._config, builder.counts
+        packer = self._plugins.hook.make_packer(split=SPLIT, config=config, counts=counts)
         whole = packer is not None and packer.cuts_documents and config.data.truncation == "keep_start"
-        feeds = [_Feed(source, self._seed + number, maker) for number, (source, _) in enumerate(self._sources)]
+        feeds = [_Feed(source, self._seed + number, builder) for number, (source, _) in enumerate(self._sources)]
         weights = np.array([weight for _, weight in self._sources])
         random = np.random.default_rng([self._seed, *_rank_of()])
         while True:
-            counts = random.multinomial(config.data.window, weights / weights.sum())
-            parts = [feed.take(int(count)) for feed, count in zip(feeds, counts, strict=True)]
+            sizes = random.multinomial(config.data.window, weights / weights.sum())
+            parts = [feed.take(int(count)) for feed, count in zip(feeds, sizes, strict=True)]
             window = Examples.concatenate(parts)
             if len(feeds) > 1 or config.data.shuffle_buffer:
                 window = window.take(random.permutation(len(window)))
-            fitted = window if whole else fit_length(window, SPLIT, config.data, tally)
+            fitted = window if whole else fit_length(window, SPLIT, config.data, counts)
             if not fitted.trained_N.any():
-                raise maker.nothing_left()
+                raise builder.nothing_left()
             yield [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
 
 
@@ -127,7 +127,7 @@ class _Feed:
 
     source: StreamSource
     seed: int
-    maker: Maker
+    builder: ExampleBuilder
     _passes: int = 0
     _left: Examples | None = None
     _coming: Iterator[Examples] = field(default_factory=lambda: iter(()))
@@ -153,7 +153,7 @@ class _Feed:
                 self._any = True
                 return examples
         if not self._any:
-            raise self.maker.nothing_left()
+            raise self.builder.nothing_left()
         self._any = False
         rows = self.source.load()
         columns = rows.features or _columns(rows)
@@ -164,11 +164,11 @@ class _Feed:
         rows.set_epoch(self._passes)
         self._passes += 1
         if self._passes > 1:
-            self.maker.tally.add(SPLIT, f"times {self.source.where} began again")
-        self._coming = self.maker.encoded(self._batches(rows, columns), columns, self._place)
+            self.builder.counts.add(SPLIT, f"times {self.source.where} began again")
+        self._coming = self.builder.encoded(self._batches(rows, columns), columns, self._place)
         return self._next()
 
-    def _batches(self, rows: Any, columns: Mapping[str, Any]) -> Iterator[Batch]:
+    def _batches(self, rows: Any, columns: Mapping[str, Any]) -> Iterator[RowBatch]:
         import numpy as np
         from datasets.distributed import split_dataset_by_node
 
@@ -180,9 +180,9 @@ class _Feed:
                 number = len(next(iter(batch.values())))
                 if unseen := [name for name in batch if name not in columns]:
                     what = f"column {unseen[0]!r} is not in the first {LOOKED_AT} rows, and in rows behind them"
-                    mend = "let one of the first rows have it too, or take it out"
-                    raise DataError(Problem(what, self.source.where, mend))
-                self.maker.tally.add(SPLIT, "rows read", number)
+                    fix = "let one of the first rows have it too, or take it out"
+                    raise DataError(Problem(what, self.source.where, fix))
+                self.builder.counts.add(SPLIT, "rows read", number)
                 yield np.arange(start, start + number), {name: batch.get(name, [None] * number) for name in columns}
                 start += number
         except DataError:

@@ -18,7 +18,7 @@ NO_LIMIT = 1 << 60  # bytes; cgroups of version 1 write a number about as large 
 
 
 @dataclass(frozen=True)
-class Room:
+class DeviceMemory:
     """Memory on a device, in bytes.
 
     Attributes:
@@ -43,7 +43,7 @@ def device_of(config: RunConfig) -> torch.device:
     return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def room_on(device: torch.device) -> Room:
+def memory_of(device: torch.device) -> DeviceMemory:
     """What there is room for; on a CPU the limits of the process's cgroups count too."""
     import torch
 
@@ -52,12 +52,12 @@ def room_on(device: torch.device) -> Room:
 
         held = psutil.Process().memory_info().rss
         free = min([psutil.virtual_memory().available, *cgroup_rooms()])
-        return Room("cpu", held, held + free)
+        return DeviceMemory("cpu", held, held + free)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
-        return Room(torch.cuda.get_device_name(device), torch.cuda.memory_allocated(device), free + reserved)
-    return Room(device.type, 0, None)
+        return DeviceMemory(torch.cuda.get_device_name(device), torch.cuda.memory_allocated(device), free + reserved)
+    return DeviceMemory(device.type, 0, None)
 
 
 def leaves_holes() -> bool:

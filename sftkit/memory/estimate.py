@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sftkit.memory.device import Room, device_of, leaves_holes, room_on
+from sftkit.memory.device import DeviceMemory, device_of, leaves_holes, memory_of
 from sftkit.memory.optimizer import state_bytes
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ class Estimate:
 
     Attributes:
         items: what is held at the peak, by name.
-        room: what there is.
+        available: what there is.
     """
 
     items: dict[str, int]
-    room: Room
+    available: DeviceMemory
 
     @property
     def total(self) -> int:
@@ -39,27 +39,27 @@ class Estimate:
     @property
     def fits(self) -> bool | None:
         """Whether there is room for it; None where that is not known."""
-        return None if self.room.most is None else self.total <= self.room.most
+        return None if self.available.most is None else self.total <= self.available.most
 
     @property
     def near(self) -> bool:
         """Whether it fills so much of the room that it may not fit after all."""
-        return self.room.most is not None and self.total > NEAR * self.room.most
+        return self.available.most is not None and self.total > NEAR * self.available.most
 
     def told(self) -> str:
         """For people: ``about 3.1 GB of 23.4 GB on cpu (activations 2.2 GB, ...)``."""
-        most = f" of {gigabytes(self.room.most)}" if self.room.most is not None else ""
+        most = f" of {gigabytes(self.available.most)}" if self.available.most is not None else ""
         parts = sorted(((size, name) for name, size in self.items.items() if size), reverse=True)
         shown = ", ".join(f"{name} {gigabytes(size)}" for size, name in parts)
-        return f"about {gigabytes(self.total)}{most} on {self.room.device} ({shown})"
+        return f"about {gigabytes(self.total)}{most} on {self.available.device} ({shown})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``; sizes in bytes."""
         return {
             "total": self.total,
             "items": self.items,
-            "device": self.room.device,
-            "available": self.room.most,
+            "device": self.available.device,
+            "available": self.available.most,
             "fits": self.fits,
         }
 
@@ -104,9 +104,9 @@ def estimate_memory(
     accumulates = int(train.get("gradient_accumulation_steps", 1)) > 1
     peak = trace_step(model, batch, device, loss=loss or HeadLoss(), autocast=autocast, accumulates=accumulates)
     trained = [t for t in tensors if t.requires_grad]
-    room = room_on(device)
+    available = memory_of(device)
     held = sum(t.nbytes for t in tensors if t.device.type == device.type)
-    items = {"process": max(room.held - held, 0) + more} if device.type == "cpu" else {}
+    items = {"process": max(available.held - held, 0) + more} if device.type == "cpu" else {}
     items["weights"] = sum(t.nbytes for t in tensors) if quantized is None else sum(quantized)
     items["optimizer state"] = state_bytes(train.get("optim"), trained)
     gradients = sum(t.nbytes for t in trained)
@@ -117,4 +117,4 @@ def estimate_memory(
         at_peak = {"gradients": gradients, "activations": 0, "loss head": 0}
     if device.type == "cpu" and leaves_holes():
         at_peak["holes between blocks"] = peak.in_heap
-    return Estimate(items | at_peak, room)
+    return Estimate(items | at_peak, available)

@@ -11,7 +11,7 @@ from sftkit.memory.unloaded import UnknownMemoryError, unloaded_model
 
 if TYPE_CHECKING:
     from sftkit.memory import Estimate
-    from sftkit.run.stages import Ready
+    from sftkit.run.stages import PreparedRun
 
 
 #: What shares weights or gradients out among devices: the estimate is of one that holds them all.
@@ -22,7 +22,7 @@ SHARING = ("fsdp", "deepspeed", "parallelism_config")
 TO_COME = 40_000_000
 
 
-def estimate_run(ready: Ready) -> Estimate:
+def estimate_run(prepared: PreparedRun) -> Estimate:
     """The peak of the run's memory.
 
     Raises:
@@ -33,14 +33,14 @@ def estimate_run(ready: Ready) -> Estimate:
     from sftkit.memory.quantized import UnknownQuantizationError, quantized_bytes
 
     for key in SHARING:
-        if ready.config.train.get(key):
+        if prepared.config.train.get(key):
             raise UnknownMemoryError(f"what one process holds under train.{key}")
-    batch = largest_batch(ready.data.train, ready.collator, ready.config)
+    batch = largest_batch(prepared.data.train, prepared.collator, prepared.config)
     try:
-        model, quantization = unloaded_model(ready)
+        model, quantization = unloaded_model(prepared)
         sizes = None if quantization is None else quantized_bytes(model, quantization)
-        with as_trained(model, ready, batch):
-            return estimate_memory(model, batch, ready.config, quantized=sizes, more=TO_COME)
+        with as_trained(model, prepared, batch):
+            return estimate_memory(model, batch, prepared.config, quantized=sizes, more=TO_COME)
     except (SftkitError, UnknownMemoryError):
         raise
     except UnknownQuantizationError as error:
@@ -51,13 +51,13 @@ def estimate_run(ready: Ready) -> Estimate:
 
 
 @contextmanager
-def as_trained(model: Any, ready: Ready, batch: Any) -> Iterator[None]:
+def as_trained(model: Any, prepared: PreparedRun, batch: Any) -> Iterator[None]:
     """The model as it is while training, as far as its memory goes."""
     from sftkit.memory.checkpointing import as_configured
 
     with ExitStack() as stack:
-        stack.enter_context(as_configured(model, ready.config))
-        context = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
+        stack.enter_context(as_configured(model, prepared.config))
+        context = prepared.plugins.hook.reduce_activations(model=model, config=prepared.config, batch=batch)
         if context is not None:
             stack.enter_context(context)
         yield

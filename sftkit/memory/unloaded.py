@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from sftkit.models.quantized import adapted_model
 
 if TYPE_CHECKING:
-    from sftkit.run.stages import Ready
+    from sftkit.run.stages import PreparedRun
 
 
 class UnknownMemoryError(Exception):
     """The memory of a run cannot be known before its model is loaded; says why."""
 
 
-def unloaded_model(ready: Ready) -> tuple[Any, dict[str, Any] | None]:
+def unloaded_model(prepared: PreparedRun) -> tuple[Any, dict[str, Any] | None]:
     """The model to train, adapted and with a row for each token, on the meta device; and how it is quantized.
 
     Raises:
@@ -26,16 +26,16 @@ def unloaded_model(ready: Ready) -> tuple[Any, dict[str, Any] | None]:
     import torch
 
     with torch.device("meta"):
-        if ready.model is not None:
-            model = without_weights(ready.model)
+        if prepared.model is not None:
+            model = without_weights(prepared.model)
             quantization = None
         else:
-            model, quantization = _from_configuration(ready)
-        tokens, rows = len(ready.tokenizer), model.get_input_embeddings().weight.shape[0]
-        new = sorted({*ready.vocabulary.new_token_ids, *range(rows, tokens)})
+            model, quantization = _from_configuration(prepared)
+        tokens, rows = len(prepared.tokenizer), model.get_input_embeddings().weight.shape[0]
+        new = sorted({*prepared.vocabulary.new_token_ids, *range(rows, tokens)})
         if tokens > rows:
             model.resize_token_embeddings(tokens, mean_resizing=False)
-        return adapted_model(model, ready.config, ready.plugins, new), quantization
+        return adapted_model(model, prepared.config, prepared.plugins, new), quantization
 
 
 def without_weights(model: Any) -> Any:
@@ -63,26 +63,26 @@ def model_config(name: str, trust_remote_code: bool = False) -> Any:
         return None
 
 
-def auto_class(ready: Ready) -> Any:
+def auto_class(prepared: PreparedRun) -> Any:
     """The class of transformers that makes the run's model of its configuration."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForCausalLM if ready.vocabulary.processor is None else AutoModelForImageTextToText
+    return AutoModelForCausalLM if prepared.vocabulary.processor is None else AutoModelForImageTextToText
 
 
-def _from_configuration(ready: Ready) -> tuple[Any, dict[str, Any] | None]:
+def _from_configuration(prepared: PreparedRun) -> tuple[Any, dict[str, Any] | None]:
     import torch
 
-    section = ready.config.model
+    section = prepared.config.model
     adapter = _adapter(section.name)
     name = section.name if adapter is None else str(adapter["base_model_name_or_path"])
     config = model_config(name, section.trust_remote_code)
     if config is None:
         raise UnknownMemoryError(f"there is no configuration of {name!r} here")
-    options = {**section.options, **ready.plugins.model_options(ready.config)}
+    options = {**section.options, **prepared.plugins.model_options(prepared.config)}
     quantization = options.get("quantization_config") or getattr(config, "quantization_config", None)
     wanted = config.dtype or "float32" if section.dtype == "auto" else section.dtype
-    model = auto_class(ready).from_config(
+    model = auto_class(prepared).from_config(
         config,
         dtype=getattr(torch, wanted) if isinstance(wanted, str) else wanted,
         trust_remote_code=section.trust_remote_code,

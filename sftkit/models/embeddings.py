@@ -42,8 +42,8 @@ def grow_embeddings(
         what = (
             f"the adapter was trained without {len(new_token_ids)} of the tokens, whose embeddings would stay untrained"
         )
-        mend = "keep the tokenizer that was saved with the adapter, or drop the plugin that adds the tokens"
-        raise ConfigError(Problem(what, "model", mend))
+        fix = "keep the tokenizer that was saved with the adapter, or drop the plugin that adds the tokens"
+        raise ConfigError(Problem(what, "model", fix))
     old_rows = model.get_input_embeddings().weight.shape[0]
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
     rows = max(old_rows, tokens)

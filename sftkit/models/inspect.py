@@ -74,7 +74,7 @@ def quantization_of(name: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Eval mode without gradients; each module's own mode and the random state are put back."""
     import torch
 

@@ -40,8 +40,8 @@ def model_problems(config: RunConfig) -> Iterator[Problem]:
         yield from _directory_problems(path, config)
     elif _looks_like_path(name):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        mend = nearest(path.name, siblings) or "correct the path, or give a hub name such as Qwen/Qwen3-0.6B"
-        yield Problem(f"there is no directory {name!r}", "model.name", mend, ("model", "name"))
+        fix = nearest(path.name, siblings) or "correct the path, or give a hub name such as Qwen/Qwen3-0.6B"
+        yield Problem(f"there is no directory {name!r}", "model.name", fix, ("model", "name"))
 
 
 def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
@@ -69,8 +69,8 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
             name, revision=revision, trust_remote_code=config.model.trust_remote_code, **options
         )
     if not getattr(split_processor(loaded)[0], "is_fast", False):
-        mend = "set model.tokenizer to one with a tokenizer.json"
-        raise ConfigError(Problem(f"the tokenizer of {name!r} is not a fast one", where, mend))
+        fix = "set model.tokenizer to one with a tokenizer.json"
+        raise ConfigError(Problem(f"the tokenizer of {name!r} is not a fast one", where, fix))
     return loaded
 
 
@@ -127,8 +127,8 @@ def _directory_problems(path: Path, config: RunConfig) -> Iterator[Problem]:
         if problem := _peft_problem():
             yield problem
         if not (path / "adapter_model.safetensors").is_file():
-            mend = "save the adapter again with peft's save_pretrained"
-            yield Problem(f"there is no adapter_model.safetensors in {str(path)!r}", "model.name", mend, key)
+            fix = "save the adapter again with peft's save_pretrained"
+            yield Problem(f"there is no adapter_model.safetensors in {str(path)!r}", "model.name", fix, key)
     elif not (path / "config.json").is_file():
         what = f"the directory {str(path)!r} has neither a config.json nor an adapter_config.json"
         yield Problem(what, "model.name", "name the directory that save_pretrained wrote", key)
@@ -142,11 +142,11 @@ def _weight_problems(path: Path, config: RunConfig) -> Iterator[Problem]:
         return
     if any(root.glob("*.bin")):
         what = f"the weights in {str(root)!r} are pickles, which run code when they are read"
-        mend = "convert them where you trust them: load the model and save_pretrained it"
-        yield Problem(what, "model.name", mend, ("model", "name"))
+        fix = "convert them where you trust them: load the model and save_pretrained it"
+        yield Problem(what, "model.name", fix, ("model", "name"))
     else:
-        mend = "give a directory with weights, or set model.init=random to train from scratch"
-        yield Problem(f"there are no *.safetensors in {str(root)!r}", "model.name", mend, ("model", "name"))
+        fix = "give a directory with weights, or set model.init=random to train from scratch"
+        yield Problem(f"there are no *.safetensors in {str(root)!r}", "model.name", fix, ("model", "name"))
 
 
 def _peft_problem() -> Problem | None:
@@ -233,10 +233,10 @@ def as_config_error(where: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(Problem(line, where, _mend(str(error)))) from error
+        raise ConfigError(Problem(line, where, _fix(str(error)))) from error
 
 
-def _mend(text: str) -> str:
+def _fix(text: str) -> str:
     if "trust_remote_code" in text:
         return "set model.trust_remote_code=true if you trust the code that comes with it"
     if "unexpected keyword argument" in text:

@@ -97,8 +97,8 @@ def _keep_unpacked(model: Any) -> None:
             continue
         if getattr(weight.quant_state, "packing_format_for_cpu", False):
             what = "the model was evaluated on this CPU, which repacked its weights so that gradients would be wrong"
-            mend = "load it anew, and set support_avx512bf16_for_cpu = False on its Linear4bit layers at once"
-            raise ConfigError(Problem(what, "model", mend))
+            fix = "load it anew, and set support_avx512bf16_for_cpu = False on its Linear4bit layers at once"
+            raise ConfigError(Problem(what, "model", fix))
         module.support_avx512bf16_for_cpu = False
 
 

@@ -59,7 +59,7 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
     if problems:
         first = problems[0]
         gpu = "GPU" in first.what
-        info["status"] = "needs a GPU" if gpu else f"missing: {first.mend}" if first.mend else f"broken: {first.what}"
+        info["status"] = "needs a GPU" if gpu else f"missing: {first.fix}" if first.fix else f"broken: {first.what}"
     return info, cls
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from sftkit.config import RunConfig
+    from sftkit.data.counts import Counts
     from sftkit.data.documents import Formatter
     from sftkit.data.packs import Packer
-    from sftkit.data.tally import Tally
     from sftkit.errors import Problem
     from sftkit.training.collate import Collator
     from sftkit.training.loss import HeadLoss
@@ -82,13 +82,13 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
-    def make_packer(self, split: str, config: RunConfig, tally: Tally) -> Packer | None:
+    def make_packer(self, split: str, config: RunConfig, counts: Counts) -> Packer | None:
         """Slot: what rearranges examples into rows of ``config.data.max_length``, or None to leave them single.
 
         Args:
             split: ``"train"``, or the name of an evaluation set.
             config: the run as resolved.
-            tally: where to count what is done to the data.
+            counts: where to count what is done to the data.
         """
 
     @hookspec(firstresult=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pluggy
 
-from sftkit.config.source import Source, parse_assignment, split_options
+from sftkit.config.source import ConfigSource, parse_assignment, split_options
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.hookspecs import Hooks
@@ -61,9 +61,9 @@ class PluginSet:
 
     def unfilled(self, slots: Iterable[str]) -> list[Problem]:
         """A Problem for each of the slots that no selected plugin fills."""
-        mend = f"select a plugin that fills it, or keep the defaults ({', '.join(DEFAULTS)})"
+        fix = f"select a plugin that fills it, or keep the defaults ({', '.join(DEFAULTS)})"
         return [
-            Problem(f"no selected plugin fills the slot {slot}", "plugins", mend)
+            Problem(f"no selected plugin fills the slot {slot}", "plugins", fix)
             for slot in slots
             if not self.fillers(slot)
         ]
@@ -100,9 +100,9 @@ class PluginSet:
             arguments = {"config": config} if "config" in impl.argnames else {}
             for key, value in impl.function(**arguments).items():
                 if key in owner:
-                    mend = f"keep it in one of them, or drop plugin {impl.plugin_name}"
+                    fix = f"keep it in one of them, or drop plugin {impl.plugin_name}"
                     problems.append(
-                        Problem(f"both {owner[key]} and plugin {impl.plugin_name} set {key!r}", "model options", mend)
+                        Problem(f"both {owner[key]} and plugin {impl.plugin_name} set {key!r}", "model options", fix)
                     )
                 merged[key], owner[key] = value, f"plugin {impl.plugin_name}"
         if problems:
@@ -138,7 +138,7 @@ def parse_choice(text: str, known: Iterable[str], where: str = "") -> Choice:
     return Choice(name, options, where=where)
 
 
-def choices_from(source: Source) -> list[Choice]:
+def choices_from(source: ConfigSource) -> list[Choice]:
     """The choices in a configuration's ``plugins``: a mapping of name to options (false drops), or a list as for -p.
 
     Raises:
@@ -149,8 +149,8 @@ def choices_from(source: Source) -> list[Choice]:
     if isinstance(raw, Mapping):
         return [_choice_from_item(str(name), value, source) for name, value in raw.items()]
     if not isinstance(raw, list):
-        mend = "write a mapping, as in `plugins: {packing: {}}`, or a list of names"
-        raise ConfigError(Problem("must be a mapping or a list", source.where(("plugins",)), mend))
+        fix = "write a mapping, as in `plugins: {packing: {}}`, or a list of names"
+        raise ConfigError(Problem("must be a mapping or a list", source.where(("plugins",)), fix))
     choices = []
     for index, item in enumerate(raw):
         key = ("plugins", str(index))
@@ -163,12 +163,12 @@ def choices_from(source: Source) -> list[Choice]:
             name, value = next(iter(item.items()))
             choices.append(dataclasses.replace(_choice_from_item(str(name), value, source), where=where))
         else:
-            mend = "give a name, `name:option=value`, a mapping of one name to its options, or a Plugin object"
-            raise ConfigError(Problem(f"{item!r} is no plugin", where, mend))
+            fix = "give a name, `name:option=value`, a mapping of one name to its options, or a Plugin object"
+            raise ConfigError(Problem(f"{item!r} is no plugin", where, fix))
     return choices
 
 
-def _choice_from_item(name: str, value: Any, source: Source) -> Choice:
+def _choice_from_item(name: str, value: Any, source: ConfigSource) -> Choice:
     where = source.where(("plugins", name))
     if name.startswith("no:") or value is False:
         return Choice(name.removeprefix("no:"), dropped=True, where=where)
@@ -188,7 +188,7 @@ def name_of(cls: type[Plugin], known: Mapping[str, list[metadata.EntryPoint]]) -
     return value
 
 
-def select(choices: Iterable[Choice], source: Source | None = None) -> tuple[PluginSet | None, list[Problem]]:
+def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tuple[PluginSet | None, list[Problem]]:
     """Import, build and check the chosen plugins and the defaults.
 
     Returns:
@@ -198,7 +198,7 @@ def select(choices: Iterable[Choice], source: Source | None = None) -> tuple[Plu
     merged, problems = _merge(choices, known)
     selected: list[Selected] = []
     for choice in merged:
-        item, wrong = _build(choice, known, source or Source())
+        item, wrong = _build(choice, known, source or ConfigSource())
         problems += wrong
         if item:
             selected.append(item)
@@ -216,8 +216,8 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
     for choice in choices:
         if choice.dropped:
             if choice.name not in merged and choice.name not in DEFAULTS:
-                mend = nearest(choice.name, [*merged, *DEFAULTS]) or "drop only what is selected"
-                problems.append(Problem(f"no:{choice.name}: plugin {choice.name} is not selected", choice.where, mend))
+                fix = nearest(choice.name, [*merged, *DEFAULTS]) or "drop only what is selected"
+                problems.append(Problem(f"no:{choice.name}: plugin {choice.name} is not selected", choice.where, fix))
             merged.pop(choice.name, None)
             dropped.add(choice.name)
         elif choice.name in merged and choice.instance is None and merged[choice.name].instance is None:
@@ -233,7 +233,7 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
 
 
 def _build(
-    choice: Choice, known: Mapping[str, list[metadata.EntryPoint]], source: Source
+    choice: Choice, known: Mapping[str, list[metadata.EntryPoint]], source: ConfigSource
 ) -> tuple[Selected | None, list[Problem]]:
     points = known.get(choice.name, [])
     dist = points[0].dist if points else None
@@ -253,7 +253,7 @@ def _fields(plugin: Plugin) -> dict[str, Any]:
     return {field.name: getattr(plugin, field.name) for field in dataclasses.fields(plugin)}
 
 
-def _placed(problem: Problem, choice: Choice, source: Source) -> Problem:
+def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
     """Names the plugin as the user did, and the file and line where the option stands."""
     if not problem.key:
         return problem
@@ -276,21 +276,21 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
     points = known.get(name, [])
     if len(points) > 1:
         names = " and ".join(sorted(point.dist.name if point.dist else "?" for point in points))
-        mend = f"uninstall one, or name the class: -p {points[0].value}"
-        raise ConfigError(Problem(f"two distributions claim the plugin name {name!r}: {names}", where, mend))
+        fix = f"uninstall one, or name the class: -p {points[0].value}"
+        raise ConfigError(Problem(f"two distributions claim the plugin name {name!r}: {names}", where, fix))
     value = points[0].value if points else name
     if not re.fullmatch(r"[\w.]+:[\w.]+", value):
-        mend = nearest(name, known) or "`sftkit plugins` lists what is installed"
-        raise ConfigError(Problem(f"no plugin is named {name!r}", where, mend))
+        fix = nearest(name, known) or "`sftkit plugins` lists what is installed"
+        raise ConfigError(Problem(f"no plugin is named {name!r}", where, fix))
     module, _, attribute = value.partition(":")
     try:
         cls: Any = importlib.import_module(module)
         for part in attribute.split("."):
             cls = getattr(cls, part)
     except Exception as error:  # a plugin's import may raise anything, and only that plugin is to blame
-        mend = f"mend or uninstall it, or run without: {type(error).__name__} is raised by `import {module}`"
+        fix = f"mend or uninstall it, or run without: {type(error).__name__} is raised by `import {module}`"
         what = f"plugin {name!r} is broken: {type(error).__name__}: {error}"
-        raise ConfigError(Problem(" ".join(what.split()), where, mend)) from error
+        raise ConfigError(Problem(" ".join(what.split()), where, fix)) from error
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
         raise ConfigError(Problem(f"{value} is no sftkit.Plugin", where, "derive the class from sftkit.Plugin"))
     return cls
@@ -304,8 +304,8 @@ def check_class(cls: type[Plugin], name: str, dist: metadata.Distribution | None
         problems.append(Problem("it needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))
     params: Any = getattr(cls, "__dataclass_params__", None)
     if "__dataclass_fields__" not in vars(cls) or not params.frozen:
-        mend = "decorate the class with @dataclass(frozen=True, kw_only=True)"
-        problems.append(Problem(f"{cls.__name__} is not a frozen dataclass", where, mend))
+        fix = "decorate the class with @dataclass(frozen=True, kw_only=True)"
+        problems.append(Problem(f"{cls.__name__} is not a frozen dataclass", where, fix))
     return problems
 
 
@@ -349,8 +349,8 @@ def _hook_problems(item: Selected, manager: pluggy.PluginManager) -> Iterator[Pr
             given, _ = pluggy._hooks.varnames(getattr(item.plugin, name))
             for argument in given:
                 if argument not in allowed:
-                    mend = nearest(argument, allowed) or f"its arguments are: {', '.join(allowed)}"
-                    yield Problem(f"hook {name} has no argument {argument!r}", where, mend)
+                    fix = nearest(argument, allowed) or f"its arguments are: {', '.join(allowed)}"
+                    yield Problem(f"hook {name} has no argument {argument!r}", where, fix)
 
 
 def hooks_filled(cls: type[Plugin]) -> list[str]:

@@ -21,13 +21,13 @@ def requirement_problem(text: str, dist: metadata.Distribution | None, where: st
         return Problem(f"requires {text!r}, which is no requirement: {error}", where, "correct it in the plugin")
     if requirement.marker and not requirement.marker.evaluate():
         return None
-    mend = install_command(requirement, dist)
+    fix = install_command(requirement, dist)
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Problem(f"needs the package {requirement.name}, which is not installed", where, mend)
+        return Problem(f"needs the package {requirement.name}, which is not installed", where, fix)
     if not requirement.specifier.contains(version, prereleases=True):
-        return Problem(f"needs {requirement.name}{requirement.specifier}, and {version} is installed", where, mend)
+        return Problem(f"needs {requirement.name}{requirement.specifier}, and {version} is installed", where, fix)
     return None
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sftkit import demo
-from sftkit.config.models import DataConfig, ModelConfig, RunConfig
-from sftkit.config.source import SHORT, Source
+from sftkit.config.models import DataSection, ModelSection, RunConfig
+from sftkit.config.source import SHORT, ConfigSource
 from sftkit.config.train_fields import check_train
 from sftkit.errors import ConfigError, Problem, nearest
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sftkit.plugin.registry import Choice, PluginSet
 
 
-def resolve(source: Source, choices: Iterable[Choice] = ()) -> tuple[RunConfig, PluginSet]:
+def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunConfig, PluginSet]:
     """Check everything that can be known without reading data or weights.
 
     Args:
@@ -35,9 +35,9 @@ def resolve(source: Source, choices: Iterable[Choice] = ()) -> tuple[RunConfig, 
         for key in source.values
         if key not in RunConfig.model_fields
     ]
-    model, wrong = _section(ModelConfig, "model", source)
+    model, wrong = _section(ModelSection, "model", source)
     problems += wrong
-    data, wrong = _section(DataConfig, "data", source)
+    data, wrong = _section(DataSection, "data", source)
     problems += wrong
     train, wrong = _train(source)
     problems += wrong
@@ -62,7 +62,7 @@ def _sections() -> str:
     return f"the sections are: {', '.join(RunConfig.model_fields)}"
 
 
-def _section(cls: type[BaseModel], name: str, source: Source) -> tuple[Any, list[Problem]]:
+def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any, list[Problem]]:
     raw = source.values.get(name)
     if raw is None:
         return None, [Problem("is missing", source.where((name,)), f"give `{name}:`, or --{name} on the command line")]
@@ -92,20 +92,20 @@ def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
     if not item["loc"]:  # of the section as a whole
         return Problem(item["msg"].removeprefix("Value error, "), where, "correct the section")
     field = cls.model_fields.get(str(item["loc"][0]))
-    mend = f"{field.description}" if field and field.description else "correct the value"
-    return Problem(f"{item['msg']}, not {item.get('input')!r}", where, mend)
+    fix = f"{field.description}" if field and field.description else "correct the value"
+    return Problem(f"{item['msg']}, not {item.get('input')!r}", where, fix)
 
 
-def _train(source: Source) -> tuple[dict[str, Any], list[Problem]]:
+def _train(source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:
     raw = source.values.get("train") or {}
     if not isinstance(raw, Mapping):
-        mend = "write `train: {learning_rate: 2.0e-5}`"
-        return {}, [Problem("must be a mapping", source.where(("train",)), mend)]
+        fix = "write `train: {learning_rate: 2.0e-5}`"
+        return {}, [Problem("must be a mapping", source.where(("train",)), fix)]
     values, wrong = check_train(raw)
-    return values, [Problem(message, source.where(("train", key)), mend) for key, message, mend in wrong]
+    return values, [Problem(message, source.where(("train", key)), fix) for key, message, fix in wrong]
 
 
-def _ask_plugins(config: RunConfig, plugins: PluginSet, source: Source) -> list[Problem]:
+def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> list[Problem]:
     problems = []
     plugins.import_first()
     for impl in reversed(plugins.hook.check_run.get_hookimpls()):

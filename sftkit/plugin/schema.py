@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sftkit.config.models import DataConfig, ModelConfig
+from sftkit.config.models import DataSection, ModelSection
 from sftkit.config.train_fields import train_schema
 from sftkit.errors import ConfigError
 
@@ -22,7 +22,7 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["model", "data"],
         "properties": {
-            "model": {"anyOf": [{"type": "string"}, ModelConfig.model_json_schema()]},
+            "model": {"anyOf": [{"type": "string"}, ModelSection.model_json_schema()]},
             "data": {"anyOf": [{"type": "string"}, _data_schema()]},
             "train": train_schema(),
             "plugins": {"anyOf": [plugins, named]},
@@ -31,7 +31,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def _data_schema() -> dict[str, Any]:
-    schema = DataConfig.model_json_schema(mode="serialization")
+    schema = DataSection.model_json_schema(mode="serialization")
     # defaults are given there as text, and everything with a default may be left out
     schema["required"] = ["train"]
     return schema

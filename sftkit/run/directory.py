@@ -51,11 +51,11 @@ class RunDirectory:
             return [Problem("the output is a file", where, "give a directory")]
         if self.path.is_dir() and any(self.path.iterdir()):
             if not (self.path / MANIFEST).exists():
-                mend = "give an empty or a new directory; --overwrite replaces nothing but a run"
-                return [Problem("the output directory is not empty, and holds no run", where, mend)]
+                fix = "give an empty or a new directory; --overwrite replaces nothing but a run"
+                return [Problem("the output directory is not empty, and holds no run", where, fix)]
             if not overwrite:
-                mend = "--resume goes on with it, --overwrite replaces it, --output DIR goes elsewhere"
-                return [Problem("there is a run already", where, mend)]
+                fix = "--resume goes on with it, --overwrite replaces it, --output DIR goes elsewhere"
+                return [Problem("there is a run already", where, fix)]
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not os.access(parent, os.W_OK):
             return [Problem(f"{parent} cannot be written to", where, "give another directory")]
@@ -65,8 +65,8 @@ class RunDirectory:
         if not (self.path / MANIFEST).exists():
             return [Problem("there is no run to resume", str(self.path), "name its directory with --output")]
         if self.last_checkpoint() is None:
-            mend = "start anew with --overwrite, and set train.save_steps to have checkpoints"
-            return [Problem("the run has no checkpoint to resume from", str(self.path), mend)]
+            fix = "start anew with --overwrite, and set train.save_steps to have checkpoints"
+            return [Problem("the run has no checkpoint to resume from", str(self.path), fix)]
         return []
 
     def last_checkpoint(self) -> str | None:
@@ -123,18 +123,18 @@ def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) ->
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
     """What differs between a run and its resumption, in configuration or data."""
-    mend = "resume with what the run began with, or start anew with --overwrite"
+    fix = "resume with what the run began with, or start anew with --overwrite"
     for section in ("model", "data", "plugins"):
         before, after = old["config"][section], new["config"][section]
         if before != after:
             keys = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
             told = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys)
-            yield Problem(f"the configuration has changed: {told}", section, mend)
+            yield Problem(f"the configuration has changed: {told}", section, fix)
     for split, counts in new["data"].items():
         known = old["data"].get(split, {})
         if known.get("fingerprint") != counts["fingerprint"]:
             what = f"the data has changed: {known.get('rows')} rows -> {counts['rows']} rows, or their contents"
-            yield Problem(what, f"data.{split}", mend)
+            yield Problem(what, f"data.{split}", fix)
 
 
 def versions() -> dict[str, str]:

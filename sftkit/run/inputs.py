@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.config.source import Source, read_yaml
+from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.errors import Problem
 from sftkit.models.quantized import needs_adapter
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Given:
+class RunInputs:
     """Loaded objects passed instead of names; none of them is changed."""
 
     model: Any = None
@@ -29,26 +29,26 @@ class Given:
     callbacks: tuple[Any, ...] = field(default=())
 
 
-def as_source(config: Any) -> Source:
+def as_source(config: Any) -> ConfigSource:
     """A configuration given as a file, a mapping or a Source, as a Source of its own."""
     if config is None:
-        return Source()
-    if isinstance(config, Source):
+        return ConfigSource()
+    if isinstance(config, ConfigSource):
         return copy.deepcopy(config)
     if isinstance(config, Mapping):
-        return Source(copy.deepcopy(dict(config)))
+        return ConfigSource(copy.deepcopy(dict(config)))
     return read_yaml(Path(config))
 
 
-def is_map(source: Source, key: str) -> bool:
+def is_map(source: ConfigSource, key: str) -> bool:
     """Whether a section is a mapping."""
     return isinstance(source.values.get(key), Mapping)
 
 
-def split_loaded(model: Any, data: Any, eval: Any, tokenizer: Any) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
+def split_inputs(model: Any, data: Any, eval: Any, tokenizer: Any) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
     """Names and mappings, by their key in the configuration; and loaded objects."""
     named: dict[tuple[str, ...], Any] = {}
-    given: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for section, short, value in (("model", "name", model), ("data", "train", data)):
         if isinstance(value, str | Path):
             named[(section, short)] = str(value)
@@ -57,18 +57,18 @@ def split_loaded(model: Any, data: Any, eval: Any, tokenizer: Any) -> tuple[dict
         elif isinstance(value, list) and value and all(isinstance(item, str | Path) for item in value):
             named[(section, short)] = [str(item) for item in value]
         elif value is not None:
-            given["model" if section == "model" else "train"] = value
+            inputs["model" if section == "model" else "train"] = value
             named[(section, short)] = f"loaded {type(value).__name__}"
     if isinstance(eval, str | Path | float | int) or _are_names(eval):
         named[("data", "eval")] = str(eval) if isinstance(eval, Path) else eval
     elif eval is not None:
-        given["eval"] = eval
+        inputs["eval"] = eval
         named[("data", "eval")] = f"loaded {type(eval).__name__}"
     if isinstance(tokenizer, str | Path):
         named[("model", "tokenizer")] = str(tokenizer)
     elif tokenizer is not None:
-        given["tokenizer"] = tokenizer
-    return named, given
+        inputs["tokenizer"] = tokenizer
+    return named, inputs
 
 
 def _are_names(value: Any) -> bool:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.config.source import Source
+from sftkit.config.source import ConfigSource
 from sftkit.console import Display, show_data
 from sftkit.errors import ConfigError, Problem, SftkitError
 from sftkit.plugin.registry import Choice, PluginSet, choices_from
 from sftkit.plugin.resolve import resolve
 from sftkit.run.directory import RunDirectory, default_directory, new_manifest
 from sftkit.run.distributed import is_main_process
-from sftkit.run.inputs import Given, as_source, check_loaded_model, is_map, split_loaded
-from sftkit.run.stages import Ready, Stages, reduced_activations
+from sftkit.run.inputs import RunInputs, as_source, check_loaded_model, is_map, split_inputs
+from sftkit.run.stages import PreparedRun, Stages, reduced_activations
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -77,7 +77,7 @@ class Pipeline:
         eval: Any = None,
         plugins: Iterable[str | Plugin | Mapping[str, Any]] = (),
         train: Mapping[str, Any] | None = None,
-        config: str | Path | Mapping[str, Any] | Source | None = None,
+        config: str | Path | Mapping[str, Any] | ConfigSource | None = None,
         tokenizer: Any = None,
         formatting: Callable[..., Any] | str | None = None,
         collator: Callable[[list[dict[str, Any]]], Any] | None = None,
@@ -88,8 +88,8 @@ class Pipeline:
         self._resume, self._overwrite = resume, overwrite
         self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
-        named, given = split_loaded(model, data, eval, tokenizer)
-        self._given = Given(**given, collator=collator, callbacks=tuple(callbacks))
+        named, inputs = split_inputs(model, data, eval, tokenizer)
+        self._inputs = RunInputs(**inputs, collator=collator, callbacks=tuple(callbacks))
         for key, value in {**named, ("data", "formatting"): formatting, ("train",): train}.items():
             if value is not None:
                 self._source.set(key, copy.copy(value), "Pipeline()")
@@ -105,7 +105,7 @@ class Pipeline:
             return error.problems
         return ()
 
-    def prepare(self) -> Ready:
+    def prepare(self) -> PreparedRun:
         """Check, load the tokenizer, prepare the data; no weight is read, and nothing is written but the cache.
 
         Whether there is a run in the output directory already is not asked.
@@ -114,7 +114,7 @@ class Pipeline:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used.
         """
-        return self.stages().ready()
+        return self.stages().prepare()
 
     def stages(self) -> Stages:
         """Check, and give the stages to go through one by one.
@@ -122,7 +122,7 @@ class Pipeline:
         Raises:
             ConfigError: every problem of the configuration.
         """
-        return Stages(*self._resolve(), self._given)
+        return Stages(*self._resolve(), self._inputs)
 
     def run(self) -> RunResult:
         """Check, load, prepare the data, train, save.
@@ -132,32 +132,32 @@ class Pipeline:
             DataError: if the data cannot be used, before weights are read.
             RunError: if the run directory or the training itself stands in the way.
         """
-        stages = Stages(*self._resolve(self._directory.check(self._resume, self._overwrite)), self._given)
-        ready = stages.ready()
+        stages = Stages(*self._resolve(self._directory.check(self._resume, self._overwrite)), self._inputs)
+        prepared = stages.prepare()
         display = Display(quiet=not is_main_process())
-        manifest = new_manifest(ready.config, ready.plugins, ready.data.summary())
+        manifest = new_manifest(prepared.config, prepared.plugins, prepared.data.summary())
         if not display.quiet:
             show_data(display.console, manifest["data"])
         self._directory.begin(manifest, self._resume)
-        model = stages.load_model(ready.vocabulary, copy.deepcopy(self._given.model))
-        trainer = self._make_trainer(stages, ready, model, display)
-        metrics = self._train(trainer, stages, ready)
-        self._save(trainer, ready)
-        self._directory.write({**manifest, "data": ready.data.summary(), "status": "done", "metrics": metrics})
+        model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
+        trainer = self._make_trainer(stages, prepared, model, display)
+        metrics = self._train(trainer, stages, prepared)
+        self._save(trainer, prepared)
+        self._directory.write({**manifest, "data": prepared.data.summary(), "status": "done", "metrics": metrics})
         final = trainer.accelerator.unwrap_model(trainer.model)
-        return RunResult(metrics, self._directory.path, final, ready.tokenizer, ready.vocabulary.processor)
+        return RunResult(metrics, self._directory.path, final, prepared.tokenizer, prepared.vocabulary.processor)
 
     def _resolve(self, known: Iterable[Problem] = ()) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins; what is wrong with them is told with those ``known`` before."""
         problems = list(known)
         try:
-            extra = choices_from(Source({"plugins": self._choices}))
+            extra = choices_from(ConfigSource({"plugins": self._choices}))
             config, plugins = resolve(self._source, extra)
         except SftkitError as error:
             raise ConfigError([*error.problems, *problems]) from None
         problems += plugins.unfilled(self._needed_slots())
-        if self._given.model is not None:
-            problems += check_loaded_model(self._given.model, config, plugins)
+        if self._inputs.model is not None:
+            problems += check_loaded_model(self._inputs.model, config, plugins)
         else:
             plugins.model_options(config)
         problems += _check_streaming(config)
@@ -168,57 +168,57 @@ class Pipeline:
 
     def _needed_slots(self) -> list[str]:
         """The slots without which there is no run; a loaded object takes the place of its plugin."""
-        given = self._given
-        taken = {"load_tokenizer": given.tokenizer, "load_model": given.model, "make_collator": given.collator}
+        inputs = self._inputs
+        taken = {"load_tokenizer": inputs.tokenizer, "load_model": inputs.model, "make_collator": inputs.collator}
         return ["make_formatter", *(slot for slot, value in taken.items() if value is None)]
 
-    def _make_trainer(self, stages: Stages, ready: Ready, model: Any, display: Display) -> Any:
+    def _make_trainer(self, stages: Stages, prepared: PreparedRun, model: Any, display: Display) -> Any:
         from transformers import PrinterCallback, set_seed
 
         from sftkit.training.arguments import training_arguments
         from sftkit.training.progress import Progress
-        from sftkit.training.trainer import SFTTrainer
+        from sftkit.training.trainer import TokenLossTrainer
 
-        config, data = ready.config, ready.data
+        config, data = prepared.config, prepared.data
         arguments = training_arguments(config, has_eval=bool(data.eval))
         if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
             arguments.use_cache = getattr(model.config, "use_cache", False)
-        if ready.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
+        if prepared.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
             # Where a process's batch has no picture, what sees them gets no gradient, and others would wait for it.
             arguments.ddp_find_unused_parameters = True
         set_seed(arguments.seed)
         sets = list(data.eval.values())
         progress = Progress(display, self._directory.path / "log.jsonl")
-        trainer = SFTTrainer(
+        trainer = TokenLossTrainer(
             loss=stages.make_loss(model),
             model=model,
             args=arguments,
-            data_collator=ready.collator,
+            data_collator=prepared.collator,
             train_dataset=data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
-            processing_class=ready.vocabulary.processor or ready.tokenizer,
-            callbacks=[progress, *stages.callbacks(), *self._given.callbacks],
+            processing_class=prepared.vocabulary.processor or prepared.tokenizer,
+            callbacks=[progress, *stages.callbacks(), *self._inputs.callbacks],
         )
         if sets:  # callbacks see it from the start, not only after the first evaluation
             trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _train(self, trainer: Any, stages: Stages, ready: Ready) -> dict[str, float]:
+    def _train(self, trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, float]:
         """Trains, and evaluates inside the same contexts: batches are made for the model as it is in them."""
         checkpoint = self._directory.last_checkpoint() if self._resume else None
         with ExitStack() as stack:
-            stack.enter_context(reduced_activations(trainer.model, ready))
+            stack.enter_context(reduced_activations(trainer.model, prepared))
             stack.enter_context(trainer.loss_head.installed())
             stack.enter_context(stages.training(trainer.model))
             trainer.train(resume_from_checkpoint=checkpoint)
-            return _final_metrics(trainer, bool(ready.data.eval))
+            return _final_metrics(trainer, bool(prepared.data.eval))
 
-    def _save(self, trainer: Any, ready: Ready) -> None:
+    def _save(self, trainer: Any, prepared: PreparedRun) -> None:
         trainer.save_model(str(self._directory.path))
-        ready.plugins.hook.export_model(
+        prepared.plugins.hook.export_model(
             model=trainer.accelerator.unwrap_model(trainer.model),
-            tokenizer=ready.tokenizer,
+            tokenizer=prepared.tokenizer,
             directory=self._directory.path,
         )
 
@@ -230,8 +230,8 @@ def _check_streaming(config: RunConfig) -> Iterator[Problem]:
         what = "a stream has no end, and train.max_steps is not set"
         yield Problem(what, "train.max_steps", "set train.max_steps to the number of steps to train")
     if isinstance(config.data.eval, float):
-        mend = "name a file or a hub split as data.eval"
-        yield Problem("no fraction of a stream can be held out", "data.eval", mend, ("data", "eval"))
+        fix = "name a file or a hub split as data.eval"
+        yield Problem("no fraction of a stream can be held out", "data.eval", fix, ("data", "eval"))
     if int(config.train.get("dataloader_num_workers", 0)) > 0:
         what = "a stream is prepared by a thread of each process, not by data workers"
         yield Problem(what, "train.dataloader_num_workers", "leave train.dataloader_num_workers at 0")

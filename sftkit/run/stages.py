@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.registry import PluginSet
-from sftkit.run.inputs import Given
+from sftkit.run.inputs import RunInputs
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
-    from sftkit.data.prepare import Prepared
+    from sftkit.data.prepare import PreparedData
     from sftkit.training.loss import HeadLoss
 
 
@@ -31,7 +31,7 @@ class Vocabulary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedRun:
     """All that a run has before it reads a weight.
 
     Attributes:
@@ -46,7 +46,7 @@ class Ready:
     config: RunConfig
     plugins: PluginSet
     tokenizer: Any
-    data: Prepared
+    data: PreparedData
     collator: Callable[[list[dict[str, Any]]], Any]
     vocabulary: Vocabulary
     model: Any = None
@@ -59,27 +59,27 @@ class Stages:
     Attributes:
         config: the run as resolved.
         plugins: the selected plugins.
-        given: loaded objects that take the place of named ones.
+        inputs: loaded objects that take the place of named ones.
     """
 
     config: RunConfig
     plugins: PluginSet
-    given: Given
+    inputs: RunInputs
 
-    def ready(self) -> Ready:
+    def prepare(self) -> PreparedRun:
         """The stages up to the collator."""
         vocabulary = self.load_tokenizer()
         tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
         data = self.prepare_data(tokenizer, processor)
         collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
-        return Ready(self.config, self.plugins, tokenizer, data, collator, vocabulary, model=self.given.model)
+        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, model=self.inputs.model)
 
     def load_tokenizer(self) -> Vocabulary:
         """The tokenizer, or a copy of the one given, with what plugins add."""
         from sftkit.models.embeddings import split_processor
 
-        if self.given.tokenizer is not None:
-            loaded = copy.deepcopy(self.given.tokenizer)
+        if self.inputs.tokenizer is not None:
+            loaded = copy.deepcopy(self.inputs.tokenizer)
         else:
             loaded = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer")
         tokenizer, processor = split_processor(loaded)
@@ -90,7 +90,7 @@ class Stages:
             processor.chat_template = tokenizer.chat_template
         return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed, processor)
 
-    def prepare_data(self, tokenizer: Any, processor: Any = None) -> Prepared:
+    def prepare_data(self, tokenizer: Any, processor: Any = None) -> PreparedData:
         """The examples to train on and those held out.
 
         Raises:
@@ -100,28 +100,28 @@ class Stages:
         from sftkit.data.sources import load_sources, load_streams
 
         if not self.config.data.streaming:
-            sources = load_sources(self.config, self.given.train, self.given.eval)
+            sources = load_sources(self.config, self.inputs.train, self.inputs.eval)
             return prepare(sources, tokenizer, self.config, self.plugins, processor)
         from sftkit.data.stream import Stream
 
-        streams = load_streams(self.config, self.given.train)
+        streams = load_streams(self.config, self.inputs.train)
         stream = Stream(streams, tokenizer, self.config, self.plugins, processor)
         next(iter(stream))  # what is wrong with the data is told now
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
 
-    def prepare_held_out(self, tokenizer: Any, processor: Any = None) -> Prepared:
+    def prepare_held_out(self, tokenizer: Any, processor: Any = None) -> PreparedData:
         """The examples held out alone; a fraction of the training data cannot be had so."""
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources
 
-        sources = load_sources(self.config, [], self.given.eval)
+        sources = load_sources(self.config, [], self.inputs.eval)
         del sources["train"]
         return prepare(sources, tokenizer, self.config, self.plugins, processor)
 
     def make_collator(self, tokenizer: Any, processor: Any = None) -> Callable[[list[dict[str, Any]]], Any]:
         """The collator given, else the plugins'."""
         hook = self.plugins.hook.make_collator
-        made = self.given.collator or hook(tokenizer=tokenizer, processor=processor, config=self.config)
+        made = self.inputs.collator or hook(tokenizer=tokenizer, processor=processor, config=self.config)
         collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator")
         return collator
 
@@ -173,14 +173,14 @@ class Stages:
             yield
 
 
-def reduced_activations(model: Any, ready: Ready) -> AbstractContextManager[Any]:
+def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextManager[Any]:
     """Around all of it: what keeps less of the forward, chosen from the largest batch there is."""
-    if not ready.plugins.hook.reduce_activations.get_hookimpls():
+    if not prepared.plugins.hook.reduce_activations.get_hookimpls():
         return nullcontext()
     from sftkit.memory.batch import largest_batch
 
-    batch = largest_batch(ready.data.train, ready.collator, ready.config)
-    found = ready.plugins.hook.reduce_activations(model=model, config=ready.config, batch=batch)
+    batch = largest_batch(prepared.data.train, prepared.collator, prepared.config)
+    found = prepared.plugins.hook.reduce_activations(model=model, config=prepared.config, batch=batch)
     return nullcontext() if found is None else found
 
 
@@ -192,7 +192,7 @@ def _filled(value: Any, slot: str) -> Any:
     return value
 
 
-def _keeping_weights(collator: Any, data: Prepared) -> Any:
+def _keeping_weights(collator: Any, data: PreparedData) -> Any:
     """The collator, seen to keep the weights of tokens: now on the rows that have them, on a stream batch by batch."""
     from sftkit.training.collate import KeepsWeights
 

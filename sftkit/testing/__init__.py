@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config import RunConfig
-from sftkit.data.tally import Tally
+from sftkit.data.counts import Counts
 from sftkit.errors import SftkitError
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.registry import Choice, PluginSet, discover, hooks_filled, name_of, select
@@ -136,7 +136,7 @@ def check_plugin(plugin: Plugin) -> PluginSet:
 
 
 def packed_rows(
-    plugin: Plugin, rows: list[dict[str, Any]], *, split: str = "train", tally: Tally | None = None, **data: Any
+    plugin: Plugin, rows: list[dict[str, Any]], *, split: str = "train", counts: Counts | None = None, **data: Any
 ) -> Dataset | None:
     """The rows that a packing plugin makes of examples, as a run would; None where it leaves the split single.
 
@@ -144,7 +144,7 @@ def packed_rows(
         plugin: with the hook ``make_packer``.
         rows: examples with ``input_ids`` and ``labels``.
         split: ``"train"``, or the name of an evaluation set.
-        tally: where it counts.
+        counts: where it counts.
         data: values of the section ``data``, as ``max_length``.
     """
     import tempfile
@@ -155,11 +155,11 @@ def packed_rows(
     from sftkit.data.columns import examples_of
     from sftkit.data.prepare import pack
 
-    config, tally = tiny_config(data=data), tally or Tally()
-    packer = check_plugin(plugin).hook.make_packer(split=split, config=config, tally=tally)
+    config, counts = tiny_config(data=data), counts or Counts()
+    packer = check_plugin(plugin).hook.make_packer(split=split, config=config, counts=counts)
     if packer is None:
         return None
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "rows.arrow")
-        pack([examples_of(Dataset.from_list(rows))], packer, path, split, config, tally)
+        pack([examples_of(Dataset.from_list(rows))], packer, path, split, config, counts)
         return Dataset.from_file(str(path), in_memory=True)

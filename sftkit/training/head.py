@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sftkit.data.columns import IGNORE
-from sftkit.models.inspect import undisturbed
+from sftkit.models.inspect import evaluating
 from sftkit.training.loss import Head, HeadLoss, Result, summed_loss
 
 logger = logging.getLogger("sftkit")
@@ -215,7 +215,7 @@ class LossHead:
             if self._base is not None:
                 hook = self._base.register_forward_hook(lambda _, __, output: base_outputs.append(output))
                 stack.callback(hook.remove)
-            stack.enter_context(undisturbed(model))
+            stack.enter_context(evaluating(model))
             stack.enter_context(self._answering(answer))
             made = model(input_ids=tokens, use_cache=False)["logits"]
         if not seen or made is None or made.shape != seen[1].shape:

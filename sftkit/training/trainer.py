@@ -26,7 +26,7 @@ from sftkit.training.measures import Measures
 logger = logging.getLogger("sftkit")
 
 
-class SFTTrainer(Trainer):
+class TokenLossTrainer(Trainer):
     """Divides the loss by the trained tokens of the whole accumulation window, over all processes.
 
     The model never sees the labels, so its own reduction cannot interfere, and makes no logits but those of trained
@@ -54,7 +54,7 @@ class SFTTrainer(Trainer):
         self._load_result: Any = None
         self._gives_logits = False
         # The model has another, or a subclass.
-        self._own_loss = loss is None or type(self).compute_loss is not SFTTrainer.compute_loss
+        self._own_loss = loss is None or type(self).compute_loss is not TokenLossTrainer.compute_loss
         self._measures = Measures()
         self._loss_sum: Any = 0.0
         self._steps = 0.0
@@ -246,8 +246,8 @@ class SFTTrainer(Trainer):
                 Problem(what, key, "lower it, and raise train.gradient_accumulation_steps by as much")
             ) from error
         if rows == 1:
-            mend = "lower data.max_length, or see docs/memory.md for what takes less memory"
-            raise RunError(Problem(f"out of memory with a single row of {columns} tokens", key, mend)) from error
+            fix = "lower data.max_length, or see docs/memory.md for what takes less memory"
+            raise RunError(Problem(f"out of memory with a single row of {columns} tokens", key, fix)) from error
         self._rows_at_once[training] = -(-rows // 2)
         told = "same gradients" if training else "same loss"
         logger.warning(

@@ -16,7 +16,7 @@ from sftkit.data.documents import Attached, Formatter, Span
 from sftkit.data.media import read_rows
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.testing.pictures import drawn
+from sftkit.testing.images import drawn
 
 
 @plain_dataclass(frozen=True)
@@ -72,7 +72,7 @@ def test_each_example_has_its_own(cache: bool) -> None:
     found = ready(rows(), cache=cache)
     assert [example["attached"]["number"] for example in found.data.train] == list(range(6))
     assert found.data.train[2]["attached"]["name"] == "n2"
-    assert found.data.tally.counts["train"]["numbers"] == 6
+    assert found.data.counts.by_split["train"]["numbers"] == 6
 
 
 def test_rows_that_are_cut_or_dropped_take_it_along() -> None:
@@ -94,7 +94,7 @@ def test_data_that_differs_only_in_it_is_other_data() -> None:
     prints = [ready(data).data.described["train"]["fingerprint"] for data in (rows(), other)]
     assert prints[0] != prints[1]
     same = [{"text": "same", "number": at % 2} for at in range(4)]
-    assert ready(same).data.facts["train"].duplicates == 2
+    assert ready(same).data.stats["train"].duplicates == 2
 
 
 def test_tokens_that_may_not_be_cut_are_an_error_with_their_row() -> None:

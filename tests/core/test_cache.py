@@ -58,8 +58,8 @@ def test_unchanged_data_is_not_prepared_again_and_gives_the_same(data):
     assert second.cached == {"train", "eval"}
     assert as_lists(first) == as_lists(second)
     assert first.summary() == second.summary()
-    assert {name: facts.as_dict() for name, facts in first.facts.items()} == {
-        name: facts.as_dict() for name, facts in second.facts.items()
+    assert {name: stats.as_dict() for name, stats in first.stats.items()} == {
+        name: stats.as_dict() for name, stats in second.stats.items()
     }
 
 

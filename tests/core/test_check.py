@@ -47,7 +47,7 @@ def report(tmp_path, model, rows=GOOD, *, data=None, train=None, plugins=(), tok
 def found(checked, name, status="wrong"):
     """What the verdicts of a name and a status say; each has its mend."""
     verdicts = [verdict for verdict in checked.verdicts if verdict.name == name and verdict.status == status]
-    assert all(verdict.mend for verdict in verdicts)
+    assert all(verdict.fix for verdict in verdicts)
     return " ".join(verdict.what for verdict in verdicts)
 
 
@@ -200,9 +200,9 @@ def test_weighted_tokens_are_told_and_are_nothing_wrong(tmp_path, model):
     rows = [{**row, "weight": 0.5 if number < 5 else 1} for number, row in enumerate(GOOD)]
     checked = report(tmp_path, model, rows)
     (told,) = [verdict for verdict in checked.verdicts if verdict.name == "weights"]
-    facts = checked.data["train"]
-    weighted = facts["trained tokens with another weight than 1"]
-    assert told.what == f"train: {weighted:,} of {facts['trained tokens']:,} trained tokens have another weight than 1"
-    assert 0 < weighted < facts["trained tokens"]
+    stats = checked.data["train"]
+    weighted = stats["trained tokens with another weight than 1"]
+    assert told.what == f"train: {weighted:,} of {stats['trained tokens']:,} trained tokens have another weight than 1"
+    assert 0 < weighted < stats["trained tokens"]
     assert told.status == "ok"
     assert not [verdict for verdict in report(tmp_path, model).verdicts if verdict.name == "weights"]

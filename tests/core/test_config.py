@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sftkit.cli.run import gather
-from sftkit.config.source import Source, parse_value, read_yaml, split_options
+from sftkit.config.source import ConfigSource, parse_value, read_yaml, split_options
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.registry import discover
 from sftkit.plugin.resolve import resolve
@@ -29,8 +29,8 @@ def problems_of(path):
 
 
 def test_short_and_long_forms_are_the_same(tmp_path):
-    short, _ = resolve(Source({"model": {"name": "demo", "init": "random"}, "data": "a.jsonl"}))
-    long, _ = resolve(Source({"model": {"name": "demo", "init": "random"}, "data": {"train": "a.jsonl"}}))
+    short, _ = resolve(ConfigSource({"model": {"name": "demo", "init": "random"}, "data": "a.jsonl"}))
+    long, _ = resolve(ConfigSource({"model": {"name": "demo", "init": "random"}, "data": {"train": "a.jsonl"}}))
     assert short == long
 
 

@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from sftkit.data.columns import examples_of
+from sftkit.data.counts import Counts
 from sftkit.data.length import fit_length
 from sftkit.data.sources import load_sources
-from sftkit.data.tally import Tally
 from sftkit.errors import DataError, Problem
 from sftkit.testing import tiny_config
 
@@ -171,9 +171,9 @@ def examples(*rows):
 
 
 def fitted(policy, dataset, limit=3):
-    tally = Tally()
+    counts = Counts()
     config = tiny_config(data={"max_length": limit, "truncation": policy})
-    return fit_length(examples_of(dataset), "train", config.data, tally), dict(tally.counts.get("train", {}))
+    return fit_length(examples_of(dataset), "train", config.data, counts), dict(counts.by_split.get("train", {}))
 
 
 LONG = examples(([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 3, 4], [-100, -100, -100, 4]), ([1, 2], [-100, 2]))

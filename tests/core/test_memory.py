@@ -274,9 +274,9 @@ def test_limits_of_cgroups_of_version_1_are_found(tmp_path):
 
 
 def test_there_is_room_for_at_least_what_the_process_holds():
-    room = device.room_on(CPU)
-    assert room.most > room.held > 50e6
-    assert room.most <= psutil.virtual_memory().total
+    available = device.memory_of(CPU)
+    assert available.most > available.held > 50e6
+    assert available.most <= psutil.virtual_memory().total
 
 
 @pytest.fixture(scope="module")
@@ -312,10 +312,10 @@ def test_a_check_tells_the_items_and_whether_they_fit(tmp_path, directory):
 
 
 def test_what_does_not_fit_is_wrong_and_has_a_mend(tmp_path, directory, monkeypatch):
-    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.Room("cpu", 10**8, 10**8 + 10**6))
+    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.DeviceMemory("cpu", 10**8, 10**8 + 10**6))
     checked = run_checks(pipeline(tmp_path, str(directory)))
     assert memory_verdict(checked).status == "wrong"
-    assert "per_device_train_batch_size" in memory_verdict(checked).mend
+    assert "per_device_train_batch_size" in memory_verdict(checked).fix
     assert checked.wrong
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import pytest
 
-from sftkit.config.source import Source
+from sftkit.config.source import ConfigSource
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 from sftkit.plugin.registry import Choice, choices_from, discover, load_class, parse_choice, select
@@ -102,7 +102,7 @@ def ref(cls: type[Plugin]) -> str:
 
 
 def chosen(*items: str | Plugin) -> list[Choice]:
-    return choices_from(Source({"plugins": list(items)}))
+    return choices_from(ConfigSource({"plugins": list(items)}))
 
 
 def told(*items: str | Plugin) -> str:
@@ -178,7 +178,7 @@ def test_names_yaml_mappings_and_objects_give_the_same_plugin():
 
     by_object = select(chosen(NEFTune(alpha=10)))[0].options()
     assert by_object == select(chosen("neftune:alpha=10"))[0].options()
-    assert by_object == select(choices_from(Source({"plugins": {"neftune": {"alpha": 10}}})))[0].options()
+    assert by_object == select(choices_from(ConfigSource({"plugins": {"neftune": {"alpha": 10}}})))[0].options()
 
 
 def test_a_class_that_is_not_installed_is_reached_by_its_module():

@@ -72,7 +72,7 @@ def test_bad_rows_are_skipped_counted_and_the_first_of_them_named(tmp_path, capl
     path = write(tmp_path / "a.jsonl", lines(GOOD, NULL, GOOD, NULL))
     data = prepare(tmp_path, path, on_bad_row="skip").data
     assert len(data.train) == 2
-    assert data.tally.counts["train"]["bad rows skipped"] == 2
+    assert data.counts.by_split["train"]["bad rows skipped"] == 2
     assert "a.jsonl:2" in caplog.text
     assert "a.jsonl:4" in caplog.text
 
@@ -82,7 +82,7 @@ def test_lines_that_are_no_json_are_skipped_too_and_those_behind_keep_their_numb
     path = write(tmp_path / "a.jsonl", lines(GOOD, "{broken", GOOD, "[1]", NULL))
     data = prepare(tmp_path, path, on_bad_row="skip").data
     assert len(data.train) == 2
-    assert data.tally.counts["train"]["unreadable lines skipped"] == 2
+    assert data.counts.by_split["train"]["unreadable lines skipped"] == 2
     assert "a.jsonl:5" in caplog.text
 
 
@@ -91,7 +91,7 @@ def test_bytes_that_are_no_utf8_are_skipped_too(tmp_path):
     path.write_bytes(lines(GOOD).encode() + b'{"prompt": "\xff", "completion": "x"}\n' + lines(GOOD).encode())
     data = prepare(tmp_path, path, on_bad_row="skip").data
     assert len(data.train) == 2
-    assert data.tally.counts["train"]["unreadable lines skipped"] == 1
+    assert data.counts.by_split["train"]["unreadable lines skipped"] == 1
 
 
 @pytest.mark.parametrize("bad", [NULL, "{broken"])
@@ -165,7 +165,7 @@ def test_rows_whose_every_label_is_masked_fail_packed_or_not(tmp_path, plugins):
 def test_what_was_lost_is_counted(tmp_path):
     rows = [GOOD, {"prompt": "q ", "completion": "long " * 30}, {"prompt": "long " * 40, "completion": "x"}]
     data = prepare(tmp_path, write(tmp_path / "a.jsonl", lines(*rows)), max_length=24).data
-    counts = data.tally.counts["train"]
+    counts = data.counts.by_split["train"]
     assert counts["rows read"] == 3
     assert counts["rows truncated"] == 2
     assert counts["completions cut"] == 2

@@ -52,7 +52,7 @@ def test_a_stream_gives_the_same_rows_each_time_and_another_order_in_the_next_pa
     assert first == texts(stream, 40)
     assert sorted(first[:20]) == sorted(first[20:])
     assert first[:20] != first[20:]
-    assert stream.tally.counts["train"]["times data.train began again"] >= 1
+    assert stream.counts.by_split["train"]["times data.train began again"] >= 1
 
 
 def test_the_order_is_drawn_with_the_seed(tmp_path):
@@ -146,7 +146,7 @@ def test_a_bad_row_ends_the_run_or_is_skipped_and_counted(tmp_path):
         pipeline(tmp_path, {"train": path}).prepare()
     stream = pipeline(tmp_path, {"train": path, "on_bad_row": "skip", "window": 5}).prepare().data.train
     texts(stream, 5)
-    assert stream.tally.counts["train"]["bad rows skipped"] >= 1
+    assert stream.counts.by_split["train"]["bad rows skipped"] >= 1
 
 
 def test_a_column_that_comes_late_is_an_error_and_not_left_out():

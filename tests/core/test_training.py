@@ -11,7 +11,7 @@ from datasets import Dataset
 from sftkit.errors import ConfigError, DataError, RunError
 from sftkit.run.pipeline import Pipeline
 from sftkit.testing import CHATML, tiny_conversations, tiny_model, tiny_tokenizer
-from sftkit.training.trainer import SFTTrainer
+from sftkit.training.trainer import TokenLossTrainer
 
 MIXED = [
     {"prompt": "### Question: ", "completion": "Paris is the capital of France. " * (1 + number % 4)}
@@ -242,7 +242,7 @@ def test_a_formatting_function_a_collator_and_callbacks_can_be_given(tmp_path):
 def test_the_trainer_is_a_transformers_trainer():
     from transformers import Trainer
 
-    assert issubclass(SFTTrainer, Trainer)
+    assert issubclass(TokenLossTrainer, Trainer)
 
 
 def test_a_chat_template_is_needed_for_messages_and_its_absence_is_told(tmp_path):
@@ -306,7 +306,7 @@ def test_memory_that_runs_out_in_a_later_batch_of_the_window_leaves_no_gradient_
     train |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     whole = pipeline(tmp_path, name="whole", train=train).run()
     calls = []
-    step = SFTTrainer.compute_loss
+    step = TokenLossTrainer.compute_loss
 
     def fails_once(self, model, inputs, *arguments, **options):
         loss = step(self, model, inputs, *arguments, **options)
@@ -319,7 +319,7 @@ def test_memory_that_runs_out_in_a_later_batch_of_the_window_leaves_no_gradient_
             loss.register_hook(fail)
         return loss
 
-    monkeypatch.setattr(SFTTrainer, "compute_loss", fails_once)
+    monkeypatch.setattr(TokenLossTrainer, "compute_loss", fails_once)
     halved = pipeline(tmp_path, name="halved", train=train).run()
     assert calls == [4, 4, 2, 2, 2, 2]
     assert farthest(weights(whole.model), weights(halved.model)) < 1e-6
@@ -353,7 +353,7 @@ def test_a_step_waits_for_the_device_no_more_often_than_the_models_own_forward(t
             self.number += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
             return func(*args, **(kwargs or {}))
 
-    found, step = [], SFTTrainer.training_step
+    found, step = [], TokenLossTrainer.training_step
 
     def watched(self, model, inputs, *arguments):
         with Waits() as alone, torch.no_grad():
@@ -363,7 +363,7 @@ def test_a_step_waits_for_the_device_no_more_often_than_the_models_own_forward(t
         found.append((whole.number, alone.number))
         return loss
 
-    monkeypatch.setattr(SFTTrainer, "training_step", watched)
+    monkeypatch.setattr(TokenLossTrainer, "training_step", watched)
     pipeline(tmp_path, plugins=["loss:entropy=true"], train={"max_steps": 4}).run()
     for whole, alone in found[1:]:  # in the first, the head looks at the model
         assert whole <= alone

@@ -12,12 +12,12 @@ from datasets import Dataset
 
 from sftkit import ConfigError, DataError, Formatter, Pipeline, Plugin, Span, hookimpl
 from sftkit.data.columns import Examples, examples_of, flat
+from sftkit.data.counts import Counts
 from sftkit.data.encode import encode
 from sftkit.data.length import fit_length
 from sftkit.data.packs import Packer
 from sftkit.data.regions import Texts
 from sftkit.data.store import Spool, open_rows, write_rows
-from sftkit.data.tally import Tally
 from sftkit.plugin.base import dataclass
 from sftkit.testing import CHATML, packed_rows, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.packing import Packing
@@ -147,7 +147,12 @@ def test_weights_stay_with_their_tokens_when_examples_are_taken_kept_and_joined(
 
 def test_truncation_cuts_the_weights_with_the_tokens():
     data = tiny_config(data={"max_length": 2}).data
-    assert fit_length(weighted(1, 2, 3, 4, 5, starts=(0, 3)), "train", data, Tally()).weights_S.tolist() == [1, 2, 4, 5]
+    assert fit_length(weighted(1, 2, 3, 4, 5, starts=(0, 3)), "train", data, Counts()).weights_S.tolist() == [
+        1,
+        2,
+        4,
+        5,
+    ]
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -264,7 +269,7 @@ def test_a_stream_carries_weights(tmp_path, plugins):
     batch = ready.collator(examples)
     assert batch["loss_weights"].shape == batch["labels"].shape
     assert set(batch["loss_weights"][batch["labels"] != -100].tolist()) == {0.5, 1.0}
-    assert ready.data.train.tally.counts["train"]["trained tokens with another weight than 1"] > 0
+    assert ready.data.train.counts.by_split["train"]["trained tokens with another weight than 1"] > 0
 
 
 def test_another_weight_prepares_anew():

@@ -127,8 +127,8 @@ def test_the_manifest_tells_what_was_run_on_what_and_what_came_of_it(first_run):
 def test_an_existing_run_is_neither_replaced_nor_resumed_unasked(cli, first_run):
     before = manifest(first_run)
     done = cli("run", *SMALL, "-o", first_run, "train.max_steps=1", cwd=first_run.parent, code=2)
-    mend = "--resume goes on with it, --overwrite replaces it, --output DIR goes elsewhere"
-    assert done.stderr == f"error: {first_run}: there is a run already -> {mend}\n"
+    fix = "--resume goes on with it, --overwrite replaces it, --output DIR goes elsewhere"
+    assert done.stderr == f"error: {first_run}: there is a run already -> {fix}\n"
     assert manifest(first_run) == before
 
 

@@ -51,7 +51,7 @@ def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
 
 
 def test_a_process_without_pictures_does_not_stop_one_with_some(tmp_path):
-    from sftkit.testing.pictures import drawn, tiny_vision_model
+    from sftkit.testing.images import drawn, tiny_vision_model
 
     for part in tiny_vision_model():
         part.save_pretrained(tmp_path / "model")

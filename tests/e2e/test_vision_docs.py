@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from sftkit import Pipeline
 from sftkit.cli import app
-from sftkit.testing.pictures import drawn, tiny_vision_model
+from sftkit.testing.images import drawn, tiny_vision_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "vision.md").read_text("utf-8")
@@ -49,7 +49,7 @@ def test_each_row_of_the_page_is_taken(here: Path, number: int) -> None:
     (here / "conversations.jsonl").write_text(block("json").splitlines()[number], "utf-8")
     plugins = [{"vision": {"image_folder": "pictures"}}]
     ready = Pipeline(model=MODEL, data="conversations.jsonl", plugins=plugins).prepare()
-    assert ready.data.tally.counts["train"]["pictures"] == (2 if number == 0 else 1)
+    assert ready.data.counts.by_split["train"]["pictures"] == (2 if number == 0 else 1)
 
 
 def test_the_file_and_the_pipeline_of_the_page_train_the_same(here: Path) -> None:

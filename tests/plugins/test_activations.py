@@ -132,7 +132,7 @@ def test_auto_takes_the_first_kind_that_fits_and_says_so(monkeypatch, caplog, ro
             totals[kind] = estimate_memory(model, inputs, CONFIG)
     held = totals[room].room.held
     most = totals[room].total + 1000
-    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.Room("cpu", held, most))
+    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.DeviceMemory("cpu", held, most))
     monkeypatch.setattr("sftkit.memory.estimate.NEAR", 1.0)
     before = state(model)
     with caplog.at_level(logging.INFO, "sftkit"), Activations().reduce_activations(model, CONFIG, inputs):
@@ -144,7 +144,7 @@ def test_auto_takes_the_first_kind_that_fits_and_says_so(monkeypatch, caplog, ro
 
 
 def test_auto_says_what_takes_how_much_where_nothing_fits(monkeypatch):
-    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.Room("cpu", 10**8, 10**8))
+    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.DeviceMemory("cpu", 10**8, 10**8))
     with pytest.raises(ConfigError, match=r"does not fit, with checkpointing full either.*weights.*per_device"):
         Activations().reduce_activations(tiny_model(), CONFIG, batch())
 
@@ -170,7 +170,7 @@ def test_a_model_that_is_checkpointed_already_is_refused():
 def problems(plugin, **train):
     hook = check_plugin(plugin).hook.check_run
     config = tiny_config(train={"use_cpu": True, **train})
-    return [problem.where for found in hook(config=config) for problem in found if problem.mend]
+    return [problem.where for found in hook(config=config) for problem in found if problem.fix]
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])

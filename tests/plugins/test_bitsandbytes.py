@@ -396,13 +396,13 @@ def test_it_trains_in_mixed_precision(base: Path, tmp_path: Path) -> None:
 
 def test_a_paged_optimizer_is_refused_where_there_is_no_gpu() -> None:
     (problem,) = problems(train={"optim": "paged_adamw_8bit", "use_cpu": True})
-    assert problem.mend == "set train.optim=adamw_bnb_8bit"
+    assert problem.fix == "set train.optim=adamw_bnb_8bit"
     assert problems(train={"optim": "adamw_bnb_8bit", "use_cpu": True}) == []
 
 
 def test_a_base_without_an_adapter_is_refused_before_it_is_loaded() -> None:
     (problem,) = problems(plugins=())
-    assert "select a plugin that puts an adapter on it, as in -p peft" in problem.mend
+    assert "select a plugin that puts an adapter on it, as in -p peft" in problem.fix
     assert problems() == []
 
 
@@ -410,7 +410,7 @@ def test_a_base_without_an_adapter_is_refused_before_it_is_loaded() -> None:
 def test_a_loaded_base_without_an_adapter_is_refused_before_anything_is_read(base: Path, plugins: list[Any]) -> None:
     (problem,) = Pipeline(model=quantized(base), tokenizer=tiny_tokenizer(), data="none.json", plugins=plugins).check()
     assert "there is no adapter" in problem.what
-    assert "-p peft" in problem.mend
+    assert "-p peft" in problem.fix
 
 
 def test_a_checkpoint_in_few_bits_without_an_adapter_is_refused_before_training(base: Path, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_template_that_does_not_tell_is_refused_with_the_message_and_a_mend(te
     with pytest.raises(RowError) as caught:
         turns(template, CONVERSATIONS["multi"])
     assert "does not let the text of message" in caught.value.message
-    assert "generation" in caught.value.mend
+    assert "generation" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_template_with_a_syntax_error_is_told_with_its_line(tmp_path: Path) ->
 
 def test_an_unknown_template_is_a_problem_with_the_nearest_name() -> None:
     (problem,) = problems("zefyr")
-    assert problem.mend == "did you mean 'zephyr'?"
+    assert problem.fix == "did you mean 'zephyr'?"
 
 
 def test_a_missing_file_is_a_problem() -> None:

@@ -216,7 +216,7 @@ def test_the_trainers_own_compilation_is_refused_beside_it(name):
 def test_an_unknown_backend_is_told_with_the_nearest_name():
     (problem,) = told(Compile(backend="aot_eagre"))
 
-    assert "aot_eager" in problem.mend
+    assert "aot_eager" in problem.fix
 
 
 def test_modes_are_of_inductor_only():
@@ -233,7 +233,7 @@ def test_inductor_without_a_compiler_is_refused(monkeypatch):
 def test_the_whole_decoder_is_refused_beside_flash_attn():
     (problem,) = told(Compile(regions="model"), plugins={"flash_attn": {}})
 
-    assert problem.mend == "set regions: layers"
+    assert problem.fix == "set regions: layers"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

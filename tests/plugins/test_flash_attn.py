@@ -438,7 +438,7 @@ def test_dropout_is_refused_before_weights_are_read_and_an_option_of_the_model_m
 
     (problem,) = told(FlashAttn(), model={"name": name})
 
-    assert problem.mend == "set model.options.attn_pdrop: 0.0"
+    assert problem.fix == "set model.options.attn_pdrop: 0.0"
     assert not told(FlashAttn(), model={"name": name, "options": {"attn_pdrop": 0.0}})
 
 
@@ -458,7 +458,7 @@ def test_flash_attention_without_gpu_and_package_is_told_before_anything_is_load
 
     gpu, package = [problem for problem in problems if implementation in problem.what]
     assert "needs a GPU" in gpu.what
-    assert "install" in package.mend
+    assert "install" in package.fix
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -490,14 +490,14 @@ def test_an_older_torch_is_named_where_its_kernel_is_needed():
     (problem,) = in_the_way("varlen", Machine("cuda", (9, 0), frozenset(), "2.9.1"), **HALF)
 
     assert "newer torch: 2.9.1" in problem.what
-    assert "torch 2.13" in problem.mend
+    assert "torch 2.13" in problem.fix
     assert not in_the_way("varlen", Machine("cpu", torch="2.9.1"))
 
 
 def test_sdpa_flash_takes_packed_rows_only():
     for plugin in (FlashAttn(implementation="sdpa_flash"), FlashAttn(implementation="sdpa_flash", padding_free=False)):
         (problem,) = told(plugin)
-        assert "add plugin packing" in problem.mend
+        assert "add plugin packing" in problem.fix
         assert not told(plugin, plugins={"packing": {}})
 
 

@@ -68,13 +68,13 @@ def test_a_message_that_contradicts_itself_is_refused(keys):
 def test_a_message_whose_weight_is_none_is_refused_with_the_mend(weight):
     with pytest.raises(RowError, match="message 2: weight is") as caught:
         spans(changed(1, weight=weight))
-    assert "0 is not trained, 1 as usual" in caught.value.mend
+    assert "0 is not trained, 1 as usual" in caught.value.fix
 
 
 def test_train_takes_no_weights():
     with pytest.raises(RowError, match=r"train is 0\.5") as caught:
         spans(changed(1, train=0.5))
-    assert "is its weight" in caught.value.mend
+    assert "is its weight" in caught.value.fix
 
 
 @pytest.mark.parametrize("loss", ["all", "completion"])
@@ -138,7 +138,7 @@ def test_a_column_of_numbers_named_weight_is_recognised_and_told(columns, kind, 
 def test_a_column_named_weight_that_is_no_number_is_an_error(kind):
     with pytest.raises(DataError, match=f"column 'weight' is of type {kind}, not a number") as caught:
         formatter_of({"text": "string", "weight": kind})
-    assert "rename the column" in caught.value.problems[0].mend
+    assert "rename the column" in caught.value.problems[0].fix
 
 
 def test_the_text_itself_may_be_in_a_column_named_weight():

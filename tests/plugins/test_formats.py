@@ -136,7 +136,7 @@ def test_real_alpaca_files_give_each_output_as_the_trained_text(name):
 def test_a_null_is_told_with_its_row_and_column(rows, message):
     error = row_error(rows)
     assert (error.index, error.message) == (1, message)
-    assert error.mend
+    assert error.fix
 
 
 def test_empty_rows_are_skipped_with_a_reason():
@@ -185,7 +185,7 @@ def test_a_loss_that_the_format_has_no_place_for_is_refused_with_a_mend(row, los
         documents([row], CHATML, loss=loss)
     (problem,) = caught.value.problems
     assert problem.key == ("data", "loss")
-    assert "data.loss: all" in problem.mend or ", or all" in problem.mend
+    assert "data.loss: all" in problem.fix or ", or all" in problem.fix
 
 
 @pytest.mark.parametrize("choice", [{"turns": "last"}, {"roles": ["user"]}])
@@ -365,13 +365,13 @@ def test_a_conversation_without_an_assistant_turn_is_skipped():
 def test_a_bad_message_is_told_with_its_place_and_a_mend(messages, message):
     error = row_error([{"messages": TURNS}, {"messages": messages}])
     assert (error.index, error.message) == (1, message)
-    assert error.mend
+    assert error.fix
 
 
 def test_an_unknown_sharegpt_sender_is_told():
     error = row_error([{"conversations": [{"from": "narrator", "value": "a"}]}])
     assert "unknown 'from' 'narrator'" in error.message
-    assert "human" in error.mend
+    assert "human" in error.fix
 
 
 def test_parts_that_are_not_text_are_told():
@@ -393,7 +393,7 @@ def test_a_generation_prompt_that_the_whole_does_not_contain_is_refused():
     other_prompt = unmarked(CHATML).replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")
     error = row_error([{"messages": TURNS}], other_prompt)
     assert "'<|im_start|>bot\\n'" in error.message
-    assert "{% generation %}" in error.mend
+    assert "{% generation %}" in error.fix
 
 
 def test_markers_that_jinja_counts_wrongly_inside_a_macro_are_refused():
@@ -512,7 +512,7 @@ def test_a_function_that_cannot_be_imported_is_told_before_the_data_is_read(name
     (problem,) = Formats().check_run(tiny_config(data={"formatting": name}))
     assert message in problem.what
     assert problem.key == ("data", "formatting")
-    assert problem.mend
+    assert problem.fix
     with pytest.raises(ConfigError, match=r"data\.formatting"):
         documents(QA, formatting=name)
 
@@ -539,7 +539,7 @@ def test_an_error_in_a_function_of_rows_is_told_with_its_row():
     error = row_error(QA, formatting=fragile)
     assert error.index == 3
     assert "fragile raised KeyError: 'missing'" in error.message
-    assert "q, a" in error.mend
+    assert "q, a" in error.fix
 
 
 def test_an_error_in_a_function_of_batches_is_told_with_its_row():
@@ -553,7 +553,7 @@ def test_an_error_in_a_function_of_batches_is_told_with_its_row():
 def test_a_misspelt_column_is_told_with_the_columns():
     error = row_error(QA, formatting=lambda row: row["question"])
     assert "KeyError: 'question'" in error.message
-    assert error.mend == "the columns are: q, a"
+    assert error.fix == "the columns are: q, a"
 
 
 def test_a_batch_of_another_length_is_refused():

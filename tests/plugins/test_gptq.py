@@ -236,7 +236,7 @@ def test_a_base_in_four_bits_without_an_adapter_is_refused(gptq_base: Path, tmp_
 @pytest.mark.slow
 def test_a_base_that_is_quantized_already_is_refused_before_it_is_loaded(gptq_base: Path) -> None:
     (problem,) = problems(gptq_base)
-    assert problem.mend == "set export=false to train an adapter on it"
+    assert problem.fix == "set export=false to train an adapter on it"
     assert problems(gptq_base, export=False) == []
 
 
@@ -248,7 +248,7 @@ def test_nothing_to_quantize_and_nothing_to_export_is_refused(base: Path) -> Non
 def test_a_width_that_is_no_whole_number_of_groups_is_refused_before_anything_is_loaded(base: Path) -> None:
     (problem,) = problems(base)
     assert problem.what == "hidden_size is 64, no whole number of groups of 128"
-    assert problem.mend == "set group_size=64"
+    assert problem.fix == "set group_size=64"
     assert problems(base, group_size=64) == problems(base, group_size=-1) == []
 
 

@@ -102,7 +102,7 @@ def test_random_weights_need_only_the_configurations(checkpoint: Path) -> None:
 def test_a_directory_without_weights_is_told_at_check_and_at_load(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     (problem,) = problems(checkpoint)
-    assert "model.init=random" in problem.mend
+    assert "model.init=random" in problem.fix
     with pytest.raises(ConfigError, match=r"model\.init=random"):
         load(checkpoint)
 
@@ -170,7 +170,7 @@ def test_a_hub_name_is_no_problem(name: str) -> None:
 
 def test_a_misspelt_directory_gets_the_nearest_name(checkpoint: Path) -> None:
     (problem,) = problems(checkpoint.with_name("bass"))
-    assert problem.mend == "did you mean 'base'?"
+    assert problem.fix == "did you mean 'base'?"
 
 
 def test_one_level_below_a_directory_that_exists_is_a_path(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_an_adapter_trains_on_under_gradient_checkpointing(adapter: Path) -> Non
 def test_an_adapter_together_with_plugin_peft_is_a_problem(adapter: Path) -> None:
     assert problems(adapter) == []
     (problem,) = problems(adapter, plugins={"peft": {}})
-    assert "drop plugin peft" in problem.mend
+    assert "drop plugin peft" in problem.fix
 
 
 def test_an_adapter_whose_base_is_gone_is_an_error_of_one_line(adapter: Path) -> None:

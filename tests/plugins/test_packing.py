@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sftkit.data.tally import Tally
+from sftkit.data.counts import Counts
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import packed_rows, tiny_config, tiny_model
 from sftkit_plugins.packing import Packing
@@ -25,9 +25,9 @@ def documents(*lengths, untrained=(), first_id=3):
     return Dataset.from_list(rows)
 
 
-def pack(dataset, plugin=None, split="train", tally=None, **data):
+def pack(dataset, plugin=None, split="train", counts=None, **data):
     """The rows that the plugin makes, as a run makes them."""
-    return packed_rows(plugin or Packing(), dataset.to_list(), split=split, tally=tally, **{"max_length": 16, **data})
+    return packed_rows(plugin or Packing(), dataset.to_list(), split=split, counts=counts, **{"max_length": 16, **data})
 
 
 def pieces(row):
@@ -106,12 +106,12 @@ def test_packing_does_not_care_whether_the_data_was_selected_or_sliced():
 
 
 def test_long_documents_are_cut_at_max_length_and_counted():
-    tally = Tally()
+    counts = Counts()
 
-    rows = pack(documents(20, 4), tally=tally)
+    rows = pack(documents(20, 4), counts=counts)
 
     assert sorted(len(row["input_ids"]) for row in rows) == [4, 16]
-    assert tally.counts["train"]["rows truncated"] == 1
+    assert counts.by_split["train"]["rows truncated"] == 1
 
 
 def test_long_documents_are_an_error_where_truncation_says_so():
@@ -126,20 +126,20 @@ def test_wrapped_drops_long_documents_where_truncation_says_so():
 
 
 def test_documents_and_rows_are_counted():
-    tally = Tally()
+    counts = Counts()
 
-    pack(documents(9, 7, 5), tally=tally)
+    pack(documents(9, 7, 5), counts=counts)
 
-    assert tally.as_dict() == {"train": {"documents packed": 3, "rows made": 2}}
+    assert counts.as_dict() == {"train": {"documents packed": 3, "rows made": 2}}
 
 
 def test_rows_without_a_trained_token_are_dropped_and_counted():
-    tally = Tally()
+    counts = Counts()
 
-    rows = pack(documents(16, 16, untrained=[1]), tally=tally)
+    rows = pack(documents(16, 16, untrained=[1]), counts=counts)
 
     assert len(rows) == 1
-    assert tally.counts["train"]["rows without a trained token dropped"] == 1
+    assert counts.by_split["train"]["rows without a trained token dropped"] == 1
 
 
 def test_wrapped_rows_are_one_stream_cut_at_exactly_max_length_with_nothing_lost():
@@ -157,12 +157,12 @@ def test_wrapped_positions_restart_at_documents_and_at_rows():
 
 
 def test_a_trained_token_that_loses_its_context_at_a_rows_start_is_masked_and_counted():
-    tally = Tally()
+    counts = Counts()
 
-    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped"), tally=tally)
+    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped"), counts=counts)
 
     assert [row["labels"][0] for row in rows] == [IGNORE] * 3
-    assert tally.counts["train"]["trained tokens at a row's start, without context"] == 2
+    assert counts.by_split["train"]["trained tokens at a row's start, without context"] == 2
     assert sum(label != IGNORE for row in rows for label in row["labels"]) == 39 - 3 - 2
 
 
@@ -187,22 +187,22 @@ def test_infinite_counts_no_evaluation_row_twice():
 
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_a_last_short_row_is_left_out_and_counted_where_it_is_not_kept(split):
-    tally = Tally()
+    counts = Counts()
 
-    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped", eval=True, keep_short=False), split, tally)
+    rows = pack(documents(20, 9, 10), Packing(strategy="wrapped", eval=True, keep_short=False), split, counts)
 
     assert [token for row in rows for token in row["input_ids"]] == list(range(3, 35))
     assert [len(row["input_ids"]) for row in rows] == [16, 16]
-    assert tally.counts[split]["tokens of a last, short row left out"] == 7
+    assert counts.by_split[split]["tokens of a last, short row left out"] == 7
 
 
 def test_a_last_row_that_is_full_is_no_short_one():
-    tally = Tally()
+    counts = Counts()
 
-    rows = pack(documents(20, 12), Packing(strategy="wrapped", keep_short=False), tally=tally)
+    rows = pack(documents(20, 12), Packing(strategy="wrapped", keep_short=False), counts=counts)
 
     assert [len(row["input_ids"]) for row in rows] == [16, 16]
-    assert "tokens of a last, short row left out" not in tally.counts["train"]
+    assert "tokens of a last, short row left out" not in counts.by_split["train"]
 
 
 def test_data_too_small_for_one_whole_row_is_told_with_its_tokens():

@@ -249,9 +249,9 @@ def test_other_methods_need_no_callback() -> None:
 
 
 @pytest.mark.parametrize(("method", "mend"), [("lorra", "did you mean 'lora'?"), ("IA-3x", "did you mean 'ia3'?")])
-def test_an_unknown_method_gets_the_nearest_name(method: str, mend: str) -> None:
+def test_an_unknown_method_gets_the_nearest_name(method: str, fix: str) -> None:
     (problem,) = problems(method=method)
-    assert problem.mend == mend
+    assert problem.fix == fix
 
 
 @pytest.mark.parametrize("method", ["LoRA", "prompt-tuning", "Prefix Tuning"])
@@ -261,7 +261,7 @@ def test_methods_are_known_in_any_spelling_of_case_and_hyphens(method: str) -> N
 
 def test_an_unknown_field_gets_the_nearest_name() -> None:
     (problem,) = problems(options={"use_rslorra": True})
-    assert problem.mend == "did you mean 'use_rslora'?"
+    assert problem.fix == "did you mean 'use_rslora'?"
     assert problem.where == "plugin peft, option options.use_rslorra"
 
 
@@ -285,7 +285,7 @@ def test_what_peft_refuses_is_a_problem_before_anything_is_loaded() -> None:
 def test_a_prompt_in_front_of_packed_rows_is_a_problem() -> None:
     assert problems(plugins={"packing": {}}) == []
     (problem,) = problems(plugins={"packing": {}}, method="prompt_tuning")
-    assert "drop plugin packing" in problem.mend
+    assert "drop plugin packing" in problem.fix
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import check_plugin, tiny_tokenizer
-from sftkit.testing.pictures import IN_PLACE, drawn, image_processor, tiny_vision_model
+from sftkit.testing.images import IN_PLACE, drawn, image_processor, tiny_vision_model
 from sftkit_plugins.vision import Vision
 
 KINDS = ("llava", "qwen2_vl", "idefics3")
@@ -236,7 +236,7 @@ def test_a_row_whose_pictures_cannot_be_had_is_told(row: dict[str, Any], told: s
 def test_a_row_whose_picture_cannot_be_had_may_be_skipped() -> None:
     rows = [{"image": image, "messages": asked(1, "What?")} for image in (b"no picture", png("red"))]
     ready = prepared("llava", rows, data={"on_bad_row": "skip"})
-    assert ready.data.tally.counts["train"]["bad rows skipped"] == 1
+    assert ready.data.counts.by_split["train"]["bad rows skipped"] == 1
     assert len(ready.data.train) == 1
 
 
@@ -258,7 +258,7 @@ def test_cutting_into_a_picture_is_an_error_that_says_so_and_where() -> None:
 
 def test_what_is_read_is_counted() -> None:
     rows = [{"images": [drawn("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (0, 1, 2)]
-    counts = prepared("llava", rows).data.tally.counts["train"]
+    counts = prepared("llava", rows).data.counts.by_split["train"]
     assert (counts["pictures"], counts["picture tokens"]) == (3, 12)
     assert counts["rows without pictures"] == 1
 
@@ -510,7 +510,7 @@ def test_text_with_a_picture_is_what_the_template_writes_of_parts() -> None:
 def test_a_picture_that_is_cut_off_is_found_when_it_is_asked_for() -> None:
     rows = [{"image": png("red")[:-40], "messages": asked(1, "What?")}, {"image": png("red"), "messages": asked(1)}]
     ready = prepared("llava", rows, vision={"verify": True}, data={"on_bad_row": "skip"})
-    assert ready.data.tally.counts["train"]["bad rows skipped"] == 1
+    assert ready.data.counts.by_split["train"]["bad rows skipped"] == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

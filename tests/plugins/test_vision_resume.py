@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sftkit import Pipeline
-from sftkit.testing.pictures import drawn, tiny_vision_model
+from sftkit.testing.images import drawn, tiny_vision_model
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from sftkit import Pipeline
 from sftkit.cli import app
 from sftkit.models.inspect import parts_of
-from sftkit.testing.pictures import drawn, tiny_vision_model
+from sftkit.testing.images import drawn, tiny_vision_model
 from sftkit.training.batches import Batch, pieces
 from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss

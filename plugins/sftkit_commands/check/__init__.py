@@ -38,7 +38,7 @@ def check(
     try:
         report = run_checks(Pipeline(config=source, plugins=choices))
     except SftkitError as error:
-        verdicts = [Verdict("configuration", "wrong", f"{p.where}: {p.what}", p.mend) for p in error.problems]
+        verdicts = [Verdict("configuration", "wrong", f"{p.where}: {p.what}", p.fix) for p in error.problems]
         report = Report(verdicts, {}, None)
     if json:
         import json as library
@@ -65,8 +65,8 @@ def _show(report: Report) -> None:
     if report.memory:
         sizes = [(name, f"{size / 1e9:.3f}") for name, size in report.memory.items.items() if size]
         total = ("peak", f"{report.memory.total / 1e9:.3f}")
-        show_table(screen, f"Memory on {report.memory.room.device}", ("item", "GB"), [*sizes, total])
-    rows = [(verdict.status, verdict.name, verdict.what, verdict.mend) for verdict in report.verdicts]
+        show_table(screen, f"Memory on {report.memory.available.device}", ("item", "GB"), [*sizes, total])
+    rows = [(verdict.status, verdict.name, verdict.what, verdict.fix) for verdict in report.verdicts]
     show_table(screen, "Checks", ("verdict", "check", "found", "mend"), rows)
     wrong = sum(verdict.status == "wrong" for verdict in report.verdicts)
     warned = sum(verdict.status == "warn" for verdict in report.verdicts)

@@ -15,7 +15,7 @@ from sftkit_commands.check.verdict import Verdict
 if TYPE_CHECKING:
     from sftkit.memory import Estimate
     from sftkit.run.pipeline import Pipeline
-    from sftkit.run.stages import Ready
+    from sftkit.run.stages import PreparedRun
 
 __all__ = ["Plan", "Report", "Verdict", "run_checks"]
 
@@ -57,24 +57,24 @@ def run_checks(pipeline: Pipeline) -> Report:
         return Report([_wrong("configuration", problem) for problem in problems], {}, None)
     verdicts = [Verdict("configuration", "ok", "every key, plugin and option is known")]
     try:
-        ready = pipeline.prepare()
+        prepared = pipeline.prepare()
     except SftkitError as error:
         return Report([*verdicts, *(_wrong("data", problem) for problem in error.problems)], {}, None)
-    plan = plan_of(ready)
-    verdicts += _of_run(ready, plan)
-    of_memory, memory = memory_verdicts(ready)
+    plan = plan_of(prepared)
+    verdicts += _of_run(prepared, plan)
+    of_memory, memory = memory_verdicts(prepared)
     verdicts += of_memory
-    data = ready.data.summary()
-    for split, facts in ready.data.facts.items():
-        data[split] = {**data[split], "before cutting and packing": facts.as_dict()}
+    data = prepared.data.summary()
+    for split, stats in prepared.data.stats.items():
+        data[split] = {**data[split], "before cutting and packing": stats.as_dict()}
     return Report(verdicts, data, plan, memory)
 
 
-def _of_run(ready: Ready, plan: Plan) -> Iterator[Verdict]:
-    yield from data_verdicts(ready)
-    yield from plan_verdicts(ready, plan)
-    yield from disk_verdicts(ready)
+def _of_run(prepared: PreparedRun, plan: Plan) -> Iterator[Verdict]:
+    yield from data_verdicts(prepared)
+    yield from plan_verdicts(prepared, plan)
+    yield from disk_verdicts(prepared)
 
 
 def _wrong(name: str, problem: Problem) -> Verdict:
-    return Verdict(name, "wrong", f"{problem.where}: {problem.what}", problem.mend)
+    return Verdict(name, "wrong", f"{problem.where}: {problem.what}", problem.fix)

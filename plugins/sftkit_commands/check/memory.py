@@ -11,21 +11,21 @@ from sftkit_commands.check.verdict import Status, Verdict
 
 if TYPE_CHECKING:
     from sftkit.memory import Estimate
-    from sftkit.run.stages import Ready
+    from sftkit.run.stages import PreparedRun
 
-MEND = (
+FIX = (
     "lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps), or use -p activations, "
     "-p peft, train.optim=adamw_bnb_8bit"
 )
 
 
-def memory_verdicts(ready: Ready) -> tuple[list[Verdict], Estimate | None]:
+def memory_verdicts(prepared: PreparedRun) -> tuple[list[Verdict], Estimate | None]:
     """Whether the run fits, and the estimate, where there is one."""
     try:
-        found = estimate_run(ready)
+        found = estimate_run(prepared)
     except UnknownMemoryError as error:
         return [Verdict("memory", "ok", f"what the run takes cannot be told before the model is loaded: {error}")], None
     except SftkitError as error:
-        return [Verdict("memory", "wrong", f"{p.where}: {p.what}", p.mend) for p in error.problems], None
+        return [Verdict("memory", "wrong", f"{p.where}: {p.what}", p.fix) for p in error.problems], None
     status: Status = "wrong" if found.fits is False else "warn" if found.near else "ok"
-    return [Verdict("memory", status, found.told(), "" if status == "ok" else MEND)], found
+    return [Verdict("memory", status, found.told(), "" if status == "ok" else FIX)], found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sftkit_commands.check.verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    from sftkit.run.stages import Ready
+    from sftkit.run.stages import PreparedRun
 
 BATCH, EPOCHS = 8, 3.0  # transformers' defaults
 RATE_MOST = 0.01  # of AdamW: a hundred times what fine-tuning takes
@@ -36,14 +36,14 @@ class Plan:
     trained_tokens_per_step: float | None
 
 
-def plan_of(ready: Ready) -> Plan:
+def plan_of(prepared: PreparedRun) -> Plan:
     """The plan of a run, by the rules of `transformers.Trainer`."""
-    train = ready.config.train
+    train = prepared.config.train
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch = int(train.get("per_device_train_batch_size", BATCH))
     accumulation = int(train.get("gradient_accumulation_steps", 1))
     max_steps = int(train.get("max_steps", -1))
-    told = ready.data.described.get("train")
+    told = prepared.data.described.get("train")
     if told is None:
         return Plan(batch * accumulation * world, None, max_steps, None, None)
     batches = told["rows"] / (batch * world)
@@ -54,15 +54,15 @@ def plan_of(ready: Ready) -> Plan:
     return Plan(batch * accumulation * world, per_epoch, steps, told["tokens"], round(trained, 1))
 
 
-def plan_verdicts(ready: Ready, plan: Plan) -> Iterator[Verdict]:
+def plan_verdicts(prepared: PreparedRun, plan: Plan) -> Iterator[Verdict]:
     """Verdicts on the plan."""
-    train = ready.config.train
+    train = prepared.config.train
     told = f"{plan.steps:,} steps of {plan.rows_per_step:,} rows"
     if plan.steps_per_epoch is not None:
         told += f"; an epoch has {plan.steps_per_epoch:,} steps and {plan.tokens_per_epoch:,} tokens"
     if plan.steps < 1:
-        mend = "set train.num_train_epochs or train.max_steps, or lower the batch size"
-        yield Verdict("steps", "wrong", f"the run takes no step: {told}", mend)
+        fix = "set train.num_train_epochs or train.max_steps, or lower the batch size"
+        yield Verdict("steps", "wrong", f"the run takes no step: {told}", fix)
     else:
         yield Verdict("steps", "ok", told)
     warmup = float(train.get("warmup_steps", 0))

@@ -16,10 +16,10 @@ class Verdict:
         name: what was checked.
         status: ``wrong`` where the run would be; ``warn`` where it may not be what was meant.
         what: what was found, in figures.
-        mend: what to do about it.
+        fix: what to do about it.
     """
 
     name: str
     status: Status
     what: str
-    mend: str = ""
+    fix: str = ""

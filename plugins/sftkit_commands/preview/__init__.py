@@ -39,9 +39,9 @@ def preview(
     from sftkit.run.pipeline import Pipeline
     from sftkit_commands.preview.page import LEGEND, MARKS, STYLES, WEIGHT_MEANING, as_text, read_batch, write_html
 
-    ready = Pipeline(config=source, plugins=choices).prepare()
-    examples = _examples(ready.data.splits, split, row - 1, rows)
-    shown = read_batch(examples, ready.collator, ready.tokenizer, first=row - 1)
+    prepared = Pipeline(config=source, plugins=choices).prepare()
+    examples = _examples(prepared.data.splits, split, row - 1, rows)
+    shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
     screen = console()
     if html is not None:
         write_html(html, shown, f"sftkit preview: {split}", ids)

@@ -87,10 +87,10 @@ class ChatML(Plugin):
         except (TemplateError, TypeError, ValueError) as error:
             uses_eos = tokenizer.eos_token is None and "eos_token" in tokenizer.chat_template
             what = "it ends answers with the EOS token, and the tokenizer has none" if uses_eos else f"{error}"
-            mend = "choose the template chatml, which brings its own" if uses_eos else "correct the template"
+            fix = "choose the template chatml, which brings its own" if uses_eos else "correct the template"
             number = getattr(error, "lineno", None)
             line = f", line {number}" if number else ""
-            raise ConfigError(Problem(what, f"{WHERE}, {self.template}{line}", mend)) from error
+            raise ConfigError(Problem(what, f"{WHERE}, {self.template}{line}", fix)) from error
         rest = text.partition(answer)[2].lstrip()
         tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         return max((token for token in tokens if rest.startswith(token)), key=len, default=None)

@@ -44,8 +44,8 @@ class FlashAttn(Plugin):
         yield from problems
         if "attn_implementation" in config.model.options:
             key = ("model", "options", "attn_implementation")
-            mend = "drop it, and set the plugin's implementation"
-            yield Problem("plugin flash_attn sets the implementation", ".".join(key), mend, key)
+            fix = "drop it, and set the plugin's implementation"
+            yield Problem("plugin flash_attn sets the implementation", ".".join(key), fix, key)
         method = str(config.plugins.get("peft", {}).get("method", "lora")).lower().replace("-", "_")
         if self.padding_free and method in PROMPTS:
             what = f"{method} puts its prompt in front of a row, which holds several documents in padding-free batches"
@@ -58,12 +58,12 @@ class FlashAttn(Plugin):
         packing = config.plugins.get("packing")
         if packing is None:
             what = "sdpa_flash is right only on rows without padding, and takes packed ones: its kernel knows no mask"
-            mend = "add plugin packing, or use implementation: varlen, which needs none"
-            yield Problem(what, "plugin flash_attn, option implementation", mend, ("plugins", "flash_attn"))
+            fix = "add plugin packing, or use implementation: varlen, which needs none"
+            yield Problem(what, "plugin flash_attn, option implementation", fix, ("plugins", "flash_attn"))
         elif not self.padding_free and config.data.eval is not None and not packing.get("eval"):
             what = "sdpa_flash takes no padding mask, and the rows of data.eval would be padded"
-            mend = "set padding_free: true, or packing: {eval: true}"
-            yield Problem(what, "plugin flash_attn, option padding_free", mend, ("plugins", "flash_attn"))
+            fix = "set padding_free: true, or packing: {eval: true}"
+            yield Problem(what, "plugin flash_attn, option padding_free", fix, ("plugins", "flash_attn"))
 
     @hookimpl
     def make_collator(self) -> Collator | None:

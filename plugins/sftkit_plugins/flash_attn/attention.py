@@ -127,8 +127,8 @@ def _check(module: Any, dropout: float, is_causal: bool | None, kwargs: dict[str
 
 
 def _cannot(what: str) -> RunError:
-    mend = "choose another implementation, or run without flash_attn"
-    return RunError(Problem(f"it cannot do {what}", "plugin flash_attn, option implementation", mend))
+    fix = "choose another implementation, or run without flash_attn"
+    return RunError(Problem(f"it cannot do {what}", "plugin flash_attn, option implementation", fix))
 
 
 FUNCTIONS = {"varlen": varlen_attention, "sdpa_flash": sdpa_flash_attention}

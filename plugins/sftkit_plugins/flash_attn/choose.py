@@ -31,7 +31,7 @@ LACKS = {
 }
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 SINKS = ("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash")
-MEND = "choose another implementation, or run without flash_attn"
+FIX = "choose another implementation, or run without flash_attn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +140,8 @@ def obstacles(name: str, config: RunConfig, machine: Machine, model: Any, half: 
         )
     if name in PACKAGES and PACKAGES[name][0] not in machine.packages:
         module, install = PACKAGES[name]
-        mend = f"{install}; or set implementation: varlen"
-        yield Problem(f"{name} needs the package {module}, which is not installed", where, mend, key)
+        fix = f"{install}; or set implementation: varlen"
+        yield Problem(f"{name} needs the package {module}, which is not installed", where, fix, key)
     if name == "flex" and not gpu:
         what = f"flex has no backward on the device {machine.device}"
         yield Problem(what, where, "set implementation: varlen", key)
@@ -153,8 +153,8 @@ def obstacles(name: str, config: RunConfig, machine: Machine, model: Any, half: 
         what = f"{name} needs compute capability {least[0]}.{least[1]}, and the GPU has "
         yield Problem(what + ".".join(map(str, machine.capability)), where, "run without flash_attn", key)
     if gpu and name != "flex" and half is False:
-        mend = "set model.dtype: bfloat16, or train.bf16: true"
-        yield Problem(f"{name} takes half precision, and training is in float32", where, mend, ("model", "dtype"))
+        fix = "set model.dtype: bfloat16, or train.bf16: true"
+        yield Problem(f"{name} takes half precision, and training is in float32", where, fix, ("model", "dtype"))
     yield from _model_obstacles(name, config, machine, model)
 
 
@@ -164,9 +164,9 @@ def _model_obstacles(name: str, config: RunConfig, machine: Machine, model: Any)
     where = "plugin flash_attn, option implementation"
     asks = demands(model, config.data.max_length)
     lacks = LACKS[name] + (("dropout",) if name == "sdpa_flash" and machine.device != "cuda" else ())
-    for feature, (what, mend) in asks.items():
+    for feature, (what, fix) in asks.items():
         if feature in lacks or feature == "states":
-            yield Problem(f"{name} cannot do what model type {model.model_type} has: {what}", where, mend)
+            yield Problem(f"{name} cannot do what model type {model.model_type} has: {what}", where, fix)
 
 
 def demands(model: Any, max_length: int) -> dict[str, tuple[str, str]]:
@@ -175,18 +175,18 @@ def demands(model: Any, max_length: int) -> dict[str, tuple[str, str]]:
     kinds = set(getattr(text, "layer_types", None) or [])
     found: dict[str, tuple[str, str]] = {}
     if getattr(text, "attn_logit_softcapping", None) is not None:
-        found["soft caps"] = ("soft caps on its scores", MEND)
+        found["soft caps"] = ("soft caps on its scores", FIX)
     if text.model_type in SINKS:
-        found["sinks"] = ("attention sinks", MEND)
+        found["sinks"] = ("attention sinks", FIX)
     dropout = {key: getattr(text, key) for key in DROPOUT if isinstance(getattr(text, key, None), float)}
     if asked := [key for key, rate in dropout.items() if rate > 0]:
         found["dropout"] = (f"{asked[0]} {dropout[asked[0]]:g}", f"set model.options.{asked[0]}: 0.0")
     window = getattr(text, "sliding_window", None)
     if window is not None and window < max_length and (not kinds or "sliding_attention" in kinds):
-        mend = f"lower data.max_length to {window}, or set implementation: varlen"
-        found["windows"] = (f"a sliding window of {window} tokens", mend)
+        fix = f"lower data.max_length to {window}, or set implementation: varlen"
+        found["windows"] = (f"a sliding window of {window} tokens", fix)
     if "chunked_attention" in kinds:
-        found["chunks"] = ("attention in chunks", MEND)
+        found["chunks"] = ("attention in chunks", FIX)
     if others := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):
         found["states"] = (f"layers of type {', '.join(others)}", "run without flash_attn")
     if getattr(text, "is_causal", True) is False or getattr(text, "use_bidirectional_attention", False):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import undisturbed
+from sftkit.models.inspect import evaluating
 from sftkit_plugins.flash_attn.attention import FUNCTIONS, UNDER_WAY, registered
 from sftkit_plugins.flash_attn.documents import from_forward
 
@@ -54,8 +54,8 @@ def _implementation(model: Any, name: str) -> Iterator[None]:
             model.set_attn_implementation(name)
         except (ValueError, ImportError) as error:
             told = " ".join(str(error).split())
-            mend = "choose another implementation"
-            raise ConfigError(Problem(told, "plugin flash_attn, option implementation", mend)) from error
+            fix = "choose another implementation"
+            raise ConfigError(Problem(told, "plugin flash_attn, option implementation", fix)) from error
         yield
     finally:
         for config, old in before:
@@ -125,7 +125,7 @@ def prove_isolation(model: Any, implementation: str) -> None:
     cu_seqlens = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32, device=device)
     documents: dict[str, Any] = dict(zip(_FLASH_ARGUMENTS, (cu_seqlens, cu_seqlens, LENGTH, LENGTH), strict=True))
     try:
-        with undisturbed(model):
+        with evaluating(model):
             both = model(input_ids=ids, position_ids=places, use_cache=False, **documents).logits[0, LENGTH:].float()
             alone = model(input_ids=ids[:, LENGTH:], use_cache=False).logits[0].float()
     except (TypeError, AttributeError) as error:
@@ -139,5 +139,5 @@ def prove_isolation(model: Any, implementation: str) -> None:
 
 def _refusal(model: Any, implementation: str, seen: str) -> ConfigError:
     what = f"model type {model.config.model_type} does not keep the documents of a batch apart with {implementation}"
-    mend = "set padding_free: false, without packing, or run without flash_attn"
-    return ConfigError(Problem(f"{what}: {seen}", "plugin flash_attn", mend))
+    fix = "set padding_free: false, without packing, or run without flash_attn"
+    return ConfigError(Problem(f"{what}: {seen}", "plugin flash_attn", fix))

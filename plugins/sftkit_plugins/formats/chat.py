@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sftkit.config.models import Loss
 from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
 from sftkit_plugins.formats.messages import PLAIN, read_messages, read_tools
-from sftkit_plugins.formats.rendering import MEND, Messages, Region, Rendering, split
+from sftkit_plugins.formats.rendering import FIX, Messages, Region, Rendering, split
 from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
 from sftkit_plugins.formats.turns import Turns, turn_end
 from sftkit_plugins.formats.weights import KEYS, message_weight, weigh
@@ -186,7 +186,7 @@ def _marked(
     unknown = None in starts.values()
     if len(regions) != len(assistant) and unknown and not set(trained) >= set(assistant):
         what = f"the chat template marks {len(regions)} regions for {len(assistant)} assistant turns"
-        raise RowError(rendering.index, f"{what}, and it cannot be told whose each is", MEND)
+        raise RowError(rendering.index, f"{what}, and it cannot be told whose each is", FIX)
     found = []
     for at, (start, end) in enumerate(regions):
         if len(regions) == len(assistant):

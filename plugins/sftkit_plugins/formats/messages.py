@@ -77,10 +77,10 @@ def _read_calls(value: Any, index: int, where: str) -> list[dict[str, Any]]:
         ]
     except (TypeError, KeyError, ValueError) as error:
         what = f"{where}: tool_calls cannot be read: {type(error).__name__}: {error}"
-        mend = (
+        fix = (
             'write a list of {"type": "function", "function": {"name": ..., "arguments": {...}}}, perhaps as JSON text'
         )
-        raise RowError(index, what, mend) from None
+        raise RowError(index, what, fix) from None
     return calls
 
 
@@ -109,7 +109,7 @@ def read_tools(value: Any, index: int) -> list[dict[str, Any]] | None:
     Raises:
         RowError: if it is neither.
     """
-    mend = "give a list of tool descriptions (JSON schemas), or the same as JSON text"
+    fix = "give a list of tool descriptions (JSON schemas), or the same as JSON text"
     try:
         tools = json.loads(value) if isinstance(value, str) and value.strip() else value
         if not tools:
@@ -117,9 +117,9 @@ def read_tools(value: Any, index: int) -> list[dict[str, Any]] | None:
         if isinstance(tools, list):
             tools = [json.loads(tool) if isinstance(tool, str) else without_nulls(tool) for tool in tools]
     except json.JSONDecodeError as error:
-        raise RowError(index, f"column 'tools' is not valid JSON: {error}", mend) from None
+        raise RowError(index, f"column 'tools' is not valid JSON: {error}", fix) from None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RowError(index, f"column 'tools' is {_kind(tools)}, not a list of mappings", mend)
+        raise RowError(index, f"column 'tools' is {_kind(tools)}, not a list of mappings", fix)
     return tools
 
 
@@ -141,8 +141,8 @@ def _tool_calls(value: Any, index: int, where: str) -> list[dict[str, Any]]:
         calls = None
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
-        mend = 'write {"name": ..., "arguments": {...}} as JSON, or a list of these'
-        raise RowError(index, f"{where}: the value of a function_call is no call", mend)
+        fix = 'write {"name": ..., "arguments": {...}} as JSON, or a list of these'
+        raise RowError(index, f"{where}: the value of a function_call is no call", fix)
     return [{"type": "function", "function": call} for call in calls]
 
 
@@ -158,13 +158,13 @@ def _check(message: dict[str, Any], index: int, where: str) -> None:
 
 def _joined_text(content: Any, index: int, where: str) -> str:
     """The text of content given in parts. Many templates would print the list itself into the text."""
-    mend = "content is text, or a list of {type: text, text: ...}"
+    fix = "content is text, or a list of {type: text, text: ...}"
     if not isinstance(content, list):
-        raise RowError(index, f"{where}: content is {_kind(content)}, not text", mend)
+        raise RowError(index, f"{where}: content is {_kind(content)}, not text", fix)
     for part in content:
         if not (isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)):
             kind = part.get("type", "unknown") if isinstance(part, dict) else _kind(part)
-            raise RowError(index, f"{where}: content has a part that is not text: {kind}", mend)
+            raise RowError(index, f"{where}: content has a part that is not text: {kind}", fix)
     return "".join(part["text"] for part in content)
 
 

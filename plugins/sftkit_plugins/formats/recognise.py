@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from sftkit.config import DataConfig
+from sftkit.config import DataSection
 from sftkit.config.models import Loss
 from sftkit.data.documents import Formatter
 from sftkit.errors import ConfigError, DataError, Problem, nearest
@@ -20,7 +20,7 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 _LACKS = {"completion": "no completion", "assistant": "no assistant turns"}
 
 
-def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Formatter:
+def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Formatter:
     """The formatter of the first format that fits: messages, conversations, prompt/completion, Alpaca, text.
 
     A ``data.text_column`` other than the default has been asked for, and goes before all of them.
@@ -67,20 +67,20 @@ def _is_json(feature: Any) -> bool:
     return type(feature).__name__ == "Json"
 
 
-def _loss(data: DataConfig, form: str, default: Loss, *others: Loss) -> Loss:
+def _loss(data: DataSection, form: str, default: Loss, *others: Loss) -> Loss:
     if data.loss is None or data.loss in (default, *others):
         _check_turns(data, data.loss or default, form)
         return data.loss or default
     if form == "text":
-        mend = "use data.loss: all, or -p completion_only:response_template=... without data.loss"
+        fix = "use data.loss: all, or -p completion_only:response_template=... without data.loss"
     else:
-        mend = f"use data.loss: {default} (the default here), or all"
+        fix = f"use data.loss: {default} (the default here), or all"
     what = f"{data.loss} cannot be trained: data in the {form} format has {_LACKS[data.loss]}"
-    raise ConfigError(Problem(what, "data.loss", mend, ("data", "loss")))
+    raise ConfigError(Problem(what, "data.loss", fix, ("data", "loss")))
 
 
-def _check_turns(data: DataConfig, loss: Loss, form: str) -> None:
-    chosen = [key for key in ("turns", "roles") if getattr(data, key) != DataConfig.model_fields[key].default]
+def _check_turns(data: DataSection, loss: Loss, form: str) -> None:
+    chosen = [key for key in ("turns", "roles") if getattr(data, key) != DataSection.model_fields[key].default]
     if loss != "assistant" and chosen:
         what = f"it chooses turns, and data.loss is {loss} (data in the {form} format)"
         raise ConfigError(Problem(what, f"data.{chosen[0]}", "use data.loss: assistant", ("data", chosen[0])))
@@ -91,14 +91,14 @@ def _chat(
     columns: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     loss: Loss,
-    data: DataConfig,
+    data: DataSection,
 ) -> Chat:
     template = getattr(tokenizer, "chat_template", None)
     if not template or (isinstance(template, Mapping) and "default" not in template):
         which = "no chat template" if not template else f"chat templates {sorted(template)} and no default"
         what = f"the column {chat_columns[0]!r} holds conversations, and the tokenizer has {which}"
-        mend = "set one: -p chatml, or name the tokenizer of a chat model as model.tokenizer"
-        raise ConfigError(Problem(what, "chat template", mend))
+        fix = "set one: -p chatml, or name the tokenizer of a chat model as model.tokenizer"
+        raise ConfigError(Problem(what, "chat template", fix))
     specials = cast("Mapping[str, Any]", tokenizer.special_tokens_map)
     return Chat(
         columns=chat_columns,
@@ -112,12 +112,12 @@ def _chat(
     )
 
 
-def _named_text(columns: Mapping[str, Any], names: set[str], data: DataConfig) -> Text:
+def _named_text(columns: Mapping[str, Any], names: set[str], data: DataSection) -> Text:
     column = data.text_column
     if column not in names:
         what = f"it is of type {_type(columns[column])}, not text" if column in columns else "no such column"
-        mend = nearest(column, names) or f"columns of text: {', '.join(sorted(names)) or 'none'}"
-        raise DataError(Problem(f"{what}: {column!r}", "data.text_column", mend, ("data", "text_column")))
+        fix = nearest(column, names) or f"columns of text: {', '.join(sorted(names)) or 'none'}"
+        raise DataError(Problem(f"{what}: {column!r}", "data.text_column", fix, ("data", "text_column")))
     return Text(column, _loss(data, "text", "all"), column != COLUMN and has_weights(columns))
 
 

@@ -16,7 +16,7 @@ Region = tuple[int, int]
 Messages = list[dict[str, Any]]
 
 _MARKER = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
-MEND = "use a chat template with {% generation %} markers (-p chatml has them), or data.loss: all"
+FIX = "use a chat template with {% generation %} markers (-p chatml has them), or data.loss: all"
 
 
 @dataclass(frozen=True)

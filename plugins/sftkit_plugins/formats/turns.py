@@ -12,7 +12,7 @@ from typing import Any
 
 from sftkit.data.documents import RowError
 from sftkit_plugins.formats.messages import REASONING
-from sftkit_plugins.formats.rendering import MEND, Messages, Region, Rendering
+from sftkit_plugins.formats.rendering import FIX, Messages, Region, Rendering
 
 # What is put in place of a content to see where it lies. A private-use character begins and ends it, which no data is
 # likely to hold and no template strips; another than those of a skeleton, whose turns are found here too.
@@ -237,7 +237,7 @@ class Turns:
 
     def _refusal(self, number: int, why: str) -> RowError:
         what = f"the chat template does not let the text of message {number + 1} be told apart: {why}"
-        return RowError(self._rendering.index, what, MEND)
+        return RowError(self._rendering.index, what, FIX)
 
 
 def turn_end(text: str, start: int, end: int, message: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftkit.config.models import Loss
-from sftkit.data.documents import WEIGHT_MEND, Columns, Document, Formatter, RowError, Skipped, Span, is_weight
+from sftkit.data.documents import WEIGHT_FIX, Columns, Document, Formatter, RowError, Skipped, Span, is_weight
 from sftkit.errors import ConfigError, DataError, Problem, nearest
 
 NOTHING = Skipped("the formatting function returned nothing")
@@ -113,15 +113,15 @@ class UserFunction(Formatter):
         if isinstance(result, str):
             if self.loss not in (None, "all"):
                 what = f"{self.name} returns text, in which no part is marked: {self.loss} cannot be trained"
-                mend = "return (text, trained) pairs, or use -p completion_only:response_template=... without data.loss"
-                raise ConfigError(Problem(what, "data.loss", mend, ("data", "loss")))
+                fix = "return (text, trained) pairs, or use -p completion_only:response_template=... without data.loss"
+                raise ConfigError(Problem(what, "data.loss", fix, ("data", "loss")))
             return (Span(result, True),)
         if not _is_document(result):
             raise RowError(index, f"{self.name} returned {_describe(result)}", _RETURNS)
         document = [Span(text, trained or self.loss == "all", *weight) for text, trained, *weight in result]
         for span in document:
             if not is_weight(span.weight):
-                raise RowError(index, f"{self.name} returned a span with the weight {span.weight!r}", WEIGHT_MEND)
+                raise RowError(index, f"{self.name} returned a span with the weight {span.weight!r}", WEIGHT_FIX)
         return document if any(span.text for span in document) else NOTHING
 
     @property
@@ -173,8 +173,8 @@ def _import(name: str) -> Callable[..., Any]:
     return found
 
 
-def _unusable(what: str, mend: str) -> ConfigError:
-    return ConfigError(Problem(what, "data.formatting", mend, _KEY))
+def _unusable(what: str, fix: str) -> ConfigError:
+    return ConfigError(Problem(what, "data.formatting", fix, _KEY))
 
 
 def _row(rows: Columns, index: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sftkit.data.documents import WEIGHT_MEND, Columns, Document, RowError, Skipped, Span, is_weight
+from sftkit.data.documents import WEIGHT_FIX, Columns, Document, RowError, Skipped, Span, is_weight
 from sftkit.errors import DataError, Problem
 
 logger = logging.getLogger("sftkit")
@@ -26,8 +26,8 @@ def has_weights(columns: Mapping[str, Any]) -> bool:
     kind = getattr(columns[COLUMN], "dtype", None) or type(columns[COLUMN]).__name__
     if not str(kind).startswith(("int", "uint", "float")) and kind != "Json":
         what = f"column {COLUMN!r} is of type {kind}, not a number"
-        mend = "give numbers, which say how much each row's loss counts, or rename the column"
-        raise DataError(Problem(what, "data", mend))
+        fix = "give numbers, which say how much each row's loss counts, or rename the column"
+        raise DataError(Problem(what, "data", fix))
     logger.info("column %r says how much each row's loss counts", COLUMN)
     return True
 
@@ -41,7 +41,7 @@ def weigh(documents: list[Document | Skipped], rows: Columns) -> list[Document |
     weights = [1 if weight is None else weight for weight in rows[COLUMN]]
     for index, weight in enumerate(weights):
         if not is_weight(weight):
-            raise RowError(index, f"column {COLUMN!r} is {weight!r}", WEIGHT_MEND)
+            raise RowError(index, f"column {COLUMN!r} is {weight!r}", WEIGHT_FIX)
     return [
         document if weight == 1 or isinstance(document, Skipped) else _times(document, float(weight))
         for document, weight in zip(documents, weights, strict=True)
@@ -65,12 +65,12 @@ def message_weight(message: Mapping[str, Any], index: int, number: int) -> float
     """
     train, weight = (message.get(key) for key in KEYS)
     if train is not None and train not in (0, 1):
-        mend = "a message is trained (true, 1) or not (false, 0); how much it counts is its weight"
-        raise RowError(index, f"message {number}: train is {train!r}", mend)
+        fix = "a message is trained (true, 1) or not (false, 0); how much it counts is its weight"
+        raise RowError(index, f"message {number}: train is {train!r}", fix)
     if weight is None:
         return None if train is None else float(train)
     if not is_weight(weight):
-        raise RowError(index, f"message {number}: weight is {weight!r}", WEIGHT_MEND)
+        raise RowError(index, f"message {number}: weight is {weight!r}", WEIGHT_FIX)
     if train is not None and bool(train) != bool(weight):
         what = f"message {number}: train is {train!r}, and weight is {weight!r}"
         raise RowError(index, what, "keep one of the two")

@@ -53,8 +53,8 @@ class GPTQ(Plugin):
         method = (found or {}).get("quant_method")
         local = Path(config.model.name).is_dir()
         if self.export and found is not None:
-            mend = "set export=false to train an adapter on it" if method == "gptq" else "drop plugin gptq"
-            yield Problem(f"the base is quantized already, by {method}", "plugin gptq, option export", mend)
+            fix = "set export=false to train an adapter on it" if method == "gptq" else "drop plugin gptq"
+            yield Problem(f"the base is quantized already, by {method}", "plugin gptq, option export", fix)
         if not self.export and local and method != "gptq":
             what = "there is nothing to do: the base is not quantized by GPTQ, and nothing is exported"
             yield Problem(what, "plugin gptq, option export", "drop plugin gptq, or set export=true")

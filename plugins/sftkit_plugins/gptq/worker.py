@@ -15,7 +15,7 @@ def check(source: Path, told: dict[str, Any]) -> list[dict[str, str]]:
     """What of a model cannot be quantized, found on its configuration alone.
 
     Returns:
-        Mappings with ``what`` and ``mend``.
+        Mappings with ``what`` and ``fix``.
     """
     import torch
     from optimum.gptq import GPTQQuantizer

@@ -64,16 +64,16 @@ def wanted_kernels(model_type: str, asked: dict[str, bool | None]) -> tuple[list
     """
     known = kernels_by_type()
     if model_type not in known:
-        mend = f"{nearest(model_type, known)} It has {', '.join(sorted(known))}; or drop plugin liger".strip()
-        return [], [Problem(f"liger-kernel has no kernels for the model type {model_type!r}", "plugin liger", mend)]
+        fix = f"{nearest(model_type, known)} It has {', '.join(sorted(known))}; or drop plugin liger".strip()
+        return [], [Problem(f"liger-kernel has no kernels for the model type {model_type!r}", "plugin liger", fix)]
     has = known[model_type]
     problems = [
-        Problem(f"liger-kernel has no such kernel for {model_type}", f"plugin liger, option {name}", _mend(name, has))
+        Problem(f"liger-kernel has no such kernel for {model_type}", f"plugin liger, option {name}", _fix(name, has))
         for name, value in asked.items()
         if value and name not in has
     ]
     return [name for name, default in has.items() if (default if asked[name] is None else asked[name])], problems
 
 
-def _mend(name: str, has: dict[str, bool]) -> str:
+def _fix(name: str, has: dict[str, bool]) -> str:
     return f"drop it: it has {', '.join(has) or 'none'}"

@@ -146,16 +146,16 @@ def _check(model: Any, kernel: str, changes: list[Change]) -> None:
     Raises:
         ConfigError: in both cases.
     """
-    where, mend = f"plugin liger, option {kernel}", f"set {kernel}: false"
+    where, fix = f"plugin liger, option {kernel}", f"set {kernel}: false"
     layers = [change.space.owner for change in changes if change.key == "forward"]
     for layer in layers:
         if _is_adapter(layer):
             what = f"the kernel would go round the adapter on {type(layer.get_base_layer()).__name__}"
-            raise ConfigError(Problem(what, where, mend))
+            raise ConfigError(Problem(what, where, fix))
         if kernel in ("swiglu", "geglu") and not _has_activation(layer, kernel):
             act = getattr(model.config, "hidden_act", None) or getattr(model.config, "hidden_activation", None)
             what = f"the kernel computes {kernel}, and this model has the activation function {act!r}"
-            raise ConfigError(Problem(what, where, mend))
+            raise ConfigError(Problem(what, where, fix))
 
 
 def _is_adapter(layer: Any) -> bool:

@@ -11,8 +11,8 @@ from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
+    from sftkit.data.counts import Counts
     from sftkit.data.packs import Packer
-    from sftkit.data.tally import Tally
 
 Strategy = Literal["best_fit", "wrapped"]
 DEFAULT_BATCH_SIZE = 8  # of transformers.TrainingArguments
@@ -61,7 +61,7 @@ class Packing(Plugin):
             yield Problem(what, "plugin packing, option keep_short", "drop one", ("plugins", "packing", "keep_short"))
 
     @hookimpl
-    def make_packer(self, split: str, config: RunConfig, tally: Tally) -> Packer | None:
+    def make_packer(self, split: str, config: RunConfig, counts: Counts) -> Packer | None:
         """A packer into rows of at most ``config.data.max_length`` tokens; None for sets that are left single."""
         from sftkit_plugins.packing.rows import BestFit, Wrapped
 
@@ -69,11 +69,11 @@ class Packing(Plugin):
         if choice is False:
             return None
         if choice == "best_fit":
-            return BestFit(split, config.data.max_length, tally)
+            return BestFit(split, config.data.max_length, counts)
         return Wrapped(
             split,
             config.data.max_length,
-            tally,
+            counts,
             self.concat_token_id,
             endless=self.infinite and split == "train",
             keep_short=self.keep_short,

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import undisturbed
+from sftkit.models.inspect import evaluating
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +109,7 @@ def prove_isolation(model: Any, batch_size: int) -> None:
     first, other, second = torch.arange(3 * LENGTH, device=device).view(3, LENGTH) % len(embedding.weight)
     ids = torch.stack([torch.cat([first, second]), torch.cat([other, second])])
     position_ids = torch.arange(LENGTH, device=device).repeat(2, 2)
-    with undisturbed(model):
+    with evaluating(model):
         parts = zip(ids.split(min(batch_size, 2)), position_ids.split(min(batch_size, 2)), strict=True)
         outputs = [model(input_ids=part, position_ids=places, use_cache=False).logits for part, places in parts]
     logits = torch.cat(outputs)[:, LENGTH:].float()
@@ -131,5 +131,5 @@ def _leaks(model: Any, batch_size: int, seen: str) -> ConfigError:
     what = f"model type {model.config.model_type} lets packed documents attend to each other"
     what += f" with attention implementation {attention}: {seen}"
     one_row = ", or set train.per_device_train_batch_size: 1" if batch_size > 1 and "flash" in str(attention) else ""
-    mend = f"drop packing, or choose another model.options.attn_implementation (sdpa, eager){one_row}"
-    return ConfigError(Problem(what, "plugin packing", mend))
+    fix = f"drop packing, or choose another model.options.attn_implementation (sdpa, eager){one_row}"
+    return ConfigError(Problem(what, "plugin packing", fix))

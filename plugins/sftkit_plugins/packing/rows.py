@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftkit.data.columns import IGNORE, Examples, table
+from sftkit.data.counts import Counts
 from sftkit.data.packs import Packer
-from sftkit.data.tally import Tally
 from sftkit.errors import DataError, Problem
 from sftkit_plugins.packing.plan import Pieces, best_fit, wrapped
 
@@ -30,13 +30,13 @@ class BestFit(Packer):
 
     split: str
     max_length: int
-    tally: Tally
+    counts: Counts
 
     def __call__(self, examples: Examples) -> Iterator[pa.Table]:
         """The rows, in the order of the data."""
         lengths_N = examples.lengths_N
         pieces = best_fit(lengths_N[lengths_N > 0], self.max_length)
-        return fill(examples, pieces, len(examples), self.split, self.tally)
+        return fill(examples, pieces, len(examples), self.split, self.counts)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Wrapped(Packer):
 
     split: str
     max_length: int
-    tally: Tally
+    counts: Counts
     concat_token_id: int | None = None
     endless: bool = False
     keep_short: bool = True
@@ -78,32 +78,32 @@ class Wrapped(Packer):
             ids_S, labels_S = np.insert(ids_S, ends_M, token), np.insert(labels_S, ends_M, added_M)
             lengths_N = lengths_N + unended_N
             examples = Examples(ids_S, labels_S, np.append(0, np.cumsum(lengths_N)), weights_S)
-            self.tally.add(self.split, "concat tokens added", len(ends_M))
+            self.counts.add(self.split, "concat tokens added", len(ends_M))
         pieces = wrapped(lengths_N, self.max_length, self.endless)
         if not self.keep_short:
             pieces = self._without_short(pieces)
-        return fill(examples, pieces, documents, self.split, self.tally)
+        return fill(examples, pieces, documents, self.split, self.counts)
 
     def _without_short(self, pieces: Pieces) -> Pieces:
         tokens = int(pieces.lengths.sum())
         rows, rest = divmod(tokens, self.max_length)
         if not rows:
             what = f"no row is left: the data has {tokens} tokens, and a row needs data.max_length: {self.max_length}"
-            mend = "give more data, lower data.max_length, or drop keep_short of plugin packing"
-            raise DataError(Problem(what, f"data.{self.split}", mend))
+            fix = "give more data, lower data.max_length, or drop keep_short of plugin packing"
+            raise DataError(Problem(what, f"data.{self.split}", fix))
         if rest:
-            self.tally.add(self.split, "tokens of a last, short row left out", rest)
+            self.counts.add(self.split, "tokens of a last, short row left out", rest)
         return Pieces(*(part[pieces.rows < rows] for part in pieces))
 
 
-def fill(examples: Examples, pieces: Pieces, documents: int, split: str, tally: Tally) -> Iterator[pa.Table]:
+def fill(examples: Examples, pieces: Pieces, documents: int, split: str, counts: Counts) -> Iterator[pa.Table]:
     """The rows of a plan, some `TABLE` tokens at a time; the first label of each piece has no context and is masked."""
     import numpy as np
 
     ends_P = np.cumsum(pieces.lengths)
     last_R = np.flatnonzero(np.diff(pieces.rows, append=-1))  # the last piece of each row
-    tally.add(split, "documents packed", documents)
-    tally.add(split, "rows made", len(last_R))
+    counts.add(split, "documents packed", documents)
+    counts.add(split, "rows made", len(last_R))
     ends_R = ends_P[last_R]
     cuts = np.searchsorted(ends_R, np.arange(TABLE, ends_R[-1] + TABLE, TABLE)) if len(ends_R) else ()
     low_R = 0
@@ -113,7 +113,7 @@ def fill(examples: Examples, pieces: Pieces, documents: int, split: str, tally: 
         ids_T, labels_T, position_ids_T, weights_T = _gather(examples, some)
         firsts_P = np.cumsum(some.lengths) - some.lengths
         if lost := int((labels_T[firsts_P] != IGNORE).sum()):
-            tally.add(split, "trained tokens at a row's start, without context", lost)
+            counts.add(split, "trained tokens at a row's start, without context", lost)
         labels_T[firsts_P] = IGNORE
         start = ends_R[low_R - 1] if low_R else 0
         offsets_R1 = np.append(0, ends_R[low_R:high_R] - start)

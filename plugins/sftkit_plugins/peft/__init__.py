@@ -103,8 +103,8 @@ class PEFT(Plugin):
         try:
             adapted = get_peft_model(model, peft_config)
         except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-            mend = layers if hasattr(peft_config, "target_modules") else "correct the plugin's options"
-            raise ConfigError(Problem(" ".join(str(error).split()), "plugin peft", mend)) from error
+            fix = layers if hasattr(peft_config, "target_modules") else "correct the plugin's options"
+            raise ConfigError(Problem(" ".join(str(error).split()), "plugin peft", fix)) from error
         if new_token_ids:
             save_adapter_only(adapted)
         trained, total = adapted.get_nb_trainable_parameters()
@@ -154,8 +154,8 @@ def _pattern(model: PreTrainedModel, parts: dict[str, Any], part: str, wanted: A
         names = [name for name in names if any(f".{name}".endswith(f".{each}") for each in wanted)]
     if not names:
         what = f"no linear layer of the {part} part is called {', '.join(sorted(wanted))}"
-        mend = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
-        raise ConfigError(Problem(what, "plugin peft, option target_modules", mend))
+        fix = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
+        raise ConfigError(Problem(what, "plugin peft, option target_modules", fix))
     inside = _common(names)
     last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     pattern = rf"{re.escape(inside)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, last))})"
@@ -179,8 +179,8 @@ def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> d
     """
     if getattr(peft_config, "trainable_token_indices", None):
         what = f"trainable_token_indices is set, and the {len(ids)} new tokens are to be trained by it too"
-        mend = "drop it, or the plugin that adds the tokens"
-        raise ConfigError(Problem(what, "plugin peft", mend))
+        fix = "drop it, or the plugin that adds the tokens"
+        raise ConfigError(Problem(what, "plugin peft", fix))
     names = {id(module): name for name, module in model.named_modules()}
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
@@ -200,8 +200,8 @@ def _train_tokens(model: PreTrainedModel, peft_config: Any, ids: list[int]) -> d
     if "modules_to_save" in fields and not tied and not peft_config.is_prompt_learning:
         return {"modules_to_save": modules + layers}
     what = f"{peft_config.peft_type.value} cannot train the embeddings of the {len(ids)} new tokens of this model"
-    mend = "use method lora, or drop the plugin that adds the tokens"
-    raise ConfigError(Problem(what, "plugin peft, option method", mend))
+    fix = "use method lora, or drop the plugin that adds the tokens"
+    raise ConfigError(Problem(what, "plugin peft, option method", fix))
 
 
 def _rank_allocation() -> TrainerCallback:

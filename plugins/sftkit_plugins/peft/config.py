@@ -124,8 +124,8 @@ def _method(asked: str, where: str) -> _Method:
     name = asked.upper().replace("-", "_").replace(" ", "_")
     if name not in classes:
         known = [name.lower() for name in classes]
-        mend = nearest(name.lower(), known) or f"the methods are {', '.join(sorted(known))}"
-        raise ConfigError(Problem(f"peft has no method {asked!r}", where, mend))
+        fix = nearest(name.lower(), known) or f"the methods are {', '.join(sorted(known))}"
+        raise ConfigError(Problem(f"peft has no method {asked!r}", where, fix))
     return _Method(name, classes[name], [field.name for field in dataclasses.fields(classes[name])])
 
 

@@ -30,8 +30,8 @@ class Samples(Plugin):
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
         """Refuses a run without held-out rows."""
         if config.data.eval is None:
-            mend = "set data.eval, as in data.eval=0.05, or drop samples"
-            yield Problem("there are no held-out rows to complete", "plugin samples", mend, ("plugins", "samples"))
+            fix = "set data.eval, as in data.eval=0.05, or drop samples"
+            yield Problem("there are no held-out rows to complete", "plugin samples", fix, ("plugins", "samples"))
 
     @hookimpl
     def trainer_callbacks(self, config: RunConfig) -> list[TrainerCallback]:

@@ -109,8 +109,8 @@ def held_out(eval_dataloader: Any, rows: int) -> list[Sample]:
         )
     examples = list(islice(iter(dataset), rows))
     if any("position_ids" in example for example in examples):
-        mend = "leave the evaluation data single (packing: eval: false), or drop samples"
-        raise ConfigError(Problem("samples needs evaluation data that is not packed", "plugin samples", mend))
+        fix = "leave the evaluation data single (packing: eval: false), or drop samples"
+        raise ConfigError(Problem("samples needs evaluation data that is not packed", "plugin samples", fix))
     samples = [sample for example in examples if (sample := last_completion(example))]
     if not samples:
         what = f"none of the first {len(examples)} held-out rows has a trained token with a prompt in front"

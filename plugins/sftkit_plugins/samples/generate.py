@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from sftkit.models.inspect import undisturbed
+from sftkit.models.inspect import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ def complete(
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     completions = [""] * len(prompts)
-    with undisturbed(model):
+    with evaluating(model):
         for low in range(0, len(order), BATCH):
             batch = order[low : low + BATCH]
             texts = _complete_batch(model, tokenizer, [prompts[index] for index in batch], max_new_tokens)

@@ -66,8 +66,8 @@ class Vision(Plugin):
                 yield Problem(why, f"plugin {name}", f"drop {name}, or vision", ("plugins", name))
         if config.plugins.get("flash_attn", {}).get("padding_free"):
             why = "a row of several examples, and a model finds the places of its pictures by row"
-            mend = "set padding_free: false"
-            yield Problem(why, "plugin flash_attn, option padding_free", mend, ("plugins", "flash_attn"))
+            fix = "set padding_free: false"
+            yield Problem(why, "plugin flash_attn, option padding_free", fix, ("plugins", "flash_attn"))
 
     @hookimpl
     def load_tokenizer(self, config: RunConfig) -> Any:

@@ -92,8 +92,8 @@ class PictureCollator:
             known = int(torch.isin(torch.as_tensor(examples[row]["input_ids"]), marks).sum())
             if found != known:
                 what = f"{', '.join(map(told, pictures[row]))}: {found} tokens, and {known} when the data was prepared"
-                mend = "a file of another size stands there now; prepare anew (sftkit cache clear)"
-                raise DataError(Problem(what, "a batch", mend))
+                fix = "a file of another size stands there now; prepare anew (sftkit cache clear)"
+                raise DataError(Problem(what, "a batch", fix))
         pixels = {name: value for name, value in made.items() if name not in _TEXT}
         counts = torch.tensor([len(some) for some in pictures])
         batch: dict[str, Any] = {"row_shares": {}}

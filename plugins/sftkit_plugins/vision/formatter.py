@@ -101,7 +101,7 @@ class Pictured(Formatter):
                 row = Row(self._given(rows, index), self.tokens.placeholder, self.folder)
                 texts = row.taken([rows[name][index] for name in self.conversations])
             except PictureError as error:
-                raise RowError(index, error.what, error.mend) from error
+                raise RowError(index, error.what, error.fix) from error
             for name, text in zip(self.conversations, texts, strict=True):
                 plain[name][index] = text
             pictures.append(row.pictures)
@@ -127,7 +127,7 @@ class Pictured(Formatter):
             sizes = tuple(size_of(each, self.verify) for each in pictures)
             written = iter(self.tokens.written(sizes) if pictures else ())
         except PictureError as error:
-            raise RowError(index, error.what, error.mend) from error
+            raise RowError(index, error.what, error.fix) from error
         spans: list[Span] = []
         for span in document:
             first, *others = span.text.split(self.tokens.placeholder)

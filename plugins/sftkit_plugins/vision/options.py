@@ -31,8 +31,8 @@ def option_problems(options: Mapping[str, Any], processor: Any) -> Iterator[Prob
         others = [part for part in (processor, processor.tokenizer) if hasattr(part, name)]
         if name not in own and not others:
             known = sorted({*own, *vars(processor)})
-            mend = nearest(name, known) or f"the options of its image processor are: {', '.join(sorted(own))}"
-            yield Problem(f"{type(processor).__name__} has no option {name!r}", WHERE, mend)
+            fix = nearest(name, known) or f"the options of its image processor are: {', '.join(sorted(own))}"
+            yield Problem(f"{type(processor).__name__} has no option {name!r}", WHERE, fix)
         elif not (_has(images, name, value) if name in own else getattr(others[0], name) == value):
             what = f"the processor is loaded already, and has another {name} than {value!r}"
             yield Problem(what, WHERE, "pass the model's name, or load the processor with these options yourself")

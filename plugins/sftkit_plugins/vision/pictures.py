@@ -28,12 +28,12 @@ class PictureError(ValueError):
 
     Args:
         what: is wrong with it.
-        mend: what the user can do.
+        fix: what the user can do.
     """
 
-    def __init__(self, what: str, mend: str) -> None:
+    def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
-        self.what, self.mend = what, mend
+        self.what, self.fix = what, fix
 
 
 def reference(value: Any, folder: Path) -> Reference:
@@ -59,8 +59,8 @@ def reference(value: Any, folder: Path) -> Reference:
         return {"path": _found(str(value), folder), "bytes": None}
     if hasattr(value, "save") and hasattr(value, "convert"):
         return {"path": None, "bytes": _encoded(value)}
-    mend = "give a path, the bytes of a file, or a PIL image"
-    raise PictureError(f"{type(value).__name__} is no picture", mend)
+    fix = "give a path, the bytes of a file, or a PIL image"
+    raise PictureError(f"{type(value).__name__} is no picture", fix)
 
 
 def size_of(picture: Reference, whole: bool = False) -> tuple[int, int]:
@@ -99,8 +99,8 @@ def open_picture(picture: Reference) -> Image:
             return _in_rgb(turned)
     except (OSError, ValueError, SyntaxError) as error:
         what = f"{told(picture)} cannot be read any more: {error}"
-        mend = "mend the file; a picture is read whenever it is needed"
-        raise DataError(Problem(what, "a batch", mend)) from error
+        fix = "mend the file; a picture is read whenever it is needed"
+        raise DataError(Problem(what, "a batch", fix)) from error
 
 
 def _in_rgb(image: Image) -> Image:
@@ -147,8 +147,8 @@ def _decoded(text: str) -> bytes:
 def _found(name: str, folder: Path) -> str:
     address = urlparse(name)
     if address.scheme in ("http", "https", "ftp", "s3", "gs", "hf"):
-        mend = "download the pictures, and give their paths (see image_folder)"
-        raise PictureError(f"{name} is a URL, and pictures are not fetched while training", mend)
+        fix = "download the pictures, and give their paths (see image_folder)"
+        raise PictureError(f"{name} is a URL, and pictures are not fetched while training", fix)
     path = Path(unquote(address.path) if address.scheme == "file" else name)
     try:
         path = folder / path.expanduser()
@@ -157,6 +157,6 @@ def _found(name: str, folder: Path) -> str:
         there = False
     if not there:
         shown = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
-        mend = "correct the path, or set plugin vision, option image_folder"
-        raise PictureError(f"there is no picture {shown!r}", mend)
+        fix = "correct the path, or set plugin vision, option image_folder"
+        raise PictureError(f"there is no picture {shown!r}", fix)
     return str(path.absolute())

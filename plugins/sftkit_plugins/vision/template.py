@@ -67,5 +67,5 @@ def _check(tokenizer: Any, name: str, template: str, placeholder: str) -> None:
             why = f"it writes {placeholder!r} {text.count(placeholder)} times for one picture"
     if why:
         what = f"the chat template ({name}) is not made for pictures: {why}"
-        mend = "use the model's own, as its processor has it (and drop -p chatml)"
-        raise ConfigError(Problem(what, "chat template", mend))
+        fix = "use the model's own, as its processor has it (and drop -p chatml)"
+        raise ConfigError(Problem(what, "chat template", fix))

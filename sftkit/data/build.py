@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import Examples
+from sftkit.data.counts import Counts
 from sftkit.data.documents import Attached, Document, Formatter, RowError, Skipped
 from sftkit.data.encode import encode_stream
-from sftkit.data.facts import Facts
 from sftkit.data.length import NOTHING_TRAINED, drop_untrained, find_cut
 from sftkit.data.media import has_media, read_rows
-from sftkit.data.sources import Source
-from sftkit.data.tally import Tally
+from sftkit.data.sources import DataSource
+from sftkit.data.stats import DatasetStats
 from sftkit.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
@@ -37,17 +37,17 @@ SHOWN = 3  # bad rows that are skipped and told one by one
 #: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
 REMAP = 12 * BATCH
 
-Batch = tuple["np.ndarray", dict[str, Any]]
+RowBatch = tuple["np.ndarray", dict[str, Any]]
 """The numbers of some rows, and the rows as columns."""
 
 
 @dataclass
-class Maker:
+class ExampleBuilder:
     """Makes the examples of one split, and counts what is done on the way.
 
     Args:
         processor: of models that see more than text; None of the others.
-        facts: what is learned of the examples; None where the split has no end.
+        stats: what is learned of the examples; None where the split has no end.
     """
 
     split: str
@@ -55,15 +55,15 @@ class Maker:
     config: RunConfig
     plugins: PluginSet
     processor: Any = None
-    tally: Tally = field(default_factory=Tally)
-    facts: Facts | None = field(default_factory=Facts)
+    counts: Counts = field(default_factory=Counts)
+    stats: DatasetStats | None = field(default_factory=DatasetStats)
     _trained: int = 0
     _bad_rows: int = 0
     _shown: str = ""
     _encoding: deque[tuple[int, Document]] = field(default_factory=deque)
     """The row's number and the document of each example that is not encoded yet."""
 
-    def examples(self, source: Source) -> Iterator[Examples]:
+    def examples(self, source: DataSource) -> Iterator[Examples]:
         """The examples of a source with something to train on, batch by batch, not yet cut to length.
 
         Raises:
@@ -76,10 +76,10 @@ class Maker:
         if not len(rows):
             raise DataError(Problem("the data has no rows", source.where, "give data with rows"))
         picked = source.pick(len(rows)) if source.pick else None
-        self.tally.add(self.split, "rows read", len(rows) if picked is None else len(picked))
+        self.counts.add(self.split, "rows read", len(rows) if picked is None else len(picked))
         return self.encoded(batches(rows, picked), rows.features, source.place)
 
-    def encoded(self, rows: Iterable[Batch], columns: Features, place: Callable[[int], str]) -> Iterator[Examples]:
+    def encoded(self, rows: Iterable[RowBatch], columns: Features, place: Callable[[int], str]) -> Iterator[Examples]:
         """The examples of batches of rows with these columns; ``place`` tells where a row is."""
         special = self.tokenizer
         tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id}
@@ -90,12 +90,12 @@ class Maker:
         for examples in encode_stream(documents, self.tokenizer, around):
             examples = self._with_attached(examples, formatter, place)
             self._trained += int(examples.trained_N.sum())
-            if self.facts is not None:
+            if self.stats is not None:
                 attached_N = examples.attached_N  # noqa: N806 (suffixes are shapes)
-                self.facts.add(examples.ids_S, examples.labels_S, examples.offsets_N1, attached_N=attached_N, **tokens)
+                self.stats.add(examples.ids_S, examples.labels_S, examples.offsets_N1, attached_N=attached_N, **tokens)
             if weighted := examples.weighted:
-                self.tally.add(self.split, WEIGHTED, weighted)
-            yield drop_untrained(examples, self.split, self.tally)
+                self.counts.add(self.split, WEIGHTED, weighted)
+            yield drop_untrained(examples, self.split, self.counts)
 
     def _with_attached(self, examples: Examples, formatter: Formatter, place: Callable[[int], str]) -> Examples:
         """The examples with what the formatter attached to their documents.
@@ -110,46 +110,46 @@ class Maker:
         if (at := find_cut(examples, formatter.uncut_ids, data)) is not None:
             what = f"data.max_length={data.max_length} would cut into what may not be cut, as a picture"
             what = f"{what}: the example has {examples.lengths_N[at]} tokens"
-            mend = "raise data.max_length, make it shorter (smaller or fewer pictures), or set data.truncation=drop"
-            raise DataError(Problem(what, place(here[at][0]), mend))
+            fix = "raise data.max_length, make it shorter (smaller or fewer pictures), or set data.truncation=drop"
+            raise DataError(Problem(what, place(here[at][0]), fix))
         if formatter.attached_type is None:
             return examples
         documents = [document for _, document in here if isinstance(document, Attached)]
         for document in documents:
             for what, number in document.counts.items():
-                self.tally.add(self.split, what, number)
+                self.counts.add(self.split, what, number)
         attached_N = pa.array([document.value for document in documents], formatter.attached_type)  # noqa: N806
         return dataclasses.replace(examples, attached_N=attached_N)
 
     def nothing_left(self) -> DataError:
         """Why no row is left, with the first one."""
-        where, counts = f"data.{self.split}", self.tally.counts[self.split]
+        where, done = f"data.{self.split}", self.counts.by_split[self.split]
         if self._trained:
-            mend = "raise data.max_length, or shorten the prompts"
+            fix = "raise data.max_length, or shorten the prompts"
             what = f"no trained token is left within data.max_length={self.config.data.max_length}"
-            return DataError(Problem(what, where, mend))
-        reasons = [what.removeprefix("rows dropped: ") for what in counts if what.startswith("rows dropped: ")]
-        masked = ["every label is masked"] if counts[NOTHING_TRAINED] else []
+            return DataError(Problem(what, where, fix))
+        reasons = [what.removeprefix("rows dropped: ") for what in done if what.startswith("rows dropped: ")]
+        masked = ["every label is masked"] if done[NOTHING_TRAINED] else []
         why = "; ".join(reasons + masked) or "every row is empty or bad"
-        mend = f"check what is trained (data.loss, the template); the first row is {self._shown!r}"
-        return DataError(Problem(f"no row can be trained on: {why}", where, mend))
+        fix = f"check what is trained (data.loss, the template); the first row is {self._shown!r}"
+        return DataError(Problem(f"no row can be trained on: {why}", where, fix))
 
     def _formatter(self, columns: Features) -> Formatter:
         formatter = self.plugins.hook.make_formatter(
             columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
         )
         if formatter is None:
-            mend = "select a formatter plugin, or drop no:formats"
-            raise ConfigError(Problem(f"no plugin formats columns {', '.join(columns)}", f"data.{self.split}", mend))
+            fix = "select a formatter plugin, or drop no:formats"
+            raise ConfigError(Problem(f"no plugin formats columns {', '.join(columns)}", f"data.{self.split}", fix))
         return formatter
 
-    def _documents(self, batch: Batch, formatter: Formatter, place: Callable[[int], str]) -> list[Document]:
+    def _documents(self, batch: RowBatch, formatter: Formatter, place: Callable[[int], str]) -> list[Document]:
         numbers, columns = batch
         if not self._shown:
             self._shown = str({name: values[0] for name, values in columns.items()})[:400]
         numbers, documents = self._format(numbers, columns, formatter, place)
         for skipped in [document for document in documents if isinstance(document, Skipped)]:
-            self.tally.add(self.split, f"rows dropped: {skipped.reason}")
+            self.counts.add(self.split, f"rows dropped: {skipped.reason}")
         pairs = zip(numbers.tolist(), documents, strict=True)
         kept = [(number, document) for number, document in pairs if not isinstance(document, Skipped)]
         self._encoding.extend(kept)
@@ -170,8 +170,8 @@ class Maker:
             except RowError as error:
                 at, where = error.index, place(int(numbers[error.index]))
                 if self.config.data.on_bad_row == "error":
-                    mend = "; or ".join([*([error.mend] if error.mend else []), "set data.on_bad_row=skip"])
-                    raise DataError(Problem(error.message, where, mend)) from error
+                    fix = "; or ".join([*([error.fix] if error.fix else []), "set data.on_bad_row=skip"])
+                    raise DataError(Problem(error.message, where, fix)) from error
                 if self._bad_rows < SHOWN:
                     logger.warning("skipped a bad row: %s: %s", where, error.message)
                 self._skip(1, "bad rows skipped")
@@ -181,14 +181,14 @@ class Maker:
 
     def _skip(self, number: int, what: str) -> None:
         self._bad_rows += number
-        self.tally.add(self.split, what, number)
+        self.counts.add(self.split, what, number)
         limit = self.config.data.max_bad_rows
         if self._bad_rows > limit:
-            mend = "mend the data, or raise data.max_bad_rows"
-            raise DataError(Problem(f"more than {limit} bad rows", f"data.{self.split}", mend))
+            fix = "mend the data, or raise data.max_bad_rows"
+            raise DataError(Problem(f"more than {limit} bad rows", f"data.{self.split}", fix))
 
 
-def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[Batch]:
+def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[RowBatch]:
     """Rows as columns, some at a time, with their numbers; memory stays flat in the number of rows."""
     import numpy as np
 

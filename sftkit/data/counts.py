@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Tally:
-    """Counts by split and by what was done, as in ``tally.add("train", "rows truncated", 3)``."""
+class Counts:
+    """Counts by split and by what was done, as in ``counts.add("train", "rows truncated", 3)``."""
 
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    by_split: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, split: str, what: str, number: int = 1) -> None:
         """Add ``number`` to the count of ``what`` in ``split``."""
-        self.counts.setdefault(split, Counter())[what] += int(number)
+        self.by_split.setdefault(split, Counter())[what] += int(number)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """The counts as plain data, for the manifest."""
-        return {split: dict(counter) for split, counter in self.counts.items()}
+        return {split: dict(counter) for split, counter in self.by_split.items()}

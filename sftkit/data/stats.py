@@ -21,7 +21,7 @@ _FACTOR = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing; fr
 
 
 @dataclass
-class Facts:
+class DatasetStats:
     """Counts over batches of examples.
 
     Attributes:
@@ -106,7 +106,7 @@ class Facts:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Facts:
+    def from_dict(cls, values: dict[str, Any]) -> DatasetStats:
         """The counts from plain data; no batch can be added to them."""
         return cls(**values)
 
