@@ -47,7 +47,7 @@ def measure(tokens: int, hidden: int, vocabulary: int, device: str) -> dict[str,
 def _loss(states: Any, weight: Any, targets: Any) -> Any:
     from torch.nn import functional
 
-    from sftkit.training.loss import Head, HeadLoss, summed_loss
+    from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 
-    head = Head(len(weight), lambda inputs: functional.linear(inputs, weight), weight)
+    head = OutputHead(len(weight), lambda inputs: functional.linear(inputs, weight), weight)
     return summed_loss(HeadLoss(), states, head, targets)[0]

@@ -140,7 +140,7 @@ def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:
     import numpy as np
     from datasets import Dataset
 
-    from sftkit.data.columns import IGNORE, Examples, flat
+    from sftkit.data.columns import IGNORE_INDEX, Examples, flatten_column
 
     backend = tokenizer_with(None).backend_tokenizer
     prompts = [encoding.ids for encoding in backend.encode_batch([q for q, _ in pairs])]
@@ -154,9 +154,9 @@ def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:
 
     def ours() -> None:
         table = rows.with_format("arrow")[:]
-        ids, offsets = flat(table, "input_ids")
-        labels = np.where(flat(table, "completion_mask")[0] == 1, ids, np.int32(IGNORE))
-        labels[offsets[:-1]] = IGNORE
+        ids, offsets = flatten_column(table, "input_ids")
+        labels = np.where(flatten_column(table, "completion_mask")[0] == 1, ids, np.int32(IGNORE_INDEX))
+        labels[offsets[:-1]] = IGNORE_INDEX
         pack_to_disk(Examples(ids, labels, offsets), MAX_LENGTH)
 
     tokenizer = tokenizer_with(CHATML)

@@ -50,6 +50,20 @@ class RunError(SftkitError):
     """The run directory, the device or the training itself stands in the way."""
 
 
+class HookError(RuntimeError):
+    """A plugin raised an exception that is none of sftkit's: a bug, most likely of the plugin.
+
+    Args:
+        plugin: the plugin's name.
+        hook: the hook in which it was raised.
+        error: the exception.
+    """
+
+    def __init__(self, plugin: str, hook: str, error: Exception) -> None:
+        super().__init__(f"plugin {plugin}, hook {hook}: {type(error).__name__}: {error}")
+        self.plugin, self.hook = plugin, hook
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the known name nearest to ``name``, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

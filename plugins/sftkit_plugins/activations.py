@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sftkit.errors import ConfigError, Problem, SftkitError
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import ConfigError, Field, Plugin, Problem, SftkitError, dataclass, hookimpl
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
-    from sftkit.memory import Estimate
+    from sftkit.api import MemoryEstimate, RunConfig
 
 logger = logging.getLogger("sftkit")
 
@@ -46,10 +44,9 @@ class Activations(Plugin):
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
         """Refuses a second switch, and moving off a device what is not on one."""
-        from sftkit.memory import device_of
-        from sftkit.memory.checkpointing import KEYS
+        from sftkit.api import CHECKPOINTING_KEYS, device_of
 
-        for name in KEYS:
+        for name in CHECKPOINTING_KEYS:
             if config.train.get(name):
                 what = "the plugin activations chooses what is checkpointed"
                 fix = f"drop train.{name}, or drop the plugin"
@@ -85,10 +82,10 @@ class Activations(Plugin):
         return keeping(kind, model)
 
     def _choose(self, model: Any, config: RunConfig, batch: Mapping[str, Any]) -> str:
-        from sftkit.memory import device_of
+        from sftkit.api import device_of
 
         kinds = KINDS if self.offload == "auto" and device_of(config).type != "cpu" else KINDS[:-1]
-        tried: dict[str, Estimate] = {}
+        tried: dict[str, MemoryEstimate] = {}
         for kind in kinds:
             found = tried[kind] = _estimate(kind, model, config, batch)
             if found.available.most is None:
@@ -103,8 +100,8 @@ class Activations(Plugin):
         raise ConfigError(Problem(what, "plugin activations", FIX))
 
 
-def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]) -> Estimate:
-    from sftkit.memory import estimate_memory
+def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]) -> MemoryEstimate:
+    from sftkit.api import estimate_memory
 
     try:
         with keeping(kind, model):
@@ -120,13 +117,13 @@ def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]
 
 def keeping(kind: str, model: Any) -> AbstractContextManager[None]:
     """A kind of checkpointing of `KINDS`, inside the context."""
-    from sftkit.memory.checkpointing import checkpointed, full, offloaded, selective
+    from sftkit.api import checkpointed, full_checkpointing, offloaded_checkpointing, selective_checkpointing
 
     if kind == "none":
         return nullcontext()
     functions: dict[str, Callable[[], Any]] = {
-        "selective": selective,
-        "full": full,
-        "full, offloaded": lambda: offloaded(full(), pin_memory=True),
+        "selective": selective_checkpointing,
+        "full": full_checkpointing,
+        "full, offloaded": lambda: offloaded_checkpointing(full_checkpointing(), pin_memory=True),
     }
     return checkpointed(model, functions[kind]())

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import quantization_of
-from sftkit.models.quantized import ADAPTER, CHECKPOINTING, bits_of, quantization_settings
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
-from sftkit.plugin.requirements import has_gpu
+from sftkit.api import (
+    CHECKPOINTING_KEYS,
+    NEEDS_ADAPTER,
+    ConfigError,
+    Field,
+    Plugin,
+    Problem,
+    dataclass,
+    has_gpu,
+    hookimpl,
+    is_adapter,
+    quantization_of,
+    quantization_settings,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftkit.config import RunConfig
+    from sftkit.api import PluginSet, RunConfig
 
 Float = Literal["float32", "bfloat16", "float16"]
 #: Options that say how weights are quantized: their bits, their name in `BitsAndBytesConfig`, and the default.
@@ -68,18 +76,18 @@ class BitsAndBytes(Plugin):
     ] = dataclasses.field(default_factory=lambda: {"use_reentrant": False})
 
     @hookimpl
-    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+    def check_run(self, config: RunConfig, plugins: PluginSet) -> Iterator[Problem]:
         """A base without an adapter, options that do not fit the bits or the checkpoint, what a CPU cannot do."""
         yield from self._option_problems(config)
         name = config.model.name
-        if not (config.model.loaded or _is_adapter(name) or any(map(_adapts, config.plugins))):
-            yield Problem("weights in so few bits cannot be trained themselves", "plugin bitsandbytes", ADAPTER)
+        if not (config.model.loaded or is_adapter(name) or plugins.fillers("adapt_model")):
+            yield Problem(NEEDS_ADAPTER, "plugin bitsandbytes", "select an adapter plugin, such as -p peft")
         if config.model.init == "random":
             what = "random weights are made, not loaded, and only what is loaded is quantized"
             yield Problem(
                 what, "model.init", "name a model with weights, and set model.init=pretrained", ("model", "init")
             )
-        switches = [f"train.{key}" for key in CHECKPOINTING if config.train.get(key)]
+        switches = [f"train.{key}" for key in CHECKPOINTING_KEYS if config.train.get(key)]
         switches += ["plugin activations"] if "activations" in config.plugins else []
         if self.use_gradient_checkpointing and switches:
             fix = "drop use_gradient_checkpointing of plugin bitsandbytes"
@@ -166,19 +174,9 @@ class BitsAndBytes(Plugin):
             raise ConfigError(problems)
 
 
-def _is_adapter(name: str) -> bool:
-    return Path(name, "adapter_config.json").is_file()
-
-
-def _adapts(name: str) -> bool:
-    """Whether a selected plugin fills ``adapt_model``; its class is imported by then."""
-    import importlib
-    from importlib import metadata
-
-    point = next(iter(metadata.entry_points(group="sftkit", name=name)), None)
-    module, _, attribute = (point.value if point else name).partition(":")
-    cls = getattr(importlib.import_module(module), attribute, None)
-    return cls is not BitsAndBytes and hasattr(cls, "adapt_model")
+def bits_of(settings: Mapping[str, Any]) -> int | None:
+    """The bits in settings of bitsandbytes; None for other settings."""
+    return next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), None)
 
 
 def _device(config: RunConfig) -> str:

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl, nearest
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 

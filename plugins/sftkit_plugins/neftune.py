@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sftkit.errors import Problem
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

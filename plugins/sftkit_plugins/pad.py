@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import Field, Plugin, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from sftkit.training.collate import Collator
+    from sftkit.api import Collator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import CHECKPOINTING_KEYS, ConfigError, Field, Plugin, Problem, dataclass, hookimpl, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 logger = logging.getLogger("sftkit")
 Positive = Annotated[int, Field(gt=0)]
@@ -46,7 +45,6 @@ LOADING = {
     "attn_implementation": "drop it: unsloth chooses its attention itself, and would not heed this",
 }
 #: Fields of the section train by which activations would be checkpointed once more.
-CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ class Unsloth(Plugin):
             yield Problem(what, "plugin unsloth, option dtype", "set one of them")
         if config.model.init == "random":
             yield Problem("unsloth loads weights, and makes none", "model.init", "drop it", ("model", "init"))
-        for key in CHECKPOINTING:
+        for key in CHECKPOINTING_KEYS:
             if config.train.get(key):
                 fix = "drop it: the plugin's use_gradient_checkpointing is on unless set to false"
                 yield Problem("unsloth checkpoints activations itself", f"train.{key}", fix, ("train", key))
@@ -172,6 +170,16 @@ class Unsloth(Plugin):
 
     def _seed(self, config: RunConfig) -> int:
         return int(config.train.get("seed", 42)) if self.random_state is None else self.random_state
+
+    @hookimpl
+    def attach_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model as it is: unsloth has loaded it with its adapter."""
+        return model
+
+    @hookimpl
+    def prepare_base(self) -> bool:
+        """Nothing: unsloth has prepared the base."""
+        return True
 
     @hookimpl
     def adapt_model(self, model: Any, config: RunConfig, new_token_ids: list[int]) -> Any:

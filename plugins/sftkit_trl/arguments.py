@@ -18,7 +18,7 @@ import yaml
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, HfArgumentParser, TrainingArguments
 
-from sftkit.config.train_fields import allowed_fields
+from sftkit.api import allowed_fields
 
 #: Arguments of 2024's TrainingArguments that transformers 5 renamed.
 RENAMED = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sftkit.data.columns import WEIGHTS
+from sftkit.api import LOSS_WEIGHTS
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 
 __all__ = ["DataCollatorForCompletionOnlyLM", "PlainRows", "WithRowLengths"]
@@ -29,7 +29,7 @@ class PlainRows:
         return batch
 
     def _plain(self, example: Any) -> Any:
-        row = {name: value for name, value in example.items() if name != WEIGHTS}
+        row = {name: value for name, value in example.items() if name != LOSS_WEIGHTS}
         row |= {name: list(map(int, row[name])) for name in ("input_ids", "labels", "position_ids") if name in row}
         if "position_ids" in row:
             return row

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
 
-from sftkit.data.columns import flat
+from sftkit.api import flatten_column
 from sftkit_trl.arguments import SFTConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sftkit.run.stages import Stages
+    from sftkit.api import Stages
 
 logger = logging.getLogger("sftkit")
 
@@ -134,7 +134,7 @@ def _as_in_trl(rows: Any) -> Any:
     rows = rows.with_format(None)
     if set(rows.column_names) != {"input_ids", "labels"}:  # packed, or weighted
         return rows
-    ids, offsets = flat(rows.data.table, "input_ids")
+    ids, offsets = flatten_column(rows.data.table, "input_ids")
     mask = pa.table({"attention_mask": pa.LargeListArray.from_arrays(pa.array(offsets), np.ones(len(ids), np.int8))})
     beside = datasets.Dataset(datasets.table.InMemoryTable(mask))
     return datasets.concatenate_datasets([rows.remove_columns("labels"), beside], axis=1)

@@ -25,14 +25,18 @@ from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainingArguments
 
-from sftkit.console import Display
-from sftkit.data.columns import IGNORE, WEIGHTS
-from sftkit.errors import ConfigError, SftkitError
-from sftkit.run.pipeline import Pipeline
-from sftkit.run.stages import Vocabulary
+from sftkit.api import (
+    IGNORE_INDEX,
+    LOSS_WEIGHTS,
+    ConfigError,
+    Display,
+    Pipeline,
+    ProgressCallback,
+    SftkitError,
+    Vocabulary,
+    use_one_device,
+)
 from sftkit.training import trainer as training
-from sftkit.training.arguments import one_device
-from sftkit.training.progress import Progress
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.liger import Liger
@@ -346,7 +350,7 @@ class SFTTrainer(training.SFTTrainer):
         ):
             return
         collator = self._batch_collator(rows)
-        if any((collator([row])["labels"] != IGNORE).any() for row in rows):
+        if any((collator([row])["labels"] != IGNORE_INDEX).any() for row in rows):
             return
         raise ValueError(
             f"nothing would be trained: the templates were found in none of {len(rows)} rows. Give the token ids "
@@ -367,12 +371,12 @@ class SFTTrainer(training.SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, WEIGHTS, "position_ids"]
+        self._signature_columns = [*self._signature_columns, LOSS_WEIGHTS, "position_ids"]
 
     def _activate_neftune(self, model: Any) -> Any:
         """The model with NEFTune's noise in training mode, until ``neftune_hook_handle.remove()``."""
         self.neftune_hook_handle = _Held()
-        for context in self._stages.plugins.hook.inject_noise(model=model):
+        for _, context in self._stages.plugins.hook.inject_noise(model=model):
             self.neftune_hook_handle.enter_context(context)
         return model
 
@@ -471,7 +475,7 @@ def _for_trainer(args: SFTConfig, eval_dataset: Any) -> SFTConfig:
     if eval_dataset is None and args.eval_strategy != "no":
         warnings.warn("there is no `eval_dataset`, so that nothing is evaluated (`eval_strategy`)", stacklevel=4)
         args.eval_strategy = transformers.IntervalStrategy.NO
-    one_device(args)
+    use_one_device(args)
     return args
 
 
@@ -559,7 +563,7 @@ def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokeniz
     return pipeline.stages()
 
 
-class RichProgressCallback(Progress):
+class RichProgressCallback(ProgressCallback):
     """Shows the progress of training as sftkit does."""
 
     def __init__(self) -> None:

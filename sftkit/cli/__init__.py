@@ -1,4 +1,4 @@
-"""The command line: one file a verb, each loaded when it is called."""
+"""The command line: the core's own commands, and those of installed distributions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 import typer
 
 from sftkit.cli import cache, plugins, run, schema
-from sftkit_commands import check, preview
+from sftkit.cli.commands import CommandGroup
 
 app = typer.Typer(
+    cls=CommandGroup,
     name="sftkit",
     help="Supervised fine-tuning of language models, with every technique a plugin.",
     no_args_is_help=True,
@@ -18,8 +19,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
-app.command("check")(check.check)
-app.command("preview")(preview.preview)
 app.command("plugins")(plugins.plugins)
 app.command("schema")(schema.schema)
 app.add_typer(cache.app, name="cache")
@@ -35,7 +34,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Show the ver
 
 
 def main() -> None:
-    """Run the command line: exit 0 when done, 2 for what the user can mend, 130 on Ctrl-C, 1 for a bug."""
+    """Run the command line: exit 0 when done, 1 for a bug, 2 for what the user can fix, 130 on Ctrl-C."""
     from sftkit.errors import SftkitError
 
     try:

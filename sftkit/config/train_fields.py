@@ -45,6 +45,8 @@ MOVED = {
     "packing": "use the plugin packing",
     "dataset_text_field": "use data.text_column",
 }
+#: Fields that switch activation checkpointing on; the second name is in transformers since 5.23.
+CHECKPOINTING_KEYS = ("gradient_checkpointing", "activation_checkpointing")
 _TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (str, int, float, bool, list, dict, tuple)},
     "Any": Any,

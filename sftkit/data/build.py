@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
-    from sftkit.plugin.registry import PluginSet
+    from sftkit.plugin.selected import PluginSet
 
 logger = logging.getLogger("sftkit")
 
 BATCH = 4000
 MEDIA_BATCH = 256  # rows that hold pictures, sounds or films, which may have a megabyte each
-WEIGHTED = "trained tokens with another weight than 1"
+WEIGHTED_TOKENS = "trained tokens with another weight than 1"
 SHOWN = 3  # bad rows that are skipped and told one by one
 #: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
 REMAP = 12 * BATCH
@@ -94,7 +94,7 @@ class ExampleBuilder:
                 attached_N = examples.attached_N  # noqa: N806 (suffixes are shapes)
                 self.stats.add(examples.ids_S, examples.labels_S, examples.offsets_N1, attached_N=attached_N, **tokens)
             if weighted := examples.weighted:
-                self.counts.add(self.split, WEIGHTED, weighted)
+                self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
             yield drop_untrained(examples, self.split, self.counts)
 
     def _with_attached(self, examples: Examples, formatter: Formatter, place: Callable[[int], str]) -> Examples:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-IGNORE = -100
-WEIGHTS = "loss_weights"  # the column, and the key of a batch
+IGNORE_INDEX = -100
+LOSS_WEIGHTS = "loss_weights"  # the column, and the key of a batch
 ATTACHED = "attached"
 
 
@@ -118,14 +118,14 @@ class Examples:
 
     def table(self) -> pa.Table:
         """An Arrow table, one example a row."""
-        made = table(self.offsets_N1, self.weights_S, input_ids=self.ids_S, labels=self.labels_S)
+        made = examples_table(self.offsets_N1, self.weights_S, input_ids=self.ids_S, labels=self.labels_S)
         return made if self.attached_N is None else made.append_column(ATTACHED, self.attached_N)
 
     def release(self) -> None:
         """Give back memory, if what was read lies on disk; called now and then while reading in order."""
 
 
-def table(offsets_N1: np.ndarray, weights_S: np.ndarray | None = None, **columns_S: np.ndarray) -> pa.Table:
+def examples_table(offsets_N1: np.ndarray, weights_S: np.ndarray | None = None, **columns_S: np.ndarray) -> pa.Table:
     """An Arrow table of int32 list columns that share their offsets.
 
     Args:
@@ -138,15 +138,15 @@ def table(offsets_N1: np.ndarray, weights_S: np.ndarray | None = None, **columns
     offsets = pa.array(offsets_N1, pa.int64())
     columns = {name: pa.array(values, pa.int32()) for name, values in columns_S.items()}
     if weights_S is not None:
-        columns[WEIGHTS] = pa.array(weights_S, pa.float32())
+        columns[LOSS_WEIGHTS] = pa.array(weights_S, pa.float32())
     return pa.table({name: pa.LargeListArray.from_arrays(offsets, values) for name, values in columns.items()})
 
 
-def flat(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+def flatten_column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """``values_S`` (int32, weights float32) and ``offsets_N1`` (int64) of a list column."""
     import numpy as np
 
-    dtype = np.float32 if column == WEIGHTS else np.int32
+    dtype = np.float32 if column == LOSS_WEIGHTS else np.int32
     chunks = table[column].chunks
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
@@ -160,9 +160,9 @@ def flat(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
 def examples_of(dataset: Dataset) -> Examples:
     """The examples of a data set with the columns ``input_ids``, ``labels`` and perhaps ``loss_weights``, in memory."""
     table = dataset.with_format("arrow")[:]
-    ids, offsets = flat(table, "input_ids")
-    weights = flat(table, WEIGHTS)[0] if WEIGHTS in table.column_names else None
-    return Examples(ids, flat(table, "labels")[0], offsets, weights)
+    ids, offsets = flatten_column(table, "input_ids")
+    weights = flatten_column(table, LOSS_WEIGHTS)[0] if LOSS_WEIGHTS in table.column_names else None
+    return Examples(ids, flatten_column(table, "labels")[0], offsets, weights)
 
 
 def tokens_of(keep_N: np.ndarray, offsets_N1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,5 +180,5 @@ def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
     filled_N = offsets_N1[1:] > offsets_N1[:-1]
     counts_N = np.zeros(len(filled_N), np.int64)
     if filled_N.any():
-        counts_N[filled_N] = np.add.reduceat(labels_S != IGNORE, offsets_N1[:-1][filled_N], dtype=np.int64)
+        counts_N[filled_N] = np.add.reduceat(labels_S != IGNORE_INDEX, offsets_N1[:-1][filled_N], dtype=np.int64)
     return counts_N

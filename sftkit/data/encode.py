@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from sftkit.data.columns import IGNORE, Examples
+from sftkit.data.columns import IGNORE_INDEX, Examples
 from sftkit.data.documents import Document
 from sftkit.data.regions import Texts
 from sftkit.data.threads import thread_ahead
@@ -136,7 +136,7 @@ class Encoder:
         counts_S[first_N] = 0
         trained_S = counts_S > 0
         weights_S = None if counts_S.dtype == bool else np.where(trained_S, counts_S, np.float32(1))
-        return Examples(ids_S, np.where(trained_S, ids_S, np.int32(IGNORE)), offsets_N1, weights_S)
+        return Examples(ids_S, np.where(trained_S, ids_S, np.int32(IGNORE_INDEX)), offsets_N1, weights_S)
 
     def _tokens_of(
         self,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.sources import DataSource, StreamSource
-    from sftkit.plugin.registry import PluginSet
+    from sftkit.plugin.selected import PluginSet
 
 #: Hooks whose plugins decide what the examples are. What loads the tokenizer is seen in the tokenizer.
 HOOKS = ("make_formatter", "make_packer")

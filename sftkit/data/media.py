@@ -57,10 +57,10 @@ def without_files(value: Any) -> Any:
         return {key: without_files(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_files(item) for item in value]
-    return detached(value) if hasattr(value, "getexif") else value
+    return detach_media(value) if hasattr(value, "getexif") else value
 
 
-def detached(picture: Image) -> Image:
+def detach_media(picture: Image) -> Image:
     """A copy that knows of no file, upright; in a mode that PNG has where some of it is transparent."""
     from PIL import ImageOps
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.data.columns import WEIGHTS, Examples
+from sftkit.data.columns import LOSS_WEIGHTS, Examples
 from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def packed(packer: Packer, examples: Examples) -> Iterator[pa.Table]:
     """
     check_packable(examples)
     for table in packer(examples):
-        if examples.weights_S is not None and WEIGHTS not in table.column_names:
+        if examples.weights_S is not None and LOSS_WEIGHTS not in table.column_names:
             what = f"{type(packer).__name__} leaves out how much each token counts (loss_weights), which the data says"
             fix = "use another packer (-p packing), or take the weights out of the data"
             raise ConfigError(Problem(what, "the packing plugin", fix))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.data.packs import Packer
     from sftkit.data.stream import Stream
-    from sftkit.plugin.registry import PluginSet
+    from sftkit.plugin.selected import PluginSet
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pickle
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import IGNORE
+from sftkit.data.columns import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ class DatasetStats:
         starts_N, lasts_N = offsets_N1[:-1][filled_N], offsets_N1[1:][filled_N] - 1
         self.rows += len(lengths_N)
         self.tokens += len(ids_S)
-        self.trained += int((labels_S != IGNORE).sum())
+        self.trained += int((labels_S != IGNORE_INDEX).sum())
         self.longest = max(self.longest, int(lengths_N.max(initial=0)))
         if eos is not None:
             running = np.append(0, np.cumsum(labels_S == eos))
@@ -90,7 +90,7 @@ class DatasetStats:
             self.bos_doubled += int(((ids_S[longer] == bos) & (ids_S[longer + 1] == bos)).sum())
         counts_L = np.bincount(np.minimum(lengths_N, LONGEST), minlength=LONGEST + 1)
         self._counts_L = counts_L if self._counts_L is None else self._counts_L + counts_L
-        self._hashes.append(hashes(ids_S, offsets_N1, attached_N))
+        self._hashes.append(hash_documents(ids_S, offsets_N1, attached_N))
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain data."""
@@ -111,7 +111,7 @@ class DatasetStats:
         return cls(**values)
 
 
-def hashes(ids_S: np.ndarray, offsets_N1: np.ndarray, attached_N: pa.Array | None = None) -> np.ndarray:
+def hash_documents(ids_S: np.ndarray, offsets_N1: np.ndarray, attached_N: pa.Array | None = None) -> np.ndarray:
     """A 64-bit hash of each example (uint64, N): its ids, as a polynomial in an odd constant, and what is attached."""
     import numpy as np
 

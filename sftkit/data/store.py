@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import ATTACHED, WEIGHTS, Examples, count_trained, flat, table
+from sftkit.data.columns import ATTACHED, LOSS_WEIGHTS, Examples, count_trained, examples_table, flatten_column
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,14 +40,14 @@ def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
     digest, told = xxhash.xxh3_128(), {"rows": 0, "tokens": 0, "trained tokens": 0, "untrained": 0}
     with _RowFile(path) as file:
         for part in tables:
-            labels_S, offsets_N1 = flat(part, "labels")
+            labels_S, offsets_N1 = flatten_column(part, "labels")
             trained_N = count_trained(labels_S, offsets_N1)
             if not trained_N.all():
                 told["untrained"] += int((trained_N == 0).sum())
                 part = part.filter(pa.array(trained_N > 0)).combine_chunks()
-                labels_S, offsets_N1 = flat(part, "labels")
-            ids_S, _ = flat(part, "input_ids")
-            weights = [flat(part, WEIGHTS)[0]] if WEIGHTS in part.column_names else []
+                labels_S, offsets_N1 = flatten_column(part, "labels")
+            ids_S, _ = flatten_column(part, "input_ids")
+            weights = [flatten_column(part, LOSS_WEIGHTS)[0]] if LOSS_WEIGHTS in part.column_names else []
             for array in (ids_S, np.diff(offsets_N1), labels_S, *weights):
                 digest.update(np.ascontiguousarray(array).data)
             if ATTACHED in part.column_names:
@@ -73,7 +73,7 @@ class _RowFile(AbstractContextManager["_RowFile"]):
         """A table behind the last."""
         if not self._names:
             self._open(part)
-        if WEIGHTS in part.column_names and WEIGHTS not in self._names:
+        if LOSS_WEIGHTS in part.column_names and LOSS_WEIGHTS not in self._names:
             self._write_anew(part)
         self._writer.write_table(self._whole(part).combine_chunks())
 
@@ -115,9 +115,9 @@ def _with_weights(part: pa.Table) -> pa.Table:
     import numpy as np
 
     plain = [name for name in part.column_names if name != ATTACHED]
-    values = {name: flat(part, name)[0] for name in plain}
-    offsets_N1 = flat(part, "input_ids")[1]
-    made = table(offsets_N1, np.ones(offsets_N1[-1], np.float32), **values)
+    values = {name: flatten_column(part, name)[0] for name in plain}
+    offsets_N1 = flatten_column(part, "input_ids")[1]
+    made = examples_table(offsets_N1, np.ones(offsets_N1[-1], np.float32), **values)
     return made.append_column(ATTACHED, part[ATTACHED]) if ATTACHED in part.column_names else made
 
 

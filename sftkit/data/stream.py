@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from sftkit.data import cache
 from sftkit.data.build import BATCH, MEDIA_BATCH, ExampleBuilder, RowBatch
-from sftkit.data.columns import ATTACHED, Examples, flat
+from sftkit.data.columns import ATTACHED, Examples, flatten_column
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
 from sftkit.data.media import has_media, undecoded
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.counts import Counts
-    from sftkit.plugin.registry import PluginSet
+    from sftkit.plugin.selected import PluginSet
 
 SPLIT = "train"
 LOOKED_AT = 100  # rows whose columns are the stream's
@@ -205,7 +205,7 @@ def _columns(rows: Any) -> Features:
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    columns = {name: flat(table, name) for name in table.column_names if name != ATTACHED}
+    columns = {name: flatten_column(table, name) for name in table.column_names if name != ATTACHED}
     for row in range(len(table)):
         example = {name: values[offsets[row] : offsets[row + 1]] for name, (values, offsets) in columns.items()}
         if ATTACHED in table.column_names:

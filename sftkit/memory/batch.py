@@ -52,12 +52,12 @@ def _longest(rows: Any, number: int) -> list[int]:
     """The indices of the longest rows."""
     import numpy as np
 
-    from sftkit.data.columns import flat
+    from sftkit.data.columns import flatten_column
 
     arrow = rows.with_format("arrow")
     lengths = [np.zeros(0, np.int64)]
     for start in range(0, len(rows), AT_ONCE):
-        lengths.append(np.diff(flat(arrow[start : start + AT_ONCE], "input_ids")[1]))
+        lengths.append(np.diff(flatten_column(arrow[start : start + AT_ONCE], "input_ids")[1]))
     lengths_N = np.concatenate(lengths)  # noqa: N806 (suffixes are shapes)
     number = min(number, len(lengths_N))
     return [int(index) for index in np.argpartition(-lengths_N, number - 1)[:number]]

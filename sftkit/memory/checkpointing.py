@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.train_fields import CHECKPOINTING_KEYS
 from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
 
-#: Fields of `TrainingArguments` that switch it on: the second is the name since transformers 5.23.
-KEYS = ("gradient_checkpointing", "activation_checkpointing")
 FLAG, FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
 _ABSENT = object()
 
@@ -61,14 +60,14 @@ def _wraps(module: Any) -> bool:
     return not (FLAG in vars(module) or hasattr(type(module), FLAG))
 
 
-def full(**options: Any) -> Callable[..., Any]:
+def full_checkpointing(**options: Any) -> Callable[..., Any]:
     """Nothing of a layer is kept but its inputs; the random state of its first forward is used again."""
     from torch.utils.checkpoint import checkpoint
 
     return functools.partial(checkpoint, **{"use_reentrant": False, **options})
 
 
-def selective() -> Callable[..., Any]:
+def selective_checkpointing() -> Callable[..., Any]:
     """Products with weights and fused attention are kept, and everything else is computed again.
 
     What is kept takes nearly all of a layer's time; attention scores, where they are made, are not kept.
@@ -76,7 +75,7 @@ def selective() -> Callable[..., Any]:
     """
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-    return full(context_fn=functools.partial(create_selective_checkpoint_contexts, _kept_operations()))
+    return full_checkpointing(context_fn=functools.partial(create_selective_checkpoint_contexts, _kept_operations()))
 
 
 def _kept_operations() -> list[Any]:
@@ -91,11 +90,11 @@ def _kept_operations() -> list[Any]:
     return [packet.default for packet in packets]
 
 
-def offloaded(function: Callable[..., Any], pin_memory: bool) -> Callable[..., Any]:
+def offloaded_checkpointing(function: Callable[..., Any], pin_memory: bool) -> Callable[..., Any]:
     """What ``function`` keeps of a layer lies in the host's memory until the backward.
 
     Args:
-        function: as `full` makes it.
+        function: as `full_checkpointing` makes it.
         pin_memory: whether the host's memory is pinned, which a GPU copies from faster.
     """
     from torch.autograd.graph import save_on_cpu
@@ -110,9 +109,9 @@ def offloaded(function: Callable[..., Any], pin_memory: bool) -> Callable[..., A
 def as_configured(model: Any, config: RunConfig) -> AbstractContextManager[None]:
     """The checkpointing that the section ``train`` asks for, as the Trainer will switch it on."""
     train = config.train
-    if not any(train.get(key) for key in KEYS):
+    if not any(train.get(key) for key in CHECKPOINTING_KEYS):
         return nullcontext()
-    options = dict(next((train[f"{key}_kwargs"] for key in KEYS if train.get(f"{key}_kwargs")), {}))
+    options = dict(next((train[f"{key}_kwargs"] for key in CHECKPOINTING_KEYS if train.get(f"{key}_kwargs")), {}))
     every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
-    function = full(**options)
-    return checkpointed(model, offloaded(function, pin_memory=True) if offload else function, every)
+    function = full_checkpointing(**options)
+    return checkpointed(model, offloaded_checkpointing(function, pin_memory=True) if offload else function, every)

@@ -20,7 +20,7 @@ NEAR = 0.9
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Peak memory of one process of a run on its device, in bytes.
 
     Attributes:
@@ -77,7 +77,7 @@ def estimate_memory(
     loss: Any = None,
     quantized: tuple[int, int] | None = None,
     more: int = 0,
-) -> Estimate:
+) -> MemoryEstimate:
     """Estimate the peak of a training step of this model on this batch, as it is patched now; nothing is changed.
 
     Args:
@@ -117,4 +117,4 @@ def estimate_memory(
         at_peak = {"gradients": gradients, "activations": 0, "loss head": 0}
     if device.type == "cpu" and leaves_holes():
         at_peak["holes between blocks"] = peak.in_heap
-    return Estimate(items | at_peak, available)
+    return MemoryEstimate(items | at_peak, available)

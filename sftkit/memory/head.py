@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sftkit.training.head import PROBED, LossHead, Targets
-from sftkit.training.loss import Head, HeadLoss, Result
+from sftkit.training.loss import HeadLoss, LossResult, OutputHead
 
 
 class TracedHead(LossHead):
@@ -39,7 +39,7 @@ class TracedHead(LossHead):
             total, _, _ = self.ask(model, inputs, targets)
         return total
 
-    def _losses(self, inputs_ND: Tensor, head: Head, targets: Targets) -> tuple[Tensor, Result]:
+    def _losses(self, inputs_ND: Tensor, head: OutputHead, targets: Targets) -> tuple[Tensor, LossResult]:
         before, self._counted.kind = self._counted.kind, "head"
         try:
             return super()._losses(inputs_ND, head, targets)

@@ -10,7 +10,7 @@ from sftkit.errors import SftkitError
 from sftkit.memory.unloaded import UnknownMemoryError, unloaded_model
 
 if TYPE_CHECKING:
-    from sftkit.memory import Estimate
+    from sftkit.memory import MemoryEstimate
     from sftkit.run.stages import PreparedRun
 
 
@@ -22,7 +22,7 @@ SHARING = ("fsdp", "deepspeed", "parallelism_config")
 TO_COME = 40_000_000
 
 
-def estimate_run(prepared: PreparedRun) -> Estimate:
+def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
     """The peak of the run's memory.
 
     Raises:

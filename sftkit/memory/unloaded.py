@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.models.quantized import adapted_model
+from sftkit.models.adapt import adapted_model
+from sftkit.models.adapters import base_of, is_adapter
 
 if TYPE_CHECKING:
     from sftkit.run.stages import PreparedRun
@@ -74,8 +74,7 @@ def _from_configuration(prepared: PreparedRun) -> tuple[Any, dict[str, Any] | No
     import torch
 
     section = prepared.config.model
-    adapter = _adapter(section.name)
-    name = section.name if adapter is None else str(adapter["base_model_name_or_path"])
+    name, _ = base_of(section.name)
     config = model_config(name, section.trust_remote_code)
     if config is None:
         raise UnknownMemoryError(f"there is no configuration of {name!r} here")
@@ -94,18 +93,6 @@ def _from_configuration(prepared: PreparedRun) -> tuple[Any, dict[str, Any] | No
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
                 module.weight.requires_grad_(False)
-    if adapter is not None:
-        from peft import PeftConfig, get_peft_model
-
-        peft_config = PeftConfig.from_pretrained(section.name)
-        peft_config.inference_mode = False
-        model = get_peft_model(model, peft_config)
+    if is_adapter(section.name):
+        model = prepared.plugins.hook.attach_adapter(model=model, config=prepared.config)
     return model, quantization
-
-
-def _adapter(name: str) -> dict[str, Any] | None:
-    path = Path(name, "adapter_config.json")
-    if not path.is_file():
-        return None
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return told

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -59,18 +57,6 @@ def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, whoever made it."""
     # By name, since quantized layers and GPT-2's Conv1D are no subclass of nn.Linear.
     return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
-
-
-def quantization_of(name: str) -> dict[str, Any] | None:
-    """The quantization of a local checkpoint, or of the base of a local adapter; None where it has none."""
-    try:
-        if Path(name, "adapter_config.json").is_file():
-            name = json.loads(Path(name, "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-        config = json.loads(Path(name, "config.json").read_text("utf-8"))
-        found: dict[str, Any] | None = config.get("quantization_config")
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # the loader tells what is wrong with these files
 
 
 @contextmanager

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.models.embeddings import align_special_tokens, grow_embeddings, save_adapter_only, split_processor
-from sftkit.plugin.requirements import requirement_problem
+from sftkit.models.adapters import base_of, is_adapter
+from sftkit.models.embeddings import split_processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,9 +56,8 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     name, revision, where = config.model.name, config.model.revision, "model.name"
-    adapter = _adapter_config(name)
-    if adapter is not None and not any(Path(name, file).is_file() for file in TOKENIZER_FILES):
-        name, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    if not any(Path(name, file).is_file() for file in TOKENIZER_FILES):
+        name, revision = base_of(name, revision)
     if config.model.tokenizer:
         name, where = config.model.tokenizer, "model.tokenizer"
         revision = revision if name == config.model.name else None
@@ -75,7 +72,7 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
 
 
 def load_model(config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreTrainedModel:
-    """The model with its weights, from safetensors only; an adapter directory gives its base with the adapter.
+    """The model with its weights, from safetensors only; for a directory with an adapter, its base model.
 
     Args:
         config: the run as resolved.
@@ -85,29 +82,8 @@ def load_model(config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreT
     Raises:
         ConfigError: if it cannot be loaded, or weights are missing from the checkpoint.
     """
-    name, adapter = config.model.name, _adapter_config(config.model.name)
-    if adapter is None:
-        return _load_base(name, config.model.revision, config, options, auto)
-    base = _load_base(adapter["base_model_name_or_path"], adapter.get("revision"), config, options, auto)
-    return _with_adapter(base, Path(name), config)
-
-
-def _with_adapter(base: PreTrainedModel, directory: Path, config: RunConfig) -> Any:
-    if problem := _peft_problem():
-        raise ConfigError(problem)
-    from peft import PeftModel
-
-    tokenizer = load_tokenizer(config)
-    grow_embeddings(base, tokenizer, [])
-    align_special_tokens(base, tokenizer, changed=True)
-    with as_config_error("model.name"):
-        rows = _saved_rows(directory, base)
-        if rows > base.get_input_embeddings().weight.shape[0]:
-            grow_embeddings(base, tokenizer, [], pad_to_multiple_of=rows)
-        model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
-    if not rows:
-        save_adapter_only(model)
-    return model
+    name, revision = base_of(config.model.name, config.model.revision)
+    return _load_base(name, revision, config, options, auto)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -120,16 +96,9 @@ def _looks_like_path(name: str) -> bool:
 
 def _directory_problems(path: Path, config: RunConfig) -> Iterator[Problem]:
     key = ("model", "name")
-    if (path / "adapter_config.json").is_file():
-        if "peft" in config.plugins:
-            what = f"{str(path)!r} is an adapter already, and plugin peft would add a second one"
-            yield Problem(what, "model.name", "drop plugin peft to train the adapter on", key)
-        if problem := _peft_problem():
-            yield problem
-        if not (path / "adapter_model.safetensors").is_file():
-            fix = "save the adapter again with peft's save_pretrained"
-            yield Problem(f"there is no adapter_model.safetensors in {str(path)!r}", "model.name", fix, key)
-    elif not (path / "config.json").is_file():
+    if is_adapter(str(path)):
+        return
+    if not (path / "config.json").is_file():
         what = f"the directory {str(path)!r} has neither a config.json nor an adapter_config.json"
         yield Problem(what, "model.name", "name the directory that save_pretrained wrote", key)
     elif config.model.init == "pretrained":
@@ -147,29 +116,6 @@ def _weight_problems(path: Path, config: RunConfig) -> Iterator[Problem]:
     else:
         fix = "give a directory with weights, or set model.init=random to train from scratch"
         yield Problem(f"there are no *.safetensors in {str(root)!r}", "model.name", fix, ("model", "name"))
-
-
-def _peft_problem() -> Problem | None:
-    return requirement_problem("peft>=0.18", metadata.distribution("sftkit"), "model.name: a PEFT adapter")
-
-
-def _adapter_config(name: str) -> dict[str, Any] | None:
-    """The adapter_config.json of a local directory, if it has one.
-
-    Raises:
-        ConfigError: if it cannot be read or names no base model.
-    """
-    path = Path(name, "adapter_config.json")
-    if not path.is_file():
-        return None
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(Problem(f"no valid JSON object: {error}", str(path), "save the adapter again")) from error
-    if not base:
-        raise ConfigError(Problem("no base_model_name_or_path", str(path), "write the base model's name there"))
-    return config
 
 
 def _load_base(
@@ -211,17 +157,6 @@ def _random_model(
         if Path(name, "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(name)
     return model.eval()
-
-
-def _saved_rows(directory: Path, base: PreTrainedModel) -> int:
-    """Rows of a whole embedding inside an adapter file, as other trainers save it after a resize; else 0."""
-    from safetensors import safe_open
-
-    embedding = base.get_input_embeddings()
-    name = next(name for name, module in base.named_modules() if module is embedding)
-    with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
-        keys = [key for key in file.keys() if f".{name}." in key and key.endswith(".weight")]  # noqa: SIM118
-        return max((file.get_slice(key).get_shape()[0] for key in keys if "lora_" not in key), default=0)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
-from sftkit.plugin.registry import check_class, discover, hooks_filled, load_class
+from sftkit.plugin.calls import hooks_filled
+from sftkit.plugin.registry import check_class, discover, load_class
 
 
 def all_plugins() -> list[dict[str, Any]]:

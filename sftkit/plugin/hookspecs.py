@@ -1,9 +1,38 @@
-"""The contract between the core and its plugins: the hooks, in the order in which a run reaches them.
+"""The contract between the core and its plugins: the hooks, in the order in which a run first calls them.
 
-A *slot* (``firstresult``) is filled by one plugin: the defaults fill it last, and two selected plugins on one slot are
-an error before anything is loaded. A *broadcast* calls every plugin, in the order in which they were named. An
-implementation may take any subset of a hook's arguments. Hooks build things once: none is called inside a loop over
-rows or steps, and what they return can be pickled.
+A run calls them like this; a test holds this listing against a real run::
+
+    check_run                               # every problem of the configuration, before anything is read
+    model_options                           # two plugins that set one key are such a problem
+    load_tokenizer
+    add_tokens
+    for split in train, evaluation sets:    # or read back from the cache
+        make_packer
+        for source in split:
+            make_formatter
+    make_collator
+    check_prepared                          # the data, and what the run will take; no weights are loaded yet
+    model_options
+    load_model
+    attach_adapter                          # if model.name is a directory with an adapter
+    resize_embeddings
+    patch_kernels
+    prepare_base
+    adapt_model
+    make_loss
+    trainer_callbacks
+    with reduce_activations:
+        with inject_noise, training_context:
+            train and evaluate
+    save the model
+    export_model
+
+A *slot* (``firstresult``) is filled by one plugin: it stops at the first result that is not None. The defaults come
+last, and two selected plugins on one slot are an error before anything is loaded. A *broadcast* calls every plugin, in
+the order in which they were named, and collects ``(plugin name, result)`` pairs; a wrapper of a broadcast receives
+these pairs. An implementation may take any subset of a hook's arguments. Hooks build things once: none is called
+inside a loop over rows or steps, and what they return can be pickled. An exception inside a hook names the plugin and
+the hook.
 """
 
 from __future__ import annotations
@@ -24,6 +53,9 @@ if TYPE_CHECKING:
     from sftkit.data.documents import Formatter
     from sftkit.data.packs import Packer
     from sftkit.errors import Problem
+    from sftkit.plugin.selected import PluginSet
+    from sftkit.run.stages import PreparedRun
+    from sftkit.run.verdict import Verdict
     from sftkit.training.collate import Collator
     from sftkit.training.loss import HeadLoss
 
@@ -34,8 +66,18 @@ class Hooks:
     """Every hook of sftkit. ``docs/hooks.md`` has an example of each."""
 
     @hookspec
-    def check_run(self, config: RunConfig) -> Iterable[Problem]:
-        """Broadcast: what this plugin cannot do with this run, and the mend. Called before anything is read.
+    def check_run(self, config: RunConfig, plugins: PluginSet) -> Iterable[Problem]:
+        """Broadcast: what this plugin cannot do in this run, and the fix. Called before anything is read.
+
+        Args:
+            config: the run as resolved.
+            plugins: the selected plugins; ``plugins.fillers("adapt_model")`` names those that fill a slot.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def model_options(self, config: RunConfig) -> Mapping[str, Any]:
+        """Broadcast, merged: keyword arguments for ``from_pretrained``. One key from two plugins is an error.
 
         Args:
             config: the run as resolved.
@@ -50,18 +92,28 @@ class Hooks:
             config: the run as resolved; ``config.model`` says what to load.
 
         Returns:
-            The tokenizer; or a processor, whose tokenizer it is then, and which is saved with the model.
+            The tokenizer, or a processor: the run then uses the processor's tokenizer, and saves the processor.
         """
 
     @hookspec
     def add_tokens(self, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> None:
         """Broadcast: set the chat template, add special tokens. Changes the tokenizer.
 
-        The model's embeddings follow by themselves: see ``resize_embeddings``.
+        The model's embeddings follow: see ``resize_embeddings``.
 
         Args:
             tokenizer: the run's tokenizer.
             config: the run as resolved.
+        """
+
+    @hookspec(firstresult=True)
+    def make_packer(self, split: str, config: RunConfig, counts: Counts) -> Packer | None:
+        """Slot: make a packer, which rearranges examples into rows of ``config.data.max_length``; None: no packing.
+
+        Args:
+            split: ``"train"``, or the name of an evaluation set.
+            config: the run as resolved.
+            counts: where to count what is done to the data.
         """
 
     @hookspec(firstresult=True)
@@ -72,43 +124,35 @@ class Hooks:
         processor: ProcessorMixin | None,
         config: RunConfig,
     ) -> Formatter | None:
-        """Slot, and wrappers are welcome: a formatter for data with these columns, or None to leave it to the next.
+        """Slot, often wrapped: a formatter for data with these columns, or None to leave it to the next plugin.
 
         Args:
             columns: the data's columns, name to feature type (`datasets.Features`).
             tokenizer: the run's tokenizer, with its chat template.
-            processor: what ``load_tokenizer`` gave, where that is more than a tokenizer.
+            processor: the processor that ``load_tokenizer`` returned, if it returned one.
             config: the run as resolved.
-        """
-
-    @hookspec(firstresult=True)
-    def make_packer(self, split: str, config: RunConfig, counts: Counts) -> Packer | None:
-        """Slot: what rearranges examples into rows of ``config.data.max_length``, or None to leave them single.
-
-        Args:
-            split: ``"train"``, or the name of an evaluation set.
-            config: the run as resolved.
-            counts: where to count what is done to the data.
         """
 
     @hookspec(firstresult=True)
     def make_collator(
         self, tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None, config: RunConfig
     ) -> Collator | None:
-        """Slot, and wrappers are welcome: a callable that makes a batch of tensors from a list of examples.
+        """Slot, often wrapped: a callable that makes a batch of tensors from a list of examples.
 
         Args:
             tokenizer: the run's tokenizer.
-            processor: what ``load_tokenizer`` gave, where that is more than a tokenizer.
+            processor: the processor that ``load_tokenizer`` returned, if it returned one.
             config: the run as resolved.
         """
 
     @hookspec
-    def model_options(self, config: RunConfig) -> Mapping[str, Any]:
-        """Broadcast, merged: keyword arguments for ``from_pretrained``. One key from two plugins is an error.
+    def check_prepared(self, run: PreparedRun) -> Iterable[Verdict]:
+        """Broadcast: verdicts on the prepared data and on what the run will take, before weights are loaded.
+
+        ``sftkit check`` shows them all; ``sftkit run`` stops if one is ``wrong``.
 
         Args:
-            config: the run as resolved.
+            run: tokenizer, data, collator and plugins of the run.
         """
         raise NotImplementedError
 
@@ -119,6 +163,20 @@ class Hooks:
         Args:
             config: the run as resolved; ``config.model`` says what to load.
             options: ``config.model.options`` and every plugin's ``model_options``, merged.
+        """
+
+    @hookspec(firstresult=True)
+    def attach_adapter(self, model: PreTrainedModel, config: RunConfig) -> Any | None:
+        """Slot: put the adapter of the directory ``config.model.name`` on its base model, to train it further.
+
+        `sftkit check` calls it too, with a base model without weights (on the meta device).
+
+        Args:
+            model: the adapter's base model, as ``load_model`` returned it.
+            config: the run as resolved.
+
+        Returns:
+            The model with the adapter, trainable.
         """
 
     @hookspec(firstresult=True)
@@ -146,30 +204,50 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
+    def prepare_base(self, model: PreTrainedModel, config: RunConfig) -> bool | None:
+        """Slot: make a base model ready for an adapter, as quantized ones need. Changes the model.
+
+        Args:
+            model: the model, patched.
+            config: the run as resolved.
+
+        Returns:
+            True when done, None for a model that needs nothing from this plugin.
+        """
+
+    @hookspec(firstresult=True)
     def adapt_model(self, model: PreTrainedModel, config: RunConfig, new_token_ids: list[int]) -> Any | None:
         """Slot: the model to train, as with PEFT adapters on it. Without a plugin here every weight is trained.
 
         Args:
-            model: the model, patched; in few bits it is prepared (`sftkit.models.quantized.prepare_quantized`), unless the same
-                plugin has loaded it.
+            model: the model, patched and prepared.
             config: the run as resolved.
             new_token_ids: ids of the tokens that ``add_tokens`` added; their embeddings must be trained and saved.
         """
 
     @hookspec(firstresult=True)
     def make_loss(self, model: Any, config: RunConfig) -> HeadLoss | None:
-        """Slot: what is minimised, or None to leave it to the next. Without a plugin here, negative log-likelihood.
+        """Slot: what is minimised; None leaves it to the next plugin. Without one, negative log-likelihood.
 
         Args:
             model: the model to train.
             config: the run as resolved.
         """
 
+    @hookspec
+    def trainer_callbacks(self, config: RunConfig) -> Iterable[TrainerCallback]:
+        """Broadcast: callbacks for the Trainer.
+
+        Args:
+            config: the run as resolved.
+        """
+        raise NotImplementedError
+
     @hookspec(firstresult=True)
     def reduce_activations(
         self, model: Any, config: RunConfig, batch: Mapping[str, Any]
     ) -> AbstractContextManager[Any] | None:
-        """Slot: a context manager held during training, in which less of the forward is kept for the backward.
+        """Slot: a context manager held during training that keeps fewer activations for the backward pass.
 
         `sftkit check` enters it too, around an estimate of the memory of a model without weights (on the meta device).
 
@@ -199,20 +277,11 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec
-    def trainer_callbacks(self, config: RunConfig) -> Iterable[TrainerCallback]:
-        """Broadcast: callbacks for the Trainer.
-
-        Args:
-            config: the run as resolved.
-        """
-        raise NotImplementedError
-
-    @hookspec
     def export_model(self, model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
         """Broadcast: write a further artefact after training (merged weights, a quantized model).
 
         Args:
             model: the trained model.
             tokenizer: the run's tokenizer.
-            directory: the run directory; write into a folder of your own inside it.
+            directory: the run directory; write into a new folder inside it.
         """

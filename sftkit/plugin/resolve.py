@@ -15,7 +15,8 @@ from sftkit.config.train_fields import check_train
 from sftkit.errors import ConfigError, Problem, nearest
 
 if TYPE_CHECKING:
-    from sftkit.plugin.registry import Choice, PluginSet
+    from sftkit.plugin.select import Choice
+    from sftkit.plugin.selected import PluginSet
 
 
 def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunConfig, PluginSet]:
@@ -28,7 +29,7 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunCo
     Raises:
         ConfigError: with every problem found.
     """
-    from sftkit.plugin.registry import choices_from, select
+    from sftkit.plugin.select import choices_from, select
 
     problems = [
         Problem("no such section", source.where((key,)), nearest(key, RunConfig.model_fields) or _sections())
@@ -106,11 +107,10 @@ def _train(source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> list[Problem]:
-    problems = []
     plugins.import_first()
-    for impl in reversed(plugins.hook.check_run.get_hookimpls()):
-        arguments = {"config": config} if "config" in impl.argnames else {}
-        for problem in impl.function(**arguments) or ():
+    problems = []
+    for plugin, found in plugins.hook.check_run(config=config, plugins=plugins):
+        for problem in found or ():
             place = source.where(problem.key) if problem.key else problem.where
-            problems.append(dataclasses.replace(problem, where=place or f"plugin {impl.plugin_name}"))
+            problems.append(dataclasses.replace(problem, where=place or f"plugin {plugin}"))
     return problems

@@ -20,7 +20,7 @@ from sftkit.run.distributed import is_main_process
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
-    from sftkit.plugin.registry import PluginSet
+    from sftkit.plugin.selected import PluginSet
 
 MANIFEST = "manifest.json"
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")

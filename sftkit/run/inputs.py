@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.errors import Problem
-from sftkit.models.quantized import needs_adapter
+from sftkit.models.adapt import needs_adapter
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
-    from sftkit.plugin.registry import PluginSet
+    from sftkit.plugin.selected import PluginSet
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.source import ConfigSource
 from sftkit.console import Display, show_data
 from sftkit.errors import ConfigError, Problem, SftkitError
-from sftkit.plugin.registry import Choice, PluginSet, choices_from
 from sftkit.plugin.resolve import resolve
+from sftkit.plugin.select import Choice, choices_from
+from sftkit.plugin.selected import PluginSet
 from sftkit.run.directory import RunDirectory, default_directory, new_manifest
 from sftkit.run.distributed import is_main_process
 from sftkit.run.inputs import RunInputs, as_source, check_loaded_model, is_map, split_inputs
@@ -176,7 +177,7 @@ class Pipeline:
         from transformers import PrinterCallback, set_seed
 
         from sftkit.training.arguments import training_arguments
-        from sftkit.training.progress import Progress
+        from sftkit.training.progress import ProgressCallback
         from sftkit.training.trainer import TokenLossTrainer
 
         config, data = prepared.config, prepared.data
@@ -188,7 +189,7 @@ class Pipeline:
             arguments.ddp_find_unused_parameters = True
         set_seed(arguments.seed)
         sets = list(data.eval.values())
-        progress = Progress(display, self._directory.path / "log.jsonl")
+        progress = ProgressCallback(display, self._directory.path / "log.jsonl")
         trainer = TokenLossTrainer(
             loss=stages.make_loss(model),
             model=model,

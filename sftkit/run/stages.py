@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.plugin.registry import PluginSet
+from sftkit.plugin.selected import PluginSet
 from sftkit.run.inputs import RunInputs
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ class Stages:
         """
         from transformers import set_seed
 
+        from sftkit.models.adapt import adapted_model
+        from sftkit.models.adapters import is_adapter
         from sftkit.models.embeddings import align_special_tokens
-        from sftkit.models.quantized import adapted_model
 
         config, plugins = self.config, self.plugins
         set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
@@ -143,6 +144,8 @@ class Stages:
         if model is None:
             options = plugins.model_options(config)
             model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
+            if is_adapter(config.model.name):
+                model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter")
         rows = model.get_input_embeddings().weight.shape[0]
         new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
         plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
@@ -160,15 +163,15 @@ class Stages:
     def callbacks(self) -> list[Any]:
         """The plugins' `TrainerCallback` objects."""
         found = self.plugins.hook.trainer_callbacks(config=self.config)
-        return [callback for some in found for callback in some]
+        return [callback for _, callbacks in found for callback in callbacks]
 
     @contextmanager
     def training(self, model: Any) -> Iterator[None]:
         """Around the training loop and the evaluations inside: noise, and what else plugins hold meanwhile."""
         with ExitStack() as stack:
-            for context in reversed(self.plugins.hook.inject_noise(model=model)):
+            for _, context in reversed(self.plugins.hook.inject_noise(model=model)):
                 stack.enter_context(context)
-            for context in self.plugins.hook.training_context(model=model, config=self.config):
+            for _, context in self.plugins.hook.training_context(model=model, config=self.config):
                 stack.enter_context(context)
             yield
 

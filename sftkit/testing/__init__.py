@@ -9,7 +9,10 @@ from sftkit.config import RunConfig
 from sftkit.data.counts import Counts
 from sftkit.errors import SftkitError
 from sftkit.plugin.base import Plugin
-from sftkit.plugin.registry import Choice, PluginSet, discover, hooks_filled, name_of, select
+from sftkit.plugin.calls import hooks_filled
+from sftkit.plugin.registry import discover, name_of
+from sftkit.plugin.select import Choice, select
+from sftkit.plugin.selected import PluginSet
 
 if TYPE_CHECKING:
     from datasets import Dataset

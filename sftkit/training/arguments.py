@@ -43,10 +43,10 @@ def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
     except (ValueError, TypeError, ImportError) as error:
         first = " ".join(str(error).split())
         raise ConfigError(Problem(first, "train", "correct the arguments")) from error
-    return one_device(arguments)
+    return use_one_device(arguments)
 
 
-def one_device(arguments: TrainingArguments) -> TrainingArguments:
+def use_one_device(arguments: TrainingArguments) -> TrainingArguments:
     """The arguments, of a process that uses one GPU; that others are left idle is told. Changes them."""
     if arguments.n_gpu > 1:
         logger.warning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sftkit.data.columns import WEIGHTS
+from sftkit.data.columns import LOSS_WEIGHTS
 from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class KeepsWeights:
             ConfigError: if the collator leaves the weights out.
         """
         batch = self.collator(examples)
-        if WEIGHTS not in batch and any(WEIGHTS in example for example in examples):
-            what = f"the collator leaves out how much each token counts ({WEIGHTS}), which the data says"
+        if LOSS_WEIGHTS not in batch and any(LOSS_WEIGHTS in example for example in examples):
+            what = f"the collator leaves out how much each token counts ({LOSS_WEIGHTS}), which the data says"
             raise ConfigError(Problem(what, "collator", "use the plugin pad, or take the weights out of the data"))
         return batch

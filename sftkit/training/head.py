@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sftkit.data.columns import IGNORE
+from sftkit.data.columns import IGNORE_INDEX
 from sftkit.models.inspect import evaluating
-from sftkit.training.loss import Head, HeadLoss, Result, summed_loss
+from sftkit.training.loss import HeadLoss, LossResult, OutputHead, summed_loss
 
 logger = logging.getLogger("sftkit")
 
@@ -62,7 +62,7 @@ class Targets:
 def trained_positions(labels_BT: Tensor) -> Tensor:
     """The positions (int64, ``[K]``) whose next label is trained, as numbers of the flat batch."""
     trained_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
-    trained_BT[:, :-1] = labels_BT[:, 1:] != IGNORE
+    trained_BT[:, :-1] = labels_BT[:, 1:] != IGNORE_INDEX
     return trained_BT.flatten().nonzero().squeeze(1)
 
 
@@ -92,7 +92,7 @@ class LossHead:
         self._held = 0
         # What the two replaced forwards do: None, or a function of the head's input that gives its output.
         self._answer: Callable[[Tensor], Tensor] | None = None
-        self._told: tuple[Tensor, Result] | None = None
+        self._told: tuple[Tensor, LossResult] | None = None
 
     @contextmanager
     def installed(self) -> Iterator[LossHead]:
@@ -110,7 +110,7 @@ class LossHead:
 
     def ask(
         self, model: Any, inputs: dict[str, Any], targets: Targets, logits: bool = False
-    ) -> tuple[Tensor, Result, Any]:
+    ) -> tuple[Tensor, LossResult, Any]:
         """The sum of the losses (a scalar), what else is known of the tokens, and the model's outputs.
 
         Args:
@@ -124,7 +124,7 @@ class LossHead:
         if self._plain or logits:
             outputs = model(**inputs)
             logits_ND = outputs["logits"][:, -targets.shape[1] :].flatten(0, 1)
-            as_they_are = Head(logits_ND.shape[-1], lambda logits: logits)
+            as_they_are = OutputHead(logits_ND.shape[-1], lambda logits: logits)
             return *self._losses(logits_ND, as_they_are, targets), outputs
 
         def answer(hidden: Tensor) -> Tensor:
@@ -147,18 +147,18 @@ class LossHead:
             hook.remove()
             self._told = None
 
-    def _losses(self, inputs_ND: Tensor, head: Head, targets: Targets) -> tuple[Tensor, Result]:
+    def _losses(self, inputs_ND: Tensor, head: OutputHead, targets: Targets) -> tuple[Tensor, LossResult]:
         device = inputs_ND.device
         inputs_KD = inputs_ND.index_select(0, targets.positions_K.to(device))
         weights_K = None if targets.weights_K is None else targets.weights_K.to(device)
         return summed_loss(self.loss, inputs_KD, head, targets.tokens_K.to(device), weights_K)
 
-    def _head(self, hidden: Tensor) -> Head:
+    def _head(self, hidden: Tensor) -> OutputHead:
         module = self._module
         plain = type(module) is nn.Linear and getattr(self._make_logits, "__func__", None) is nn.Linear.forward
         if plain and self._is_whole(module.weight):
-            return Head(self._vocabulary, self._make_logits, module.weight, module.bias, self._post)
-        return Head(self._vocabulary, self._make_logits, post=self._post)
+            return OutputHead(self._vocabulary, self._make_logits, module.weight, module.bias, self._post)
+        return OutputHead(self._vocabulary, self._make_logits, post=self._post)
 
     def _is_whole(self, weight: Tensor) -> bool:
         """Whether products can be made with it as it is: of a sharded or otherwise wrapped one the module knows how."""

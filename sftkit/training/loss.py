@@ -34,7 +34,7 @@ class TokenLosses(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """What makes logits of hidden states.
 
     Attributes:
@@ -60,7 +60,7 @@ class Head:
 
 
 @dataclass
-class Result:
+class LossResult:
     """The loss of trained tokens, and its gradients where they were asked for.
 
     Attributes:
@@ -93,11 +93,11 @@ class HeadLoss:
     def run(
         self,
         hidden_KD: Tensor,
-        head: Head,
+        head: OutputHead,
         targets_K: Tensor,
         weights_K: Tensor | None,
         trained: Sequence[Tensor] | None,
-    ) -> Result:
+    ) -> LossResult:
         """The loss of every token.
 
         Args:
@@ -127,23 +127,23 @@ class HeadLoss:
         if weights_K is not None:
             losses_K = losses_K * weights_K
         if gradients is None:
-            return Result(losses_K, measures)
-        return Result(losses_K, measures, gradients.hidden_KD, gradients.parameters)
+            return LossResult(losses_K, measures)
+        return LossResult(losses_K, measures, gradients.hidden_KD, gradients.parameters)
 
 
 def summed_loss(
-    loss: HeadLoss, hidden_KD: Tensor, head: Head, targets_K: Tensor, weights_K: Tensor | None = None
-) -> tuple[Tensor, Result]:
+    loss: HeadLoss, hidden_KD: Tensor, head: OutputHead, targets_K: Tensor, weights_K: Tensor | None = None
+) -> tuple[Tensor, LossResult]:
     """The sum of the tokens' losses (a scalar, which can be differentiated once), and what else is known of them."""
     if head.weight is not None:
         hidden_KD = hidden_KD.to(_product_dtype(head.weight))
     if not torch.is_grad_enabled():
         told = loss.run(hidden_KD, head, targets_K, weights_K, None)
         return told.losses_K.sum(), told
-    kept: list[Result] = []
+    kept: list[LossResult] = []
     trained = head.trained(hidden_KD)
 
-    def run() -> Result:
+    def run() -> LossResult:
         kept.append(loss.run(hidden_KD.detach(), head, targets_K, weights_K, trained))
         return kept[0]
 
@@ -176,7 +176,7 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _logits(hidden_kD: Tensor, head: Head, gradient: bool) -> tuple[Tensor, Tensor]:
+def _logits(hidden_kD: Tensor, head: OutputHead, gradient: bool) -> tuple[Tensor, Tensor]:
     """The logits of a chunk, and where their graph begins: a plain layer's output, else the hidden states."""
     with torch.set_grad_enabled(gradient):
         if head.weight is not None:
@@ -193,7 +193,9 @@ def _logits(hidden_kD: Tensor, head: Head, gradient: bool) -> tuple[Tensor, Tens
 class _Gradients:
     """Gradients by the hidden states and by the head's trained tensors, summed up over chunks."""
 
-    def __init__(self, hidden_KD: Tensor, head: Head, trained: Sequence[Tensor], weights_K: Tensor | None) -> None:
+    def __init__(
+        self, hidden_KD: Tensor, head: OutputHead, trained: Sequence[Tensor], weights_K: Tensor | None
+    ) -> None:
         self.hidden_KD = torch.empty_like(hidden_KD)
         fill = torch.zeros_like if not len(hidden_KD) or head.weight is None else torch.empty_like
         self.parameters = [fill(tensor) for tensor in trained]
@@ -251,7 +253,7 @@ class _Summed(torch.autograd.Function):
     """A sum whose gradients are known when it is computed: they wait for the backward, which scales them."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], Result], hidden_KD: Tensor, *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Callable[[], LossResult], hidden_KD: Tensor, *trained: Tensor) -> Tensor:
         told = run()
         ctx.found = [told.hidden_KD, *told.parameters]
         return told.losses_K.sum()

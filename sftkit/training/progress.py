@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from sftkit.console import Display
 
 
-class Progress(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Shows steps, rate, tokens/s, loss and time left, and writes each log entry as a line of JSON.
 
     Args:

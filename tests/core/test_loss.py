@@ -12,7 +12,7 @@ from torch.nn import functional
 from sftkit.testing import tiny_model
 from sftkit.training import loss as loss_module
 from sftkit.training.head import LossHead, Targets, trained_positions
-from sftkit.training.loss import Head, HeadLoss, summed_loss
+from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 
 VOCABULARY = 320
 ARCHITECTURES = [
@@ -262,7 +262,7 @@ def test_token_accuracy_is_the_share_of_targets_with_the_highest_logit():
 
 def test_the_loss_is_differentiated_once():
     hidden, weight = torch.randn(4, 8, requires_grad=True), torch.nn.Parameter(torch.randn(16, 8))
-    total, _ = summed_loss(HeadLoss(), hidden, Head(16, lambda x: x, weight), torch.arange(4))
+    total, _ = summed_loss(HeadLoss(), hidden, OutputHead(16, lambda x: x, weight), torch.arange(4))
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="before"):
         total.backward()
@@ -277,6 +277,6 @@ def test_the_loss_equals_a_loop_over_positions():
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 6), torch.randn(11, 6)
     targets = torch.randint(0, 11, (9,))
-    total, _ = summed_loss(HeadLoss(), hidden, Head(11, lambda x: x, weight), targets)
+    total, _ = summed_loss(HeadLoss(), hidden, OutputHead(11, lambda x: x, weight), targets)
     expected = -sum(math.log(float(torch.softmax(weight @ h, 0)[t])) for h, t in zip(hidden, targets, strict=True))
     assert total.item() == pytest.approx(expected, rel=1e-5)

@@ -17,7 +17,12 @@ from torch.profiler import ProfilerActivity, profile
 from sftkit import Pipeline
 from sftkit.memory import device, estimate_memory
 from sftkit.memory.batch import largest_batch
-from sftkit.memory.checkpointing import checkpointed, full, offloaded, selective
+from sftkit.memory.checkpointing import (
+    checkpointed,
+    full_checkpointing,
+    offloaded_checkpointing,
+    selective_checkpointing,
+)
 from sftkit.memory.optimizer import STATES, state_bytes
 from sftkit.memory.quantized import UnknownQuantizationError, quantized_bytes
 from sftkit.memory.run import estimate_run
@@ -82,9 +87,9 @@ def with_lora(model, **options):
     return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **options))
 
 
-KINDS = {"none": contextlib.nullcontext, "full": lambda m: checkpointed(m, full())}
-KINDS["selective"] = lambda model: checkpointed(model, selective())
-KINDS["every second layer"] = lambda model: checkpointed(model, full(), every=2)
+KINDS = {"none": contextlib.nullcontext, "full": lambda m: checkpointed(m, full_checkpointing())}
+KINDS["selective"] = lambda model: checkpointed(model, selective_checkpointing())
+KINDS["every second layer"] = lambda model: checkpointed(model, full_checkpointing(), every=2)
 CASES = {
     "llama": {},
     "llama, eager attention": {"attn_implementation": "eager"},
@@ -159,8 +164,10 @@ def kept_by_the_forward(model, checkpointing):
 
 def test_offloaded_layers_leave_the_device():
     model = model_of()
-    kept = kept_by_the_forward(model, checkpointed(model, full()))
-    left = kept_by_the_forward(model, checkpointed(model, offloaded(full(), pin_memory=False)))
+    kept = kept_by_the_forward(model, checkpointed(model, full_checkpointing()))
+    left = kept_by_the_forward(
+        model, checkpointed(model, offloaded_checkpointing(full_checkpointing(), pin_memory=False))
+    )
     inputs = SIZES["num_hidden_layers"] * ROWS * LENGTH * SIZES["hidden_size"] * 4
     assert kept - left == pytest.approx(inputs, rel=0.3)
 

@@ -12,7 +12,8 @@ import pytest
 from sftkit.config.source import ConfigSource
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
-from sftkit.plugin.registry import Choice, choices_from, discover, load_class, parse_choice, select
+from sftkit.plugin.registry import discover, load_class
+from sftkit.plugin.select import Choice, choices_from, parse_choice, select
 from sftkit.testing import check_plugin, tiny_config
 
 

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from sftkit import ConfigError, DataError, Formatter, Pipeline, Plugin, Span, hookimpl
-from sftkit.data.columns import Examples, examples_of, flat
+from sftkit.data.columns import Examples, examples_of, flatten_column
 from sftkit.data.counts import Counts
 from sftkit.data.encode import encode
 from sftkit.data.length import fit_length
@@ -293,11 +293,11 @@ def test_weighted_tokens_are_counted():
 class Forgetful(Packer):
     def __call__(self, examples):
         table = dataclasses.replace(examples, weights_S=None).table()
-        ids, offsets = flat(table, "input_ids")
+        ids, offsets = flatten_column(table, "input_ids")
         places = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
         from sftkit.data.columns import table as make
 
-        yield make(offsets, input_ids=ids, labels=flat(table, "labels")[0], position_ids=places)
+        yield make(offsets, input_ids=ids, labels=flatten_column(table, "labels")[0], position_ids=places)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from sftkit import Pipeline
 from sftkit.errors import ConfigError
 from sftkit.memory import device
-from sftkit.memory.checkpointing import checkpointed, full, offloaded
+from sftkit.memory.checkpointing import checkpointed, full_checkpointing, offloaded_checkpointing
 from sftkit.memory.trace import trace_step
 from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import HeadLoss
@@ -79,7 +79,7 @@ def test_so_they_are_with_adapters_with_dropout(kind):
 def test_so_they_are_when_layers_are_offloaded():
     model = tiny_model(attention_dropout=0.2).train()
     plain = step(model, "none")
-    with checkpointed(model, offloaded(full(), pin_memory=False)):
+    with checkpointed(model, offloaded_checkpointing(full_checkpointing(), pin_memory=False)):
         assert_same(step(model, "none"), plain)
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, Problem
-from sftkit.models.quantized import adapted_model
+from sftkit.models.adapt import adapted_model
 from sftkit.plugin.base import Plugin, dataclass, hookimpl
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.bitsandbytes import BitsAndBytes
@@ -90,8 +90,9 @@ def prepared(model: Any, **options: Any) -> Any:
 
 
 def check_plugin_pair(*plugins: Any) -> Any:
-    from sftkit.plugin.registry import Choice, name_of, select
     from sftkit.plugin.registry import discover as known
+    from sftkit.plugin.registry import name_of
+    from sftkit.plugin.select import Choice, select
 
     found, wrong = select([Choice(name_of(type(plugin), known()), instance=plugin) for plugin in plugins])
     assert found is not None, wrong

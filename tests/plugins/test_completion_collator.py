@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from sftkit.data.encode import encode
-from sftkit.plugin.registry import Choice, select
+from sftkit.plugin.select import Choice, select
 from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 

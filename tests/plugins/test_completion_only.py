@@ -12,7 +12,8 @@ from datasets import Dataset, Features, Value
 from sftkit.data.documents import Skipped
 from sftkit.data.encode import encode
 from sftkit.errors import ConfigError, DataError
-from sftkit.plugin.registry import Choice, discover, parse_choice, select
+from sftkit.plugin.registry import discover
+from sftkit.plugin.select import Choice, parse_choice, select
 from sftkit.run.pipeline import Pipeline
 from sftkit.testing import CHATML, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.completion_only import CompletionOnly

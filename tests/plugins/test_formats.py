@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from sftkit.data.documents import RowError, Skipped, Span
 from sftkit.errors import ConfigError, DataError
-from sftkit.plugin.registry import select
+from sftkit.plugin.select import select
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_tokenizer
 from sftkit_plugins.formats import Formats
 

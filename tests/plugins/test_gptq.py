@@ -259,7 +259,7 @@ def test_weights_that_are_spread_over_processes_are_refused(key: str) -> None:
 
 
 def test_it_is_refused_beside_bitsandbytes() -> None:
-    from sftkit.plugin.registry import Choice, select
+    from sftkit.plugin.select import Choice, select
 
     pytest.importorskip("bitsandbytes")
     _, found = select([Choice("gptq"), Choice("bitsandbytes"), Choice("peft")])

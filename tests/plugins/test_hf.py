@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.plugin.registry import select
+from sftkit.plugin.select import select
 from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.hf import HF
 

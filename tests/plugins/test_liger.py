@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sftkit.errors import ConfigError
-from sftkit.plugin.registry import Choice, select
+from sftkit.plugin.select import Choice, select
 from sftkit.testing import check_plugin, tiny_config, tiny_model
 from sftkit_plugins.liger import Liger
 from sftkit_plugins.liger.catalogue import kernels_by_type

@@ -12,7 +12,7 @@ from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.run.pipeline import Pipeline
 from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
-from sftkit.training.loss import Head, HeadLoss, summed_loss
+from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 from sftkit_plugins.loss import Loss
 
 
@@ -20,7 +20,7 @@ def made_by(loss: HeadLoss):
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.nn.Parameter(torch.randn(21, 8))
     targets = torch.randint(0, 21, (9,))
-    total, told = summed_loss(loss, hidden, Head(21, lambda given: given, weight), targets)
+    total, told = summed_loss(loss, hidden, OutputHead(21, lambda given: given, weight), targets)
     total.backward()
     return hidden, weight, targets, total, told
 

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from sftkit.cli.run import gather, set_up
+from sftkit.api import (
+    ConfigArguments,
+    DataOption,
+    ModelOption,
+    OutputOption,
+    PluginOption,
+    pipeline_from,
+)
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sftkit_commands.check.checks import Report
 
 
 def check(
-    arguments: Annotated[
-        Optional[list[str]],  # noqa: UP045 (typer reads this on Python 3.10 too)
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="As for run."),
-    ] = None,
-    plugin: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--plugin", "-p", metavar="NAME[:OPT=VALUE,...]", help="As for run."),
-    ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Directory or hub name; no weights are read.")] = "",
-    data: Annotated[str, typer.Option("--data", "-d", help="File, glob, directory or hub name of the data.")] = "",
-    output: Annotated[str, typer.Option("--output", "-o", help="Run directory.")] = "",
+    arguments: ConfigArguments = None,
+    plugin: PluginOption = None,
+    model: ModelOption = "",
+    data: DataOption = "",
+    output: OutputOption = "",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a run before it is started: configuration, data, steps, disk, memory. Exit code 2 if it would be wrong."""
-    set_up()
-    from sftkit.errors import SftkitError
+    from sftkit.api import SftkitError
 
-    source, choices = gather(arguments or [], plugin or [], model, data, output)
-
-    from sftkit.run.pipeline import Pipeline
-    from sftkit_commands.check.checks import Report, Verdict, run_checks
+    from sftkit_commands.check.checks import failed, run_checks
 
     try:
-        report = run_checks(Pipeline(config=source, plugins=choices))
+        report = run_checks(pipeline_from(arguments, plugin, model, data, output))
     except SftkitError as error:
-        verdicts = [Verdict("configuration", "wrong", f"{p.where}: {p.what}", p.fix) for p in error.problems]
-        report = Report(verdicts, {}, None)
+        report = failed("configuration", error.problems)
     if json:
         import json as library
 
@@ -50,16 +47,13 @@ def check(
 
 
 def _show(report: Report) -> None:
-    from sftkit.console import console, show_data, show_table
+    from sftkit.api import console, show_data, show_table
 
     screen = console()
     if report.data:
-        plain = {
-            split: {k: v for k, v in told.items() if not isinstance(v, dict)} for split, told in report.data.items()
-        }
-        show_data(screen, plain)
-        for split, told in report.data.items():
-            lengths = told.get("before cutting and packing", {}).get("lengths", {})
+        show_data(screen, {split: _counts(stats) for split, stats in report.data.items()})
+        for split, stats in report.data.items():
+            lengths = stats.get("before cutting and packing", {}).get("lengths", {})
             if lengths:
                 _show_lengths(screen, split, lengths)
     if report.memory:
@@ -67,20 +61,17 @@ def _show(report: Report) -> None:
         total = ("peak", f"{report.memory.total / 1e9:.3f}")
         show_table(screen, f"Memory on {report.memory.available.device}", ("item", "GB"), [*sizes, total])
     rows = [(verdict.status, verdict.name, verdict.what, verdict.fix) for verdict in report.verdicts]
-    show_table(screen, "Checks", ("verdict", "check", "found", "mend"), rows)
+    show_table(screen, "Checks", ("verdict", "check", "found", "fix"), rows)
     wrong = sum(verdict.status == "wrong" for verdict in report.verdicts)
     warned = sum(verdict.status == "warn" for verdict in report.verdicts)
     screen.print(f"{wrong} wrong, {warned} to look at" if wrong or warned else "nothing is wrong", markup=False)
 
 
-def _counts(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if not isinstance(value, dict)}
+def _counts(stats: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in stats.items() if not isinstance(value, dict)}
 
 
-def _show_lengths(screen: object, split: str, lengths: dict[str, int]) -> None:
-    from rich.console import Console
-
-    assert isinstance(screen, Console)
+def _show_lengths(screen: Console, split: str, lengths: dict[str, int]) -> None:
     most = max(lengths.values())
     screen.print(f"\ntokens a row, {split}", style="bold", markup=False)
     for bound, number in lengths.items():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import Problem, SftkitError
+from sftkit.api import Problem, SftkitError
 from sftkit_commands.check.data import data_verdicts
 from sftkit_commands.check.disk import disk_verdicts
 from sftkit_commands.check.memory import memory_verdicts
@@ -13,11 +13,9 @@ from sftkit_commands.check.plan import Plan, plan_of, plan_verdicts
 from sftkit_commands.check.verdict import Verdict
 
 if TYPE_CHECKING:
-    from sftkit.memory import Estimate
-    from sftkit.run.pipeline import Pipeline
-    from sftkit.run.stages import PreparedRun
+    from sftkit.api import MemoryEstimate, Pipeline, PreparedRun
 
-__all__ = ["Plan", "Report", "Verdict", "run_checks"]
+__all__ = ["Plan", "Report", "Verdict", "failed", "run_checks"]
 
 
 class Report:
@@ -31,7 +29,7 @@ class Report:
     """
 
     def __init__(
-        self, verdicts: list[Verdict], data: dict[str, Any], plan: Plan | None, memory: Estimate | None = None
+        self, verdicts: list[Verdict], data: dict[str, Any], plan: Plan | None, memory: MemoryEstimate | None = None
     ) -> None:
         self.verdicts, self.data, self.plan, self.memory = verdicts, data, plan, memory
 
@@ -54,7 +52,7 @@ class Report:
 def run_checks(pipeline: Pipeline) -> Report:
     """Check a run: its configuration, then its data, then what it would take."""
     if problems := pipeline.check():
-        return Report([_wrong("configuration", problem) for problem in problems], {}, None)
+        return failed("configuration", problems)
     verdicts = [Verdict("configuration", "ok", "every key, plugin and option is known")]
     try:
         prepared = pipeline.prepare()
@@ -68,6 +66,11 @@ def run_checks(pipeline: Pipeline) -> Report:
     for split, stats in prepared.data.stats.items():
         data[split] = {**data[split], "before cutting and packing": stats.as_dict()}
     return Report(verdicts, data, plan, memory)
+
+
+def failed(name: str, problems: Iterable[Problem]) -> Report:
+    """The report of a run that cannot be checked any further."""
+    return Report([_wrong(name, problem) for problem in problems], {}, None)
 
 
 def _of_run(prepared: PreparedRun, plan: Plan) -> Iterator[Verdict]:

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.build import WEIGHTED
-from sftkit.data.stats import DatasetStats, hashes
+from sftkit.api import WEIGHTED_TOKENS, DatasetStats, hash_documents
 from sftkit_commands.check.verdict import Status, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sftkit.run.stages import PreparedRun
+    from sftkit.api import PreparedRun
 
 CUT_SHARE = 0.05  # of completions: a few long rows are the rule, one in twenty is a choice to look at
 CUT_MOST = 0.5  # of completions: the model would learn that answers end in the middle
@@ -29,7 +28,7 @@ def data_verdicts(prepared: PreparedRun) -> Iterator[Verdict]:
     for split, stats in prepared.data.stats.items():
         done = Counter(prepared.data.counts.by_split[split])
         yield _rows(split, stats, done)
-        if weighted := done[WEIGHTED]:
+        if weighted := done[WEIGHTED_TOKENS]:
             told = f"{split}: {weighted:,} of {stats.trained:,} trained tokens have another weight than 1"
             yield Verdict("weights", "ok", told)
         yield from _lengths(split, stats, done, prepared)
@@ -126,17 +125,17 @@ def _document_hashes(rows: Any) -> np.ndarray:
     """A hash of each document, also where several are packed into a row."""
     import numpy as np
 
-    from sftkit.data.columns import ATTACHED, flat
+    from sftkit.api import ATTACHED, flatten_column
 
     found = [np.zeros(0, np.uint64)]
     arrow = rows.with_format("arrow")
     for start in range(0, len(rows), AT_ONCE):
         table = arrow[start : start + AT_ONCE]
-        ids, offsets = flat(table, "input_ids")
+        ids, offsets = flatten_column(table, "input_ids")
         if "position_ids" in table.column_names:
-            offsets = np.append(np.flatnonzero(flat(table, "position_ids")[0] == 0), len(ids))
+            offsets = np.append(np.flatnonzero(flatten_column(table, "position_ids")[0] == 0), len(ids))
         attached = table[ATTACHED].combine_chunks() if ATTACHED in table.column_names else None
-        found.append(hashes(ids, offsets, attached))
+        found.append(hash_documents(ids, offsets, attached))
     return np.concatenate(found)
 
 
@@ -146,7 +145,7 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 def _positions(prepared: PreparedRun) -> int | None:
     """The model's learned positions, from its configuration alone; None where that cannot be known."""
-    from sftkit.memory.unloaded import model_config
+    from sftkit.api import model_config
 
     config = model_config(prepared.config.model.name, prepared.config.model.trust_remote_code)
     return getattr(config, "max_position_embeddings", None) if config is not None else None

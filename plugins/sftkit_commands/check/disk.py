@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftkit.memory.unloaded import auto_class, model_config
+from sftkit.api import auto_class, model_config
 from sftkit_commands.check.verdict import Verdict
 
 if TYPE_CHECKING:
-    from sftkit.run.stages import PreparedRun
+    from sftkit.api import PreparedRun
 
 OPTIMIZER = 8  # bytes a trained parameter: AdamW's two moments in float32
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}

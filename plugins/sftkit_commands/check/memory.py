@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftkit.errors import SftkitError
-from sftkit.memory.run import estimate_run
-from sftkit.memory.unloaded import UnknownMemoryError
+from sftkit.api import SftkitError, UnknownMemoryError, estimate_run
 from sftkit_commands.check.verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    from sftkit.memory import Estimate
-    from sftkit.run.stages import PreparedRun
+    from sftkit.api import MemoryEstimate, PreparedRun
 
 FIX = (
     "lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps), or use -p activations, "
@@ -19,7 +16,7 @@ FIX = (
 )
 
 
-def memory_verdicts(prepared: PreparedRun) -> tuple[list[Verdict], Estimate | None]:
+def memory_verdicts(prepared: PreparedRun) -> tuple[list[Verdict], MemoryEstimate | None]:
     """Whether the run fits, and the estimate, where there is one."""
     try:
         found = estimate_run(prepared)

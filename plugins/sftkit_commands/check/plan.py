@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sftkit_commands.check.verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    from sftkit.run.stages import PreparedRun
+    from sftkit.api import PreparedRun
 
 BATCH, EPOCHS = 8, 3.0  # transformers' defaults
 RATE_MOST = 0.01  # of AdamW: a hundred times what fine-tuning takes

@@ -8,38 +8,29 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from sftkit.cli.run import gather, set_up
+from sftkit.api import ConfigArguments, DataOption, ModelOption, PluginOption, pipeline_from
 
 
 def preview(
-    arguments: Annotated[
-        Optional[list[str]],  # noqa: UP045 (typer reads this on Python 3.10 too)
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="As for run."),
-    ] = None,
-    plugin: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--plugin", "-p", metavar="NAME[:OPT=VALUE,...]", help="As for run."),
-    ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Directory or hub name; no weights are read.")] = "",
-    data: Annotated[str, typer.Option("--data", "-d", help="File, glob, directory or hub name of the data.")] = "",
+    arguments: ConfigArguments = None,
+    plugin: PluginOption = None,
+    model: ModelOption = "",
+    data: DataOption = "",
     split: Annotated[str, typer.Option("--split", "-s", help="train, or the name of an evaluation set.")] = "train",
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows; they are one batch.")] = 3,
-    row: Annotated[int, typer.Option("--row", min=1, help="The first of them.")] = 1,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Number of rows; they form one batch.")] = 3,
+    row: Annotated[int, typer.Option("--row", min=1, help="Number of the first row to show.")] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
-    html: Annotated[Optional[Path], typer.Option("--html", help="Write a page instead.")] = None,  # noqa: UP045
+    html: Annotated[Optional[Path], typer.Option("--html", help="Write an HTML page instead.")] = None,  # noqa: UP045
 ) -> None:
     """Show what the model sees and what it is trained on, from the batches that training would get."""
-    set_up()
-    arguments = arguments or []
-    if not any(argument.startswith("model.init=") for argument in arguments):
-        arguments = [*arguments, "model.init=random"]  # weights that are not there are no problem: none is read
-    source, choices = gather(arguments, plugin or [], model, data)
+    if not any(argument.startswith("model.init=") for argument in arguments or []):
+        arguments = [*(arguments or []), "model.init=random"]  # no weights are read, so none need to be there
+    pipeline = pipeline_from(arguments, plugin, model, data)
 
-    from sftkit.console import console
-    from sftkit.run.pipeline import Pipeline
+    from sftkit.api import console
     from sftkit_commands.preview.page import LEGEND, MARKS, STYLES, WEIGHT_MEANING, as_text, read_batch, write_html
 
-    prepared = Pipeline(config=source, plugins=choices).prepare()
+    prepared = pipeline.prepare()
     examples = _examples(prepared.data.splits, split, row - 1, rows)
     shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
     screen = console()
@@ -63,7 +54,7 @@ def preview(
 
 
 def _examples(splits: dict[str, Any], split: str, first: int, number: int) -> list[dict[str, Any]]:
-    from sftkit.errors import ConfigError, Problem, nearest
+    from sftkit.api import ConfigError, Problem, nearest
 
     if split not in splits:
         known = f"the splits are: {', '.join(splits)}"

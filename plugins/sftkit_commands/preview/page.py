@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sftkit.data.columns import IGNORE
+from sftkit.api import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -137,7 +137,7 @@ def _pieces(columns: dict[str, list[Any]], length: int, tokenizer: PreTrainedTok
     positions = columns.get("position_ids")
     kinds = [_kind(*three) for three in zip(ids, labels, mask, strict=True)]
     given = columns.get("loss_weights") or [1.0] * len(ids)
-    weights = [weight if label != IGNORE else 1.0 for weight, label in zip(given, labels, strict=True)]
+    weights = [weight if label != IGNORE_INDEX else 1.0 for weight, label in zip(given, labels, strict=True)]
     opens = [bool(positions and mask[at] and at and positions[at] == 0) for at in range(len(ids))]
     pieces, before = [], (0, 0)
     at = 0
@@ -165,7 +165,7 @@ def _repeated(ids: list[int], kinds: list[Kind], at: int) -> int:
 
 
 def _kind(token: int, label: int, mask: int) -> Kind:
-    if label != IGNORE:
+    if label != IGNORE_INDEX:
         return "trained" if label == token else "other"
     return "context" if mask else "padding"
 

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.models.embeddings import grow_embeddings
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, grow_embeddings, hookimpl, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 #: The shipped templates, and the special tokens that each one writes besides the tokenizer's own BOS and EOS.
 TEMPLATES: dict[str, tuple[str, ...]] = {

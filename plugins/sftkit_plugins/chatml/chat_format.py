@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.models.embeddings import grow_embeddings
+from sftkit.api import grow_embeddings
 from sftkit_plugins.chatml import TEMPLATES, template_file
 
 if TYPE_CHECKING:

@@ -6,10 +6,20 @@ import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from sftkit.config import RunConfig
-from sftkit.data.documents import Columns, Document, Formatter, Skipped, Span
-from sftkit.errors import ConfigError, Problem
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import (
+    Columns,
+    ConfigError,
+    Document,
+    Field,
+    Formatter,
+    Plugin,
+    Problem,
+    RunConfig,
+    Skipped,
+    Span,
+    dataclass,
+    hookimpl,
+)
 from sftkit_plugins.completion_only.search import Region, Template, between, places
 
 if TYPE_CHECKING:

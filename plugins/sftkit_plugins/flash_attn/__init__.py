@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl
 from sftkit_plugins.flash_attn.choose import architecture, half_precision, resolve, this_machine
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
-    from sftkit.training.collate import Collator
+    from sftkit.api import Collator, RunConfig
 
 Implementation = Literal["auto", "varlen", "flash_attention_2", "flash_attention_3", "sdpa_flash", "flex"]
 #: Methods of plugin peft that put virtual tokens in front of a row, and so in front of its first document only.

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sftkit.errors import Problem, RunError
+from sftkit.api import Problem, RunError
 from sftkit_plugins.flash_attn.documents import Documents
 from sftkit_plugins.flash_attn.kernels import by_kernel, grouped, one_by_one
 

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import Problem
+from sftkit.api import Problem
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 #: The packages of transformers' implementations, and how they are installed.
 PACKAGES = {

@@ -29,13 +29,13 @@ class PaddingFreeCollator:
         import numpy as np
         import torch
 
-        from sftkit.data.columns import IGNORE
+        from sftkit.api import IGNORE_INDEX
 
         lengths = np.array([len(example["input_ids"]) for example in examples])
         borders = np.concatenate([[0], lengths.cumsum()])
         first = borders[:-1][lengths > 0]
         joined = {name: _joined(examples, name, np.int64) for name in ("input_ids", "labels")}
-        joined["labels"][first] = IGNORE
+        joined["labels"][first] = IGNORE_INDEX
         if any("loss_weights" in example for example in examples):
             ones = [{"loss_weights": np.ones(length)} for length in lengths]
             weighted = [one | example for one, example in zip(ones, examples, strict=True)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sftkit.errors import Problem, RunError
+from sftkit.api import Problem, RunError
 from sftkit_plugins.flash_attn.documents import Documents
 
 

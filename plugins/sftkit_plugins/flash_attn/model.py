@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import evaluating
+from sftkit.api import ConfigError, Problem, evaluating
 from sftkit_plugins.flash_attn.attention import FUNCTIONS, UNDER_WAY, registered
 from sftkit_plugins.flash_attn.documents import from_forward
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sftkit.config import RunConfig
-from sftkit.errors import ConfigError, Problem
-from sftkit.plugin.base import Plugin, dataclass, hookimpl
+from sftkit.api import ConfigError, Plugin, Problem, RunConfig, dataclass, hookimpl
 from sftkit_plugins.formats.recognise import recognise
 from sftkit_plugins.formats.user_function import UserFunction, resolve
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Features
     from transformers import PreTrainedTokenizerBase
 
-    from sftkit.data.documents import Formatter
+    from sftkit.api import Formatter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
-from sftkit.config.models import Loss
-from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
+from sftkit.api import Columns, Document, Formatter, Loss, RowError, Skipped, Span
 from sftkit_plugins.formats.messages import PLAIN, read_messages, read_tools
 from sftkit_plugins.formats.rendering import FIX, Messages, Region, Rendering, split
 from sftkit_plugins.formats.skeleton import Skeleton, stand_ins

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftkit.config.models import Loss
-from sftkit.data.documents import Columns, Document, Formatter, RowError, Skipped, Span
+from sftkit.api import Columns, Document, Formatter, Loss, RowError, Skipped, Span
 from sftkit_plugins.formats.weights import weigh
 
 EMPTY = Skipped("empty text")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
-from sftkit.config.models import Role
-from sftkit.data.documents import RowError
+from sftkit.api import Role, RowError
 
 ROLES = get_args(Role)
 SHAREGPT_ROLES = {

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from sftkit.config import DataSection
-from sftkit.config.models import Loss
-from sftkit.data.documents import Formatter
-from sftkit.errors import ConfigError, DataError, Problem, nearest
+from sftkit.api import ConfigError, DataError, DataSection, Formatter, Loss, Problem, nearest
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
 from sftkit_plugins.formats.weights import COLUMN, has_weights

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
-from sftkit.data.documents import Document, RowError, Span
+from sftkit.api import Document, RowError, Span
 
 Region = tuple[int, int]
 """Start and end, in characters of the rendered conversation."""

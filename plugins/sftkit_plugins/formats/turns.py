@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from sftkit.data.documents import RowError
+from sftkit.api import RowError
 from sftkit_plugins.formats.messages import REASONING
 from sftkit_plugins.formats.rendering import FIX, Messages, Region, Rendering
 

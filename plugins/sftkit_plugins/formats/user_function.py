@@ -10,9 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sftkit.config.models import Loss
-from sftkit.data.documents import WEIGHT_FIX, Columns, Document, Formatter, RowError, Skipped, Span, is_weight
-from sftkit.errors import ConfigError, DataError, Problem, nearest
+from sftkit.api import (
+    WEIGHT_FIX,
+    Columns,
+    ConfigError,
+    DataError,
+    Document,
+    Formatter,
+    Loss,
+    Problem,
+    RowError,
+    Skipped,
+    Span,
+    is_weight,
+    nearest,
+)
 
 NOTHING = Skipped("the formatting function returned nothing")
 _KEY = ("data", "formatting")

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sftkit.data.documents import WEIGHT_FIX, Columns, Document, RowError, Skipped, Span, is_weight
-from sftkit.errors import DataError, Problem
+from sftkit.api import WEIGHT_FIX, Columns, DataError, Document, Problem, RowError, Skipped, Span, is_weight
 
 logger = logging.getLogger("sftkit")
 

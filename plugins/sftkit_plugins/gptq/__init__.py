@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import quantization_of
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl, quantization_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 #: Values in `config.json` that are widths of the layers, and what the kernels pack together.
 WIDTHS = ("hidden_size", "intermediate_size")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sftkit.errors import ConfigError, Problem
+from sftkit.api import ConfigError, Problem
 from sftkit_plugins.gptq.export import ROWS, folder, work
 
 

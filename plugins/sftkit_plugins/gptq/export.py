@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sftkit.errors import Problem, RunError
+from sftkit.api import Problem, RunError
 
 FOLDER, ROWS, LOG = "gptq", "calibration.json", "quantize.log"
 #: What launchers tell their processes: the one that quantizes is alone.

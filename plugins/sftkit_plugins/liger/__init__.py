@@ -10,16 +10,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
-from sftkit.plugin.requirements import has_gpu
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, has_gpu, hookimpl
 from sftkit_plugins.liger.catalogue import KERNELS, wanted_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sftkit.config import RunConfig
-    from sftkit.training.loss import HeadLoss
+    from sftkit.api import HeadLoss, RunConfig
 
 Kernel = Annotated[bool | None, Field(description="by default where liger has it on for the model type")]
 

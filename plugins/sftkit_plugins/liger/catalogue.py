@@ -7,7 +7,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from sftkit.errors import Problem, nearest
+from sftkit.api import Problem, nearest
 
 #: The kernels that replace parts of a model, by liger's name for them; the loss is not among them.
 KERNELS = ("rope", "rms_norm", "swiglu", "geglu", "layer_norm", "relu_squared")

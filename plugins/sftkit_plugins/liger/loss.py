@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sftkit.errors import Problem, RunError
-from sftkit.training.loss import Head, HeadLoss, Result, TokenLosses
+from sftkit.api import HeadLoss, LossResult, OutputHead, Problem, RunError, TokenLosses
 
 logger = logging.getLogger("sftkit")
 IGNORED = -1  # no token id: every target of a HeadLoss is trained
@@ -43,7 +42,7 @@ class LogitChange(NamedTuple):
     cap: float | None = None
 
     @classmethod
-    def of(cls, head: Head, device: torch.device) -> LogitChange | None:
+    def of(cls, head: OutputHead, device: torch.device) -> LogitChange | None:
         """The change of this head, measured on its own function; None where it is another one."""
         if head.post is None:
             return cls()
@@ -82,11 +81,11 @@ class FusedLinearCrossEntropy(CrossEntropy):
     def run(
         self,
         hidden_KD: Tensor,
-        head: Head,
+        head: OutputHead,
         targets_K: Tensor,
         weights_K: Tensor | None,
         trained: Sequence[Tensor] | None,
-    ) -> Result:
+    ) -> LossResult:
         """The loss of every token, as of `HeadLoss`.
 
         Raises:
@@ -98,7 +97,7 @@ class FusedLinearCrossEntropy(CrossEntropy):
             return super().run(hidden_KD, head, targets_K, weights_K, trained)
         return _fused(hidden_KD, head, self._change, targets_K, weights_K, trained)
 
-    def _look_at(self, head: Head, device: torch.device) -> None:
+    def _look_at(self, head: OutputHead, device: torch.device) -> None:
         self._known = True
         self._change = None if head.weight is None else LogitChange.of(head, device)
         if self._change is not None:
@@ -112,12 +111,12 @@ class FusedLinearCrossEntropy(CrossEntropy):
 
 def _fused(
     hidden_KD: Tensor,
-    head: Head,
+    head: OutputHead,
     change: LogitChange,
     targets_K: Tensor,
     weights_K: Tensor | None,
     trained: Sequence[Tensor] | None,
-) -> Result:
+) -> LossResult:
     from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
 
     assert head.weight is not None
@@ -140,6 +139,6 @@ def _fused(
         losses_K = losses_K * weights_K
     measures = {"token_accuracy": correct_K}
     if trained is None:
-        return Result(losses_K, measures)
+        return LossResult(losses_K, measures)
     found = [gradient_VD if tensor is head.weight else gradient_V * change.scale for tensor in trained]
-    return Result(losses_K, measures, gradient_KD * change.scale, found)
+    return LossResult(losses_K, measures, gradient_KD * change.scale, found)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from sftkit.errors import ConfigError, Problem
+from sftkit.api import ConfigError, Problem
 
 #: In a space before it had the key.
 MISSING = object()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from sftkit.errors import Problem
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
-    from sftkit.training.loss import HeadLoss
+    from sftkit.api import HeadLoss, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

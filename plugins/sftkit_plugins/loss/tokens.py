@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sftkit.training.loss import HeadLoss, TokenLosses, at_target, minus_target
+from sftkit.api import HeadLoss, TokenLosses, at_target, minus_target
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sftkit.errors import Problem
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
-    from sftkit.data.counts import Counts
-    from sftkit.data.packs import Packer
+    from sftkit.api import Counts, Packer, RunConfig
 
 Strategy = Literal["best_fit", "wrapped"]
 DEFAULT_BATCH_SIZE = 8  # of transformers.TrainingArguments

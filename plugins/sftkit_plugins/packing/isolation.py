@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import evaluating
+from sftkit.api import ConfigError, Problem, evaluating
 
 if TYPE_CHECKING:
     from torch import Tensor

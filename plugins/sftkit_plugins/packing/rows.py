@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.data.columns import IGNORE, Examples, table
-from sftkit.data.counts import Counts
-from sftkit.data.packs import Packer
-from sftkit.errors import DataError, Problem
+from sftkit.api import IGNORE_INDEX, Counts, DataError, Examples, Packer, Problem, examples_table
 from sftkit_plugins.packing.plan import Pieces, best_fit, wrapped
 
 if TYPE_CHECKING:
@@ -71,7 +68,7 @@ class Wrapped(Packer):
             unended_N = ids_S[ends_N - 1] != token
             ends_M = ends_N[unended_N]
             # The token ends its document: it is trained, and counts, as the document's own last token.
-            added_M = np.where(labels_S[ends_M - 1] != IGNORE, token, IGNORE)
+            added_M = np.where(labels_S[ends_M - 1] != IGNORE_INDEX, token, IGNORE_INDEX)
             weights_S = examples.weights_S
             if weights_S is not None:
                 weights_S = np.insert(weights_S, ends_M, weights_S[ends_M - 1])
@@ -112,12 +109,12 @@ def fill(examples: Examples, pieces: Pieces, documents: int, split: str, counts:
         some = Pieces(*(part[first : last_R[high_R - 1] + 1] for part in pieces))
         ids_T, labels_T, position_ids_T, weights_T = _gather(examples, some)
         firsts_P = np.cumsum(some.lengths) - some.lengths
-        if lost := int((labels_T[firsts_P] != IGNORE).sum()):
+        if lost := int((labels_T[firsts_P] != IGNORE_INDEX).sum()):
             counts.add(split, "trained tokens at a row's start, without context", lost)
-        labels_T[firsts_P] = IGNORE
+        labels_T[firsts_P] = IGNORE_INDEX
         start = ends_R[low_R - 1] if low_R else 0
         offsets_R1 = np.append(0, ends_R[low_R:high_R] - start)
-        yield table(offsets_R1, weights_T, input_ids=ids_T, labels=labels_T, position_ids=position_ids_T)
+        yield examples_table(offsets_R1, weights_T, input_ids=ids_T, labels=labels_T, position_ids=position_ids_T)
         low_R = high_R
 
 

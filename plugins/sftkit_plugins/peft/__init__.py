@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.models.embeddings import save_adapter_only
-from sftkit.models.inspect import is_linear, linear_names, parts_of
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import (
+    ConfigError,
+    Field,
+    Plugin,
+    Problem,
+    dataclass,
+    hookimpl,
+    is_adapter,
+    is_linear,
+    linear_names,
+    parts_of,
+    save_adapter_only,
+)
 from sftkit_plugins.peft.config import ALIASES, default_of, fields_of, from_fields, from_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +61,10 @@ class PEFT(Plugin):
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """A method or option that peft does not have, and prompts in front of packed rows."""
+        """A method or option that peft does not have, a second adapter, and prompts before packed rows."""
+        if is_adapter(config.model.name):
+            what = f"{config.model.name!r} is an adapter already, and plugin peft would add a second one"
+            yield Problem(what, "model.name", "drop plugin peft to train the adapter further", ("model", "name"))
         try:
             peft_config = self._peft_config()
         except ConfigError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
-from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.api import ConfigError, Problem, nearest
 
 #: Methods that adapt other layers than linear ones, or choose among those themselves, as their papers do.
 OWN_TARGETS = {"IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS"}

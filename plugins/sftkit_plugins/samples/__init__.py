@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
-from sftkit.errors import Problem
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import TrainerCallback
 
-from sftkit.console import console, show_table
-from sftkit.errors import ConfigError, DataError, Problem
+from sftkit.api import ConfigError, DataError, Problem, console, show_table
 from sftkit_plugins.samples.generate import complete
 
 if TYPE_CHECKING:

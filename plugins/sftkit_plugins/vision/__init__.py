@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import field_validator
 
-from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import parts_of
-from sftkit.models.loading import load_model, load_tokenizer
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl, load_model, load_tokenizer, parts_of
 
 if TYPE_CHECKING:
     from datasets import Features
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sftkit.config import RunConfig
-    from sftkit.data.documents import Formatter
-    from sftkit.training.collate import Collator
+    from sftkit.api import Collator, Formatter, RunConfig
 
 #: Plugins that cannot work on rows with pictures, and why.
 UNSUITED = {

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import ConfigError, DataError, Problem
-from sftkit.training.collate import Collator
+from sftkit.api import Collator, ConfigError, DataError, Problem
 from sftkit_plugins.vision.picture_tokens import PictureTokens
 from sftkit_plugins.vision.pictures import open_picture, told
 

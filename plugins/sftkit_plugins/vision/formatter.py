@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sftkit.data.documents import Attached, Columns, Document, Formatter, RowError, Skipped, Span
-from sftkit.errors import ConfigError, Problem
+from sftkit.api import Attached, Columns, ConfigError, Document, Formatter, Problem, RowError, Skipped, Span
 from sftkit_plugins.vision.messages import Row
 from sftkit_plugins.vision.picture_tokens import PictureTokens
 from sftkit_plugins.vision.pictures import PictureError, Reference, size_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sftkit.errors import Problem, nearest
+from sftkit.api import Problem, nearest
 
 WHERE = "plugin vision, option processor_options"
 #: Arguments of ``from_pretrained`` that say how a processor is loaded, and not what it does.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import ConfigError, Problem
+from sftkit.api import ConfigError, Problem
 from sftkit_plugins.vision.pictures import PictureError
 
 if TYPE_CHECKING:

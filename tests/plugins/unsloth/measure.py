@@ -20,7 +20,7 @@ from pathlib import Path
 import sftkit.plugin.registry
 from sftkit import Pipeline
 from sftkit.errors import SftkitError
-from sftkit.plugin.registry import Choice
+from sftkit.plugin.select import Choice
 from sftkit.testing import CHATML, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.unsloth import Unsloth
 

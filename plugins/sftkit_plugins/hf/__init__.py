@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import Problem
-from sftkit.models.embeddings import grow_embeddings
-from sftkit.models.loading import load_model, load_tokenizer, model_problems
-from sftkit.plugin.base import Plugin, dataclass, hookimpl
+from sftkit.api import (
+    Plugin,
+    Problem,
+    dataclass,
+    grow_embeddings,
+    hookimpl,
+    load_model,
+    load_tokenizer,
+    model_problems,
+    quantization_settings,
+)
+from sftkit_plugins.hf.adapters import adapter_problems, with_adapter
+from sftkit_plugins.hf.quantized import bits_of, prepare_quantized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sftkit.config import RunConfig
+    from sftkit.api import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +33,7 @@ class HF(Plugin):
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
         """Directories that do not exist or hold no model, and options that have a key of their own."""
         yield from model_problems(config)
+        yield from adapter_problems(config)
 
     @hookimpl
     def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase:
@@ -32,10 +42,15 @@ class HF(Plugin):
 
     @hookimpl
     def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel:
-        """The model with its weights, from safetensors only; an adapter directory gives its base with the adapter."""
+        """The model with its weights, from safetensors only."""
         from transformers import AutoModelForCausalLM
 
         return load_model(config, options, AutoModelForCausalLM)
+
+    @hookimpl
+    def attach_adapter(self, model: PreTrainedModel, config: RunConfig) -> Any:
+        """The model with the adapter of ``model.name``, to train it further."""
+        return with_adapter(model, config)
 
     @hookimpl
     def resize_embeddings(
@@ -43,4 +58,12 @@ class HF(Plugin):
     ) -> bool:
         """A row for every token; see `sftkit.models.grow_embeddings`."""
         grow_embeddings(model, tokenizer, new_token_ids)
+        return True
+
+    @hookimpl
+    def prepare_base(self, model: PreTrainedModel, config: RunConfig) -> bool | None:
+        """A base that bitsandbytes quantized, made ready for an adapter, also where it was loaded before the run."""
+        if bits_of(quantization_settings(model)) is None:
+            return None
+        prepare_quantized(model, config)
         return True

@@ -1,0 +1,80 @@
+"""Adapters of the peft library, put on their base model to be trained further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftkit.api import (
+    ConfigError,
+    Problem,
+    align_special_tokens,
+    as_config_error,
+    grow_embeddings,
+    is_adapter,
+    load_tokenizer,
+    requirement_problem,
+    save_adapter_only,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sftkit.api import RunConfig
+
+PEFT = "peft>=0.18"
+
+
+def adapter_problems(config: RunConfig) -> Iterator[Problem]:
+    """Problems of a model directory with an adapter: peft is missing, or the adapter's weights are."""
+    name, key = config.model.name, ("model", "name")
+    if not is_adapter(name):
+        return
+    if problem := requirement_problem(PEFT, metadata.distribution("sftkit"), "model.name: a PEFT adapter"):
+        yield problem
+    if not Path(name, "adapter_model.safetensors").is_file():
+        fix = "save the adapter again with peft's save_pretrained"
+        yield Problem(f"there is no adapter_model.safetensors in {name!r}", "model.name", fix, key)
+
+
+def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
+    """The base model with the adapter of ``config.model.name``, trainable. Changes the base.
+
+    On the meta device the adapter has shapes and no weights.
+
+    Raises:
+        ConfigError: if peft is missing, or the adapter does not fit the base.
+    """
+    if problems := list(adapter_problems(config)):
+        raise ConfigError(problems)
+    from peft import PeftConfig, PeftModel, get_peft_model
+
+    directory = Path(config.model.name)
+    if next(base.parameters()).device.type == "meta":
+        peft_config = PeftConfig.from_pretrained(str(directory))
+        peft_config.inference_mode = False
+        return get_peft_model(base, peft_config)
+    tokenizer = load_tokenizer(config)
+    grow_embeddings(base, tokenizer, [])
+    align_special_tokens(base, tokenizer, changed=True)
+    with as_config_error("model.name"):
+        rows = _saved_rows(directory, base)
+        if rows > base.get_input_embeddings().weight.shape[0]:
+            grow_embeddings(base, tokenizer, [], pad_to_multiple_of=rows)
+        model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
+    if not rows:
+        save_adapter_only(model)
+    return model
+
+
+def _saved_rows(directory: Path, base: PreTrainedModel) -> int:
+    """Rows of a whole embedding inside an adapter file, as other trainers save it after a resize; else 0."""
+    from safetensors import safe_open
+
+    embedding = base.get_input_embeddings()
+    name = next(name for name, module in base.named_modules() if module is embedding)
+    with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
+        keys = [key for key in file.keys() if f".{name}." in key and key.endswith(".weight")]  # noqa: SIM118
+        return max((file.get_slice(key).get_shape()[0] for key in keys if "lora_" not in key), default=0)

@@ -1,0 +1,82 @@
+"""Commands of installed distributions: found by their entry points, and imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from importlib import metadata
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from sftkit.errors import ConfigError, Problem
+
+GROUP = "sftkit.commands"
+
+
+class CommandGroup(TyperGroup):
+    """The commands of the core, and those of the entry-point group `sftkit.commands`.
+
+    A command of the core keeps its name, whoever else claims it.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The core's commands as they were added, ``run`` before the installed ones."""
+        first, *rest = self.commands
+        return list(dict.fromkeys([first, *discover_commands(), *rest]))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One command; only its own module is imported."""
+        if (own := super().get_command(ctx, cmd_name)) is not None:
+            return own
+        points = discover_commands().get(cmd_name)
+        return None if points is None else _load(cmd_name, points)
+
+
+def discover_commands() -> dict[str, list[metadata.EntryPoint]]:
+    """The installed commands' entry points by name; nothing is imported."""
+    found: dict[str, dict[str, metadata.EntryPoint]] = {}
+    for point in metadata.entry_points(group=GROUP):
+        found.setdefault(point.name, {}).setdefault(point.value, point)
+    return {name: list(points.values()) for name, points in sorted(found.items())}
+
+
+def _load(name: str, points: list[metadata.EntryPoint]) -> Any:
+    point = points[0]
+    owners = " and ".join(sorted(item.dist.name if item.dist else "an unknown distribution" for item in points))
+    if len(points) > 1:
+        return _broken(name, f"two distributions provide it: {owners}", "uninstall one of them")
+    try:
+        loaded: Any = importlib.import_module(point.module)
+        for part in point.attr.split("."):
+            loaded = getattr(loaded, part)
+        return _as_command(name, loaded)
+    except (Exception, SystemExit) as error:  # whatever an import raises, only this command is broken
+        reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
+        return _broken(name, reason, f"fix or uninstall {owners}")
+
+
+def _as_command(name: str, loaded: Any) -> Any:
+    if isinstance(loaded, typer.Typer):
+        command: Any = typer.main.get_command(loaded)
+    elif callable(loaded):
+        app = typer.Typer(add_completion=False)
+        app.command(name)(loaded)
+        command = typer.main.get_command(app)
+    else:
+        raise TypeError(f"{loaded!r} is neither a function nor a typer.Typer")
+    command.name = name
+    return command
+
+
+def _broken(name: str, reason: str, fix: str) -> Any:
+    """A command that stands in for one that cannot be loaded; calling it is an error."""
+
+    def fail() -> None:
+        raise ConfigError(Problem(f"the command is broken: {reason}", f"sftkit {name}", fix))
+
+    app = typer.Typer(add_completion=False)
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(name, help=f"Broken: {reason}", context_settings=settings)(fail)
+    return typer.main.get_command(app)

@@ -1,0 +1,104 @@
+"""What commands share that take a run: their arguments, and the `Pipeline` that these describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from sftkit.config.source import ConfigSource
+    from sftkit.run.pipeline import Pipeline
+
+# Optional[...] and not `| None`: Typer reads these on Python 3.10 too.
+ConfigArguments: TypeAlias = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then values that override it."),
+]
+PluginOption: TypeAlias = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--plugin", "-p", metavar="NAME[:OPT=VALUE,...]", help="Select a plugin; no:NAME drops one. Repeatable."
+    ),
+]
+ModelOption: TypeAlias = Annotated[str, typer.Option("--model", "-m", help="Directory or hub name of the model.")]
+DataOption: TypeAlias = Annotated[
+    str, typer.Option("--data", "-d", help="File, glob, directory or hub name of the data.")
+]
+OutputOption: TypeAlias = Annotated[str, typer.Option("--output", "-o", help="Run directory.")]
+
+
+def pipeline_from(
+    arguments: list[str] | None = None,
+    plugins: list[str] | None = None,
+    model: str = "",
+    data: str = "",
+    output: str = "",
+    **options: Any,
+) -> Pipeline:
+    """The run that a command's arguments describe; without any, the embedded one.
+
+    Also prepares the process: log lines are plain, and modules in the working directory can be imported.
+
+    Args:
+        arguments: at most one YAML file, and ``key=value`` overrides.
+        plugins: as given with ``--plugin``.
+        model: as given with ``--model``.
+        data: as given with ``--data``.
+        output: as given with ``--output``.
+        options: further arguments of `Pipeline`.
+
+    Raises:
+        ConfigError: if the file or an argument cannot be read.
+    """
+    _prepare_process()
+    source, choices = gather(arguments or [], plugins or [], model, data, output)
+
+    from sftkit.run.pipeline import Pipeline
+
+    return Pipeline(config=source, plugins=choices, **options)
+
+
+def _prepare_process() -> None:
+    import logging
+    import os
+    import sys
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("sftkit").setLevel(logging.INFO)
+    # sftkit shows its own progress; set here, since the configuration is checked before transformers is imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.path.insert(0, os.getcwd())  # `-p package.module:Class` names the user's own modules
+
+
+def gather(
+    arguments: list[str], plugins: list[str], model: str = "", data: str = "", output: str = ""
+) -> tuple[ConfigSource, list[Any]]:
+    """The configuration file, the options and the overrides as one source, and the plugins chosen besides."""
+    from sftkit import demo
+    from sftkit.config.source import ConfigSource, parse_assignment, read_yaml
+    from sftkit.errors import ConfigError, Problem
+
+    here = "command line"
+    files = [item for item in arguments if "=" not in item]
+    if len(files) > 1:
+        what = f"{len(files)} configuration files: {', '.join(files)}"
+        raise ConfigError(Problem(what, here, "give one, and overrides as key=value"))
+    pairs = [parse_assignment(item, here) for item in arguments if "=" in item]
+    keys = {key.split(".")[0] for key, _ in pairs if key in ("model", "data", "model.name", "data.train")}
+    embedded = not files and not model and not data and not keys
+    source = read_yaml(Path(files[0]) if files else demo.CONFIG) if files or embedded else ConfigSource()
+    choices: list[Any] = list(plugins)
+    for key, value in (("model.name", model), ("data.train", data), ("train.output_dir", output)):
+        if value:
+            pairs.insert(0, (key, value))
+    for key, value in pairs:
+        path = tuple(key.split("."))
+        if path[0] == "plugins" and len(path) > 2:
+            choices.append({path[1]: {".".join(path[2:]): value}})
+        elif path in (("model",), ("data",)):
+            source.set((path[0], "name" if path[0] == "model" else "train"), value, here)
+        else:
+            source.set(path, value, here)
+    return source, choices

@@ -1,0 +1,35 @@
+"""From a loaded base model to the model that is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sftkit.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from sftkit.config import RunConfig
+    from sftkit.plugin.selected import PluginSet
+
+NEEDS_ADAPTER = "quantized weights cannot be trained; add an adapter"
+
+
+def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_ids: list[int]) -> Any:
+    """The model as the plugins prepare and adapt it. Changes the model.
+
+    Raises:
+        ConfigError: if a plugin cannot train on it, or quantized weights are left without an adapter.
+    """
+    plugins.hook.prepare_base(model=model, config=config)
+    adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
+    adapted = model if adapted is None else adapted
+    if problem := needs_adapter(adapted):
+        raise ConfigError(problem)
+    return adapted
+
+
+def needs_adapter(model: Any) -> Problem | None:
+    """The problem of a quantized model without an adapter, whose weights cannot be trained."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or hasattr(model, "peft_config") or getattr(quantizer, "is_qat_trainable", False):
+        return None
+    return Problem(NEEDS_ADAPTER, "model", "select a plugin that fills the slot adapt_model")

@@ -1,0 +1,186 @@
+"""Which plugins a run has: as chosen on the command line, in YAML or in Python, with the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from sftkit.config.source import ConfigSource, parse_assignment, split_options
+from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.plugin.base import Plugin
+from sftkit.plugin.calls import hook_names, is_slot, make_manager
+from sftkit.plugin.registry import check_class, discover, load_class, name_of
+from sftkit.plugin.selected import DEFAULTS, PluginSet, Selected, fields_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One plugin as asked for on the command line, in YAML or in Python."""
+
+    name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dropped: bool = False
+    where: str = ""
+    instance: Plugin | None = None
+
+
+def parse_choice(text: str, known: Iterable[str], where: str = "") -> Choice:
+    """Read ``name``, ``no:name``, ``name:opt=value,opt2=value`` or ``package.module:Class[:opt=value]``.
+
+    Raises:
+        ConfigError: if it is none of these.
+    """
+    name, colon, rest = text.partition(":")
+    if name == "no" and rest:
+        return Choice(rest, dropped=True, where=where)
+    piece, more_colon, more = rest.partition(":")
+    if piece.isidentifier() and name not in known:
+        name, colon, rest = f"{name}:{piece}", more_colon, more
+    options = {}
+    if colon:
+        where_option = f"{where}, plugin {name}" if where else f"plugin {name}"
+        options = dict(parse_assignment(part, where_option) for part in split_options(rest))
+    return Choice(name, options, where=where)
+
+
+def choices_from(source: ConfigSource) -> list[Choice]:
+    """The choices in a configuration's ``plugins``: a mapping of name to options (false drops), or a list as for -p.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    raw = source.values.get("plugins") or {}
+    known = discover()
+    if isinstance(raw, Mapping):
+        return [_choice_from_item(str(name), value, source) for name, value in raw.items()]
+    if not isinstance(raw, list):
+        fix = "write a mapping, as in `plugins: {packing: {}}`, or a list of names"
+        raise ConfigError(Problem("must be a mapping or a list", source.where(("plugins",)), fix))
+    choices = []
+    for index, item in enumerate(raw):
+        key = ("plugins", str(index))
+        where = source.where(key) if key in source.places else ""
+        if isinstance(item, Plugin):
+            choices.append(Choice(name_of(type(item), known), instance=item, where=where))
+        elif isinstance(item, str):
+            choices.append(parse_choice(item, known, where))
+        elif isinstance(item, Mapping) and len(item) == 1:
+            name, value = next(iter(item.items()))
+            choices.append(dataclasses.replace(_choice_from_item(str(name), value, source), where=where))
+        else:
+            fix = "give a name, `name:option=value`, a mapping of one name to its options, or a Plugin object"
+            raise ConfigError(Problem(f"{item!r} is no plugin", where, fix))
+    return choices
+
+
+def _choice_from_item(name: str, value: Any, source: ConfigSource) -> Choice:
+    where = source.where(("plugins", name))
+    if name.startswith("no:") or value is False:
+        return Choice(name.removeprefix("no:"), dropped=True, where=where)
+    if value is None or value is True:
+        return Choice(name, where=where)
+    if not isinstance(value, Mapping):
+        raise ConfigError(Problem("options must be a mapping", where, f"write `{name}: {{option: value}}`"))
+    return Choice(name, dict(value), where=where)
+
+
+def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tuple[PluginSet | None, list[Problem]]:
+    """Import, build and check the chosen plugins and the defaults.
+
+    Returns:
+        The plugin set (None where there are problems), and every problem found.
+    """
+    known = discover()
+    merged, problems = _merge(choices, known)
+    selected: list[Selected] = []
+    for choice in merged:
+        item, wrong = _build(choice, known, source or ConfigSource())
+        problems += wrong
+        if item:
+            selected.append(item)
+    problems += _check_conflicts(selected, merged)
+    manager, wrong = make_manager([(item.name, item.plugin) for item in selected])
+    problems += wrong + _check_slots(manager)
+    return (None if problems else PluginSet(tuple(selected), manager)), problems
+
+
+def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Choice], list[Problem]]:
+    """One choice a name, in the order of first naming: later options override, ``no:`` drops; defaults go last."""
+    merged: dict[str, Choice] = {}
+    dropped: set[str] = set()
+    problems = []
+    for choice in choices:
+        if choice.dropped:
+            if choice.name not in merged and choice.name not in DEFAULTS:
+                fix = nearest(choice.name, [*merged, *DEFAULTS]) or "drop only what is selected"
+                problems.append(Problem(f"no:{choice.name}: plugin {choice.name} is not selected", choice.where, fix))
+            merged.pop(choice.name, None)
+            dropped.add(choice.name)
+        elif choice.name in merged and choice.instance is None and merged[choice.name].instance is None:
+            options = {**merged[choice.name].options, **choice.options}
+            merged[choice.name] = dataclasses.replace(choice, options=options)
+        else:
+            merged[choice.name] = choice
+            dropped.discard(choice.name)
+    for name in DEFAULTS:
+        if name not in merged and name not in dropped:
+            merged[name] = Choice(name)
+    return list(merged.values()), problems
+
+
+def _build(
+    choice: Choice, known: Mapping[str, list[metadata.EntryPoint]], source: ConfigSource
+) -> tuple[Selected | None, list[Problem]]:
+    points = known.get(choice.name, [])
+    dist = points[0].dist if points else None
+    try:
+        cls = type(choice.instance) if choice.instance is not None else load_class(choice.name, known, choice.where)
+        problems = check_class(cls, choice.name, dist)
+        # an instance is built anew: that validates what a plain dataclass decorator did not
+        plugin = cls(**(choice.options if choice.instance is None else fields_of(choice.instance)))
+    except ConfigError as error:
+        return None, [_placed(problem, choice, source) for problem in error.problems]
+    if problems:
+        return None, problems
+    return Selected(choice.name, plugin, dist.name if dist else "", dist.version if dist else ""), []
+
+
+def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
+    """Names the plugin as the user did, and the file and line where the option stands."""
+    if not problem.key:
+        return problem
+    key = ("plugins", choice.name, *problem.key)
+    named = f"plugin {choice.name}, option {'.'.join(problem.key)}"
+    if key[:3] in source.places:
+        where = source.where(key)
+    else:
+        where = f"{choice.where}, {named}" if choice.where and "plugins." not in choice.where else named
+    return dataclasses.replace(problem, where=where)
+
+
+def _check_conflicts(selected: list[Selected], chosen: list[Choice]) -> list[Problem]:
+    names = {choice.name for choice in chosen}
+    return [
+        Problem(f"plugins {item.name} and {other} exclude each other", f"plugin {item.name}", f"drop {other}")
+        for item in selected
+        for other in item.plugin.conflicts
+        if other in names
+    ]
+
+
+def _check_slots(manager: pluggy.PluginManager) -> list[Problem]:
+    problems = []
+    for name in filter(is_slot, hook_names()):
+        owners = [
+            impl.plugin_name
+            for impl in reversed(getattr(manager.hook, name).get_hookimpls())
+            if not (impl.wrapper or impl.hookwrapper) and impl.plugin_name not in DEFAULTS
+        ]
+        if len(owners) > 1:
+            what = f"plugins {' and '.join(owners)} both fill the slot {name}"
+            problems.append(Problem(what, "plugins", f"keep one of {', '.join(owners)}"))
+    return problems
