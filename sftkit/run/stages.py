@@ -15,6 +15,7 @@ from sftkit.run.inputs import RunInputs
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.data.prepare import PreparedData
+    from sftkit.run.verdict import Verdict
     from sftkit.training.loss import HeadLoss
 
 
@@ -50,6 +51,10 @@ class PreparedRun:
     collator: Callable[[list[dict[str, Any]]], Any]
     vocabulary: Vocabulary
     model: Any = None
+
+    def verdicts(self) -> list[Verdict]:
+        """The plugins' verdicts on this run."""
+        return [verdict for _, found in self.plugins.hook.check_prepared(run=self) for verdict in found or ()]
 
 
 @dataclass(frozen=True)
