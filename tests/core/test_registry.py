@@ -125,7 +125,7 @@ def test_discovery_imports_nothing():
 
 def test_only_selected_plugins_are_imported():
     code = (
-        "import sys; from sftkit.plugin.registry import select, Choice; select([Choice('neftune')]);"
+        "import sys; from sftkit.plugin.select import select, Choice; select([Choice('neftune')]);"
         "assert 'sftkit_plugins.neftune' in sys.modules; assert 'sftkit_plugins.peft' not in sys.modules;"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
@@ -160,7 +160,7 @@ def test_an_option_without_a_value_is_an_error():
 def test_defaults_go_last_and_can_be_dropped():
     plugins, problems = select(chosen("neftune", "no:pad"))
     assert not problems
-    assert [item.name for item in plugins.selected] == ["neftune", "hf", "formats"]
+    assert [item.name for item in plugins.selected] == ["neftune", "hf", "formats", "checks"]
 
 
 def test_dropping_what_is_not_selected_is_an_error():
