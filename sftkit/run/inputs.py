@@ -1,4 +1,4 @@
-"""What a run is given: names and mappings for its configuration, and loaded objects beside it."""
+"""The inputs of a run: names and mappings for its configuration, and loaded objects."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Pipeline:
     def stages(self) -> Stages:
         """Check the configuration, and return the stages of the run, for callers that go through them one by one.
 
-        A run that is already in the output directory is no problem here.
+        Ignores a run that is already in the output directory.
 
         Raises:
             ConfigError: every problem of the configuration.
