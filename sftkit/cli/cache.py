@@ -31,9 +31,7 @@ def list_entries() -> None:
 
 @app.command("clear")
 def clear(
-    older_than: Annotated[
-        float, typer.Option("--older-than", min=0, help="Remove only data that is older, in days.")
-    ] = 0.0,
+    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Remove only older data, in days.")] = 0.0,
 ) -> None:
     """Remove the kept data, except what another process is preparing."""
     from sftkit.console import console

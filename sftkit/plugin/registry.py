@@ -59,9 +59,7 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
         what = f"plugin {name!r} is broken: {type(error).__name__}: {error}"
         raise ConfigError(Problem(" ".join(what.split()), where, fix)) from error
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
-        raise ConfigError(
-            Problem(f"{value} is not a subclass of sftkit.Plugin", where, "derive the class from sftkit.Plugin")
-        )
+        raise ConfigError(Problem(f"{value} is not a subclass of sftkit.Plugin", where, "derive it from sftkit.Plugin"))
     return cls
 
 
