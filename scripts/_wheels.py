@@ -154,12 +154,16 @@ def collect(
         installed = [need for need in unmet if need.name in have or NEVER.fullmatch(need.name)]
         changed = set()
         for need in installed or unmet:
-            source = need.by.name if installed and need.by else ""
-            name, limit = (source, f"<{need.by.version}") if source else (need.name, str(need.requirement.specifier))
-            if name in fixed or (installed and not source):
+            if not installed:
+                name, limit, reason = need.name, need.requirement.specifier, str(need)
+            elif need.by:  # no other version of the installed package can be had: an older wheel may do
+                name, limit, reason = need.by.name, SpecifierSet(f"<{need.by.version}"), unmet[need]
+            else:
                 raise WheelError(f"{unmet[need]}.")
-            limits[name] = limits.get(name, SpecifierSet()) & SpecifierSet(limit)
-            reasons.setdefault(name, []).append(unmet[need] if source else str(need))
+            if name in fixed:
+                raise WheelError(f"{unmet[need]}.")
+            limits[name] = limits.get(name, SpecifierSet()) & limit
+            reasons.setdefault(name, []).append(reason)
             changed.add(name)
         for name in sorted(changed):
             chosen[name] = fetched(fetch, Requirement(f"{name}{limits[name]}"), reasons[name])

@@ -137,7 +137,7 @@ def check(folders: Iterable[Path], have: Have, python: str) -> str:
 def roots_of(sftkit: Wheel, names: Iterable[str]) -> list[Requirement]:
     """sftkit's requirements on some packages, with the versions that its extras name."""
     found = {canonicalize_name(requirement.name): requirement for requirement in sftkit.requires}
-    return [found[name] for name in names]
+    return [found[canonicalize_name(name)] for name in names]
 
 
 def optional(sftkit: Wheel, have: Have, python: str, fetch: Fetch) -> tuple[list[Wheel], dict[str, str]]:
