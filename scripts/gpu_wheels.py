@@ -182,6 +182,8 @@ def main() -> None:
     parser.add_argument("--extra-dir", type=Path, metavar="DIR2", help="a second folder, for bitsandbytes and unsloth")
     parser.add_argument("--python", default="3.12", metavar="3.N", help="the machine's Python (3.12)")
     given = parser.parse_args()
+    if not given.have.is_file():
+        parser.error(f"--have: no such file: {given.have}")
     if given.extra_dir and given.extra_dir.resolve() == given.dir.resolve():
         parser.error("DIR and DIR2 are the same folder. Choose two.")
     with tempfile.TemporaryDirectory() as cache:
