@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
 LIMIT = 60 * MIB
 #: What scripts/gpu.py uses besides sftkit, and what it uses where it is installed; versions as in pyproject.toml.
-USED = ("liger-kernel", "peft", "pillow", "pytest", "trl")
+USED = ("liger-kernel", "peft", "pillow", "pytest", "pytest-xdist", "trl")
 OPTIONAL = ("bitsandbytes", "unsloth")
 PLATFORMS = [*(f"manylinux_2_{minor}" for minor in range(39, 16, -1)), "manylinux2014", "manylinux1"]
 
