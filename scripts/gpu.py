@@ -47,12 +47,14 @@ def unusable(toy: bool) -> str:
 
 def set_variables(scratch: Path) -> None:
     """Variables of the tests and of all children."""
+    # Children start in other directories.
+    paths = [BENCHMARKS, *(Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
     one = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # a Trainer would use all that it sees
     os.environ |= {
         "CUDA_VISIBLE_DEVICES": one,
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(BENCHMARKS), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "PYTHONSAFEPATH": "1",  # or `python -m` would put the checkout's sftkit before the installed one
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "SFTKIT_CACHE": str(scratch / "cache"),
@@ -61,8 +63,8 @@ def set_variables(scratch: Path) -> None:
 
 
 def main() -> int:
-    given = flags()
-    if problem := unusable(given.toy):
+    options = flags()
+    if problem := unusable(options.toy):
         print(f"error: {problem}", file=sys.stderr)
         return 2
     sys.path.insert(0, str(BENCHMARKS))
@@ -72,7 +74,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="sftkit-gpu-", ignore_cleanup_errors=True) as directory:
         set_variables(Path(directory))
-        run = Run(given, Path(directory), Jobs(Path(directory)))
+        run = Run(options, Path(directory), Jobs(Path(directory)))
         run.everything()
         return run.finish()
 

@@ -97,7 +97,7 @@ def _add(test: dict[str, Any], phase: dict[str, Any]) -> None:
     if phase["outcome"] != "passed":
         lines = [line for line in phase["text"].splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("E ")]
-        test["reason"] = (errors or lines or [""])[-1].removeprefix("E").strip()[:300]
+        test["reason"] = (errors or lines or [""])[-1].removeprefix("E").strip().removeprefix("Skipped: ")[:300]
         test["trace"] = lines[-30:]
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,19 @@ def environment(root: Path) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: version for name in PACKAGES if (version := version_of(name))},
         "commit": commit(root),
+        "sftkit": source(root),
     }
     card = _output(["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"])
     if card:
         found["gpu"] = dict(zip(QUERY, (part.strip() for part in card.splitlines()[0].split(",")), strict=False))
     return found
+
+
+def source(root: Path) -> str:
+    """Whose sftkit is imported: that of the checkout, or an installed one."""
+    spec = find_spec("sftkit")
+    inside = spec is not None and spec.origin is not None and Path(spec.origin).is_relative_to(root)
+    return "from the checkout" if inside else "installed from a wheel"
 
 
 def version_of(package: str) -> str | None:

@@ -61,6 +61,7 @@ def _overview(data: dict[str, Any]) -> Iterator[str]:
         lines += [f"Driver {gpu['driver_version']}, {gpu['memory.total']}, {gpu['power.limit']}."] if gpu else []
         packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
         lines += [f"Python {environment['python']}, CUDA {device['cuda'] or 'none'}, {packages}."]
+        lines += [f"sftkit is {environment['sftkit']}."]
         lines += [f"Lengths of documents: {run['lengths']}. {run['start']}"]
         parts = [f"{name} {part['seconds']:.0f} s{_cut(part)}" for name, part in run["parts"].items()]
         lines += [f"Time: {', '.join(parts) or 'no part has ended'}."]

@@ -183,12 +183,12 @@ class Run:
 
     def finish(self) -> int:
         """Say what came out; the exit code."""
-        for target in self.results.data["targets"]:
-            value = "" if target["value"] is None else f": {target['value']:,.4g}"
-            self._say(f"target, {target['target']}{value}, {verdict(target)}")
         problems = self.results.problems()
         for problem in problems:
             self._say(f"open, {problem}")
+        for target in self.results.data["targets"]:
+            value = "" if target["value"] is None else f": {target['value']:,.4g}"
+            self._say(f"target, {target['target']}{value}, {verdict(target)}")
         for path in self.results.save():
             self._say(f"written: {path}")
         return 1 if problems else 0

@@ -38,14 +38,14 @@ class Watch(TrainerCallback):
         self.attention = ""
         self.peak_gib = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self.rows = given["train_dataloader"].dataset
-        self.attention = given["model"].config._attn_implementation
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.rows = rest["train_dataloader"].dataset
+        self.attention = rest["model"].config._attn_implementation
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.step()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **given: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **rest: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
         if self._done == self.total:
