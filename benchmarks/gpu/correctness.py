@@ -33,7 +33,8 @@ def run(
         news: called with the outcomes by test whenever there are more.
 
     Returns:
-        The outcomes by test: ``outcome``, ``seconds``, and for those that did not pass a ``reason``.
+        The outcomes by test: ``outcome``, ``seconds``, for those that did not pass a ``reason``, and ``values`` that a
+        test has recorded with pytest's ``record_property``.
     """
     log, left_out, output = scratch / "tests.jsonl", scratch / "passed.json", scratch / "pytest.txt"
     left_out.write_text(json.dumps(sorted(passed)), encoding="utf-8")
@@ -88,6 +89,8 @@ def outcomes(log: Path) -> dict[str, Any]:
 
 def _add(test: dict[str, Any], phase: dict[str, Any]) -> None:
     test["seconds"] = round(test["seconds"] + phase["seconds"], 2)
+    if phase.get("values"):
+        test["values"] = phase["values"]
     if phase["outcome"] == "failed":
         test["outcome"] = "failed" if phase["when"] == "call" else "error"
     elif test["outcome"] in BAD[:2]:

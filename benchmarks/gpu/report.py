@@ -84,15 +84,23 @@ def _target_table(targets: list[dict[str, Any]]) -> str:
 
 
 def _tests(tests: dict[str, Any]) -> Iterator[str]:
+    if not tests:
+        yield "Not reached."
+        return
     counts = Counter(test["outcome"] for test in tests.values())
-    yield (
-        ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) + "." if counts else "Not reached."
-    )
-    bad = {name: test for name, test in tests.items() if test["outcome"] in (*BAD, "skipped")}
-    if bad:
-        yield _table(
-            ("test", "outcome", "reason"), ([f"`{n}`", t["outcome"], t.get("reason", "")] for n, t in bad.items())
-        )
+    yield ", ".join(f"{counts[outcome]} {outcome}" for outcome in sorted(counts)) + "."
+    for outcomes in (BAD, ("skipped",)):
+        found = {name: test for name, test in tests.items() if test["outcome"] in outcomes}
+        if found:
+            rows = [[f"`{name}`", test["outcome"], test.get("reason", "")] for name, test in found.items()]
+            yield _table(("test", "outcome", "reason"), rows)
+    rows = [
+        [f"`{name.rpartition('::')[2]}`", "; ".join(f"{what}: {value}" for what, value in test["values"].items())]
+        for name, test in tests.items()
+        if "values" in test
+    ]
+    if rows:
+        yield _table(("test", "recorded"), rows)
 
 
 def _step(entries: dict[str, dict[str, Any]], runs: int) -> Iterator[str]:

@@ -68,7 +68,7 @@ class Log:
         """A phase of a test: setup, call or teardown."""
         text = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else _last(report)
         values = {"when": report.when, "outcome": report.outcome, "seconds": round(report.duration, 2)}
-        self._write(id=bare(report.nodeid), **values, text=text)
+        self._write(id=bare(report.nodeid), **values, text=text, values=dict(report.user_properties))
 
 
 def _last(report: Any) -> str:

@@ -18,8 +18,8 @@ import pytest
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("number", [1, 2])
-def test_passes(number):
-    pass
+def test_passes(number, record_property):
+    record_property("error", number)
 
 @pytest.mark.gpu
 @pytest.mark.xdist_group("one@process")
@@ -114,6 +114,7 @@ def test_outcomes_are_those_of_the_marked_tests_with_their_reasons(correctness, 
         "test_fails": "failed",
         "test_is_skipped": "skipped",
     }
+    assert short["test_passes[2]"]["values"] == {"error": 2}
     assert short["test_fails"]["reason"] == "assert 1 == 2"
     assert any("they differ" in line for line in short["test_fails"]["trace"])
     assert short["test_is_skipped"]["reason"] == "needs another card"
