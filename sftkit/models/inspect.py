@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -59,14 +60,27 @@ def is_linear(module: nn.Module) -> bool:
     return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
 
 
+def autocast_type(train: Mapping[str, Any]) -> torch.dtype | None:
+    """The type of mixed precision that the section ``train`` asks for; None where training runs without autocast."""
+    import torch
+
+    return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else None
+
+
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode and the random state are put back."""
+def evaluating(model: Any, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Eval mode without gradients; each module's own mode and the random state are restored.
+
+    Args:
+        model: the model.
+        autocast: type of mixed precision; the Trainer turns it on only when training starts.
+    """
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+    mixed = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), mixed:
         model.eval()
         try:
             yield
