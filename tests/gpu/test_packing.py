@@ -54,7 +54,7 @@ def test_a_model_that_ignores_document_boundaries_gets_a_mask(build, caplog, dty
 
     prove(build("opt", dtype, ffn_dim=128, word_embed_proj_dim=build("opt").config.hidden_size, dropout=0.0), train)
 
-    assert "opt does not look where documents begin" in caplog.text
+    assert "opt ignores document boundaries" in caplog.text
 
 
 def test_a_model_whose_documents_see_each_other_is_refused(build):
