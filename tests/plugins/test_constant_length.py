@@ -106,7 +106,7 @@ def test_infinite_starts_over_with_a_warning() -> None:
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
 def test_infinite_without_a_text_is_an_error(texts: list[str]) -> None:
-    with pytest.raises(ValueError, match="there is no text"):
+    with pytest.raises(ValueError, match="the data holds no text"):
         list(stream([{"text": text} for text in texts], infinite=True))
 
 
@@ -132,7 +132,7 @@ def test_a_function_with_more_than_one_argument_warns() -> None:
 
 
 def test_a_column_together_with_a_function_warns() -> None:
-    with pytest.warns(UserWarning, match="dataset_text_field is not used"):
+    with pytest.warns(UserWarning, match="dataset_text_field is ignored"):
         stream(formatting_func=str)
 
 
