@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from sftkit.testing import tiny_model
 from sftkit.training import loss as loss_module
-from sftkit.training.head import LossHead, Targets, trained_positions
+from sftkit.training.head import LossHead
+from sftkit.training.targets import Targets, trained_positions
 from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 
 VOCABULARY = 320
@@ -92,7 +93,7 @@ def test_loss_and_gradients_equal_those_of_full_logits(architecture, options):
     found, made, told, outputs, head = by_the_head(model, inputs, labels)
     torch.testing.assert_close(found, total)
     assert_equal(expected, made)
-    assert not head._plain
+    assert not head.full_logits
     assert outputs["logits"] is None
     assert len(told.losses_K) == int((labels[:, 1:] != -100).sum())
 
@@ -178,7 +179,7 @@ def test_a_model_that_makes_its_logits_elsewhere_is_trained_on_full_logits_and_t
     found, made, *_, head = by_the_head(model, inputs, labels)
     torch.testing.assert_close(found, total)
     assert_equal(expected, made)
-    assert head._plain
+    assert head.full_logits
     assert "the logits of every position are computed" in caplog.text
 
 
@@ -201,7 +202,7 @@ def test_the_prefix_of_a_model_need_not_name_its_decoder():
     found, made, *_, head = by_the_head(model, inputs, labels)
     torch.testing.assert_close(found, total)
     assert_equal(expected, made)
-    assert not head._plain
+    assert not head.full_logits
 
 
 def test_the_loss_leaves_through_the_heads_output():

@@ -410,7 +410,7 @@ def test_evaluations_and_checkpoints_are_not_in_the_rate(monkeypatch):
     measures.add(100, 50, {"token_accuracy": torch.ones(50)})
     with measures.paused():
         now[0] += 30.0
-    told = measures.told(accelerator, trained_before=7)
+    told = measures.log_entry(accelerator, trained_before=7)
     assert told == {"tokens_per_second": 50.0, "trained_tokens": 57, "token_accuracy": 1.0}
 
 

@@ -25,4 +25,4 @@ def memory_verdicts(prepared: PreparedRun) -> tuple[list[Verdict], MemoryEstimat
     except SftkitError as error:
         return [Verdict("memory", "wrong", f"{p.where}: {p.what}", p.fix) for p in error.problems], None
     status: Status = "wrong" if found.fits is False else "warn" if found.near else "ok"
-    return [Verdict("memory", status, found.told(), "" if status == "ok" else FIX)], found
+    return [Verdict("memory", status, found.describe(), "" if status == "ok" else FIX)], found
