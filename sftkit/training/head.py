@@ -137,12 +137,12 @@ class _LossCall(Call):
     """
 
     def __init__(self, head: LossHead, targets: Targets) -> None:
-        super().__init__(self._loss)
         self._head, self._targets = head, targets
         self._total: Tensor | None = None
         self.result: LossResult | None = None
 
-    def _loss(self, hidden: Tensor) -> Tensor:
+    def answer(self, hidden: Tensor) -> Tensor:
+        """The loss, in place of logits."""
         hidden_ND = hidden[:, -self._targets.shape[1] :].flatten(0, 1)
         head = self._head._output_head()
         self._total, self.result = self._head._losses(hidden_ND, head, self._targets)

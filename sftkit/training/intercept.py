@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -13,19 +14,27 @@ from torch import Tensor, nn
 from sftkit.training.attributes import replaced
 
 
-class Call:
-    """One call of a model whose head gives another output than logits.
+class Call(ABC):
+    """One call of a model whose head gives another output than logits."""
 
-    Args:
-        answer: maps the head's input (``[B, T, D]``) to its output.
-    """
-
-    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
-        self.answer = answer
+    @abstractmethod
+    def answer(self, hidden: Tensor) -> Tensor:
+        """The head's output, from its input (``[B, T, D]``)."""
 
     def finish(self, outputs: Any) -> Any:
         """The model's outputs, as its forward returns them."""
         return outputs
+
+
+class Answer(Call):
+    """A call whose head gives the output of a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+
+    def answer(self, hidden: Tensor) -> Tensor:
+        """The function's output."""
+        return self._function(hidden)
 
 
 class Forwards(NamedTuple):

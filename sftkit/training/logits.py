@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sftkit.models.inspect import evaluating
-from sftkit.training.intercept import Call, HeadIntercept, replaced_forward
+from sftkit.training.intercept import Answer, HeadIntercept, replaced_forward
 
 PROBED = 4  # tokens of the trial
 
@@ -50,7 +50,7 @@ class Probe:
         with ExitStack() as stack:
             if intercept.decoder is not None:
                 stack.callback(intercept.decoder.register_forward_hook(note).remove)
-            stack.enter_context(intercept.calling(Call(answer)))
+            stack.enter_context(intercept.calling(Answer(answer)))
             self.returned: Tensor | None = model(input_ids=tokens, use_cache=False)["logits"]
 
 
@@ -109,7 +109,7 @@ class Replay:
         output = self._decoder_output(last_hidden_state=hidden)
         with (
             replaced_forward(self._intercept.decoder, lambda *_, **__: output),
-            self._intercept.calling(Call(lambda _: logits)),
+            self._intercept.calling(Answer(lambda _: logits)),
         ):
             made: Tensor = self._intercept.original.model(input_ids=tokens, use_cache=False)["logits"]
         return made

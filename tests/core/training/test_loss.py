@@ -12,8 +12,8 @@ from torch.nn import functional
 from sftkit.testing import tiny_model
 from sftkit.training import loss as loss_module
 from sftkit.training.head import LossHead
-from sftkit.training.targets import Targets, trained_positions
 from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
+from sftkit.training.targets import Targets, trained_positions
 
 VOCABULARY = 320
 ARCHITECTURES = [

@@ -24,7 +24,7 @@ from sftkit.memory.checkpointing import (
     selective_checkpointing,
 )
 from sftkit.memory.optimizer import STATES, state_bytes
-from sftkit.memory.quantized import UnknownQuantizationError, quantized_bytes
+from sftkit.memory.quantized import loaded_quantized, stored_quantized
 from sftkit.memory.run import estimate_run
 from sftkit.memory.trace import LiveBytes, fake_weights, trace_step
 from sftkit.testing import tiny_config, tiny_model, tiny_tokenizer
@@ -264,7 +264,7 @@ def test_limits_of_cgroups_above_the_process_are_found(tmp_path, lines, files, r
         (group / "memory.max").write_text(f"{limit}\n")
         (group / "memory.current").write_text(f"{usage}\n")
         (group / "memory.stat").write_text(f"anon 1\ninactive_file {idle}\n")
-    assert list(device.cgroup_rooms(tmp_path / "cgroup", tmp_path / "fs")) == rooms
+    assert list(device.cgroup_free(tmp_path / "cgroup", tmp_path / "fs")) == rooms
 
 
 def test_limits_of_cgroups_of_version_1_are_found(tmp_path):
@@ -277,7 +277,7 @@ def test_limits_of_cgroups_of_version_1_are_found(tmp_path):
     (group.parent / "memory.limit_in_bytes").write_text(f"{1 << 62}\n")
     (group.parent / "memory.usage_in_bytes").write_text("400\n")
     (group.parent / "memory.stat").write_text("total_inactive_file 0\n")
-    assert list(device.cgroup_rooms(tmp_path / "cgroup", tmp_path / "fs")) == [650]
+    assert list(device.cgroup_free(tmp_path / "cgroup", tmp_path / "fs")) == [650]
 
 
 def test_there_is_room_for_at_least_what_the_process_holds():
@@ -319,7 +319,7 @@ def test_a_check_tells_the_items_and_whether_they_fit(tmp_path, directory):
 
 
 def test_what_does_not_fit_is_wrong_and_has_a_mend(tmp_path, directory, monkeypatch):
-    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.DeviceMemory("cpu", 10**8, 10**8 + 10**6))
+    monkeypatch.setattr("sftkit.memory.estimate.memory_of", lambda _: device.DeviceMemory("cpu", 10**8, 10**8 + 10**6))
     checked = run_checks(pipeline(tmp_path, str(directory)))
     assert memory_verdict(checked).status == "wrong"
     assert "per_device_train_batch_size" in memory_verdict(checked).fix
@@ -429,10 +429,7 @@ def test_a_base_to_be_quantized_is_counted_as_it_will_be(tmp_path, how):
     states = [weight.quant_state for weight in loaded.parameters() if getattr(weight, "quant_state", None)]
     scales = sum(state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0) for state in states)
     held = scales + sum(value.nbytes for value in (*loaded.parameters(), *loaded.buffers()))
-    for module in whole.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.weight.requires_grad_(module is whole.get_output_embeddings())
-    assert quantized_bytes(whole, settings.to_dict())[0] == pytest.approx(held, rel=0.01)
+    assert loaded_quantized(unloaded(whole), settings).sizes(whole)[0] == pytest.approx(held, rel=0.01)
 
 
 @pytest.mark.parametrize("how", QUANTIZED)
@@ -462,12 +459,12 @@ def test_an_allocator_that_leaves_holes_is_counted(monkeypatch):
     config, model = tiny_config(train={"use_cpu": True}), model_of()
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    assert estimate_memory(model, batch_of(), config).items["holes between blocks"] > 0
+    assert estimate_memory(model, batch_of(), config).items["heap fragmentation"] > 0
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1048576")
-    assert "holes between blocks" not in estimate_memory(model, batch_of(), config).items
+    assert "heap fragmentation" not in estimate_memory(model, batch_of(), config).items
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.41"))
-    assert "holes between blocks" not in estimate_memory(model, batch_of(), config).items
+    assert "heap fragmentation" not in estimate_memory(model, batch_of(), config).items
 
 
 def test_what_a_forward_keeps_on_its_modules_is_not_left_without_values():
