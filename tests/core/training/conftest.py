@@ -53,10 +53,8 @@ def distance():
     """The largest difference between the weights of two models."""
 
     def largest(one: Any, two: Any) -> float:
-        others = two.state_dict()
-        return max(
-            (value.float() - others[name].float()).abs().max().item() for name, value in one.state_dict().items()
-        )
+        ours, theirs = one.state_dict(), two.state_dict()
+        return max((value.float() - theirs[name].float()).abs().max().item() for name, value in ours.items())
 
     return largest
 
