@@ -11,7 +11,7 @@ import torch
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
-from sftkit.training.batches import pieces
+from sftkit.training.batches import micro_batches
 from sftkit_commands.preview.page import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
@@ -118,7 +118,7 @@ def test_padded_batches_are_left_to_the_plugin_pad():
 
 
 def test_a_batch_is_cut_by_its_examples_where_memory_runs_out():
-    halves = list(pieces(PaddingFreeCollator()(EXAMPLES), 2))
+    halves = list(micro_batches(PaddingFreeCollator()(EXAMPLES), 2))
 
     alone = PaddingFreeCollator()(EXAMPLES[2:])
     for name in ("input_ids", "labels", "position_ids", "cu_seq_lens_q", "row_lengths"):

@@ -17,7 +17,7 @@ from sftkit import Pipeline
 from sftkit.cli import app
 from sftkit.models.inspect import parts_of
 from sftkit.testing.images import drawn, tiny_vision_model
-from sftkit.training.batches import Batch, pieces
+from sftkit.training.batches import Batch, micro_batches
 from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
 
@@ -81,9 +81,9 @@ def test_a_batch_is_cut_by_its_rows_with_their_pictures(kind: str) -> None:
     losses = []
     with head.installed(), torch.no_grad():
         for size in (3, 2, 1):
-            parts = [Batch.of(part) for part in pieces(dict(batch), size)]
+            parts = [Batch.of(part) for part in micro_batches(dict(batch), size)]
             losses.append(torch.stack([head.ask(model, each.inputs, each.targets)[0] for each in parts]).sum())
-    assert len({*map(len, [list(pieces(dict(batch), size)) for size in (3, 2, 1)])}) == 3
+    assert len({*map(len, [list(micro_batches(dict(batch), size)) for size in (3, 2, 1)])}) == 3
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(losses[0], losses[2])
 

@@ -1,9 +1,11 @@
-"""The loss head gives the loss and gradients of full logits, in every kind of head, and leaves the model as it was."""
+"""The loss head gives the loss and gradients of full logits for every kind of head, and leaves the model unchanged."""
 
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch.nn import functional
 
 from sftkit.testing import tiny_model
 from sftkit.training import loss as loss_module
-from sftkit.training.head import LossHead, Targets, trained_positions
+from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
+from sftkit.training.targets import Targets, trained_positions
 
 VOCABULARY = 320
 ARCHITECTURES = [
@@ -40,7 +43,7 @@ ARCHITECTURES = [
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Several chunks for a few tokens."""
+    """A few tokens take several chunks."""
     monkeypatch.setattr(loss_module, "CHUNK_BYTES_CPU", 16 * 4 * VOCABULARY)
 
 
@@ -56,7 +59,7 @@ def batch():
 
 
 def by_full_logits(model, inputs, labels, weights=None):
-    """Sum of the loss and its gradients, by the model's own logits and torch's cross-entropy."""
+    """The sum of the losses and its gradients, from the model's own logits and torch's cross-entropy."""
     logits = model(**inputs, use_cache=False).logits.float()[:, -labels.shape[1] :]
     losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
     total = (losses if weights is None else losses * weights[:, 1:]).sum()
@@ -66,8 +69,8 @@ def by_full_logits(model, inputs, labels, weights=None):
 def by_the_head(model, inputs, labels, weights=None, loss=None):
     head = LossHead(model, loss or HeadLoss())
     with head.installed():
-        total, told, outputs = head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels, weights))
-        return total, gradients(model, total), told, outputs, head
+        total, result, outputs = head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels, weights))
+        return total, gradients(model, total), result, outputs, head
 
 
 def gradients(model, total):
@@ -78,7 +81,7 @@ def gradients(model, total):
 
 def assert_equal(one, two):
     assert one.keys() == two.keys()
-    # Biases of keys have a gradient of zero but for rounding: all are measured against the largest.
+    # The gradients of key biases are zero except for rounding, so all are compared with the largest gradient.
     scale = max(value.abs().max() for value in one.values())
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-6 * float(scale), msg=name)
@@ -89,16 +92,16 @@ def test_loss_and_gradients_equal_those_of_full_logits(architecture, options):
     model = tiny_model(architecture, **options).eval()
     inputs, labels = batch()
     total, expected = by_full_logits(model, inputs, labels)
-    found, made, told, outputs, head = by_the_head(model, inputs, labels)
+    found, made, result, outputs, head = by_the_head(model, inputs, labels)
     torch.testing.assert_close(found, total)
     assert_equal(expected, made)
-    assert not head._plain
+    assert not head.full_logits
     assert outputs["logits"] is None
-    assert len(told.losses_K) == int((labels[:, 1:] != -100).sum())
+    assert len(result.losses_K) == int((labels[:, 1:] != -100).sum())
 
 
 @pytest.mark.parametrize(("architecture", "options"), [ARCHITECTURES[0], ARCHITECTURES[6], ("gpt2", {})])
-def test_weights_of_tokens_weigh_losses_and_gradients(architecture, options):
+def test_token_weights_scale_losses_and_gradients(architecture, options):
     model = tiny_model(architecture, **options).eval()
     inputs, labels = batch()
     weights = torch.rand(labels.shape)
@@ -132,7 +135,7 @@ def test_adapters_on_the_head_and_elsewhere_get_their_gradients(architecture, ad
     assert_equal(expected, made)
 
 
-def test_prompts_in_front_of_the_rows_are_not_taken_for_tokens():
+def test_virtual_tokens_before_the_rows_are_not_trained():
     from peft import PromptTuningConfig, get_peft_model
 
     model = get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
@@ -143,7 +146,7 @@ def test_prompts_in_front_of_the_rows_are_not_taken_for_tokens():
     assert_equal(expected, made)
 
 
-def test_no_logits_of_untrained_positions_are_made():
+def test_no_logits_of_untrained_positions_are_computed():
     model, seen = tiny_model().eval(), []
     inputs, labels = batch()
     linear = functional.linear
@@ -156,7 +159,7 @@ def test_no_logits_of_untrained_positions_are_made():
 
     head = LossHead(model, HeadLoss())
     with head.installed(), pytest.MonkeyPatch.context() as patch:
-        head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))  # the first one looks at the model too
+        head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))  # the first call also inspects the model
         patch.setattr(functional, "linear", counted)
         patch.setattr(torch._C._nn, "linear", counted)
         head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))
@@ -164,7 +167,7 @@ def test_no_logits_of_untrained_positions_are_made():
     assert max(seen) == 16
 
 
-def test_a_model_that_makes_its_logits_elsewhere_is_trained_on_full_logits_and_told(caplog):
+def test_a_model_that_computes_its_logits_elsewhere_gets_full_logits_and_a_warning(caplog):
     model = tiny_model("llama").eval()
     head_module, forward = model.lm_head, model.forward
 
@@ -178,11 +181,11 @@ def test_a_model_that_makes_its_logits_elsewhere_is_trained_on_full_logits_and_t
     found, made, *_, head = by_the_head(model, inputs, labels)
     torch.testing.assert_close(found, total)
     assert_equal(expected, made)
-    assert head._plain
+    assert head.full_logits
     assert "the logits of every position are computed" in caplog.text
 
 
-def test_a_model_without_output_embeddings_is_trained_on_full_logits_and_told(caplog, monkeypatch):
+def test_a_model_without_output_embeddings_gets_full_logits_and_a_warning(caplog, monkeypatch):
     model = tiny_model("llama").eval()
     monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
     inputs, labels = batch()
@@ -190,10 +193,10 @@ def test_a_model_without_output_embeddings_is_trained_on_full_logits_and_told(ca
     found, made, *_ = by_the_head(model, inputs, labels)
     torch.testing.assert_close(found, total)
     assert_equal(expected, made)
-    assert "names no output embeddings" in caplog.text
+    assert "has no output embeddings" in caplog.text
 
 
-def test_the_prefix_of_a_model_need_not_name_its_decoder():
+def test_the_decoder_is_found_when_the_prefix_does_not_name_it():
     model = tiny_model("llama").eval()
     model.base_model_prefix = "language_model"
     inputs, labels = batch()
@@ -201,23 +204,23 @@ def test_the_prefix_of_a_model_need_not_name_its_decoder():
     found, made, *_, head = by_the_head(model, inputs, labels)
     torch.testing.assert_close(found, total)
     assert_equal(expected, made)
-    assert not head._plain
+    assert not head.full_logits
 
 
-def test_the_loss_leaves_through_the_heads_output():
+def test_the_loss_passes_through_the_output_of_the_head():
     model, through = tiny_model("llama").eval(), []
     inputs, labels = batch()
     head = LossHead(model, HeadLoss())
     with head.installed():
         model.lm_head.register_forward_hook(lambda *_: None)
         head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))
-        # as what gathers weights for the backward does: it wraps the output
+        # like wrappers that gather weights for the backward: they hook into the output
         model.lm_head.register_forward_hook(lambda _, __, output: output.register_hook(through.append) and None)
         head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))[0].backward()
     assert len(through) == 1
 
 
-def test_the_model_is_as_it_was_outside():
+def test_the_model_is_unchanged_outside_the_context():
     model = tiny_model("gemma2").eval()
     inputs, labels = batch()
     before, attributes = model(**inputs).logits, [set(vars(module)) for module in model.modules()]
@@ -229,7 +232,24 @@ def test_the_model_is_as_it_was_outside():
         assert torch.equal(copy.deepcopy(model)(**inputs).logits, before)
 
 
-def test_the_dtype_of_autocast_is_kept_and_gradients_are_near():
+def test_gradients_are_freed_without_the_garbage_collector():
+    model = tiny_model().eval()
+    inputs, labels = batch()
+    head = LossHead(model, HeadLoss())
+    gc.collect()
+    gc.disable()
+    try:
+        with head.installed():
+            output = head.ask(model, {**inputs, "use_cache": False}, Targets.of(labels))
+            result = weakref.ref(output.result)
+            output.total.backward()
+            del output
+            assert result() is None
+    finally:
+        gc.enable()
+
+
+def test_autocast_keeps_its_dtype_and_gradients_are_close():
     model = tiny_model().eval()
     inputs, labels = batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -253,14 +273,14 @@ def test_a_batch_without_trained_tokens_has_a_loss_and_gradients_of_zero():
 def test_token_accuracy_is_the_share_of_targets_with_the_highest_logit():
     model = tiny_model().eval()
     inputs, labels = batch()
-    *_, told, _, _ = by_the_head(model, inputs, labels)
+    *_, result, _, _ = by_the_head(model, inputs, labels)
     best = model(**inputs).logits[:, :-1].argmax(-1)
     trained = labels[:, 1:] != -100
     expected = (best == labels[:, 1:])[trained].float()
-    assert torch.equal(told.measures["token_accuracy"], expected)
+    assert torch.equal(result.measures["token_accuracy"], expected)
 
 
-def test_the_loss_is_differentiated_once():
+def test_the_loss_can_be_differentiated_only_once():
     hidden, weight = torch.randn(4, 8, requires_grad=True), torch.nn.Parameter(torch.randn(16, 8))
     total, _ = summed_loss(HeadLoss(), hidden, OutputHead(16, lambda x: x, weight), torch.arange(4))
     total.backward(retain_graph=True)
@@ -268,7 +288,7 @@ def test_the_loss_is_differentiated_once():
         total.backward()
 
 
-def test_positions_are_those_before_a_trained_label():
+def test_trained_positions_are_those_before_a_trained_label():
     labels = torch.tensor([[-100, 3, -100, 4, 5], [7, -100, -100, -100, 1]])
     assert trained_positions(labels).tolist() == [0, 2, 3, 8]
 
