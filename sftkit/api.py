@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from sftkit.models.embeddings import align_special_tokens as align_special_tokens
     from sftkit.models.embeddings import grow_embeddings as grow_embeddings
     from sftkit.models.embeddings import save_adapter_only as save_adapter_only
+    from sftkit.models.inspect import base_model as base_model
     from sftkit.models.inspect import evaluating as evaluating
     from sftkit.models.inspect import is_linear as is_linear
     from sftkit.models.inspect import linear_names as linear_names
@@ -132,7 +133,7 @@ _MODULES = {
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",
     "models.embeddings": "align_special_tokens grow_embeddings save_adapter_only",
-    "models.inspect": "evaluating is_linear linear_names parts_of",
+    "models.inspect": "base_model evaluating is_linear linear_names parts_of",
     "models.loading": "as_config_error load_model load_tokenizer model_problems",
     "models.quantized": "quantization_of quantization_settings",
     # Training

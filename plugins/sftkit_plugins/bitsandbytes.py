@@ -14,6 +14,7 @@ from sftkit.api import (
     Field,
     Plugin,
     Problem,
+    base_model,
     dataclass,
     has_gpu,
     hookimpl,
@@ -151,7 +152,7 @@ class BitsAndBytes(Plugin):
         """
         self._check_model(model)
         if self.use_gradient_checkpointing:
-            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            base = base_model(model)
             base.enable_input_require_grads()  # reentrant checkpoints need it
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(self.gradient_checkpointing_kwargs))
         return (yield)

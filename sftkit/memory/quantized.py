@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sftkit.models.inspect import base_model
+
 #: Weights that share a scale: in bitsandbytes' 4-bit types, and where GPTQ and AWQ do not say.
 BLOCK_4BIT, GROUP = 64, 128
 
@@ -52,7 +54,7 @@ def quantized_bytes(model: Any, quantization: Mapping[str, Any]) -> tuple[int, i
     each = bytes_each(quantization)
     names = ("llm_int8_skip_modules", "modules_to_not_convert")
     skipped = next((tuple(quantization[name]) for name in names if quantization.get(name)), ())
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     chosen = {
         id(module.weight): module.weight
         for name, module in base.named_modules()

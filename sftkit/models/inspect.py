@@ -53,6 +53,11 @@ def _inside(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
+def base_model(model: Any) -> Any:
+    """The transformers model inside one with an adapter; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, whoever made it."""
     # By name, since quantized layers and GPT-2's Conv1D are no subclass of nn.Linear.

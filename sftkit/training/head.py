@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sftkit.data.columns import IGNORE_INDEX
-from sftkit.models.inspect import evaluating
+from sftkit.models.inspect import base_model, evaluating
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead, summed_loss
 
 logger = logging.getLogger("sftkit")
@@ -82,7 +82,7 @@ class LossHead:
 
     def __init__(self, model: Any, loss: HeadLoss) -> None:
         self.loss = loss
-        self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._causal = base_model(model)
         self._module: Any = self._causal.get_output_embeddings()
         prefix = self._causal.base_model_prefix
         self._base: Any = getattr(self._causal, prefix, None) or getattr(self._causal, "model", None)

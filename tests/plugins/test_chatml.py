@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sftkit.errors import ConfigError
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import check_plugin, run_problems, tiny_model, tiny_tokenizer
 from sftkit_plugins.chatml import TEMPLATES, ChatML
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -36,7 +36,7 @@ def prepared(template: str = "chatml", tokenizer: Any = None, **options: Any) ->
 
 
 def problems(template: str) -> list[Any]:
-    return list(ChatML(template=template).check_run(config=tiny_config()))
+    return run_problems(ChatML(template=template))
 
 
 def test_the_plugin_passes_the_checks_of_a_run() -> None:

@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sftkit.errors import ConfigError
-from sftkit.testing import tiny_config
+from sftkit.testing import run_problems, tiny_config
 from sftkit_plugins.unsloth import Unsloth
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def measure(tmp_path_factory):
 
 
 def problems(plugin, **sections):
-    return [str(problem) for problem in plugin.check_run(tiny_config(**sections))]
+    return [str(problem) for problem in run_problems(plugin, **sections)]
 
 
 @pytest.mark.slow

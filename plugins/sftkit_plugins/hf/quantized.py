@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import CHECKPOINTING_KEYS, ConfigError, Problem, quantization_settings
+from sftkit.api import CHECKPOINTING_KEYS, ConfigError, Problem, base_model, quantization_settings
 
 if TYPE_CHECKING:
     from sftkit.api import RunConfig
@@ -38,7 +38,7 @@ def prepare_quantized(model: Any, config: RunConfig) -> None:
     _keep_unpacked(model)
     _report(model)
     trained = [weight for weight in model.parameters() if weight.requires_grad] if hasattr(model, "peft_config") else []
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     for weight in trained:
         weight.requires_grad = True
