@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.train_fields import train_value
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.models.adapters import base_of, is_adapter
 from sftkit.models.embeddings import split_processor
@@ -159,7 +160,7 @@ def _random_model(
         architecture = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
         wanted = architecture.dtype or "float32" if config.model.dtype == "auto" else config.model.dtype
         dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
-        set_seed(config.train.get("seed", 42))
+        set_seed(train_value(config, "seed"))
         model = auto.from_config(architecture, dtype=dtype, trust_remote_code=trust, **options)
         if Path(name, "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(name)
