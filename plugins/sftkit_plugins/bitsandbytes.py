@@ -85,7 +85,7 @@ class BitsAndBytes(Plugin):
         yield from self._option_problems(config)
         name = config.model.name
         if not (config.model.loaded or is_adapter(name) or plugins.fillers("adapt_model")):
-            yield Problem(NEEDS_ADAPTER, "plugin bitsandbytes", "select an adapter plugin, as with -p peft")
+            yield Problem(NEEDS_ADAPTER, "plugin bitsandbytes", "select a plugin that adds an adapter, as with -p peft")
         if config.model.init == "random":
             fix = "name a model with weights, and set model.init=pretrained"
             yield Problem("only weights that are loaded can be quantized", "model.init", fix, ("model", "init"))
