@@ -33,4 +33,5 @@ def needs_adapter(model: Any) -> Problem | None:
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None or has_adapter(model) or getattr(quantizer, "is_qat_trainable", False):
         return None
-    return Problem(NEEDS_ADAPTER, "model", "select a plugin that adds an adapter; `sftkit plugins` lists what is installed")
+    fix = "select a plugin that adds an adapter; `sftkit plugins` lists what is installed"
+    return Problem(NEEDS_ADAPTER, "model", fix)

@@ -16,7 +16,7 @@ from sftkit.data.documents import Attached, Formatter, Span
 from sftkit.data.media import read_rows
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.testing.images import drawn
+from sftkit_plugins.vision.testing import drawn_image
 
 
 @plain_dataclass(frozen=True)
@@ -125,7 +125,7 @@ def test_examples_are_picked_with_it() -> None:
 
 
 def test_pictures_in_rows_are_read_as_they_are_stored() -> None:
-    data = Dataset.from_list([{"picture": drawn("red"), "text": "a"}])
+    data = Dataset.from_list([{"picture": drawn_image("red"), "text": "a"}])
     assert isinstance(data.features["picture"], Image)
     (value,) = read_rows(data, slice(0, 1))["picture"]
     assert value["bytes"].startswith(b"\x89PNG")
