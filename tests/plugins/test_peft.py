@@ -121,9 +121,7 @@ def test_a_trained_adapter_reloads_to_equal_logits(method: str, tmp_path: Path) 
     ],
     ids=["untied", "tied", "reserved rows", "gpt2", "head with a bias"],
 )
-def test_trained_new_tokens_reload_to_equal_logits(
-    architecture: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_trained_new_tokens_reload_to_equal_logits(architecture: str, options: dict[str, Any], tmp_path: Path) -> None:
     model = base_with_new_tokens(tmp_path / "base", architecture, **options)
     rows = model.get_input_embeddings().weight.shape[0]
     model = adapt(model, [320, 321])
