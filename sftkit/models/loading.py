@@ -177,9 +177,10 @@ def as_config_error(where: str, *further: type[Exception]) -> Iterator[None]:
     """
     from safetensors import SafetensorError
 
+    usual = (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError)
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError, *further) as error:
+    except usual + further as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(Problem(line, where, _fix(str(error), where))) from error
 
