@@ -102,7 +102,8 @@ def reading(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 def seeing(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
     """A LLaVA, and what it is trained on."""
-    from sftkit_plugins.vision.testing import drawn_image, tiny_vision_model
+    sys.path.insert(0, str(ROOT / "tests" / "plugins" / "vision"))
+    from vision_models import drawn_image, tiny_vision_model
 
     model = directory / "seeing"
     if not model.exists():

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from sftkit.models.adapters import is_adapter as is_adapter
     from sftkit.models.embeddings import align_special_tokens as align_special_tokens
     from sftkit.models.embeddings import grow_embeddings as grow_embeddings
+    from sftkit.models.inspect import autocast_type as autocast_type
     from sftkit.models.inspect import base_model as base_model
     from sftkit.models.inspect import evaluating as evaluating
     from sftkit.models.inspect import has_adapter as has_adapter
@@ -136,7 +137,7 @@ _MODULES = {
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",
     "models.embeddings": "align_special_tokens grow_embeddings",
-    "models.inspect": "base_model evaluating has_adapter is_linear linear_names parts_of",
+    "models.inspect": "autocast_type base_model evaluating has_adapter is_linear linear_names parts_of",
     "models.loading": "MODEL_KEYS as_config_error load_model load_tokenizer misplaced_options model_problems",
     "models.quantized": "quantization_of quantization_settings",
     # Training

@@ -34,6 +34,7 @@ from sftkit.api import (
     ProgressCallback,
     SftkitError,
     Vocabulary,
+    autocast_type,
     use_one_device,
 )
 from sftkit.training import trainer as training
@@ -308,7 +309,7 @@ class SFTTrainer(training.SFTTrainer):
             stack.callback(setattr, self, "_are_apart", False)
             stack.enter_context(self._flash_alone())
             try:
-                stack.enter_context(isolated(self.model, max(sizes)))
+                stack.enter_context(isolated(self.model, max(sizes), autocast_type(vars(self.args))))
             except ConfigError as leak:
                 warnings.warn(f"{leak}. As in TRL, the documents of a packed row see each other.", stacklevel=4)
                 self._join_documents()

@@ -30,12 +30,12 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
 }
-#: Fields that cannot be set, and what to do instead; empty for what plugins do, which then have the advice.
+#: Fields that a configuration cannot set, and what to do instead. Plugins give their own advice for those they replace.
 REFUSED = {
-    "neftune_noise_alpha": "",
-    "use_liger_kernel": "",
-    "liger_kernel_config": "",
-    "label_smoothing_factor": "",
+    "neftune_noise_alpha": "remove it, and use a plugin for it",
+    "use_liger_kernel": "remove it, and use a plugin for it",
+    "liger_kernel_config": "remove it, and use a plugin for it",
+    "label_smoothing_factor": "remove it, and use a plugin for it",
     "hub_token": "set HF_TOKEN in the environment: a secret does not belong in a configuration",
     "remove_unused_columns": "remove it: the collator takes what the model needs",
     "label_names": "remove it: the labels are `labels`",
@@ -191,7 +191,7 @@ def check_train(
 
     Args:
         values: the section ``train``.
-        advice: returns, by argument name, the fix that plugins have for what they do themselves; called only if needed.
+        advice: returns the fixes of plugins for arguments that they replace; called only if one is refused or unknown.
 
     Returns:
         The values, coerced (YAML reads ``2e-5`` as text), and a (key, message, fix) for each problem.
@@ -200,8 +200,7 @@ def check_train(
     coerced, problems = {}, []
     for key, value in values.items():
         if key in REFUSED:
-            fix = REFUSED[key] or advice().get(key, "remove it; `sftkit plugins` lists the plugins that may do this")
-            problems.append((key, "cannot be set here", fix))
+            problems.append((key, "cannot be set here", advice().get(key, REFUSED[key])))
         elif key not in fields:
             fix = MOVED.get(key) or advice().get(key) or nearest(key, fields)
             fix = fix or "any field of transformers.TrainingArguments is allowed"

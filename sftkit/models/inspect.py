@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 Part = Literal["language", "vision", "projector"]
@@ -67,14 +68,27 @@ def _inside(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
+def autocast_type(train: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype of mixed precision as configured in the section ``train``; None without mixed precision."""
+    import torch
+
+    return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else None
+
+
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode without gradients; restores each module's mode and the random state at its exit."""
+def evaluating(model: Any, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Eval mode without gradients; restores each module's mode and the random state at its exit.
+
+    Args:
+        model: the model.
+        autocast: dtype of mixed precision, which the Trainer turns on only when training starts.
+    """
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+    mixed = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), mixed:
         model.eval()
         try:
             yield

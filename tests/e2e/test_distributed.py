@@ -51,7 +51,7 @@ def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
 
 
 def test_processes_without_images_do_not_block_others(tmp_path):
-    from sftkit_plugins.vision.testing import drawn_image, tiny_vision_model
+    from vision_models import drawn_image, tiny_vision_model
 
     for part in tiny_vision_model():
         part.save_pretrained(tmp_path / "model")

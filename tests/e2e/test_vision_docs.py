@@ -14,10 +14,10 @@ import torch
 import yaml
 from datasets import Dataset
 from typer.testing import CliRunner
+from vision_models import drawn_image, tiny_vision_model
 
 from sftkit import Pipeline
 from sftkit.cli import app
-from sftkit_plugins.vision.testing import drawn_image, tiny_vision_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "vision.md").read_text("utf-8")

@@ -98,7 +98,7 @@ def test_the_package_refuses_unknown_options_and_loaded_models(measure):
 
 @pytest.mark.slow
 def test_it_is_refused_together_with_plugin_peft(measure):
-    assert measure("conflicts") == ["plugin unsloth: plugins unsloth and peft exclude each other -> drop peft"]
+    assert measure("conflicts") == ["plugin unsloth: plugins unsloth and peft cannot be used together -> drop peft"]
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_without_a_gpu_the_command_exits_with_code_2(cli, tmp_path):
 
     done = cli("run", "-p", "unsloth", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""}, code=2)
 
-    assert "plugin unsloth: it needs a GPU, and none is visible here" in done.stderr
+    assert "plugin unsloth: needs a GPU, and none is visible here" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

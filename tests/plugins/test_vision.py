@@ -17,12 +17,12 @@ from datasets import Dataset
 from packaging.version import Version
 from PIL import Image
 from transformers import AutoTokenizer
+from vision_models import IN_PLACE, drawn_image, image_processor, tiny_vision_model
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import check_plugin, tiny_tokenizer
 from sftkit_plugins.vision import Vision
-from sftkit_plugins.vision.testing import IN_PLACE, drawn_image, image_processor, tiny_vision_model
 
 KINDS = ("llava", "qwen2_vl", "idefics3")
 

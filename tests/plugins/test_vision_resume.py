@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from vision_models import drawn_image, tiny_vision_model
 
 from sftkit import Pipeline
-from sftkit_plugins.vision.testing import drawn_image, tiny_vision_model
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])

@@ -12,6 +12,7 @@ import transformers
 from datasets import Dataset
 from packaging.version import Version
 from typer.testing import CliRunner
+from vision_models import drawn_image, tiny_vision_model
 
 from sftkit import Pipeline
 from sftkit.cli import app
@@ -20,7 +21,6 @@ from sftkit.training.batches import Batch, pieces
 from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
 from sftkit_plugins.vision import Vision
-from sftkit_plugins.vision.testing import drawn_image, tiny_vision_model
 
 KINDS = ("llava", "qwen2_vl", "idefics3")
 COLOURS = ("red", "blue")
