@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
@@ -30,11 +30,12 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
 }
-#: Fields that sftkit has a better place for, and where.
+#: Fields that a configuration cannot set, and what to do instead. Plugins give their own advice for those they replace.
 REFUSED = {
-    "neftune_noise_alpha": "use the plugin neftune, which scales the noise by each document's own length",
-    "use_liger_kernel": "use the plugin liger",
-    "liger_kernel_config": "use the plugin liger",
+    "neftune_noise_alpha": "remove it, and use a plugin for it",
+    "use_liger_kernel": "remove it, and use a plugin for it",
+    "liger_kernel_config": "remove it, and use a plugin for it",
+    "label_smoothing_factor": "remove it, and use a plugin for it",
     "hub_token": "set HF_TOKEN in the environment: a secret does not belong in a configuration",
     "remove_unused_columns": "remove it: the collator takes what the model needs",
     "label_names": "remove it: the labels are `labels`",
@@ -43,7 +44,6 @@ REFUSED = {
     "do_eval": "set data.eval and train.eval_strategy",
     "do_predict": "remove it",
     "auto_find_batch_size": "remove it: a batch that is too large is computed in halves, with the same gradients",
-    "label_smoothing_factor": "use the plugin loss, option label_smoothing",
 }
 #: Names that transformers 5 renamed or removed, or that peers have, and what to write.
 MOVED = {
@@ -56,7 +56,6 @@ MOVED = {
     "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
     "max_seq_length": "use data.max_length",
     "max_length": "use data.max_length",
-    "packing": "use the plugin packing",
     "dataset_text_field": "use data.text_column",
 }
 #: Fields that switch activation checkpointing on; the second name is in transformers since 5.23.
@@ -185,19 +184,26 @@ def train_value(config: RunConfig, name: str) -> Any:
     return DEFAULTS[name] if name in DEFAULTS else training_fields()[name].default
 
 
-def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+def check_train(
+    values: Mapping[str, Any], advice: Callable[[], Mapping[str, str]] = dict
+) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Check names and types.
 
+    Args:
+        values: the section ``train``.
+        advice: returns the fixes of plugins for arguments that they replace; called only if one is refused or unknown.
+
     Returns:
-        The values, coerced (YAML reads ``2e-5`` as text), and a (key, message, mend) for each problem.
+        The values, coerced (YAML reads ``2e-5`` as text), and a (key, message, fix) for each problem.
     """
     fields = allowed_fields()
     coerced, problems = {}, []
     for key, value in values.items():
         if key in REFUSED:
-            problems.append((key, "cannot be set here", REFUSED[key]))
+            problems.append((key, "cannot be set here", advice().get(key, REFUSED[key])))
         elif key not in fields:
-            fix = MOVED.get(key) or nearest(key, fields) or "any field of transformers.TrainingArguments is allowed"
+            fix = MOVED.get(key) or advice().get(key) or nearest(key, fields)
+            fix = fix or "any field of transformers.TrainingArguments is allowed"
             problems.append((key, "no such training argument", fix))
         else:
             try:

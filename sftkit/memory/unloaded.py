@@ -66,10 +66,10 @@ def model_config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def auto_class(prepared: PreparedRun) -> Any:
-    """The class of transformers that builds the run's model from its configuration."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    """The class of transformers that makes the run's model from its configuration."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    return AutoModelForCausalLM if prepared.vocabulary.processor is None else AutoModelForImageTextToText
+    return AutoModelForCausalLM if prepared.vocabulary.processor is None else AutoModelForMultimodalLM
 
 
 def _from_configuration(prepared: PreparedRun) -> tuple[Any, Quantized | None]:

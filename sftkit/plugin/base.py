@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pluggy
@@ -29,14 +30,16 @@ class Plugin:
         ConfigError: from the constructor, for an unknown option (with the nearest name) or a value of a wrong type.
     """
 
-    #: Packages the plugin needs, as in ``("liger-kernel>=0.5",)``; checked without importing them.
+    #: Packages that the plugin needs, as in ``("pillow>=10",)``; checked without importing them.
     requires: ClassVar[tuple[str, ...]] = ()
     #: The plugin cannot work without a GPU.
     needs_gpu: ClassVar[bool] = False
     #: Names of plugins that cannot be selected together with this one.
     conflicts: ClassVar[tuple[str, ...]] = ()
-    #: Modules that must be imported before transformers is, as unsloth must.
+    #: Modules that must be imported before transformers is.
     import_first: ClassVar[tuple[str, ...]] = ()
+    #: Training arguments whose work the plugin does, and the advice for whoever sets one of them.
+    replaces: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="wrap")
     @classmethod

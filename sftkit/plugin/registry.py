@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from collections.abc import Mapping
@@ -63,10 +64,19 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
     return cls
 
 
-def check_class(cls: type[Plugin], name: str, dist: metadata.Distribution | None) -> list[Problem]:
+def plugin_advice() -> dict[str, str]:
+    """What the installed plugins advise on the training arguments that they replace; broken ones have no say."""
+    advice: dict[str, str] = {}
+    for name in (known := discover()):
+        with contextlib.suppress(ConfigError):
+            advice |= load_class(name, known).replaces
+    return advice
+
+
+def check_class(cls: type[Plugin], name: str) -> list[Problem]:
     """Problems of a plugin's class on this machine: missing packages or versions, no GPU, no frozen dataclass."""
     where = f"plugin {name}"
-    problems = [p for item in cls.requires if (p := requirement_problem(item, dist, where))]
+    problems = [p for item in cls.requires if (p := requirement_problem(item, where))]
     if cls.needs_gpu and not has_gpu():
         problems.append(Problem("needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))
     params: Any = getattr(cls, "__dataclass_params__", None)

@@ -102,7 +102,9 @@ def _train(source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:
     if not isinstance(raw, Mapping):
         fix = "write `train: {learning_rate: 2.0e-5}`"
         return {}, [Problem("must be a mapping", source.where(("train",)), fix)]
-    values, wrong = check_train(raw)
+    from sftkit.plugin.registry import plugin_advice
+
+    values, wrong = check_train(raw, plugin_advice)
     return values, [Problem(message, source.where(("train", key)), fix) for key, message, fix in wrong]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sftkit.models.inspect import base_model
 from sftkit.training.attributes import replaced
 
 
@@ -54,7 +55,7 @@ class HeadIntercept:
     """
 
     def __init__(self, model: Any) -> None:
-        self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.causal = base_model(model)
         self.module: nn.Module | None = self.causal.get_output_embeddings()
         prefix = self.causal.base_model_prefix
         self.decoder: Any = getattr(self.causal, prefix, None) or getattr(self.causal, "model", None)

@@ -15,7 +15,7 @@ from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.registry import discover
 from sftkit.plugin.select import Choice, parse_choice, select
 from sftkit.run.pipeline import Pipeline
-from sftkit.testing import CHATML, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import CHATML, run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.completion_only import CompletionOnly
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -99,8 +99,7 @@ def test_dropped_rows_are_counted_and_none_matching_shows_a_row(tmp_path):
 
 
 def test_two_ways_to_choose_what_is_trained_are_refused():
-    config = tiny_config(data={"loss": "all"})
-    (problem,) = CompletionOnly(response_template="x").check_run(config)
+    (problem,) = run_problems(CompletionOnly(response_template="x"), data={"loss": "all"})
     assert "both choose what is trained" in problem.what
 
 

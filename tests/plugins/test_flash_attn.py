@@ -10,7 +10,15 @@ import torch
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
-from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.testing import (
+    CHATML,
+    check_plugin,
+    run_problems,
+    tiny_config,
+    tiny_conversations,
+    tiny_model,
+    tiny_tokenizer,
+)
 from sftkit.training.batches import micro_batches
 from sftkit_commands.preview.page import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
@@ -340,10 +348,6 @@ def test_the_kernel_gets_half_precision_where_norms_left_float32(monkeypatch):
 # What is refused, and when
 
 
-def told(plugin, **sections):
-    return [p for found in check_plugin(plugin).hook.check_run(config=tiny_config(**sections)) for p in found]
-
-
 @pytest.fixture
 def saved(tmp_path):
     """Saves a tiny model and its tokenizer, and gives the directory."""
@@ -448,10 +452,10 @@ def test_heads_wider_than_the_kernels_take_are_refused_on_a_gpu(name):
 def test_dropout_is_refused_before_weights_are_read_and_an_option_of_the_model_mends_it(saved):
     name = saved("gpt2", attn_pdrop=0.1)
 
-    (problem,) = told(FlashAttn(), model={"name": name})
+    (problem,) = run_problems(FlashAttn(), model={"name": name})
 
     assert problem.fix == "set model.options.attn_pdrop: 0.0"
-    assert not told(FlashAttn(), model={"name": name, "options": {"attn_pdrop": 0.0}})
+    assert not run_problems(FlashAttn(), model={"name": name, "options": {"attn_pdrop": 0.0}})
 
 
 def test_layers_refuse_what_no_configuration_told():
@@ -475,7 +479,7 @@ def test_flash_attention_without_gpu_and_package_is_told_before_anything_is_load
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_flex_is_refused_without_a_gpu_since_it_has_no_backward_there():
-    (problem,) = told(FlashAttn(implementation="flex"))
+    (problem,) = run_problems(FlashAttn(implementation="flex"))
 
     assert "no backward on the device cpu" in problem.what
 
@@ -508,18 +512,18 @@ def test_an_older_torch_is_named_where_its_kernel_is_needed():
 
 def test_sdpa_flash_takes_packed_rows_only():
     for plugin in (FlashAttn(implementation="sdpa_flash"), FlashAttn(implementation="sdpa_flash", padding_free=False)):
-        (problem,) = told(plugin)
+        (problem,) = run_problems(plugin)
         assert "add plugin packing" in problem.fix
-        assert not told(plugin, plugins={"packing": {}})
+        assert not run_problems(plugin, plugins={"packing": {}})
 
 
 def test_sdpa_flash_is_refused_where_held_out_rows_would_be_padded():
     padded, data = FlashAttn(implementation="sdpa_flash", padding_free=False), {"eval": "held-out.jsonl"}
 
-    (problem,) = told(padded, plugins={"packing": {"eval": False}}, data=data)
+    (problem,) = run_problems(padded, plugins={"packing": {"eval": False}}, data=data)
     assert "data.eval would be padded" in problem.what
-    assert not told(padded, plugins={"packing": {"eval": True}}, data=data)
-    assert not told(FlashAttn(implementation="sdpa_flash"), plugins={"packing": {"eval": False}}, data=data)
+    assert not run_problems(padded, plugins={"packing": {"eval": True}}, data=data)
+    assert not run_problems(FlashAttn(implementation="sdpa_flash"), plugins={"packing": {"eval": False}}, data=data)
 
 
 def test_sdpa_flash_is_refused_where_a_sliding_window_hides_part_of_a_row():
@@ -531,7 +535,7 @@ def test_sdpa_flash_is_refused_where_a_sliding_window_hides_part_of_a_row():
 
 
 def test_another_implementation_in_the_models_options_is_refused():
-    (problem,) = told(FlashAttn(), model={"options": {"attn_implementation": "eager"}})
+    (problem,) = run_problems(FlashAttn(), model={"options": {"attn_implementation": "eager"}})
 
     assert problem.where == "model.options.attn_implementation"
 
@@ -539,8 +543,8 @@ def test_another_implementation_in_the_models_options_is_refused():
 def test_prompts_in_front_of_rows_are_refused():
     sections = {"plugins": {"peft": {"method": "prompt_tuning"}}}
 
-    assert "puts its prompt in front" in told(FlashAttn(), **sections)[0].what
-    assert not told(FlashAttn(padding_free=False), **sections)
+    assert "puts its prompt in front" in run_problems(FlashAttn(), **sections)[0].what
+    assert not run_problems(FlashAttn(padding_free=False), **sections)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from datasets import Dataset
 from sftkit.data.documents import RowError, Skipped, Span
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.select import select
-from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_tokenizer
+from sftkit.testing import CHATML, check_plugin, run_problems, tiny_config, tiny_conversations, tiny_tokenizer
 from sftkit_plugins.formats import Formats
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -509,7 +509,7 @@ def test_a_used_formatter_pickles_to_the_same_bytes_as_a_fresh_one():
     ],
 )
 def test_a_function_that_cannot_be_imported_is_told_before_the_data_is_read(name, message):
-    (problem,) = Formats().check_run(tiny_config(data={"formatting": name}))
+    (problem,) = run_problems(Formats(), data={"formatting": name})
     assert message in problem.what
     assert problem.key == ("data", "formatting")
     assert problem.fix

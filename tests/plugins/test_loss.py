@@ -11,7 +11,7 @@ from torch.nn import functional
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.run.pipeline import Pipeline
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 from sftkit_plugins.loss import Loss
 
@@ -65,7 +65,7 @@ def test_entropy_is_measured_on_the_predictions():
 
 
 def test_smoothed_targets_with_dft_are_refused():
-    problems = list(Loss(type="dft", label_smoothing=0.1).check_run(tiny_config()))
+    problems = run_problems(Loss(type="dft", label_smoothing=0.1))
     assert "label_smoothing" in str(problems[0])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sftkit.errors import ConfigError
-from sftkit.testing import check_plugin, tiny_config, tiny_model
+from sftkit.testing import run_problems, tiny_model
 from sftkit_plugins.neftune import NEFTune
 
 WIDTH = 32
@@ -195,9 +195,7 @@ def test_alpha_must_be_positive():
 
 
 def test_transformers_own_noise_is_refused():
-    hook = check_plugin(NEFTune()).hook.check_run
-
-    problems = [p for found in hook(config=tiny_config(train={"neftune_noise_alpha": 5.0})) for p in found]
+    problems = run_problems(NEFTune(), train={"neftune_noise_alpha": 5.0})
 
     assert [problem.where for problem in problems] == ["train.neftune_noise_alpha"]
-    assert not [p for found in hook(config=tiny_config()) for p in found]
+    assert not run_problems(NEFTune())

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from sftkit.data.counts import Counts
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import packed_rows, tiny_config, tiny_model
+from sftkit.testing import packed_rows, run_problems, tiny_config, tiny_model
 from sftkit_plugins.packing import Packing
 from sftkit_plugins.packing.plan import best_fit
 
@@ -234,15 +234,15 @@ def test_evaluation_sets_can_have_another_strategy():
 
 
 def test_options_of_wrapped_are_refused_with_best_fit():
-    problems = list(Packing(infinite=True, concat_token_id=1, keep_short=False).check_run(tiny_config()))
+    problems = run_problems(Packing(infinite=True, concat_token_id=1, keep_short=False))
 
     assert [problem.what.split()[0] for problem in problems] == ["concat_token_id", "infinite", "keep_short"]
-    assert not list(Packing(strategy="wrapped", infinite=True).check_run(tiny_config()))
-    assert not list(Packing(eval="wrapped", keep_short=False).check_run(tiny_config()))
+    assert not run_problems(Packing(strategy="wrapped", infinite=True))
+    assert not run_problems(Packing(eval="wrapped", keep_short=False))
 
 
 def test_filling_and_dropping_the_last_row_contradict():
-    (problem,) = Packing(strategy="wrapped", infinite=True, keep_short=False).check_run(tiny_config())
+    (problem,) = run_problems(Packing(strategy="wrapped", infinite=True, keep_short=False))
 
     assert problem.where == "plugin packing, option keep_short"
 

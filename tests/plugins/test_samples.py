@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.samples import Samples
 from sftkit_plugins.samples.callback import CompleteSamples, held_out, last_completion
 from sftkit_plugins.samples.generate import complete
@@ -185,7 +185,5 @@ def test_only_one_process_writes(tmp_path):
 
 
 def test_a_run_without_held_out_rows_is_refused_before_anything_is_read():
-    hook = check_plugin(Samples()).hook.check_run
-
-    assert [p.where for found in hook(config=tiny_config()) for p in found] == ["plugin samples"]
-    assert not [p for found in hook(config=tiny_config(data={"eval": 0.1})) for p in found]
+    assert [problem.where for problem in run_problems(Samples())] == ["plugin samples"]
+    assert not run_problems(Samples(), data={"eval": 0.1})

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sftkit.api import ConfigError, Problem, evaluating
+from sftkit.api import ConfigError, Problem, base_model, evaluating
 from sftkit_plugins.flash_attn.attention import FUNCTIONS, UNDER_WAY, registered
 from sftkit_plugins.flash_attn.documents import from_forward
 
@@ -27,7 +27,7 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
     Raises:
         ConfigError: if the model does not let its attention be chosen.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = base_model(model)
     with contextlib.ExitStack() as stack:
         name = implementation
         if implementation in FUNCTIONS:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
@@ -17,6 +17,10 @@ class Loss(Plugin):
 
     Without this plugin a run minimises the negative log-likelihood, which is also what its defaults do.
     """
+
+    replaces: ClassVar[Mapping[str, str]] = {
+        "label_smoothing_factor": "select plugin loss and set its option label_smoothing"
+    }
 
     type: Annotated[
         Literal["nll", "dft"],

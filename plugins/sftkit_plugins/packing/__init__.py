@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
@@ -25,6 +25,8 @@ class Packing(Plugin):
     Sources: best-fit packing after Ding et al., 2024 (arXiv 2404.10830, section 2), with the classic best-fit
     decreasing rule; ``wrapped`` is the constant-length stream of common language-model training.
     """
+
+    replaces: ClassVar[Mapping[str, str]] = {"packing": "select plugin packing"}
 
     strategy: Annotated[
         Strategy,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import ConfigError, Problem, evaluating
+from sftkit.api import ConfigError, Problem, base_model, evaluating
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def _masked(model: Any) -> Iterator[None]:
             "attention_mask": document_mask(positions, part.dtype, part.config._attn_implementation),
         }
 
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = base_model(model)
     with ExitStack() as hooks:
         # Adapters call the model's forward without its hooks, and some models their decoder's without its wrapper's.
         for part in causal.modules():
@@ -124,7 +124,7 @@ def prove_isolation(model: Any, batch_size: int, autocast: torch.dtype | None = 
 
 
 def _takes_position_ids(model: Any) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     parameters = inspect.signature(base.forward).parameters
     return "position_ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
