@@ -33,10 +33,10 @@ from sftkit.api import (
     Pipeline,
     ProgressCallback,
     SftkitError,
+    TokenLossTrainer,
     Vocabulary,
     use_one_device,
 )
-from sftkit.training import trainer as training
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.liger import Liger
@@ -60,7 +60,7 @@ from sftkit_trl.data import Rows
 logger = logging.getLogger("sftkit")
 
 
-class SFTTrainer(training.SFTTrainer):
+class SFTTrainer(TokenLossTrainer):
     """TRL 0.11's trainer for supervised fine-tuning; a `transformers.Trainer`.
 
     Args:

@@ -712,7 +712,7 @@ def test_the_utility_for_models(workplace):
     from transformers import AutoModelForCausalLM
 
     from sftkit_trl import (
-        ModelSection,
+        ModelConfig,
         SFTConfig,
         SFTTrainer,
         get_kbit_device_map,
@@ -721,7 +721,7 @@ def test_the_utility_for_models(workplace):
     )
 
     training_args = SFTConfig(dataset_text_field="text", output_dir="tmp")
-    model_config = ModelSection(
+    model_config = ModelConfig(
         model_name_or_path="facebook/opt-350m",  # the page lacks this comma
         attn_implementation=None,  # or "flash_attention_2"
     )
@@ -760,7 +760,7 @@ def test_the_utility_for_models_in_8_bits_with_an_adapter(workplace):
     from transformers import AutoModelForCausalLM
 
     from sftkit_trl import (
-        ModelSection,
+        ModelConfig,
         SFTConfig,
         SFTTrainer,
         get_kbit_device_map,
@@ -768,7 +768,7 @@ def test_the_utility_for_models_in_8_bits_with_an_adapter(workplace):
         get_quantization_config,
     )
 
-    model_config = ModelSection(model_name_or_path="facebook/opt-350m", load_in_8bit=True, use_peft=True, lora_r=4)
+    model_config = ModelConfig(model_name_or_path="facebook/opt-350m", load_in_8bit=True, use_peft=True, lora_r=4)
     model = AutoModelForCausalLM.from_pretrained(
         model_config.model_name_or_path,
         device_map=get_kbit_device_map(),
@@ -790,13 +790,13 @@ def test_a_script_with_arguments_as_trls_own(workplace):
     """As examples/scripts/sft.py, to which the page leads: three groups of arguments, from file and command line."""
     from datasets import load_dataset
 
-    from sftkit_trl import ModelSection, SFTConfig, SFTScriptArguments, SFTTrainer, TrlParser, get_peft_config
+    from sftkit_trl import ModelConfig, SFTConfig, SFTScriptArguments, SFTTrainer, TrlParser, get_peft_config
 
     write_rows(workplace / "data" / "test.jsonl", [{"text": f"Film {number} was long."} for number in range(4)])
     (workplace / "data" / "train.jsonl").symlink_to(workplace / "stanfordnlp" / "imdb" / "train.jsonl")
     (workplace / "sft.yaml").write_text("model_name_or_path: EleutherAI/gpt-neo-125m\nmax_seq_length: 64\nlora_r: 8\n")
     command = "--config sft.yaml --dataset_name data --dataset_text_field text --output_dir tmp --use_peft --lora_r 4"
-    parser = TrlParser((SFTScriptArguments, SFTConfig, ModelSection))
+    parser = TrlParser((SFTScriptArguments, SFTConfig, ModelConfig))
     args, training_args, model_config = parser.parse_args_and_config([*command.split(), "--eval_strategy", "epoch"])
 
     raw_datasets = load_dataset(args.dataset_name)
