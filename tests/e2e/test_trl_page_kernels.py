@@ -204,7 +204,7 @@ print(json.dumps(losses))
 def test_liger_does_not_change_the_losses(workplace, root):
     """The kernels run in a process of their own, under Triton's interpreter."""
     pytest.importorskip("liger_kernel")
-    path = str(root / "tests" / "plugins" / "liger")
+    path = os.pathsep.join([str(root / "tests" / "plugins" / "liger"), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     command = [sys.executable, "-c", LIGER]
     done = subprocess.run(command, cwd=workplace, env=variables, capture_output=True, text=True, timeout=600)

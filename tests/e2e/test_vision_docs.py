@@ -1,4 +1,4 @@
-"""The page on pictures and the example run as they stand, on a tiny model and drawn pictures."""
+"""The blocks of docs/vision.md and the example script run, with a tiny model and drawn images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL = "llava-hf/llava-1.5-7b-hf"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the model, the page's rows and their pictures."""
+    """A working directory with the model and the images of the page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
     model, processor = tiny_vision_model()
@@ -45,14 +45,14 @@ def block(language: str) -> str:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_each_row_of_the_page_is_taken(here: Path, number: int) -> None:
+def test_each_row_of_the_page_can_be_prepared(here: Path, number: int) -> None:
     (here / "conversations.jsonl").write_text(block("json").splitlines()[number], "utf-8")
     plugins = [{"vision": {"image_folder": "pictures"}}]
     ready = Pipeline(model=MODEL, data="conversations.jsonl", plugins=plugins).prepare()
     assert ready.data.counts.by_split["train"]["pictures"] == (2 if number == 0 else 1)
 
 
-def test_the_file_and_the_pipeline_of_the_page_train_the_same(here: Path) -> None:
+def test_the_yaml_file_and_the_pipeline_of_the_page_give_the_same_weights(here: Path) -> None:
     (here / "conversations.jsonl").write_text((block("json").splitlines()[1] + "\n") * 8, "utf-8")
     (here / "vision.yaml").write_text(block("yaml"), "utf-8")
     assert yaml.safe_load(block("yaml"))["model"] == MODEL
@@ -75,7 +75,7 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_example_trains_evaluates_and_saves(here: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool) -> None:
+def test_the_example_script_trains_evaluates_and_saves(here: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool) -> None:
     from transformers import AutoProcessor
 
     content = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
