@@ -32,7 +32,7 @@ def config_schema() -> dict[str, Any]:
 
 def _data_schema() -> dict[str, Any]:
     schema = DataSection.model_json_schema(mode="serialization")
-    # defaults are given there as text, and everything with a default may be left out
+    # The serialization schema requires every field; everything with a default may be left out.
     schema["required"] = ["train"]
     return schema
 
@@ -48,6 +48,6 @@ def _plugins() -> dict[str, Any]:
         except ConfigError as error:
             options = {"type": "object", "description": str(error)}
         properties[name] = {"anyOf": [options, {"type": "null"}, {"const": False}]}
-    # `package.module:Class` names a plugin that is not installed
+    # `package.module:Class` names a plugin that is not installed.
     own = {"^[\\w.]+:\\w+$": {"type": ["object", "null"]}}
     return {"type": "object", "properties": properties, "patternProperties": own, "additionalProperties": False}

@@ -6,14 +6,14 @@ import os
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes and shows; the launcher sets RANK."""
+    """Whether this process writes files and shows output; the launcher sets RANK."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def end_process_group() -> None:
-    """Wait for the other processes, if there are any, and end what connects them.
+    """Wait for the other processes, if there are any, and destroy the process group.
 
-    Left to the interpreter's end, gloo's threads may let go of tensors when there is no Python any more, and abort.
+    If this is left to the interpreter's exit, gloo's threads may release tensors after Python has gone, and abort.
     """
     import gc
 
@@ -21,5 +21,5 @@ def end_process_group() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
-        gc.collect()  # a trainer's wrapped model holds the group
+        gc.collect()  # the trainer's wrapped model holds the group
         dist.destroy_process_group()

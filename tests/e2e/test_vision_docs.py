@@ -75,7 +75,7 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_example_script_trains_evaluates_and_saves(here: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool) -> None:
+def test_the_example_trains_evaluates_and_saves(here: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool) -> None:
     from transformers import AutoProcessor
 
     content = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
