@@ -69,8 +69,8 @@ class DataSets:
         unchanged: dict[str, Any] = {}
         to_prepare: dict[str, Unprepared] = {}
         rendered = []  # by the chat template, which writes special tokens itself
-        for name, given in splits.items():
-            rows = _as_data_set(name, given)
+        for name, passed in splits.items():
+            rows = _as_data_set(name, passed)
             if options.get("skip_prepare_dataset"):
                 unchanged[name] = rows
             elif not _is_raw(rows):
@@ -161,12 +161,12 @@ def is_packed(rows: Any) -> bool:
     return "position_ids" in (getattr(rows, "column_names", None) or [])
 
 
-def _as_data_set(name: str, given: Any) -> Any:
-    if isinstance(given, datasets.DatasetDict) and name != EVAL:
-        raise ValueError(f"{name} is a DatasetDict with the splits {', '.join(given)}. Pass one of them.")
-    if isinstance(given, list) and given and isinstance(given[0], dict) and "input_ids" not in given[0]:
-        return datasets.Dataset.from_list(given)
-    return given
+def _as_data_set(name: str, passed: Any) -> Any:
+    if isinstance(passed, datasets.DatasetDict) and name != EVAL:
+        raise ValueError(f"{name} is a DatasetDict with the splits {', '.join(passed)}. Pass one of them.")
+    if isinstance(passed, list) and passed and isinstance(passed[0], dict) and "input_ids" not in passed[0]:
+        return datasets.Dataset.from_list(passed)
+    return passed
 
 
 def _is_raw(rows: Any) -> bool:

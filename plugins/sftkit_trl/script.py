@@ -21,6 +21,9 @@ MOVED = (
     *("dataset_text_field", "packing", "max_seq_length", "num_of_sequences", "chars_per_token", "dataset_num_proc"),
     *("dataset_batch_size", "neftune_noise_alpha", "model_init_kwargs", "dataset_kwargs", "eval_packing"),
 )
+#: Arguments that the trainer uses as they are, and those that `transformers.Trainer` gets.
+USED = ("model", "model_init", "train_dataset", "eval_dataset", "formatting_func", "data_collator")
+PASSED_ON = ("compute_metrics", "optimizers", "preprocess_logits_for_metrics")
 DATASET_KWARGS = ("add_special_tokens", "append_concat_token", "skip_prepare_dataset")
 
 
@@ -49,36 +52,30 @@ class Script:
     passed_on: dict[str, Any]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Script:
+    def of(cls, arguments: Mapping[str, Any]) -> Script:
         """From the trainer's arguments by name.
 
         Raises:
             ValueError: if arguments contradict each other, or the tokenizer cannot be used.
         """
-        model, collator, peft_config = given["model"], given["data_collator"], given["peft_config"]
-        args = _config(given["args"], {name: given[name] for name in MOVED if given[name] is not None})
+        model, collator, peft_config = arguments["model"], arguments["data_collator"], arguments["peft_config"]
+        args = _config(arguments["args"], {name: arguments[name] for name in MOVED if arguments[name] is not None})
         _check(args, model, collator, peft_config)
-        if given["infinite"] is not None:
+        if arguments["infinite"] is not None:
             warn("The `infinite` argument is deprecated: set max_steps or num_train_epochs.")
-        processor = given["tokenizer"] if given["processing_class"] is None else given["processing_class"]
+        processor = arguments["tokenizer"] if arguments["processing_class"] is None else arguments["processing_class"]
         if processor is None:
             processor = _tokenizer_of(model, args)
         tokenizer = getattr(processor, "tokenizer", processor)
         _check_tokenizer(tokenizer)
         return cls(
-            model=model,
+            **{name: arguments[name] for name in USED},
             args=_with_length(args, tokenizer),
             peft_config=None if is_of_peft(model, "PeftModel") else peft_config,
             processor=processor,
             tokenizer=tokenizer,
-            callbacks=list(given["callbacks"] or []),
-            passed_on={
-                name: given[name] for name in ("compute_metrics", "optimizers", "preprocess_logits_for_metrics")
-            },
-            **{
-                name: given[name]
-                for name in ("model_init", "train_dataset", "eval_dataset", "formatting_func", "data_collator")
-            },
+            callbacks=list(arguments["callbacks"] or []),
+            passed_on={name: arguments[name] for name in PASSED_ON},
         )
 
     def trainer_arguments(self, evaluates: bool) -> SFTConfig:
@@ -193,9 +190,7 @@ def _with_length(args: SFTConfig, tokenizer: Any) -> SFTConfig:
     length = args.max_seq_length
     if length is None:
         length = min(tokenizer.model_max_length, 1024)
-        warn(
-            f"You didn't pass a `max_seq_length` argument to the SFTTrainer, this will default to {length}",
-        )
+        warn(f"You didn't pass a `max_seq_length` argument to the SFTTrainer, this will default to {length}")
     if tokenizer.padding_side not in (None, "right"):
         warn(
             "You passed a tokenizer with `padding_side` not equal to `right` to the SFTTrainer. This might lead to "

@@ -89,9 +89,9 @@ class SFTTrainer(TokenLossTrainer):
         eval_packing: bool | None = None,
         processing_class: Any = None,
     ) -> None:
-        given = locals()
+        arguments = locals()
         with as_value_error():
-            script = Script.of(given)
+            script = Script.of(arguments)
             self.args, self._prepared = script.args, PreparedSets()  # what _prepare_dataset reads
             built = build(script, self._prepared, self._own_preparation(script))
             super().__init__(**built.arguments)

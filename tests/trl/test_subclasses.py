@@ -186,6 +186,20 @@ def test_prepare_dataset_can_be_overridden(made, tokenizer) -> None:
     assert trainer.train().global_step == 2
 
 
+def test_prepare_dataset_is_called_with_the_packing_of_each_set(made) -> None:
+    calls = []
+
+    class Noting(SFTTrainer):
+        def _prepare_dataset(self, dataset: Any, tokenizer: Any, packing: bool, *arguments: Any, **options: Any) -> Any:
+            calls.append(packing)
+            return super()._prepare_dataset(dataset, tokenizer, packing, *arguments, **options)
+
+    trainer = made(Noting, packing=True, eval_packing=False)
+    assert calls == [True, False]
+    assert "position_ids" in trainer.train_dataset.column_names
+    assert len(trainer.eval_dataset) == 7
+
+
 class Shorter(SFTTrainer):
     """The usual preparation, of fewer rows."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +77,14 @@ def test_all_fields_of_plain_training_arguments_are_used(named, rows, tmp_path) 
     assert trainer.args.hub_token == args.hub_token
     assert (trainer.args.max_steps, trainer.args.learning_rate) == (3, 1e-3)
     assert trainer.train().global_step == 3
+
+
+def test_warnings_point_at_the_line_of_the_script(make, tokenizer) -> None:
+    tokenizer.padding_side = "left"
+    with pytest.warns(UserWarning, match="max_seq_length") as warned:
+        make(args={"max_seq_length": None, "eval_strategy": "epoch"})
+    assert {Path(warning.filename).name for warning in warned} == {"conftest.py"}  # which makes the trainer
+    assert len(warned) == 3
 
 
 def test_without_arguments_the_output_directory_is_tmp_trainer(named, rows, tmp_path, monkeypatch) -> None:
