@@ -14,8 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallb
 from sftkit.testing import tiny_model
 
 SAVES = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM"}
-SAVES = {"save_strategy": "steps", "save_steps": 2}
 
 
 @pytest.mark.parametrize("options", [{}, {"packing": True}, {"neftune_noise_alpha": 5.0}], ids=str)
@@ -78,8 +76,8 @@ def test_the_model_is_tagged(make) -> None:
     assert trainer.model.model_tags == trainer._tag_names == ["trl", "sft"]
 
 
-def test_a_model_with_an_adapter_is_tagged(by_name) -> None:
-    trainer = by_name(peft_config=LoraConfig(**LORA))
+def test_a_model_with_an_adapter_is_tagged(make) -> None:
+    trainer = make(peft_config=LoraConfig(task_type="CAUSAL_LM"))
     assert trainer.model.model_tags == trainer._tag_names
 
 
