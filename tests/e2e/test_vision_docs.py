@@ -1,4 +1,4 @@
-"""The blocks of docs/vision.md and the example script run, with a tiny model and drawn images."""
+"""The page on images and the example run unchanged, on a tiny model and drawn images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL = "llava-hf/llava-1.5-7b-hf"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the model and the images of the page."""
+    """A working directory with the model and the images of the page's rows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
     model, processor = tiny_vision_model()
