@@ -45,14 +45,14 @@ def block(language: str) -> str:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_each_row_of_the_page_is_taken(here: Path, number: int) -> None:
+def test_each_row_of_the_page_can_be_prepared(here: Path, number: int) -> None:
     (here / "conversations.jsonl").write_text(block("json").splitlines()[number], "utf-8")
     plugins = [{"vision": {"image_folder": "images"}}]
     ready = Pipeline(model=MODEL, data="conversations.jsonl", plugins=plugins).prepare()
     assert ready.data.counts.by_split["train"]["images"] == (2 if number == 0 else 1)
 
 
-def test_the_file_and_the_pipeline_of_the_page_train_the_same(here: Path) -> None:
+def test_the_yaml_file_and_the_pipeline_of_the_page_give_the_same_weights(here: Path) -> None:
     (here / "conversations.jsonl").write_text((block("json").splitlines()[1] + "\n") * 8, "utf-8")
     (here / "vision.yaml").write_text(block("yaml"), "utf-8")
     assert yaml.safe_load(block("yaml"))["model"] == MODEL

@@ -1,4 +1,4 @@
-"""A script of TRL's page in two processes, started as the page says, equals one process on the same global batch."""
+"""A script of TRL's page in two processes, launched as the page says, against one process on the same global batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-#: The quick start with what the page adds for several processes. Dropout is off, since each process draws its own.
+#: The quick start with what the page adds for several processes. Dropout is off because each process draws its own.
 SCRIPT = """
 import json
 import os
@@ -49,10 +49,10 @@ if trainer.args.world_size > 1:
     import torch.distributed as dist
 
     dist.barrier()
-    os._exit(0)  # at the interpreter's own end, gloo's threads may let go of tensors when there is no Python any more
+    os._exit(0)  # at the interpreter's normal exit, gloo's threads may release tensors after Python is gone
 """
 
-#: With --cpu, accelerate starts several processes by MPI only; with --multi_gpu it does as torchrun.
+#: With --cpu, accelerate can start several processes only through MPI; --multi_gpu works as torchrun.
 LAUNCH = {
     "accelerate": [
         *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
@@ -66,7 +66,7 @@ LAUNCH = {
 
 
 def launch(workplace, name, launcher, batch):
-    """What the script tells of its run, and the weights it saved."""
+    """What the script reports, and the weights it saved."""
     from safetensors.torch import load_file
 
     (workplace / "script.py").write_text(SCRIPT)
