@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sftkit.config.models import Role as Role
     from sftkit.config.train_fields import CHECKPOINTING_KEYS as CHECKPOINTING_KEYS
     from sftkit.config.train_fields import allowed_fields as allowed_fields
+    from sftkit.config.train_fields import train_value as train_value
     from sftkit.console import Display as Display
     from sftkit.console import console as console
     from sftkit.console import show_data as show_data
@@ -118,7 +119,7 @@ _MODULES = {
     "config": "DataSection RunConfig",
     "config.models": "Loss Role",
     "plugin.selected": "PluginSet",
-    "config.train_fields": "CHECKPOINTING_KEYS allowed_fields",
+    "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     # Data
     "data.documents": "Attached Columns Document Formatter RowError Skipped Span WEIGHT_FIX is_weight",
     "data.columns": "ATTACHED Examples IGNORE_INDEX LOSS_WEIGHTS examples_table flatten_column",

@@ -10,12 +10,26 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sftkit.errors import nearest
 
+if TYPE_CHECKING:
+    from sftkit.config.models import RunConfig
+
+#: Defaults in which sftkit differs from transformers, and why.
+DEFAULTS: dict[str, Any] = {
+    "logging_nan_inf_filter": False,  # show a loss that is NaN
+    "remove_unused_columns": False,  # the collator takes what the model needs
+    "label_names": ["labels"],
+    "disable_tqdm": True,  # sftkit shows its own progress
+    "report_to": "none",
+    "prediction_loss_only": True,
+    "logging_steps": 10,
+    "save_total_limit": 2,
+}
 #: Fields that sftkit has a better place for, and where.
 REFUSED = {
     "neftune_noise_alpha": "use the plugin neftune, which scales the noise by each document's own length",
@@ -156,6 +170,21 @@ def allowed_fields() -> dict[str, TrainField]:
     return {name: field for name, field in training_fields().items() if name not in REFUSED}
 
 
+def train_value(config: RunConfig, name: str) -> Any:
+    """A value of the section ``train``: the configured one, else sftkit's default, else that of transformers.
+
+    Args:
+        config: the run as resolved.
+        name: a field of `transformers.TrainingArguments`.
+
+    Raises:
+        KeyError: if there is no such field.
+    """
+    if name in config.train:
+        return config.train[name]
+    return DEFAULTS[name] if name in DEFAULTS else training_fields()[name].default
+
+
 def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Check names and types.
 
@@ -207,5 +236,5 @@ def train_schema() -> dict[str, Any]:
     properties = {}
     for name, field in allowed_fields().items():
         schema = {} if field.annotation is Any else TypeAdapter(field.annotation).json_schema()
-        properties[name] = {**schema, "default": field.default, "description": field.help}
+        properties[name] = {**schema, "default": DEFAULTS.get(name, field.default), "description": field.help}
     return {"type": "object", "additionalProperties": False, "properties": properties}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sftkit.config.train_fields import DEFAULTS
 from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -13,18 +14,6 @@ if TYPE_CHECKING:
     from sftkit.config import RunConfig
 
 logger = logging.getLogger("sftkit")
-
-#: Where sftkit's default differs from transformers', and why.
-DEFAULTS: dict[str, Any] = {
-    "logging_nan_inf_filter": False,  # a NaN loss is shown
-    "remove_unused_columns": False,  # the collator knows what the model needs
-    "label_names": ["labels"],
-    "disable_tqdm": True,  # sftkit shows its own progress
-    "report_to": "none",
-    "prediction_loss_only": True,
-    "logging_steps": 10,
-    "save_total_limit": 2,
-}
 
 
 def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
