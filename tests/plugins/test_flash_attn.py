@@ -12,7 +12,7 @@ from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit.training.batches import pieces
-from sftkit_commands.preview.page import read_batch
+from sftkit_commands.preview.rows import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
 from sftkit_plugins.flash_attn.collate import PaddingFreeCollator
