@@ -7,9 +7,9 @@ Legend: B rows, T tokens a row, d width of the embeddings.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
@@ -25,6 +25,8 @@ class NEFTune(Plugin):
 
     Source: Jain et al., 2023, NEFTune: Noisy Embeddings Improve Instruction Finetuning (arXiv 2310.05914), algorithm 1.
     """
+
+    replaces: ClassVar[Mapping[str, str]] = {"neftune_noise_alpha": "alpha"}
 
     alpha: Annotated[float, Field(gt=0, description="scale of the noise; the paper uses 5, 10 and 15")] = 5.0
 

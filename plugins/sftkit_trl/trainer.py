@@ -541,9 +541,7 @@ def _plugins(args: SFTConfig, tokenizer: Any, packs: bool, peft_config: Any) -> 
 def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokenizer: Any, collator: Any) -> Any:
     """The run as sftkit sees it."""
     data: dict[str, Any] = {
-        "loss": "all",
         "max_length": args.max_seq_length,
-        "text_column": rows.text_column,
         "special_tokens": "tokenizer" if rows.add_special_tokens else "none",
         "streaming": isinstance(rows.train, datasets.IterableDataset),
         "shuffle_buffer": 0,
@@ -554,7 +552,7 @@ def _stages(model: Any, args: SFTConfig, rows: Rows, plugins: list[Any], tokeniz
         model=model_section(model, args),
         data=[] if rows.train is None else rows.train,
         eval=rows.eval or None,
-        plugins=plugins,
+        plugins=[*plugins, {"formats": {"loss": "all", "text_column": rows.text_column}}],
         train=train_section(args),
         config={"data": data},
         tokenizer=tokenizer,

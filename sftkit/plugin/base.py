@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pluggy
@@ -37,6 +38,8 @@ class Plugin:
     conflicts: ClassVar[tuple[str, ...]] = ()
     #: Modules that must be imported before transformers is, as unsloth must.
     import_first: ClassVar[tuple[str, ...]] = ()
+    #: Fields of TrainingArguments that the plugin takes the place of, each with its option for them, or "" for none.
+    replaces: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="wrap")
     @classmethod

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.plugin.base import Plugin
+from sftkit.plugin.base import Plugin, option_names
 from sftkit.plugin.requirements import has_gpu, requirement_problem
 
 GROUP = "sftkit"
@@ -61,6 +61,27 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
         raise ConfigError(Problem(f"{value} is no sftkit.Plugin", where, "derive the class from sftkit.Plugin"))
     return cls
+
+
+def plugin_advice(key: str) -> str:
+    """Which installed plugins a misplaced key belongs to, as the fix of an error; "" if there are none.
+
+    A key may be a field of TrainingArguments that a plugin replaces, an option of a plugin, or a plugin's name.
+    """
+    known, options = discover(), []
+    for name in known:
+        try:
+            cls = load_class(name, known)
+        except ConfigError:  # a broken plugin is reported when it is selected
+            continue
+        if key in cls.replaces:
+            return f"use plugin {name}" + (f", option {cls.replaces[key]}" if cls.replaces[key] else "")
+        if key in option_names(cls):
+            options.append(name)
+    if options:
+        places = " or ".join(f"plugins.{name}.{key}" for name in options)
+        return f"it is an option of plugin {' and of plugin '.join(options)}: set {places}"
+    return f"use plugin {key}" if key in known else ""
 
 
 def check_class(cls: type[Plugin], name: str, dist: metadata.Distribution | None) -> list[Problem]:

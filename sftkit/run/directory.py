@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.train_fields import data_seed, train_value
 from sftkit.errors import Problem, RunError
 from sftkit.run.distributed import is_main_process
 
@@ -105,7 +106,6 @@ class RunDirectory:
 
 def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) -> dict[str, Any]:
     """The manifest at the start of a run."""
-    seed = int(config.train.get("seed", 42))
     return {
         "status": "running",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -114,7 +114,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) ->
             item.name: {"distribution": item.distribution, "version": item.version} for item in plugins.selected
         },
         "data": data,
-        "seeds": {"seed": seed, "data_seed": config.train.get("data_seed") or seed},
+        "seeds": {"seed": train_value(config, "seed"), "data_seed": data_seed(config)},
         "versions": versions(),
         "git_commit": git_commit(),
         "metrics": {},

@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 
 
+def rank() -> int:
+    """The number of this process, from 0, as the launcher sets it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of processes of the run, as the launcher sets it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
-    """Whether this is the process that writes and shows; the launcher sets RANK."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this is the process that writes files and shows progress."""
+    return rank() == 0
 
 
 def end_process_group() -> None:
-    """Wait for the other processes, if there are any, and end what connects them.
+    """Wait for the other processes, if there are any, and close the connections to them.
 
-    Left to the interpreter's end, gloo's threads may let go of tensors when there is no Python any more, and abort.
+    If this were left to the end of the interpreter, gloo's threads might release tensors after Python has shut down,
+    which aborts the process.
     """
     import gc
 

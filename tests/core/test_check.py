@@ -201,7 +201,7 @@ def test_weighted_tokens_are_told_and_are_nothing_wrong(tmp_path, model):
     checked = report(tmp_path, model, rows)
     (told,) = [verdict for verdict in checked.verdicts if verdict.name == "weights"]
     stats = checked.data["train"]
-    weighted = stats["trained tokens with another weight than 1"]
+    weighted = stats["trained tokens with a weight other than 1"]
     assert told.what == f"train: {weighted:,} of {stats['trained tokens']:,} trained tokens have another weight than 1"
     assert 0 < weighted < stats["trained tokens"]
     assert told.status == "ok"

@@ -232,9 +232,8 @@ def test_a_formatting_function_a_collator_and_callbacks_can_be_given(tmp_path):
         }
 
     data = Dataset.from_list([{"q": "Hello", "a": "Paris"}] * 4)
-    pipeline(
-        tmp_path, data=data, formatting=lambda row: f"{row['q']} {row['a']}", collator=collate, callbacks=[Counter()]
-    ).run()
+    plugins = [{"formats": {"formatting": lambda row: f"{row['q']} {row['a']}"}}]
+    pipeline(tmp_path, data=data, plugins=plugins, collator=collate, callbacks=[Counter()]).run()
     assert 2 in seen
     assert "batch" in seen
 

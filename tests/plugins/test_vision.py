@@ -43,7 +43,8 @@ def asked(*parts: Any, answer: str = "Red.") -> list[dict[str, Any]]:
 def prepared(kind: str, rows: list[dict[str, Any]], **sections: Any) -> Any:
     model, processor = tiny_vision_model(kind)
     options = sections.pop("vision", {})
-    pipeline = Pipeline(model=model, data=rows, tokenizer=processor, plugins=[{"vision": options}], config=sections)
+    plugins = [{"vision": options}, {"formats": sections.pop("formats", {})}]
+    pipeline = Pipeline(model=model, data=rows, tokenizer=processor, plugins=plugins, config=sections)
     return pipeline.prepare()
 
 
@@ -81,7 +82,7 @@ def test_only_answers_are_trained(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_is_not_trained_where_all_of_the_text_is(kind: str) -> None:
-    ready = prepared(kind, [{"images": [drawn("red")], "messages": asked(1, "What?")}], data={"loss": "all"})
+    ready = prepared(kind, [{"images": [drawn("red")], "messages": asked(1, "What?")}], formats={"loss": "all"})
     example, ids = ready.data.train[0], torch.tensor(ready.collator.tokens.ids)
     pictures = torch.isin(torch.as_tensor(example["input_ids"]), ids)
     assert pictures.any()
@@ -424,8 +425,8 @@ def asks(row: dict[str, Any]) -> str:
 def test_a_function_of_ones_own_writes_the_placeholder() -> None:
     model, processor = tiny_vision_model()
     rows = [{"image": drawn("red"), "question": "What?", "messages": asked(1, "no matter")}]
-    given = {"model": model, "tokenizer": processor, "data": rows, "plugins": ["vision"]}
-    ready = Pipeline(**given, formatting=asks).prepare()
+    given = {"model": model, "tokenizer": processor, "data": rows}
+    ready = Pipeline(**given, plugins=["vision", {"formats": {"formatting": asks}}]).prepare()
     assert ready.tokenizer.decode(ready.data.train[0]["input_ids"]).startswith("<image><image><image><image> What?")
     assert "pixel_values" in ready.collator([ready.data.train[0]])
 

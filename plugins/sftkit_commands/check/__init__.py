@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from sftkit.api import (
     ConfigArguments,
     DataOption,
@@ -30,7 +31,6 @@ def check(
 ) -> None:
     """Check a run before it is started: configuration, data, steps, disk, memory. Exit code 2 if it would be wrong."""
     from sftkit.api import SftkitError
-
     from sftkit_commands.check.checks import failed, run_checks
 
     try:

@@ -29,6 +29,7 @@ class Liger(Plugin):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.2",)
+    replaces: ClassVar[Mapping[str, str]] = {"use_liger_kernel": "", "liger_kernel_config": ""}
 
     rope: Kernel = None
     rms_norm: Kernel = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
@@ -17,6 +17,8 @@ class Loss(Plugin):
 
     Without this plugin a run minimises the negative log-likelihood, as with ``type: nll`` and nothing else set.
     """
+
+    replaces: ClassVar[Mapping[str, str]] = {"label_smoothing_factor": "label_smoothing"}
 
     type: Annotated[
         Literal["nll", "dft"],

@@ -111,7 +111,7 @@ class Vision(Plugin):
             raise ConfigError(problems)
         with taking_text(tokenizer, tokens.placeholder):
             inner = yield
-        if config.data.formatting is not None:  # the user's function finds its rows as they are
+        if inner is not None and inner.needs_original_rows:
             columns = {name: feature for name, feature in columns.items() if name in PICTURES}
         return inner and Pictured.of(inner, columns, tokens, self.image_folder, self.verify)
 

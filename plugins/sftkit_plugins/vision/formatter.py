@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sftkit.api import Attached, Columns, ConfigError, Document, Formatter, Problem, RowError, Skipped, Span
+from sftkit.api import (
+    Columns,
+    ConfigError,
+    Document,
+    DocumentWithAttachment,
+    Formatter,
+    Problem,
+    RowError,
+    Skipped,
+    Span,
+)
 from sftkit_plugins.vision.messages import Row
 from sftkit_plugins.vision.picture_tokens import PictureTokens
 from sftkit_plugins.vision.pictures import PictureError, Reference, size_of
@@ -116,7 +126,7 @@ class Pictured(Formatter):
             return ()
         return value if isinstance(value, list | tuple) else (value,)
 
-    def _written(self, document: Document, pictures: list[Reference], index: int) -> Attached:
+    def _written(self, document: Document, pictures: list[Reference], index: int) -> DocumentWithAttachment:
         """The document with the tokens of its pictures."""
         places = sum(span.text.count(self.tokens.placeholder) for span in document)
         if places != len(pictures):
@@ -133,7 +143,7 @@ class Pictured(Formatter):
             spans.append(span._replace(text=first))
             for piece in others:
                 spans += [Span(next(written), False), span._replace(text=piece)]
-        return Attached(spans, pictures, self._counts(spans, pictures))
+        return DocumentWithAttachment(spans, pictures, self._counts(spans, pictures))
 
     def _counts(self, spans: list[Span], pictures: list[Reference]) -> dict[str, int]:
         if not pictures:

@@ -125,7 +125,7 @@ def _check_trained(conversations: list[Any]) -> None:
         asked = message.get("train") or message.get("weight")
         if MARK in message[key] and asked and _role(message) in USERS:
             what = "a user's message with a picture is to be trained, whose place in the text is not known"
-            raise PictureError(what, "take train or weight off it; data.loss=all trains all of the text")
+            raise PictureError(what, "take train or weight off it; or set formats:loss=all to train all of the text")
 
 
 def _texts(conversations: list[Any]) -> Iterator[tuple[list[Any], int, str]]:
