@@ -1,4 +1,4 @@
-"""What can go wrong through the user's input, and how it is told."""
+"""Errors that the user can fix, and how they are reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: what, where (a file and line, a key, a row, a plugin) and the mend."""
+    """One thing that is wrong: what, where (a file and line, a key, a row, a plugin) and how to fix it."""
 
     what: str
     where: str = ""
@@ -24,17 +24,17 @@ class Problem:
 
 
 class SftkitError(Exception):
-    """Base of the errors that the user can mend; the command line ends with exit code 2 and no traceback."""
+    """Base of the errors that the user can fix; the command line ends with exit code 2 and no traceback."""
 
     def __init__(self, problems: Problem | Iterable[Problem] | str) -> None:
-        if isinstance(problems, str):  # torch makes the error of a data worker anew, of its traceback as text
+        if isinstance(problems, str):  # torch rebuilds a data worker's error from the text of its traceback
             last = problems.strip().splitlines()[-1]
             problems = Problem(last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled with its problems, from other processes."""
+        """Pickle the problems too, for errors from other processes."""
         return type(self), (self.problems,)
 
 
@@ -47,7 +47,7 @@ class DataError(SftkitError):
 
 
 class RunError(SftkitError):
-    """The run directory, the device or the training itself stands in the way."""
+    """The run directory, the device, the prepared data or the training itself prevents the run."""
 
 
 class HookError(RuntimeError):

@@ -43,10 +43,10 @@ def pipeline_from(
 
     Args:
         arguments: at most one YAML file, and ``key=value`` overrides.
-        plugins: as given with ``--plugin``.
-        model: as given with ``--model``.
-        data: as given with ``--data``.
-        output: as given with ``--output``.
+        plugins: the value of ``--plugin``.
+        model: the value of ``--model``.
+        data: the value of ``--data``.
+        output: the value of ``--output``.
         options: further arguments of `Pipeline`.
 
     Raises:

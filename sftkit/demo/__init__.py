@@ -20,4 +20,4 @@ EVAL = _HERE / "data" / "eval.jsonl"
 """The held-out conversations; none of their prompts occurs in `TRAIN`."""
 
 CONFIG = _HERE / "run.yaml"
-"""The run that `sftkit run` does when it is given no configuration."""
+"""The run that `sftkit run` does without a configuration."""

@@ -1,4 +1,4 @@
-"""What a plugin is: a frozen dataclass whose fields are options and whose ``@hookimpl`` methods are behaviour."""
+"""The base of plugins: a frozen dataclass whose fields are options and whose ``@hookimpl`` methods fill hooks."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class _naming_errors(AbstractContextManager[None]):  # noqa: N801 (used as a fun
 
 
 class _NamedContext(AbstractContextManager[Any]):
-    """A plugin's context manager; errors of its own name the plugin."""
+    """A plugin's context manager, whose own errors name the plugin."""
 
     def __init__(self, plugin: str, hook: str, context: AbstractContextManager[Any]) -> None:
         self._plugin, self._hook, self._context = plugin, hook, context

@@ -1,4 +1,4 @@
-"""What a person is told of the installed plugins; a broken one is told as broken."""
+"""Descriptions of the installed plugins; a plugin that cannot be imported is described as broken."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def one_plugin(name: str) -> dict[str, Any]:
     """The same for one plugin, with its documentation and options.
 
     Raises:
-        ConfigError: if there is none of that name; a broken one is told as broken.
+        ConfigError: if there is no plugin of that name.
     """
     known = discover()
     if name not in known:

@@ -59,7 +59,7 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
         what = f"plugin {name!r} is broken: {type(error).__name__}: {error}"
         raise ConfigError(Problem(" ".join(what.split()), where, fix)) from error
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
-        raise ConfigError(Problem(f"{value} is no sftkit.Plugin", where, "derive the class from sftkit.Plugin"))
+        raise ConfigError(Problem(f"{value} is not a subclass of sftkit.Plugin", where, "derive it from sftkit.Plugin"))
     return cls
 
 
@@ -85,11 +85,11 @@ def plugin_advice(key: str) -> str:
 
 
 def check_class(cls: type[Plugin], name: str, dist: metadata.Distribution | None) -> list[Problem]:
-    """What a plugin's class declares and this machine lacks: packages, their versions, a GPU."""
+    """Problems of a plugin's class on this machine: missing packages or versions, no GPU, no frozen dataclass."""
     where = f"plugin {name}"
     problems = [p for item in cls.requires if (p := requirement_problem(item, dist, where))]
     if cls.needs_gpu and not has_gpu():
-        problems.append(Problem("it needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))
+        problems.append(Problem("needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))
     params: Any = getattr(cls, "__dataclass_params__", None)
     if "__dataclass_fields__" not in vars(cls) or not params.frozen:
         fix = "decorate the class with @dataclass(frozen=True, kw_only=True)"

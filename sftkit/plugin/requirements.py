@@ -1,4 +1,4 @@
-"""What a plugin needs of the machine, found out without importing a heavy package."""
+"""Whether this machine has what a plugin needs, found out without importing a heavy package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def requirement_problem(text: str, dist: metadata.Distribution | None, where: st
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
-        return Problem(f"requires {text!r}, which is no requirement: {error}", where, "correct it in the plugin")
+        return Problem(
+            f"requires {text!r}, which is not a valid requirement: {error}", where, "correct it in the plugin"
+        )
     if requirement.marker and not requirement.marker.evaluate():
         return None
     fix = install_command(requirement, dist)

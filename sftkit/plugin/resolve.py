@@ -1,9 +1,9 @@
-"""From raw configuration to a checked `RunConfig` and its plugins, with every problem told at once."""
+"""From raw configuration to a checked `RunConfig` and its plugins, with every problem reported at once."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,7 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunCo
 
     Args:
         source: the raw values, with their places.
-        choices: plugins chosen outside of the file; they go after the file's.
+        choices: plugins chosen outside of the file; they come after the file's.
 
     Raises:
         ConfigError: with every problem found.
@@ -53,8 +53,8 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunCo
         if model.name == demo.NAME:
             model = model.model_copy(update={"name": str(demo.MODEL)})
         config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
-        # plugins may need heavy packages to answer: they are asked once the configuration itself is sound
-        problems = problems or _ask_plugins(config, plugins, source)
+        # Plugins may import heavy packages to answer, so the configuration itself is checked first.
+        problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]
         if not problems:
             return config, plugins
     raise ConfigError(problems)
@@ -72,12 +72,12 @@ def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any
     try:
         return cls.model_validate(values), []
     except ValidationError as error:
-        told: dict[tuple[str, ...], Problem] = {}
+        problems: dict[tuple[str, ...], Problem] = {}
         for item in error.errors():
-            # a union reports one error a member; its keys end where the model's do
+            # A union reports one error per member; only the part of the key that names a field counts.
             key = (name, *(str(part) for part in item["loc"][: _depth(cls, item["loc"])]))
-            told.setdefault(key, _problem(cls, item, source.where(key)))
-        return None, list(told.values())
+            problems.setdefault(key, _problem(cls, item, source.where(key)))
+        return None, list(problems.values())
 
 
 def _depth(cls: type[BaseModel], loc: tuple[Any, ...]) -> int:
@@ -120,3 +120,17 @@ def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) ->
             place = source.where(problem.key) if problem.key else problem.where
             problems.append(dataclasses.replace(problem, where=place or f"plugin {plugin}"))
     return problems
+
+
+def _stream_problems(config: RunConfig) -> Iterator[Problem]:
+    if not config.data.streaming:
+        return
+    if int(config.train.get("max_steps", -1)) <= 0:
+        what = "a stream has no end, and train.max_steps is not set"
+        yield Problem(what, "train.max_steps", "set train.max_steps to the number of steps to train")
+    if isinstance(config.data.eval, float):
+        what = "a fraction of a stream cannot be held out"
+        yield Problem(what, "data.eval", "name a file or a hub split as data.eval", ("data", "eval"))
+    if int(config.train.get("dataloader_num_workers", 0)) > 0:
+        what = "a stream is prepared by a thread of each process, not by data workers"
+        yield Problem(what, "train.dataloader_num_workers", "leave train.dataloader_num_workers at 0")

@@ -41,6 +41,6 @@ def _plugins() -> dict[str, Any]:
         except ConfigError as error:
             options = {"type": "object", "description": str(error)}
         properties[name] = {"anyOf": [options, {"type": "null"}, {"const": False}]}
-    # `package.module:Class` names a plugin that is not installed
+    # `package.module:Class` names a plugin that is not installed.
     own = {"^[\\w.]+:\\w+$": {"type": ["object", "null"]}}
     return {"type": "object", "properties": properties, "patternProperties": own, "additionalProperties": False}

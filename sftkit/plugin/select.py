@@ -73,7 +73,7 @@ def choices_from(source: ConfigSource) -> list[Choice]:
             choices.append(dataclasses.replace(_choice_from_item(str(name), value, source), where=where))
         else:
             fix = "give a name, `name:option=value`, a mapping of one name to its options, or a Plugin object"
-            raise ConfigError(Problem(f"{item!r} is no plugin", where, fix))
+            raise ConfigError(Problem(f"{item!r} is not a plugin", where, fix))
     return choices
 
 
@@ -109,7 +109,7 @@ def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tup
 
 
 def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Choice], list[Problem]]:
-    """One choice a name, in the order of first naming: later options override, ``no:`` drops; defaults go last."""
+    """One choice per name, in the order of first naming: later options override, ``no:`` drops; defaults come last."""
     merged: dict[str, Choice] = {}
     dropped: set[str] = set()
     problems = []
@@ -140,7 +140,7 @@ def _build(
     try:
         cls = type(choice.instance) if choice.instance is not None else load_class(choice.name, known, choice.where)
         problems = check_class(cls, choice.name, dist)
-        # an instance is built anew: that validates what a plain dataclass decorator did not
+        # Building the instance again validates options that a plain dataclass decorator did not check.
         plugin = cls(**(choice.options if choice.instance is None else fields_of(choice.instance)))
     except ConfigError as error:
         return None, [_placed(problem, choice, source) for problem in error.problems]
@@ -150,7 +150,7 @@ def _build(
 
 
 def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
-    """Names the plugin as the user did, and the file and line where the option stands."""
+    """The problem with the plugin named as the user named it, and the file and line of the option."""
     if not problem.key:
         return problem
     key = ("plugins", choice.name, *problem.key)
@@ -165,7 +165,7 @@ def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
 def _check_conflicts(selected: list[Selected], chosen: list[Choice]) -> list[Problem]:
     names = {choice.name for choice in chosen}
     return [
-        Problem(f"plugins {item.name} and {other} exclude each other", f"plugin {item.name}", f"drop {other}")
+        Problem(f"plugins {item.name} and {other} cannot be used together", f"plugin {item.name}", f"drop {other}")
         for item in selected
         for other in item.plugin.conflicts
         if other in names

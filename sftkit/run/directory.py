@@ -1,4 +1,4 @@
-"""The run directory and its manifest: what was run, on what, with which versions, and what came of it."""
+"""The run directory and its manifest: what was run, with which data and versions, and the outcome."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ class RunDirectory:
     path: Path
 
     def check(self, resume: bool, overwrite: bool) -> list[Problem]:
-        """What stands against running here; asked before anything is loaded."""
+        """Problems of running in this directory; checked before anything is loaded."""
         where = str(self.path)
         if resume and overwrite:
-            return [Problem("--resume and --overwrite exclude each other", where, "give one")]
+            return [Problem("--resume and --overwrite cannot be used together", where, "choose one")]
         if not is_main_process():
             return []
         if resume:
             return self._check_resume()
         if self.path.exists() and not self.path.is_dir():
-            return [Problem("the output is a file", where, "give a directory")]
+            return [Problem("the output is a file", where, "choose a directory")]
         if self.path.is_dir() and any(self.path.iterdir()):
             if not (self.path / MANIFEST).exists():
-                fix = "give an empty or a new directory; --overwrite replaces nothing but a run"
-                return [Problem("the output directory is not empty, and holds no run", where, fix)]
+                fix = "choose an empty or a new directory; --overwrite replaces only a run"
+                return [Problem("the output directory is not empty, and does not hold a run", where, fix)]
             if not overwrite:
-                fix = "--resume goes on with it, --overwrite replaces it, --output DIR goes elsewhere"
-                return [Problem("there is a run already", where, fix)]
+                fix = "continue it with --resume, replace it with --overwrite, or choose another --output DIR"
+                return [Problem("the output directory holds a run already", where, fix)]
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not os.access(parent, os.W_OK):
-            return [Problem(f"{parent} cannot be written to", where, "give another directory")]
+            return [Problem(f"{parent} is not writable", where, "choose another directory")]
         return []
 
     def _check_resume(self) -> list[Problem]:
         if not (self.path / MANIFEST).exists():
-            return [Problem("there is no run to resume", str(self.path), "name its directory with --output")]
+            return [Problem("there is no run to resume", str(self.path), "name the run's directory with --output")]
         if self.last_checkpoint() is None:
-            fix = "start anew with --overwrite, and set train.save_steps to have checkpoints"
+            fix = "start again with --overwrite, and set train.save_steps to get checkpoints"
             return [Problem("the run has no checkpoint to resume from", str(self.path), fix)]
         return []
 
@@ -80,7 +80,7 @@ class RunDirectory:
         return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
 
     def begin(self, manifest: dict[str, Any], resume: bool) -> None:
-        """Make the directory ready: an earlier run is removed unless it is resumed.
+        """Prepare the directory: an earlier run is removed unless it is resumed.
 
         Raises:
             RunError: if the run to resume was made with another configuration or other data.
@@ -97,7 +97,7 @@ class RunDirectory:
         self.write(manifest)
 
     def write(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest, whole or not at all."""
+        """Write the manifest atomically."""
         if is_main_process():
             partial = self.path / f".{MANIFEST}.partial"
             partial.write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
@@ -122,14 +122,14 @@ def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) ->
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
-    """What differs between a run and its resumption, in configuration or data."""
-    fix = "resume with what the run began with, or start anew with --overwrite"
+    """Differences in configuration or data between a run and its resumption."""
+    fix = "resume with the original configuration and data, or start again with --overwrite"
     for section in ("model", "data", "plugins"):
         before, after = old["config"][section], new["config"][section]
         if before != after:
             keys = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
-            told = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys)
-            yield Problem(f"the configuration has changed: {told}", section, fix)
+            changed = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys)
+            yield Problem(f"the configuration has changed: {changed}", section, fix)
     for split, counts in new["data"].items():
         known = old["data"].get(split, {})
         if known.get("fingerprint") != counts["fingerprint"]:
@@ -138,7 +138,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of sftkit, Python and the libraries that matter to a result."""
+    """Versions of sftkit, Python and the libraries that affect results."""
     found = {"sftkit": metadata.version("sftkit"), "python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -16,15 +16,14 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files and shows progress."""
+    """Whether this process writes files and shows output."""
     return rank() == 0
 
 
 def end_process_group() -> None:
-    """Wait for the other processes, if there are any, and close the connections to them.
+    """Wait for the other processes, if there are any, and destroy the process group.
 
-    If this were left to the end of the interpreter, gloo's threads might release tensors after Python has shut down,
-    which aborts the process.
+    If this is left to the interpreter's exit, gloo's threads may release tensors after Python has gone, and abort.
     """
     import gc
 
@@ -32,5 +31,5 @@ def end_process_group() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
-        gc.collect()  # a trainer's wrapped model holds the group
+        gc.collect()  # the trainer's wrapped model holds the group
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a run is given: names and mappings for its configuration, and loaded objects beside it."""
+"""The inputs of a run: names and mappings for its configuration, and loaded objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """Loaded objects passed instead of names; none of them is changed."""
+    """Loaded objects that take the place of names; none of them is changed."""
 
     model: Any = None
     tokenizer: Any = None
@@ -28,9 +28,28 @@ class RunInputs:
     collator: Callable[[list[dict[str, Any]]], Any] | None = None
     callbacks: tuple[Any, ...] = field(default=())
 
+    def problems(self, config: RunConfig, plugins: PluginSet) -> list[Problem]:
+        """Problems of these inputs with this configuration: slots that nothing fills, options of a loaded model.
+
+        Raises:
+            ConfigError: if two plugins set one option of the model.
+        """
+        loaded = {"load_tokenizer": self.tokenizer, "load_model": self.model, "make_collator": self.collator}
+        needed = ["make_formatter", *(slot for slot, value in loaded.items() if value is None)]
+        problems = plugins.unfilled(needed)
+        options = plugins.model_options(config)
+        if self.model is None:
+            return problems
+        if not plugins.fillers("adapt_model") and (problem := needs_adapter(self.model)):
+            problems.append(problem)
+        if options:
+            what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
+            problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))
+        return problems
+
 
 def as_source(config: Any) -> ConfigSource:
-    """A configuration given as a file, a mapping or a Source, as a Source of its own."""
+    """A configuration, from a file, a mapping or another source; the argument is copied."""
     if config is None:
         return ConfigSource()
     if isinstance(config, ConfigSource):
@@ -41,12 +60,12 @@ def as_source(config: Any) -> ConfigSource:
 
 
 def is_map(source: ConfigSource, key: str) -> bool:
-    """Whether a section is a mapping."""
+    """Whether a section of the configuration is a mapping."""
     return isinstance(source.values.get(key), Mapping)
 
 
 def split_inputs(model: Any, data: Any, eval: Any, tokenizer: Any) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
-    """Names and mappings, by their key in the configuration; and loaded objects."""
+    """Split arguments into names and mappings, by their key in the configuration, and loaded objects."""
     named: dict[tuple[str, ...], Any] = {}
     inputs: dict[str, Any] = {}
     for section, short, value in (("model", "name", model), ("data", "train", data)):
@@ -79,14 +98,3 @@ def _are_names(value: Any) -> bool:
 
 def _is_dataset_dict(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "datasets"
-
-
-def check_loaded_model(model: Any, config: RunConfig, plugins: PluginSet) -> list[Problem]:
-    """Problems of a loaded model: options of ``from_pretrained`` beside it, quantized weights without an adapter."""
-    problems = []
-    if not plugins.fillers("adapt_model") and (problem := needs_adapter(model)):
-        problems.append(problem)
-    if options := plugins.model_options(config):
-        what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
-        problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))
-    return problems

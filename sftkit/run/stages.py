@@ -15,13 +15,18 @@ from sftkit.run.inputs import RunInputs
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.data.prepare import PreparedData
+    from sftkit.run.verdict import Verdict
     from sftkit.training.loss import HeadLoss
 
 
 class Vocabulary(NamedTuple):
-    """The run's tokenizer, the ids of the tokens that plugins added, and whether they changed EOS, BOS or padding.
+    """The run's tokenizer, and what plugins did to it.
 
-    ``processor`` is what the tokenizer is a part of, if it is.
+    Attributes:
+        tokenizer: the tokenizer, with its chat template and added tokens.
+        new_token_ids: ids of the tokens that plugins added.
+        changed: whether plugins changed EOS, BOS or padding.
+        processor: the processor that the tokenizer is part of, if there is one.
     """
 
     tokenizer: Any
@@ -32,7 +37,7 @@ class Vocabulary(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """All that a run has before it reads a weight.
+    """A run before its weights are loaded.
 
     Attributes:
         config: the run as resolved.
@@ -40,7 +45,8 @@ class PreparedRun:
         tokenizer: the run's tokenizer, with its chat template and new tokens.
         data: the examples of each split, and what was done to the data.
         collator: makes a batch from a list of examples.
-        model: the loaded model that was given instead of a name, if one was.
+        vocabulary: the tokenizer with what plugins did to it.
+        model: the loaded model among the run's inputs, if there is one.
     """
 
     config: RunConfig
@@ -51,15 +57,19 @@ class PreparedRun:
     vocabulary: Vocabulary
     model: Any = None
 
+    def verdicts(self) -> list[Verdict]:
+        """The plugins' verdicts on this run."""
+        return [verdict for _, found in self.plugins.hook.check_prepared(run=self) for verdict in found or ()]
+
 
 @dataclass(frozen=True)
 class Stages:
-    """What the stages of one run do, each called once by whoever goes through them.
+    """The stages of one run, each called once, in the order in which they are listed.
 
     Attributes:
         config: the run as resolved.
         plugins: the selected plugins.
-        inputs: loaded objects that take the place of named ones.
+        inputs: loaded objects that take the place of names.
     """
 
     config: RunConfig
@@ -75,7 +85,7 @@ class Stages:
         return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, model=self.inputs.model)
 
     def load_tokenizer(self) -> Vocabulary:
-        """The tokenizer, or a copy of the one given, with what plugins add."""
+        """The tokenizer, or a copy of the input's, with what plugins add."""
         from sftkit.models.embeddings import split_processor
 
         if self.inputs.tokenizer is not None:
@@ -107,11 +117,11 @@ class Stages:
 
         streams, share = load_streams(self.config, self.inputs.train), {"rank": rank(), "world_size": world_size()}
         stream = Stream(streams, tokenizer, self.config, self.plugins, processor, **share)
-        next(iter(stream))  # what is wrong with the data is told now
+        next(iter(stream))  # so that problems of the data are reported now
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
 
     def prepare_held_out(self, tokenizer: Any, processor: Any = None) -> PreparedData:
-        """The examples held out alone; a fraction of the training data cannot be had so."""
+        """Only the held-out examples; not for a fraction of the training data."""
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources
 
@@ -120,7 +130,7 @@ class Stages:
         return prepare(sources, tokenizer, self.config, self.plugins, processor)
 
     def make_collator(self, tokenizer: Any, processor: Any = None) -> Callable[[list[dict[str, Any]]], Any]:
-        """The collator given, else the plugins'."""
+        """The input's collator, else the plugins'."""
         hook = self.plugins.hook.make_collator
         made = self.inputs.collator or hook(tokenizer=tokenizer, processor=processor, config=self.config)
         collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator")
@@ -130,7 +140,7 @@ class Stages:
         """The model to train: loaded, with a row for each token, patched and adapted.
 
         Args:
-            loaded: a model that is there already; it is changed.
+            loaded: an already loaded model; it is changed.
         """
         from transformers import set_seed
 
@@ -139,7 +149,7 @@ class Stages:
         from sftkit.models.embeddings import align_special_tokens
 
         config, plugins = self.config, self.plugins
-        set_seed(int(config.train.get("seed", 42)))  # new weights, as an adapter's, are drawn from it
+        set_seed(int(config.train.get("seed", 42)))  # for new weights, such as an adapter's
         tokenizer, new_token_ids, changed, _ = vocabulary
         model = loaded
         if model is None:
@@ -168,7 +178,7 @@ class Stages:
 
     @contextmanager
     def training(self, model: Any) -> Iterator[None]:
-        """Around the training loop and the evaluations inside: noise, and what else plugins hold meanwhile."""
+        """Context around the training loop, with the evaluations in it: noise, and the plugins' training contexts."""
         with ExitStack() as stack:
             for _, context in reversed(self.plugins.hook.inject_noise(model=model)):
                 stack.enter_context(context)
@@ -178,7 +188,7 @@ class Stages:
 
 
 def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextManager[Any]:
-    """Around all of it: what keeps less of the forward, chosen from the largest batch there is."""
+    """Context around training in which fewer activations are kept, chosen from the largest batch."""
     if not prepared.plugins.hook.reduce_activations.get_hookimpls():
         return nullcontext()
     from sftkit.memory.batch import largest_batch
@@ -197,7 +207,7 @@ def _filled(value: Any, slot: str) -> Any:
 
 
 def _keeping_weights(collator: Any, data: PreparedData) -> Any:
-    """The collator, seen to keep the weights of tokens: now on the rows that have them, on a stream batch by batch."""
+    """The collator, checked to keep token weights: now for data sets that have them, for a stream in every batch."""
     from sftkit.training.collate import KeepsWeights
 
     checked = KeepsWeights(collator)

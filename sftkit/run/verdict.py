@@ -1,9 +1,15 @@
-"""What a check of a prepared run found."""
+"""What the checks of a prepared run found."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from sftkit.errors import Problem, RunError
+
+logger = logging.getLogger("sftkit")
 
 Status: TypeAlias = Literal["ok", "warn", "wrong"]
 
@@ -18,6 +24,7 @@ class Verdict:
         what: what was found, with its figures.
         fix: what to do about it; empty where nothing has to be done.
         where: the place in the configuration, such as ``data.train``, where there is one.
+        details: figures for ``sftkit check --json``.
     """
 
     name: str
@@ -25,3 +32,20 @@ class Verdict:
     what: str
     fix: str = ""
     where: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stop_if_wrong(verdicts: Iterable[Verdict]) -> None:
+    """Log the warnings, and stop if there is a wrong verdict.
+
+    Raises:
+        RunError: with every wrong verdict.
+    """
+    problems = []
+    for verdict in verdicts:
+        if verdict.status == "warn":
+            logger.warning("%s: %s -> %s", verdict.name, verdict.what, verdict.fix)
+        elif verdict.status == "wrong":
+            problems.append(Problem(verdict.what, verdict.where or verdict.name, verdict.fix))
+    if problems:
+        raise RunError(problems)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -113,8 +113,8 @@ def tiny_conversations(rows: int = 20) -> list[dict[str, Any]]:
 
 
 def tiny_config(**sections: Any) -> RunConfig:
-    """A `RunConfig` for calling one hook: ``tiny_config(data={"max_length": 64})``; what is not given is minimal."""
-    base: dict[str, Any] = {"model": {"name": "given"}, "data": {"train": "given"}}
+    """A `RunConfig` for calling one hook: ``tiny_config(data={"max_length": 64})``; everything else is minimal."""
+    base: dict[str, Any] = {"model": {"name": "tiny"}, "data": {"train": "tiny"}}
     for name, values in sections.items():
         base[name] = {**base.get(name, {}), **values}
     return RunConfig(**base)

@@ -1,13 +1,14 @@
-"""``sftkit check`` finds what would make a run wrong, and says nothing against what is right."""
+"""`sftkit check` finds what would make a run wrong, `sftkit run` stops there, and clean runs pass."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import namedtuple
 
 import pytest
 
-from sftkit import Pipeline
+from sftkit import Pipeline, SftkitError
 from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit_commands.check.checks import run_checks
 
@@ -31,7 +32,7 @@ def lines(rows):
     return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n"
 
 
-def report(tmp_path, model, rows=GOOD, *, data=None, train=None, plugins=(), tokenizer=None, eval=None):
+def pipeline(tmp_path, model, rows=GOOD, *, data=None, train=None, plugins=(), tokenizer=None, eval=None):
     path = tmp_path / "train.jsonl"
     path.write_text(lines(rows), encoding="utf-8")
     options = {"train": str(path), "max_length": 64, "cache": False, **(data or {})}
@@ -41,14 +42,18 @@ def report(tmp_path, model, rows=GOOD, *, data=None, train=None, plugins=(), tok
         options["eval"] = str(held_out)
     train = {"output_dir": str(tmp_path / "run"), "num_train_epochs": 1, **(train or {})}
     config = {"model": {"name": str(model)}, "data": options, "train": train}
-    return run_checks(Pipeline(config=config, plugins=plugins, tokenizer=tokenizer))
+    return Pipeline(config=config, plugins=plugins, tokenizer=tokenizer)
+
+
+def report(tmp_path, model, rows=GOOD, **options):
+    return run_checks(pipeline(tmp_path, model, rows, **options))
 
 
 def found(checked, name, status="wrong"):
-    """What the verdicts of a name and a status say; each has its mend."""
+    """What the verdicts of this name and status say; each has a fix."""
     verdicts = [verdict for verdict in checked.verdicts if verdict.name == name and verdict.status == status]
     assert all(verdict.fix for verdict in verdicts)
-    return " ".join(verdict.what for verdict in verdicts)
+    return " ".join(f"{verdict.where} {verdict.what}" for verdict in verdicts)
 
 
 def without(token):
@@ -97,28 +102,28 @@ FAULTS = {
     "BOS twice": (
         {"rows": CHAT, "tokenizer": with_template("{{ bos_token }}{{ bos_token }}" + NO_END + "{{ eos_token }}")},
         "BOS",
-        "20 rows begin with BOS twice",
+        "20 rows begin with two BOS tokens",
     ),
-    "completions cut": ({"rows": LONG, "data": {"max_length": 24}}, "length", "20 completions cut"),
+    "completions cut": ({"rows": LONG, "data": {"max_length": 24}}, "length", "20 completions were cut"),
     "more tokens than positions": (
         {"rows": [{"prompt": "x ", "completion": "long " * 200}], "data": {"max_length": 1024}},
         "positions",
         "256 positions",
     ),
     "held-out rows that are trained on": ({"eval": GOOD[:5]}, "held out", "5 of 5"),
-    "no step": ({"train": {"num_train_epochs": 0}}, "steps", "takes no step"),
+    "no step": ({"train": {"num_train_epochs": 0}}, "steps", "has no steps"),
     "batches larger than the data": (
         {"train": {"per_device_train_batch_size": 64, "dataloader_drop_last": True}},
         "steps",
-        "takes no step",
+        "has no steps",
     ),
-    "warm-up longer than the run": ({"train": {"warmup_steps": 100}}, "warm-up", "never reached"),
     "no learning rate": ({"train": {"learning_rate": 0.0}}, "learning rate", "is 0"),
     "a stream without max_steps": ({"data": {"streaming": True}}, "configuration", "max_steps"),
 }
 DOUBTS = {
+    "warm-up longer than the run": ({"train": {"warmup_steps": 100}}, "warm-up", "never reached"),
     "duplicates": ({"rows": [*GOOD, *GOOD]}, "duplicates", "20 of 40"),
-    "some completions cut": ({"rows": [*GOOD, *LONG[:4]]}, "length", "4 completions cut"),
+    "some completions cut": ({"rows": [*GOOD, *LONG[:4]]}, "length", "4 completions were cut"),
     "many rows dropped": ({"rows": [*GOOD, *[{"prompt": "", "completion": ""}] * 9]}, "rows", "empty text"),
     "bad rows skipped": (
         {"rows": [*GOOD, *[{"prompt": "x", "completion": None}] * 9], "data": {"on_bad_row": "skip"}},
@@ -132,18 +137,26 @@ DOUBTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(tmp_path, model, fault):
-    options, name, told = FAULTS[fault]
+    options, name, text = FAULTS[fault]
     checked = report(tmp_path, model, **options)
     assert checked.wrong
-    assert told in found(checked, name), [vars(verdict) for verdict in checked.verdicts]
+    assert text in found(checked, name), [str(verdict) for verdict in checked.verdicts]
     assert any(verdict.name == name and verdict.status == "wrong" for verdict in checked.verdicts)
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_run_stops_at_the_same_faults_before_it_writes(tmp_path, model, fault):
+    options, _, text = FAULTS[fault]
+    with pytest.raises(SftkitError, match=re.escape(text)):
+        pipeline(tmp_path, model, **options).run()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("doubt", DOUBTS)
-def test_what_may_not_be_meant_is_a_warning(tmp_path, model, doubt):
-    options, name, told = DOUBTS[doubt]
+def test_what_may_not_be_intended_is_a_warning(tmp_path, model, doubt):
+    options, name, text = DOUBTS[doubt]
     checked = report(tmp_path, model, **options)
-    assert told in found(checked, name, "warn"), [vars(verdict) for verdict in checked.verdicts]
+    assert text in found(checked, name, "warn"), [str(verdict) for verdict in checked.verdicts]
     assert not checked.wrong
 
 
@@ -161,25 +174,25 @@ def test_a_disk_that_is_too_small_is_found(tmp_path, model, monkeypatch):
 
 def test_clean_data_raises_no_alarm(tmp_path, model):
     checked = report(tmp_path, model, eval=[{"prompt": "another? ", "completion": "yes"}])
-    assert [vars(verdict) for verdict in checked.verdicts if verdict.status != "ok"] == []
+    assert [str(verdict) for verdict in checked.verdicts if verdict.status != "ok"] == []
 
 
 def test_the_plan_is_what_the_run_then_does(tmp_path, model):
     train = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "use_cpu": True}
-    plan = report(tmp_path, model, train=train).plan
+    plan = report(tmp_path, model, train=train).details("steps")
     config = {"model": {"name": str(model)}, "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 64}}
     config["train"] = {**train, "num_train_epochs": 1, "output_dir": str(tmp_path / "run"), "logging_steps": 1}
     Pipeline(config=config).run()
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert plan.rows_per_step == 6
-    assert max(entry["step"] for entry in log) == plan.steps
+    assert plan["rows_per_step"] == 6
+    assert max(entry["step"] for entry in log) == plan["steps"]
 
 
-def test_the_command_is_silent_about_the_embedded_run_and_exits_by_its_verdict(cli, tmp_path):
-    told = json.loads(cli("check", "-p", "packing", "--json", cwd=tmp_path).stdout)
-    assert not told["wrong"]
-    assert {verdict["status"] for verdict in told["verdicts"]} == {"ok"}
-    assert told["data"]["train"]["rows"] > 0
+def test_the_command_accepts_the_embedded_run_and_exits_with_2_when_wrong(cli, tmp_path):
+    checked = json.loads(cli("check", "-p", "packing", "--json", cwd=tmp_path).stdout)
+    assert not checked["wrong"]
+    assert {verdict["status"] for verdict in checked["verdicts"]} == {"ok"}
+    assert checked["data"]["train"]["rows"] > 0
     assert "nothing is wrong" in cli("check", cwd=tmp_path).stdout
     wrong = json.loads(cli("check", "--json", "data.max_length=8", cwd=tmp_path, code=2).stdout)
     assert wrong["wrong"]
@@ -193,16 +206,17 @@ def test_real_data_raises_no_alarm(tmp_path, model, real_data, name):
     data = {"train": str(real_data / name), "max_length": 1024, "cache": False}
     tokenizer = AutoTokenizer.from_pretrained(real_data / "llama2_tokenizer")
     checked = run_checks(Pipeline(model=tiny_model(), tokenizer=tokenizer, data=data, train=train))
-    assert [vars(verdict) for verdict in checked.verdicts if verdict.status != "ok"] == []
+    assert [str(verdict) for verdict in checked.verdicts if verdict.status != "ok"] == []
 
 
-def test_weighted_tokens_are_told_and_are_nothing_wrong(tmp_path, model):
+def test_weighted_tokens_are_reported_and_ok(tmp_path, model):
     rows = [{**row, "weight": 0.5 if number < 5 else 1} for number, row in enumerate(GOOD)]
     checked = report(tmp_path, model, rows)
-    (told,) = [verdict for verdict in checked.verdicts if verdict.name == "weights"]
+    (verdict,) = [verdict for verdict in checked.verdicts if verdict.name == "weights"]
     stats = checked.data["train"]
     weighted = stats["trained tokens with a weight other than 1"]
-    assert told.what == f"train: {weighted:,} of {stats['trained tokens']:,} trained tokens have another weight than 1"
+    trained = stats["trained tokens"]
+    assert verdict.what == f"train: {weighted:,} of {trained:,} trained tokens have a weight other than 1"
     assert 0 < weighted < stats["trained tokens"]
-    assert told.status == "ok"
+    assert verdict.status == "ok"
     assert not [verdict for verdict in report(tmp_path, model).verdicts if verdict.name == "weights"]

@@ -1,4 +1,4 @@
-"""Plugins are found without importing, selected, checked and told, all problems at once."""
+"""Plugins are found without importing them, selected and checked, and all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def chosen(*items: str | Plugin) -> list[Choice]:
     return choices_from(ConfigSource({"plugins": list(items)}))
 
 
-def told(*items: str | Plugin) -> str:
+def problems_of(*items: str | Plugin) -> str:
     return "\n".join(map(str, select(chosen(*items))[1]))
 
 
@@ -125,7 +125,7 @@ def test_discovery_imports_nothing():
 
 def test_only_selected_plugins_are_imported():
     code = (
-        "import sys; from sftkit.plugin.registry import select, Choice; select([Choice('neftune')]);"
+        "import sys; from sftkit.plugin.select import select, Choice; select([Choice('neftune')]);"
         "assert 'sftkit_plugins.neftune' in sys.modules; assert 'sftkit_plugins.peft' not in sys.modules;"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
@@ -160,11 +160,11 @@ def test_an_option_without_a_value_is_an_error():
 def test_defaults_go_last_and_can_be_dropped():
     plugins, problems = select(chosen("neftune", "no:pad"))
     assert not problems
-    assert [item.name for item in plugins.selected] == ["neftune", "hf", "formats"]
+    assert [item.name for item in plugins.selected] == ["neftune", "hf", "formats", "checks"]
 
 
 def test_dropping_what_is_not_selected_is_an_error():
-    assert "plugin packing is not selected" in told("no:packing")
+    assert "plugin packing is not selected" in problems_of("no:packing")
 
 
 def test_later_options_override_earlier_ones_of_the_same_plugin():
@@ -182,7 +182,7 @@ def test_names_yaml_mappings_and_objects_give_the_same_plugin():
     assert by_object == select(choices_from(ConfigSource({"plugins": {"neftune": {"alpha": 10}}})))[0].options()
 
 
-def test_a_class_that_is_not_installed_is_reached_by_its_module():
+def test_a_class_that_is_not_installed_is_selected_by_its_module():
     plugins, problems = select(chosen(f"{ref(Noise)}:alpha=7"))
     assert not problems
     assert plugins.selected[0].plugin == Noise(alpha=7)
@@ -191,24 +191,24 @@ def test_a_class_that_is_not_installed_is_reached_by_its_module():
 def test_an_unknown_option_names_the_nearest():
     with pytest.raises(ConfigError, match=r"option alhpa: no such option -> did you mean 'alpha'\?"):
         Noise(alhpa=3)
-    assert "did you mean 'alpha'?" in told("neftune:alhpa=3")
+    assert "did you mean 'alpha'?" in problems_of("neftune:alhpa=3")
 
 
-def test_a_wrong_value_is_told_the_same_way_by_name_and_by_object():
+def test_a_wrong_value_is_reported_alike_by_name_and_by_object():
     with pytest.raises(ConfigError, match="greater than 0"):
         Noise(alpha=-1)
-    assert "greater than 0" in told("neftune:alpha=-1")
+    assert "greater than 0" in problems_of("neftune:alpha=-1")
 
 
 def test_an_unknown_plugin_names_the_nearest():
-    assert "no plugin is named 'packin' -> did you mean 'packing'?" in told("packin")
+    assert "no plugin is named 'packin' -> did you mean 'packing'?" in problems_of("packin")
 
 
 def test_two_plugins_on_one_slot_are_an_error():
-    assert "both fill the slot adapt_model" in told(Adapter(), Rival())
+    assert "both fill the slot adapt_model" in problems_of(Adapter(), Rival())
 
 
-def test_a_selected_plugin_goes_before_the_default_of_its_slot():
+def test_a_selected_plugin_overrides_the_default_of_its_slot():
     plugins, _ = select(chosen(ref(Adapter)))
     assert plugins.hook.adapt_model(model="m", config=None, new_token_ids=[]) == "m"
 
@@ -220,22 +220,22 @@ def test_one_model_option_from_two_plugins_is_an_error():
         plugins.model_options(tiny_config())
 
 
-def test_a_model_option_that_the_configuration_sets_too_is_an_error():
+def test_a_model_option_also_set_in_the_configuration_is_an_error():
     plugins, _ = select(chosen(Noise()))
     config = tiny_config(model={"options": {"attn_implementation": "eager"}})
     with pytest.raises(ConfigError, match=r"both model.options and plugin"):
         plugins.model_options(config)
 
 
-def test_missing_and_old_packages_and_a_missing_gpu_are_told_at_once_with_their_mend(monkeypatch):
+def test_missing_packages_and_a_missing_gpu_are_reported_with_a_fix(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    text = told(Needy())
+    text = problems_of(Needy())
     assert 'needs the package no-such-package, which is not installed -> pip install "no-such-package>=1"' in text
     assert "needs pluggy>=99, and 1" in text
-    assert "it needs a GPU" in text
+    assert "needs a GPU" in text
 
 
-def test_the_mend_of_a_missing_package_is_the_extra_of_the_plugins_distribution():
+def test_the_fix_of_a_missing_package_is_a_pip_command():
     from packaging.requirements import Requirement
 
     from sftkit.plugin.requirements import install_command
@@ -244,22 +244,22 @@ def test_the_mend_of_a_missing_package_is_the_extra_of_the_plugins_distribution(
 
 
 def test_misspelt_hooks_arguments_and_missing_marks_are_errors():
-    text = told(Misspelt())
+    text = problems_of(Misspelt())
     assert "there is no hook 'inject_nose' -> did you mean 'inject_noise'?" in text
     assert "hook load_model has no argument 'confg' -> did you mean 'config'?" in text
     assert "add_tokens is a hook but not marked -> put @hookimpl above it" in text
 
 
-def test_a_plugin_that_is_no_frozen_dataclass_is_refused():
-    assert "NotFrozen is not a frozen dataclass" in told(NotFrozen())
+def test_a_plugin_that_is_not_a_frozen_dataclass_is_refused():
+    assert "NotFrozen is not a frozen dataclass" in problems_of(NotFrozen())
 
 
 def test_declared_conflicts_are_errors():
-    assert "exclude each other" in told(Loner(), "packing")
+    assert "cannot be used together" in problems_of(Loner(), "packing")
 
 
-def test_every_problem_is_told_at_once():
-    text = told("packin", "neftune:alhpa=1", Misspelt(), Adapter(), Rival())
+def test_every_problem_is_reported_at_once():
+    text = problems_of("packin", "neftune:alhpa=1", Misspelt(), Adapter(), Rival())
     for part in ("packin", "alhpa", "inject_nose", "slot adapt_model"):
         assert part in text
 
@@ -267,7 +267,7 @@ def test_every_problem_is_told_at_once():
 def test_a_plugin_whose_import_raises_is_broken_and_harms_no_other(tmp_path, monkeypatch):
     (tmp_path / "broken_plugin_module.py").write_text("raise RuntimeError('no luck')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "is broken: RuntimeError: no luck" in told("broken_plugin_module:Cls")
+    assert "is broken: RuntimeError: no luck" in problems_of("broken_plugin_module:Cls")
     assert select(chosen("neftune"))[1] == []
 
 
@@ -283,7 +283,7 @@ def test_two_distributions_that_claim_one_name_are_an_error():
         load_class("clash", {"clash": [point("a"), point("b")]})
 
 
-def test_check_plugin_passes_a_sound_plugin_and_names_what_is_wrong():
+def test_check_plugin_names_what_is_wrong_with_a_plugin():
     check_plugin(Noise())
     with pytest.raises(AssertionError, match="inject_nose"):
         check_plugin(Misspelt())

@@ -119,7 +119,7 @@ def test_the_run_directory_holds_all_that_is_needed(tmp_path):
 def test_an_existing_run_is_not_overwritten_without_being_told_to(tmp_path):
     pipeline(tmp_path).run()
     kept = (tmp_path / "run" / "manifest.json").read_text()
-    with pytest.raises(ConfigError, match="there is a run already"):
+    with pytest.raises(ConfigError, match="holds a run already"):
         pipeline(tmp_path).run()
     assert (tmp_path / "run" / "manifest.json").read_text() == kept
     pipeline(tmp_path, overwrite=True, train={"seed": 7}).run()
@@ -129,7 +129,7 @@ def test_an_existing_run_is_not_overwritten_without_being_told_to(tmp_path):
 def test_a_directory_with_other_files_is_never_overwritten(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match="not empty, and holds no run"):
+    with pytest.raises(ConfigError, match="not empty, and does not hold a run"):
         pipeline(tmp_path, overwrite=True).run()
     assert (tmp_path / "run" / "thesis.tex").exists()
 

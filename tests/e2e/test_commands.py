@@ -76,17 +76,17 @@ def modules_loaded(stderr):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plugins"], ["plugins", "peft"], ["schema"]])
-def test_commands_that_only_tell_load_no_heavy_library(cli, tmp_path, arguments):
+def test_light_commands_load_no_heavy_library(cli, tmp_path, arguments):
     done = cli(*arguments, cwd=tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"})
     loaded = modules_loaded(done.stderr)
     assert "sftkit.cli" in loaded
     assert not HEAVY & loaded
 
 
-def test_every_problem_of_a_file_is_told_at_once_with_line_and_mend_and_without_a_heavy_library(cli, bad_file):
+def test_every_problem_of_a_file_is_reported_at_once_with_its_line(cli, bad_file):
     done = cli("run", bad_file.name, cwd=bad_file.parent, code=2, env={"PYTHONPROFILEIMPORTTIME": "1"})
-    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert told == [
+    output = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert output == [
         "error: bad.yaml:1, modle: no such section -> did you mean 'model'?",
         "error: bad.yaml:3, data.max_lenght: no such key -> did you mean 'max_length'?",
         "error: bad.yaml:5, train.lerning_rate: no such training argument -> did you mean 'learning_rate'?",
@@ -97,13 +97,13 @@ def test_every_problem_of_a_file_is_told_at_once_with_line_and_mend_and_without_
     assert not HEAVY & modules_loaded(done.stderr)
 
 
-def test_problems_of_the_command_line_are_told_with_their_mend(in_process):
-    code, told = in_process("run", "-p", "neftun", "-p", "neftune:alhpa=3", "train.max_stesp=1", "trian.seed=1")
+def test_problems_of_the_command_line_are_reported_with_a_fix(in_process):
+    code, output = in_process("run", "-p", "neftun", "-p", "neftune:alhpa=3", "train.max_stesp=1", "trian.seed=1")
     assert code == 2
-    assert "no plugin is named 'neftun' -> did you mean 'neftune'?" in told
-    assert "plugin neftune, option alhpa: no such option -> did you mean 'alpha'?" in told
-    assert "train.max_stesp: no such training argument -> did you mean 'max_steps'?" in told
-    assert "trian: no such section -> did you mean 'train'?" in told
+    assert "no plugin is named 'neftun' -> did you mean 'neftune'?" in output
+    assert "plugin neftune, option alhpa: no such option -> did you mean 'alpha'?" in output
+    assert "train.max_stesp: no such training argument -> did you mean 'max_steps'?" in output
+    assert "trian: no such section -> did you mean 'train'?" in output
 
 
 def test_a_run_leaves_a_model_its_tokenizer_a_log_and_a_manifest(first_run):
@@ -114,29 +114,29 @@ def test_a_run_leaves_a_model_its_tokenizer_a_log_and_a_manifest(first_run):
     assert not [name for name in names if name.endswith((".partial", ".bin"))]
 
 
-def test_the_manifest_tells_what_was_run_on_what_and_what_came_of_it(first_run):
-    told = manifest(first_run)
-    assert told["status"] == "done"
-    assert told["config"]["train"]["max_steps"] == 2
-    assert told["plugins"]["packing"] == {"distribution": "sftkit", "version": metadata.version("sftkit")}
-    assert told["data"]["train"]["rows read"] == len(demo.TRAIN.read_text().splitlines())
-    assert told["versions"]["torch"] == metadata.version("torch")
-    assert told["metrics"]["train_loss"] == pytest.approx(sum(row["loss"] for row in logged(first_run)[:2]) / 2)
+def test_the_manifest_records_configuration_data_versions_and_metrics(first_run):
+    output = manifest(first_run)
+    assert output["status"] == "done"
+    assert output["config"]["train"]["max_steps"] == 2
+    assert output["plugins"]["packing"] == {"distribution": "sftkit", "version": metadata.version("sftkit")}
+    assert output["data"]["train"]["rows read"] == len(demo.TRAIN.read_text().splitlines())
+    assert output["versions"]["torch"] == metadata.version("torch")
+    assert output["metrics"]["train_loss"] == pytest.approx(sum(row["loss"] for row in logged(first_run)[:2]) / 2)
 
 
-def test_an_existing_run_is_neither_replaced_nor_resumed_unasked(cli, first_run):
+def test_an_existing_run_is_neither_replaced_nor_resumed_by_default(cli, first_run):
     before = manifest(first_run)
     done = cli("run", *SMALL, "-o", first_run, "train.max_steps=1", cwd=first_run.parent, code=2)
-    fix = "--resume goes on with it, --overwrite replaces it, --output DIR goes elsewhere"
-    assert done.stderr == f"error: {first_run}: there is a run already -> {fix}\n"
+    fix = "continue it with --resume, replace it with --overwrite, or choose another --output DIR"
+    assert done.stderr == f"error: {first_run}: the output directory holds a run already -> {fix}\n"
     assert manifest(first_run) == before
 
 
-def test_a_directory_that_is_no_run_is_never_replaced(in_process, tmp_path):
+def test_a_directory_without_a_run_is_never_replaced(in_process, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    code, told = in_process("run", *SMALL, "-o", tmp_path, "--overwrite", "train.max_steps=1")
+    code, output = in_process("run", *SMALL, "-o", tmp_path, "--overwrite", "train.max_steps=1")
     assert code == 2
-    assert "the output directory is not empty, and holds no run" in told
+    assert "the output directory is not empty, and does not hold a run" in output
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -148,7 +148,7 @@ def test_overwrite_replaces_a_run(in_process, tmp_path):
     assert [row["step"] for row in logged(tmp_path / "run") if "loss" in row] == [1]
 
 
-def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_interrupted(in_process, tmp_path):
+def test_a_resumed_run_ends_with_the_same_weights(in_process, tmp_path):
     common = (*SMALL, "train.lr_scheduler_type=constant", "train.warmup_steps=0", "train.logging_steps=1")
     saving = ("train.save_strategy=steps", "train.save_steps=2")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -162,24 +162,24 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_interrupted(i
 
 
 def test_a_run_is_not_resumed_with_other_data(in_process, first_run):
-    code, told = in_process("run", *SMALL, "-p", "packing", "-o", first_run, "--resume", "data.max_length=32")
+    code, output = in_process("run", *SMALL, "-p", "packing", "-o", first_run, "--resume", "data.max_length=32")
     assert code == 2
-    assert "data: the configuration has changed: max_length: 64 -> 32" in told
+    assert "data: the configuration has changed: max_length: 64 -> 32" in output
 
 
 def test_there_must_be_a_run_to_resume(in_process, tmp_path):
-    code, told = in_process("run", *SMALL, "-o", tmp_path / "none", "--resume")
+    code, output = in_process("run", *SMALL, "-o", tmp_path / "none", "--resume")
     assert code == 2
-    assert "there is no run to resume" in told
+    assert "there is no run to resume" in output
 
 
 def test_a_slot_that_nothing_fills_is_an_error(in_process, tmp_path):
-    code, told = in_process("run", *SMALL, "-p", "no:pad", "-o", tmp_path / "run", "train.max_steps=1")
+    code, output = in_process("run", *SMALL, "-p", "no:pad", "-o", tmp_path / "run", "train.max_steps=1")
     assert code == 2
-    assert "no selected plugin fills the slot make_collator" in told
+    assert "no selected plugin fills the slot make_collator" in output
 
 
-def test_plugins_in_a_mapping_in_a_list_and_on_the_command_line_train_the_same(in_process, tmp_path):
+def test_plugins_in_a_mapping_a_list_and_on_the_command_line_are_equal(in_process, tmp_path):
     config = {
         "model": {"name": "demo", "init": "random"},
         "data": {"train": "demo", "max_length": 64},
@@ -209,24 +209,24 @@ def test_a_plugin_in_the_file_is_dropped_from_the_command_line(in_process, tmp_p
     assert "packing" not in manifest(tmp_path / "run")["plugins"]
 
 
-def test_plugins_as_json_tells_every_installed_one(cli, tmp_path):
-    told = json.loads(cli("plugins", "--json", cwd=tmp_path).stdout)
+def test_plugins_as_json_lists_every_installed_one(cli, tmp_path):
+    output = json.loads(cli("plugins", "--json", cwd=tmp_path).stdout)
     builtin = {point.name for point in metadata.distribution("sftkit").entry_points if point.group == "sftkit"}
-    assert builtin <= {item["name"] for item in told}
-    packing = next(item for item in told if item["name"] == "packing")
+    assert builtin <= {item["name"] for item in output}
+    packing = next(item for item in output if item["name"] == "packing")
     assert (packing["distribution"], packing["status"]) == ("sftkit", "ready")
     assert "make_packer" in packing["hooks"]
     assert packing["summary"]
 
 
 def test_one_plugin_as_json_has_its_options(cli, tmp_path):
-    told = json.loads(cli("plugins", "neftune", "--json", cwd=tmp_path).stdout)
-    alpha = next(option for option in told["options"] if option["name"] == "alpha")
+    output = json.loads(cli("plugins", "neftune", "--json", cwd=tmp_path).stdout)
+    alpha = next(option for option in output["options"] if option["name"] == "alpha")
     assert (alpha["type"], alpha["default"]) == ("float", "5.0")
     assert alpha["description"]
 
 
-def test_an_unknown_plugin_is_told_with_the_nearest_name(cli, tmp_path):
+def test_an_unknown_plugin_is_an_error_with_the_nearest_name(cli, tmp_path):
     done = cli("plugins", "pakcing", cwd=tmp_path, code=2)
     assert "no plugin is named 'pakcing' -> did you mean 'packing'?" in done.stderr
 

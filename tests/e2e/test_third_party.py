@@ -14,7 +14,7 @@ ROWS = [{"greeting": f"hello {name}", "reply": f"good day, {name}"} for name in 
 
 BROKEN = "raise RuntimeError('boo')"
 TWIN = """
-from sftkit.plugin.base import Plugin, dataclass
+from sftkit.api import Plugin, dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Twin(Plugin):
@@ -39,14 +39,16 @@ def greetings(tmp_path_factory):
     return path
 
 
-def install(directory: Path, distribution: str, entry_points: dict[str, str], code: str = "") -> Path:
-    """Lay down what pip would: a module named after the distribution, and its metadata."""
+def install(
+    directory: Path, distribution: str, entry_points: dict[str, str], code: str = "", group: str = "sftkit"
+) -> Path:
+    """Write what pip would install: a module named after the distribution, and its metadata."""
     module = distribution.replace("-", "_")
     info = directory / f"{module}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     lines = [f"{name} = {value}" for name, value in entry_points.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[sftkit]", *lines, ""]))
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
     (directory / f"{module}.py").write_text(code)
     return directory
 
@@ -68,7 +70,8 @@ def demo_run(data, output, *plugins):
 
 def test_an_installed_distributions_plugins_are_listed_with_its_name_and_version(cli, hello, tmp_path):
     found = listed(cli, tmp_path, hello)
-    for name, hook in (("hello_format", "make_formatter"), ("hello_noise", "inject_noise")):
+    hooks = {"hello_format": "make_formatter", "hello_noise": "inject_noise", "hello_check": "check_prepared"}
+    for name, hook in hooks.items():
         assert (found[name]["distribution"], found[name]["version"]) == ("sftkit-hello", "0.1.0")
         assert found[name]["status"] == "ready"
         assert found[name]["hooks"] == [hook]
@@ -127,3 +130,55 @@ def test_two_distributions_that_claim_one_name_are_both_named_and_neither_is_tak
     done = cli("run", "-p", "twin", "-o", "run", cwd=tmp_path, env=on_path(one, two), code=2)
     assert "two distributions claim the plugin name 'twin': sftkit-one and sftkit-two" in done.stderr
     assert "-p sftkit_one:Twin" in done.stderr
+
+
+def test_a_third_party_check_is_shown_by_check_and_stops_a_run(cli, hello, greetings, tmp_path):
+    places = on_path(hello)
+    arguments = demo_run(greetings, tmp_path / "run", "hello_format", "hello_check:least=5")
+    done = cli(*arguments, cwd=tmp_path, env=places, code=2)
+    assert "error: data.train: there are only 4 rows -> add some" in done.stderr
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    shown = cli("check", *arguments[1:-1], "--json", cwd=tmp_path, env=places, code=2)
+    verdicts = {item["name"]: item["status"] for item in json.loads(shown.stdout)["verdicts"]}
+    assert verdicts["greetings"] == "wrong"
+    assert verdicts["steps"] == "ok"
+
+
+def test_a_third_party_command_is_listed_and_runs(cli, hello, greetings, tmp_path):
+    places = on_path(hello)
+    assert "Say how many rows a run trains on." in cli("--help", cwd=tmp_path, env=places).stdout
+    arguments = ("model.name=demo", "model.init=random", "-d", greetings, "-p", "hello_format")
+    assert cli("hello", *arguments, cwd=tmp_path, env=places).stdout == "hello, 4 rows\n"
+
+
+@pytest.mark.parametrize("code", ["raise RuntimeError('boo')", "raise SystemExit(3)", "hello = 3"])
+def test_a_broken_command_is_listed_as_broken_and_harms_no_other(cli, code, tmp_path):
+    site = install(tmp_path / "site", "sftkit-sad", {"sad": "sftkit_sad:hello"}, code, group="sftkit.commands")
+    places = on_path(site)
+    assert "Broken:" in cli("--help", cwd=tmp_path, env=places).stdout
+    cli("check", "--help", cwd=tmp_path, env=places)
+    done = cli("sad", "--any", "thing", cwd=tmp_path, env=places, code=2)
+    assert "the command is broken" in done.stderr
+    assert "sftkit-sad" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_calling_one_command_imports_no_other(cli, tmp_path):
+    site = install(tmp_path / "site", "sftkit-loud", {"loud": "sftkit_loud:hello"}, "print('LOUD')", "sftkit.commands")
+    assert "LOUD" not in cli("check", "--help", cwd=tmp_path, env=on_path(site)).stdout
+    assert "LOUD" not in cli("plugins", cwd=tmp_path, env=on_path(site)).stdout
+
+
+def test_two_distributions_with_one_command_name_make_it_broken(cli, tmp_path):
+    code = "def hello():\n    pass\n"
+    one = install(tmp_path / "one", "sftkit-one", {"twin": "sftkit_one:hello"}, code, "sftkit.commands")
+    two = install(tmp_path / "two", "sftkit-two", {"twin": "sftkit_two:hello"}, code, "sftkit.commands")
+    done = cli("twin", cwd=tmp_path, env=on_path(one, two), code=2)
+    assert "two distributions provide it: sftkit-one and sftkit-two" in done.stderr
+
+
+def test_a_plugin_that_exits_during_its_import_is_broken_like_any_other(cli, tmp_path):
+    site = install(tmp_path / "site", "sftkit-exit", {"leaves": "sftkit_exit:Leaves"}, "raise SystemExit(5)")
+    assert listed(cli, tmp_path, site)["leaves"]["status"] == "broken: SystemExit: 5"
+    done = cli("run", "-p", "leaves", "-o", "run", cwd=tmp_path, env=on_path(site), code=2)
+    assert "plugin 'leaves' is broken: SystemExit: 5" in done.stderr

@@ -263,7 +263,7 @@ def test_it_is_refused_beside_bitsandbytes() -> None:
 
     pytest.importorskip("bitsandbytes")
     _, found = select([Choice("gptq"), Choice("bitsandbytes"), Choice("peft")])
-    assert [problem.what for problem in found] == ["plugins gptq and bitsandbytes exclude each other"]
+    assert [problem.what for problem in found] == ["plugins gptq and bitsandbytes cannot be used together"]
 
 
 def test_layers_are_tried_by_optimum_itself_before_training(tmp_path: Path) -> None:

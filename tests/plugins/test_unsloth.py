@@ -98,7 +98,7 @@ def test_options_are_checked_against_the_package_and_a_foreign_model_is_refused(
 
 @pytest.mark.slow
 def test_it_is_refused_beside_plugins_that_do_the_same(measure):
-    assert measure("conflicts") == ["plugin unsloth: plugins unsloth and peft exclude each other -> drop peft"]
+    assert measure("conflicts") == ["plugin unsloth: plugins unsloth and peft cannot be used together -> drop peft"]
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_without_a_gpu_the_command_line_ends_with_code_2_and_says_so(cli, tmp_pa
 
     done = cli("run", "-p", "unsloth", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""}, code=2)
 
-    assert "plugin unsloth: it needs a GPU, and none is visible here" in done.stderr
+    assert "plugin unsloth: needs a GPU, and none is visible here" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -18,6 +18,7 @@ from sftkit.api import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sftkit.api import Verdict
     from sftkit_commands.check.checks import Report
 
 
@@ -56,15 +57,20 @@ def _show(report: Report) -> None:
             lengths = stats.get("before cutting and packing", {}).get("lengths", {})
             if lengths:
                 _show_lengths(screen, split, lengths)
-    if report.memory:
-        sizes = [(name, f"{size / 1e9:.3f}") for name, size in report.memory.items.items() if size]
-        total = ("peak", f"{report.memory.total / 1e9:.3f}")
-        show_table(screen, f"Memory on {report.memory.available.device}", ("item", "GB"), [*sizes, total])
-    rows = [(verdict.status, verdict.name, verdict.what, verdict.fix) for verdict in report.verdicts]
+    if memory := report.details("memory"):
+        sizes = [(name, f"{size / 1e9:.3f}") for name, size in memory["items"].items() if size]
+        total = ("peak", f"{memory['total'] / 1e9:.3f}")
+        show_table(screen, f"Memory on {memory['device']}", ("item", "GB"), [*sizes, total])
+    rows = [(item.status, item.name, _found(item), item.fix) for item in report.verdicts]
     show_table(screen, "Checks", ("verdict", "check", "found", "fix"), rows)
     wrong = sum(verdict.status == "wrong" for verdict in report.verdicts)
     warned = sum(verdict.status == "warn" for verdict in report.verdicts)
     screen.print(f"{wrong} wrong, {warned} to look at" if wrong or warned else "nothing is wrong", markup=False)
+
+
+def _found(verdict: Verdict) -> str:
+    place = verdict.where if verdict.status == "wrong" else ""
+    return f"{place}: {verdict.what}" if place else verdict.what
 
 
 def _counts(stats: dict[str, Any]) -> dict[str, Any]:

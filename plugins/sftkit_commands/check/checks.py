@@ -1,52 +1,41 @@
-"""Everything that can be known of a run before time is spent on it, as verdicts with their mend."""
+"""What `sftkit check` finds: the problems of a configuration, or the verdicts on the prepared run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import Problem, SftkitError
-from sftkit_commands.check.data import data_verdicts
-from sftkit_commands.check.disk import disk_verdicts
-from sftkit_commands.check.memory import memory_verdicts
-from sftkit_commands.check.plan import Plan, plan_of, plan_verdicts
-from sftkit_commands.check.verdict import Verdict
+from sftkit.api import Problem, SftkitError, Verdict
 
 if TYPE_CHECKING:
-    from sftkit.api import MemoryEstimate, Pipeline, PreparedRun
-
-__all__ = ["Plan", "Report", "Verdict", "failed", "run_checks"]
+    from sftkit.api import Pipeline
 
 
+@dataclass(frozen=True)
 class Report:
     """What the checks found.
 
     Attributes:
-        verdicts: one a check, in the order in which a run would meet them.
+        verdicts: one per check, in the order in which a run would meet them.
         data: counts of each split; empty where the data could not be prepared.
-        plan: steps and tokens of the run, if they can be known.
-        memory: the peak of the run's memory, if it can be known.
     """
 
-    def __init__(
-        self, verdicts: list[Verdict], data: dict[str, Any], plan: Plan | None, memory: MemoryEstimate | None = None
-    ) -> None:
-        self.verdicts, self.data, self.plan, self.memory = verdicts, data, plan, memory
+    verdicts: list[Verdict]
+    data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def wrong(self) -> bool:
         """Whether the run would be wrong."""
         return any(verdict.status == "wrong" for verdict in self.verdicts)
 
+    def details(self, name: str) -> dict[str, Any]:
+        """The figures of the check of this name; empty where it has none."""
+        return next((dict(item.details) for item in self.verdicts if item.name == name and item.details), {})
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``."""
-        return {
-            "wrong": self.wrong,
-            "verdicts": [vars(verdict) for verdict in self.verdicts],
-            "data": self.data,
-            "plan": vars(self.plan) if self.plan else None,
-            "memory": self.memory.as_dict() if self.memory else None,
-        }
+        return {"wrong": self.wrong, "verdicts": [asdict(item) for item in self.verdicts], "data": self.data}
 
 
 def run_checks(pipeline: Pipeline) -> Report:
@@ -55,29 +44,15 @@ def run_checks(pipeline: Pipeline) -> Report:
         return failed("configuration", problems)
     verdicts = [Verdict("configuration", "ok", "every key, plugin and option is known")]
     try:
-        prepared = pipeline.prepare()
+        run = pipeline.prepare()
     except SftkitError as error:
-        return Report([*verdicts, *(_wrong("data", problem) for problem in error.problems)], {}, None)
-    plan = plan_of(prepared)
-    verdicts += _of_run(prepared, plan)
-    of_memory, memory = memory_verdicts(prepared)
-    verdicts += of_memory
-    data = prepared.data.summary()
-    for split, stats in prepared.data.stats.items():
+        return Report([*verdicts, *failed("data", error.problems).verdicts])
+    data = run.data.summary()
+    for split, stats in run.data.stats.items():
         data[split] = {**data[split], "before cutting and packing": stats.as_dict()}
-    return Report(verdicts, data, plan, memory)
+    return Report([*verdicts, *run.verdicts()], data)
 
 
 def failed(name: str, problems: Iterable[Problem]) -> Report:
     """The report of a run that cannot be checked any further."""
-    return Report([_wrong(name, problem) for problem in problems], {}, None)
-
-
-def _of_run(prepared: PreparedRun, plan: Plan) -> Iterator[Verdict]:
-    yield from data_verdicts(prepared)
-    yield from plan_verdicts(prepared, plan)
-    yield from disk_verdicts(prepared)
-
-
-def _wrong(name: str, problem: Problem) -> Verdict:
-    return Verdict(name, "wrong", f"{problem.where}: {problem.what}", problem.fix)
+    return Report([Verdict(name, "wrong", problem.what, problem.fix, problem.where) for problem in problems])

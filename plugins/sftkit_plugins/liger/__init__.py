@@ -48,7 +48,7 @@ class Liger(Plugin):
         """No GPU, transformers' own kernels beside these, and types or kernels that liger does not have."""
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         if not interpreted and not has_gpu():
-            what = "it needs a GPU for its Triton kernels, and none is visible here"
+            what = "needs a GPU for its Triton kernels, and none is visible here"
             yield Problem(what, "plugin liger", "run on a GPU, or without liger")
         elif not interpreted and config.train.get("use_cpu"):
             what = "Triton kernels do not run on the CPU, which train.use_cpu asks for"

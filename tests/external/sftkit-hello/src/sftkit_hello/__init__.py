@@ -1,19 +1,32 @@
-"""Two plugins for sftkit: a format for greetings, and Gaussian noise on the input embeddings."""
+"""Three plugins for sftkit: a format for greetings, Gaussian noise on the input embeddings, and a check."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sftkit.data.documents import Columns, Document, Formatter, Skipped, Span
-from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.api import (
+    Columns,
+    Document,
+    Field,
+    Formatter,
+    Plugin,
+    PreparedRun,
+    Skipped,
+    Span,
+    Verdict,
+    dataclass,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from datasets import Features
     from torch import Tensor
 
 
+@dataclasses.dataclass(frozen=True)
 class Greetings(Formatter):
     """A greeting, which is only read, and its reply, which is learned."""
 
@@ -42,7 +55,7 @@ class HelloNoise(Plugin):
     @hookimpl
     @contextmanager
     def inject_noise(self, model: Any) -> Iterator[None]:
-        """Noise inside the context while ``model.training``; its exit takes the hook away."""
+        """Noise inside the context while ``model.training``; its exit removes the hook."""
         import torch
 
         def add_noise(module: Any, args: Any, embedded: Tensor) -> Tensor:
@@ -53,3 +66,19 @@ class HelloNoise(Plugin):
             yield
         finally:
             hook.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelloCheck(Plugin):
+    """Checks that there are enough rows to train on."""
+
+    least: Annotated[int, Field(gt=0, description="rows below which a run is wrong")] = 2
+
+    @hookimpl
+    def check_prepared(self, run: PreparedRun) -> Iterator[Verdict]:
+        """One verdict on the number of rows."""
+        rows = run.data.described["train"]["rows"]
+        if rows < self.least:
+            yield Verdict("greetings", "wrong", f"there are only {rows} rows", "add some", "data.train")
+        else:
+            yield Verdict("greetings", "ok", f"there are {rows} rows")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.api import world_size
-from sftkit_commands.check.verdict import Status, Verdict
+from sftkit.api import Status, Verdict, world_size
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
 
 BATCH, EPOCHS = 8, 3.0  # transformers' defaults
-RATE_MOST = 0.01  # of AdamW: a hundred times what fine-tuning takes
+RATE_MOST = 0.01  # of AdamW: a hundred times what fine-tuning needs
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """The size of a run.
 
     Attributes:
         rows_per_step: rows of an optimizer step, over all processes.
@@ -36,40 +35,41 @@ class Plan:
     trained_tokens_per_step: float | None
 
 
-def plan_of(prepared: PreparedRun) -> Plan:
+def plan_of(run: PreparedRun) -> Plan:
     """The plan of a run, by the rules of `transformers.Trainer`."""
-    train = prepared.config.train
+    train = run.config.train
     world = world_size()
     batch = int(train.get("per_device_train_batch_size", BATCH))
     accumulation = int(train.get("gradient_accumulation_steps", 1))
     max_steps = int(train.get("max_steps", -1))
-    told = prepared.data.described.get("train")
-    if told is None:
+    described = run.data.described.get("train")
+    if described is None:
         return Plan(batch * accumulation * world, None, max_steps, None, None)
-    batches = told["rows"] / (batch * world)
+    batches = described["rows"] / (batch * world)
     batches = math.floor(batches) if train.get("dataloader_drop_last") else math.ceil(batches)
     per_epoch = max(math.ceil(batches / accumulation), 1) if batches else 0
     steps = max_steps if max_steps > 0 else math.ceil(float(train.get("num_train_epochs", EPOCHS)) * per_epoch)
-    trained = told["trained tokens"] / max(per_epoch, 1)
-    return Plan(batch * accumulation * world, per_epoch, steps, told["tokens"], round(trained, 1))
+    trained = described["trained tokens"] / max(per_epoch, 1)
+    return Plan(batch * accumulation * world, per_epoch, steps, described["tokens"], round(trained, 1))
 
 
-def plan_verdicts(prepared: PreparedRun, plan: Plan) -> Iterator[Verdict]:
-    """Verdicts on the plan."""
-    train = prepared.config.train
-    told = f"{plan.steps:,} steps of {plan.rows_per_step:,} rows"
+def plan_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
+    """Verdicts on the number of steps, the warm-up and the learning rate."""
+    train = run.config.train
+    what = f"{plan.steps:,} steps of {plan.rows_per_step:,} rows"
     if plan.steps_per_epoch is not None:
-        told += f"; an epoch has {plan.steps_per_epoch:,} steps and {plan.tokens_per_epoch:,} tokens"
+        what += f"; an epoch has {plan.steps_per_epoch:,} steps and {plan.tokens_per_epoch:,} tokens"
     if plan.steps < 1:
         fix = "set train.num_train_epochs or train.max_steps, or lower the batch size"
-        yield Verdict("steps", "wrong", f"the run takes no step: {told}", fix)
+        yield Verdict("steps", "wrong", f"the run has no steps: {what}", fix, "train", asdict(plan))
     else:
-        yield Verdict("steps", "ok", told)
+        yield Verdict("steps", "ok", what, details=asdict(plan))
     warmup = float(train.get("warmup_steps", 0))
     if warmup >= 1 and warmup >= plan.steps > 0:
-        what = f"{warmup:,.0f} steps of warm-up, and the run has {plan.steps:,}: the full rate is never reached"
-        yield Verdict("warm-up", "wrong", what, "lower train.warmup_steps")
+        what = f"the warm-up takes {warmup:,.0f} steps of {plan.steps:,}: the full learning rate is never reached"
+        yield Verdict("warm-up", "warn", what, "lower train.warmup_steps", "train.warmup_steps")
     rate = float(train.get("learning_rate", 5e-5))
     if rate <= 0 or (rate > RATE_MOST and str(train.get("optim", "adamw")).startswith("adamw")):
         status: Status = "wrong" if rate <= 0 else "warn"
-        yield Verdict("learning rate", status, f"train.learning_rate is {rate:g}", "fine-tuning takes 1e-6 to 1e-3")
+        what = f"train.learning_rate is {rate:g}"
+        yield Verdict("learning rate", status, what, "fine-tuning takes 1e-6 to 1e-3", "train.learning_rate")

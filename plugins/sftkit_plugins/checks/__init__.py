@@ -1,0 +1,25 @@
+"""Checks of a prepared run: its data, its steps, and the disk space and memory that it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sftkit.api import Plugin, PreparedRun, Verdict, dataclass, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks(Plugin):
+    """Checks data, steps, disk space and memory before weights are loaded (default)."""
+
+    @hookimpl
+    def check_prepared(self, run: PreparedRun) -> Iterator[Verdict]:
+        """Verdicts in the order in which a run would meet what they are about."""
+        from sftkit_plugins.checks.data import data_verdicts
+        from sftkit_plugins.checks.disk import disk_verdicts
+        from sftkit_plugins.checks.memory import memory_verdicts
+        from sftkit_plugins.checks.plan import plan_of, plan_verdicts
+
+        yield from data_verdicts(run)
+        yield from plan_verdicts(run, plan_of(run))
+        yield from disk_verdicts(run)
+        yield from memory_verdicts(run)

@@ -1,0 +1,154 @@
+"""Checks of the prepared data: what is in it, and what was done to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sftkit.api import WEIGHTED_TOKENS, DatasetStats, Status, Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sftkit.api import PreparedRun
+
+CUT_SHARE = 0.05  # of completions: a few long rows are normal, one in twenty deserves a look
+CUT_MOST = 0.5  # of completions: the model would learn that answers end in the middle
+DROPPED_SHARE = 0.05  # of rows, for whatever reason
+DUPLICATE_SHARE = 0.05  # of rows; real instruction data has a few per cent
+LEAK_SHARE = 0.01  # of held-out rows: with more, the evaluation measures memory of the training data
+FILL_LEAST = 0.8  # of packed rows: with less, a fifth of the work is spent on padding
+AT_ONCE = 4096  # packed rows whose documents are compared at once
+
+
+def data_verdicts(run: PreparedRun) -> Iterator[Verdict]:
+    """Verdicts on each split, and on what the splits share."""
+    for split, stats in run.data.stats.items():
+        done = Counter(run.data.counts.by_split[split])
+        yield _rows(split, stats, done)
+        if weighted := done[WEIGHTED_TOKENS]:
+            what = f"{split}: {weighted:,} of {stats.trained:,} trained tokens have a weight other than 1"
+            yield Verdict("weights", "ok", what)
+        yield from _lengths(split, stats, done, run)
+        yield from _special_tokens(split, stats, run)
+        yield _duplicates(split, stats)
+        yield from _fill(split, run)
+    yield from _leaks(run)
+
+
+def _rows(split: str, stats: DatasetStats, done: Counter[str]) -> Verdict:
+    lost = {what: number for what, number in done.items() if "dropped" in what or "skipped" in what}
+    read = done["rows read"]
+    what = f"{split}: {read:,} rows, {stats.tokens:,} tokens, {stats.trained / max(stats.tokens, 1):.1%} trained"
+    if lost:
+        what += "; " + "; ".join(f"{number:,} {name}" for name, number in lost.items())
+    if sum(lost.values()) > DROPPED_SHARE * max(read, 1):
+        return Verdict(
+            "rows", "warn", what, "look at these rows with `sftkit preview`, and fix the data", f"data.{split}"
+        )
+    return Verdict("rows", "ok", what)
+
+
+def _duplicates(split: str, stats: DatasetStats) -> Verdict:
+    share = stats.duplicates / max(stats.rows, 1)
+    what = f"{split}: {stats.duplicates:,} of {stats.rows:,} rows are duplicates"
+    if share > DUPLICATE_SHARE:
+        return Verdict("duplicates", "warn", what, "remove them from the data", f"data.{split}")
+    return Verdict("duplicates", "ok", what)
+
+
+def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedRun) -> Iterator[Verdict]:
+    limit, share = run.config.data.max_length, stats.percentiles
+    what = f"{split}: half of the rows have at most {share.get('p50', 0):,} tokens, 99 % {share.get('p99', 0):,}, "
+    what += f"the longest {stats.longest:,} (data.max_length {limit:,})"
+    cut = done["completions cut"]
+    if cut:
+        what += f"; {cut:,} completions were cut, together with their EOS"
+    cut_share = cut / max(stats.rows, 1)
+    status: Status = "wrong" if cut_share > CUT_MOST else "warn" if cut_share > CUT_SHARE else "ok"
+    fix = f"raise data.max_length to {share.get('p99', limit):,}, or set data.truncation=drop"
+    yield Verdict("length", status, what, fix if status != "ok" else "", "data.max_length")
+    positions = _positions(run)
+    longest = min(stats.longest, limit)
+    if positions and longest > positions:
+        what = f"{split}: rows have up to {longest:,} tokens, and the model has {positions:,} positions"
+        yield Verdict("positions", "wrong", what, f"set data.max_length={positions}", "data.max_length")
+
+
+def _special_tokens(split: str, stats: DatasetStats, run: PreparedRun) -> Iterator[Verdict]:
+    tokenizer = run.tokenizer
+    if tokenizer.eos_token_id is None:
+        what = "the tokenizer has no EOS token, so the model cannot learn to stop"
+        yield Verdict("EOS", "wrong", what, "set an EOS token, for instance with -p chatml")
+    else:
+        share = stats.eos_trained / max(stats.rows, 1)
+        what = f"{split}: EOS {tokenizer.eos_token!r} is trained in {share:.1%} of the rows"
+        fix = "let the chat template end answers with the EOS token, or make its end token the EOS, as -p chatml does"
+        status: Status = "ok" if stats.eos_trained else "wrong"
+        yield Verdict("EOS", status, what, "" if stats.eos_trained else fix)
+    if stats.bos_doubled:
+        what = f"{split}: {stats.bos_doubled:,} rows begin with two BOS tokens"
+        yield Verdict("BOS", "wrong", what, "remove the BOS token from the data or from the chat template")
+    elif stats.without_bos and _adds_bos(tokenizer):
+        what = f"{split}: {stats.without_bos:,} rows do not begin with BOS, which the tokenizer adds to plain text"
+        yield Verdict("BOS", "warn", what, "begin the chat template with bos_token")
+    if split == "train" and tokenizer.pad_token_id is None:
+        what = "the tokenizer has no pad token; batches are padded with EOS, and padding is never trained"
+        yield Verdict("padding", "ok", what)
+
+
+def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
+    rows = run.data.splits[split]
+    if "position_ids" not in rows.column_names:
+        return
+    described = run.data.described[split]
+    fill = described["tokens"] / (described["rows"] * run.config.data.max_length)
+    low = fill < FILL_LEAST and described["rows"] > 1
+    fix = "choose a data.max_length that the rows fill, or do not pack"
+    yield Verdict("packing", "warn" if low else "ok", f"{split}: packed rows are {fill:.1%} full", fix if low else "")
+
+
+def _leaks(run: PreparedRun) -> Iterator[Verdict]:
+    import numpy as np
+
+    held_out = run.data.eval
+    if not held_out or "train" not in run.data.described:
+        return
+    train = np.unique(_document_hashes(run.data.train))
+    for name, rows in held_out.items():
+        own = _document_hashes(rows)
+        leaked = int(np.isin(own, train).sum())
+        what = f"{name}: {leaked:,} of {len(own):,} rows are also in the training data"
+        status: Status = "wrong" if leaked > LEAK_SHARE * len(own) else "warn" if leaked else "ok"
+        yield Verdict("held out", status, what, "remove them from one of the two" if leaked else "", "data.eval")
+
+
+def _document_hashes(rows: Any) -> np.ndarray:
+    """A hash of each document, also where several are packed into a row (uint64)."""
+    import numpy as np
+
+    from sftkit.api import ATTACHED, flatten_column, hash_documents
+
+    found = [np.zeros(0, np.uint64)]
+    arrow = rows.with_format("arrow")
+    for start in range(0, len(rows), AT_ONCE):
+        table = arrow[start : start + AT_ONCE]
+        ids, offsets = flatten_column(table, "input_ids")
+        if "position_ids" in table.column_names:
+            offsets = np.append(np.flatnonzero(flatten_column(table, "position_ids")[0] == 0), len(ids))
+        attached = table[ATTACHED].combine_chunks() if ATTACHED in table.column_names else None
+        found.append(hash_documents(ids, offsets, attached))
+    return np.concatenate(found)
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
+
+
+def _positions(run: PreparedRun) -> int | None:
+    """The model's position embeddings, from its configuration alone; None where that is not known."""
+    from sftkit.api import model_config
+
+    config = model_config(run.config.model.name, run.config.model.trust_remote_code)
+    return getattr(config, "max_position_embeddings", None) if config is not None else None

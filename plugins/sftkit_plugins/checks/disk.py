@@ -1,0 +1,53 @@
+"""The disk space that a run takes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftkit.api import Verdict
+
+if TYPE_CHECKING:
+    from sftkit.api import PreparedRun
+
+OPTIMIZER = 8  # bytes per trained parameter: AdamW's two moments in float32
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+
+
+def disk_verdicts(run: PreparedRun) -> Iterator[Verdict]:
+    """Whether checkpoints and the model fit on the disk."""
+    parameters = _parameters(run)
+    place = Path(run.config.train["output_dir"]).absolute()
+    free = shutil.disk_usage(next(part for part in (place, *place.parents) if part.exists())).free
+    if parameters is None:
+        what = f"{free / 1e9:.1f} GB are free; the size of a checkpoint is not known before the model is loaded"
+        yield Verdict("disk", "ok", what)
+        return
+    weights = parameters * BYTES[run.config.model.dtype]
+    checkpoint = weights + parameters * OPTIMIZER
+    kept = int(run.config.train.get("save_total_limit") or 2) + 1  # one more while the next is written
+    saves = str(run.config.train.get("save_strategy", "steps")) != "no"
+    needed = weights + (checkpoint * kept if saves else 0)
+    what = f"the run takes up to {needed / 1e9:.2f} GB ({checkpoint / 1e9:.2f} GB a checkpoint, {kept} at a time); "
+    what += f"{free / 1e9:.1f} GB are free"
+    if needed > free:
+        fix = "free some space, choose another --output, or lower train.save_total_limit"
+        yield Verdict("disk", "wrong", what, fix, "train.output_dir")
+    else:
+        yield Verdict("disk", "ok", what)
+
+
+def _parameters(run: PreparedRun) -> int | None:
+    """Parameters of the model if all of them are trained; None with adapters, or where the number is not known."""
+    from sftkit.api import auto_class, model_config
+
+    config = model_config(run.config.model.name, run.config.model.trust_remote_code)
+    if config is None or run.plugins.fillers("adapt_model"):
+        return None
+    import torch
+
+    with torch.device("meta"):
+        model = auto_class(run).from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
