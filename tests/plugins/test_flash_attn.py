@@ -20,7 +20,7 @@ from sftkit.testing import (
     tiny_tokenizer,
 )
 from sftkit.training.batches import micro_batches
-from sftkit_commands.preview.page import read_batch
+from sftkit_commands.preview.rows import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
 from sftkit_plugins.flash_attn.collate import PaddingFreeCollator

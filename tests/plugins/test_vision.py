@@ -43,7 +43,8 @@ def asked(*parts: Any, answer: str = "Red.") -> list[dict[str, Any]]:
 def prepared(kind: str, rows: list[dict[str, Any]], **sections: Any) -> Any:
     model, processor = tiny_vision_model(kind)
     options = sections.pop("vision", {})
-    pipeline = Pipeline(model=model, data=rows, tokenizer=processor, plugins=[{"vision": options}], config=sections)
+    plugins = [{"vision": options}, {"formats": sections.pop("formats", {})}]
+    pipeline = Pipeline(model=model, data=rows, tokenizer=processor, plugins=plugins, config=sections)
     return pipeline.prepare()
 
 
@@ -86,7 +87,8 @@ def test_only_answers_are_trained(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_not_trained_even_if_all_text_is(kind: str) -> None:
-    ready = prepared(kind, [{"images": [drawn_image("red")], "messages": asked(1, "What?")}], data={"loss": "all"})
+    rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]
+    ready = prepared(kind, rows, formats={"loss": "all"})
     example, ids = ready.data.train[0], torch.tensor(ready.collator.tokens.ids)
     images = torch.isin(torch.as_tensor(example["input_ids"]), ids)
     assert images.any()
@@ -430,8 +432,8 @@ def asks(row: dict[str, Any]) -> str:
 def test_a_formatting_function_can_write_the_placeholder() -> None:
     model, processor = tiny_vision_model()
     rows = [{"image": drawn_image("red"), "question": "What?", "messages": asked(1, "no matter")}]
-    inputs = {"model": model, "tokenizer": processor, "data": rows, "plugins": ["vision"]}
-    ready = Pipeline(**inputs, formatting=asks).prepare()
+    inputs = {"model": model, "tokenizer": processor, "data": rows}
+    ready = Pipeline(**inputs, plugins=["vision", {"formats": {"formatting": asks}}]).prepare()
     assert ready.tokenizer.decode(ready.data.train[0]["input_ids"]).startswith("<image><image><image><image> What?")
     assert "pixel_values" in ready.collator([ready.data.train[0]])
 

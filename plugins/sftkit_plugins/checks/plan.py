@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.api import Status, Verdict
+from sftkit.api import Status, Verdict, world_size
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -39,7 +38,7 @@ class Plan:
 def plan_of(run: PreparedRun) -> Plan:
     """The plan of a run, by the rules of `transformers.Trainer`."""
     train = run.config.train
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     batch = int(train.get("per_device_train_batch_size", BATCH))
     accumulation = int(train.get("gradient_accumulation_steps", 1))
     max_steps = int(train.get("max_steps", -1))

@@ -29,10 +29,7 @@ class Liger(Plugin):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.2",)
-    replaces: ClassVar[Mapping[str, str]] = {
-        "use_liger_kernel": "select plugin liger",
-        "liger_kernel_config": "select plugin liger and set its options",
-    }
+    replaces: ClassVar[Mapping[str, str]] = {"use_liger_kernel": "", "liger_kernel_config": ""}
 
     rope: Kernel = None
     rms_norm: Kernel = None

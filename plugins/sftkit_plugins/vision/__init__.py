@@ -123,7 +123,7 @@ class Vision(Plugin):
             raise ConfigError(problems)
         with accepting_text(tokenizer, tokens.placeholder):
             inner = yield
-        if config.data.formatting is not None:  # the user's function gets its rows unchanged
+        if inner is not None and inner.needs_original_rows:
             columns = {name: feature for name, feature in columns.items() if name in IMAGES}
         return inner and ImageFormatter.of(inner, columns, tokens, self.image_folder, self.verify)
 
