@@ -247,7 +247,7 @@ def test_cutting_into_a_picture_is_an_error_that_says_so_and_where() -> None:
         {"images": [drawn("red")] * 3, "messages": asked("A long text in front of them", 1, 1, 1, "What?")},
     ]
     length = len(prepared("qwen2_vl", rows[:1]).data.train[0]["input_ids"])
-    with pytest.raises(DataError, match="would cut into what may not be cut, as a picture") as caught:
+    with pytest.raises(DataError, match="would truncate an image") as caught:
         prepared("qwen2_vl", rows, data={"max_length": length - 2})
     assert "row 2" in str(caught.value)
     assert "data.truncation=drop" in str(caught.value)
