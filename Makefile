@@ -2,14 +2,16 @@
 PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt# for Python 3.11 and newer; on 3.10 say `make demo CONSTRAINTS=`
 PYTEST_FLAGS ?=
+GPU_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread a process: the demo's and the tests' models are so small that further threads only slow them down.
+FLOORS := .venv-floors
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all test-floors lint bench gpu clean
 
 help:  ## show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -20,8 +22,11 @@ demo: $(VENV)/.demo  ## train the embedded tiny model on the embedded data, into
 test: lint  ## everything that CI checks: lint, and all tests but the slow ones
 	$(PYTEST) -m "not slow"
 
-test-all: lint  ## the slow tests too
-	$(PYTEST)
+test-all: lint  ## also the slow tests, with coverage
+	$(PYTEST) --cov=sftkit --cov=sftkit_commands --cov=sftkit_plugins --cov=sftkit_trl --cov-report=term:skip-covered
+
+test-floors: $(FLOORS)/.done  ## the tests on the oldest supported transformers, datasets and peft
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS) -m "not slow" tests/core tests/plugins
 
 lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files against their script
 	$(BIN)/ruff check .
@@ -33,8 +38,11 @@ lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files agai
 bench: $(VENV)/.dev  ## measure sftkit beside its peers, with full settings
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
 
+gpu: $(VENV)/.dev  ## check and measure sftkit on a GPU, in 330 s; GPU_FLAGS=--toy tries it on a CPU
+	$(BIN)/python scripts/gpu.py $(GPU_FLAGS)
+
 clean:  ## remove the virtual environment, the runs and the builds
-	rm -rf $(VENV) runs dist build
+	rm -rf $(VENV) $(FLOORS) runs dist build
 
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
@@ -48,3 +56,9 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install $(CONSTRAINTS) -e ".[dev]"
 	@touch $@ $(VENV)/.demo
+
+$(FLOORS)/.done: pyproject.toml constraints-floors.txt
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip --disable-pip-version-check -q install --upgrade pip
+	$(FLOORS)/bin/python -m pip --disable-pip-version-check -q install -c constraints-floors.txt -e ".[dev]"
+	@touch $@

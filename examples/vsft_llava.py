@@ -1,4 +1,4 @@
-"""Fine-tune a model that sees pictures, with a script in the manner of TRL's vsft_llava.py.
+"""Fine-tune a vision model, in the style of TRL's script vsft_llava.py.
 
     python examples/vsft_llava.py \\
         --model_name_or_path llava-hf/llava-1.5-7b-hf \\
@@ -7,7 +7,7 @@
         --output_dir runs/sft-llava --bf16 --torch_dtype bfloat16 --gradient_checkpointing \\
         --use_peft --lora_target_modules all-linear
 
-The same without a script, with the loss on answers alone: docs/vision.md.
+docs/vision.md shows the same without a script, with the loss on the answers only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sftkit_trl import (
 
 
 def load(model_config: ModelConfig):
-    """The processor and the model that the arguments ask for."""
+    """Load the processor and the model."""
     dtype = model_config.torch_dtype
     quantization = get_quantization_config(model_config)
     options = {
@@ -47,7 +47,7 @@ def load(model_config: ModelConfig):
 
 
 def make_collator(processor):
-    """Batches of conversations (``messages``) with their pictures (``images``); all of the text is trained."""
+    """Make batches of conversations (``messages``) with their ``images``; all of the text is trained."""
     untrained = [processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids(processor.image_token)]
 
     def collate(examples):
@@ -82,7 +82,7 @@ def main() -> None:
         peft_config=get_peft_config(model_config),
     )
     trainer.train()
-    trainer.save_model(args.output_dir)  # with the processor
+    trainer.save_model(args.output_dir)  # the processor too
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
 

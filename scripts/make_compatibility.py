@@ -48,7 +48,7 @@ HEAD = """\
 # What works with what
 
 Each cell was run, not claimed: a tiny Llama is loaded from a directory, trained for a few steps on a CPU and evaluated before and
-after; `yes` means that held-out loss fell, or more tokens were right. With `vision` it is a tiny LLaVA, on drawn pictures. Liger's
+after; `yes` means that held-out loss fell, or more tokens were right. With `vision` it is a tiny LLaVA, on drawn images. Liger's
 kernels ran under Triton's interpreter. What is refused is refused before weights are read, with the reason. `on a GPU`: the technique
 asks for one, and was not run. Written by `scripts/make_compatibility.py`; a test runs all cells again.
 
@@ -102,7 +102,8 @@ def reading(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 def seeing(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
     """A LLaVA, and what it is trained on."""
-    from sftkit.testing.images import drawn, tiny_vision_model
+    sys.path.insert(0, str(ROOT / "tests" / "plugins" / "vision"))
+    from vision_models import drawn_image, tiny_vision_model
 
     model = directory / "seeing"
     if not model.exists():
@@ -111,7 +112,7 @@ def seeing(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
     content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     answer = [{"type": "text", "text": "It is a red square."}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    return model, [{"images": [drawn("red")], "messages": messages}] * 20
+    return model, [{"images": [drawn_image("red")], "messages": messages}] * 20
 
 
 def run_cell(technique: str, plugins: list[str], directory: Path) -> str:

@@ -69,14 +69,18 @@ if TYPE_CHECKING:
     from sftkit.models.adapters import is_adapter as is_adapter
     from sftkit.models.embeddings import align_special_tokens as align_special_tokens
     from sftkit.models.embeddings import grow_embeddings as grow_embeddings
-    from sftkit.models.embeddings import save_adapter_only as save_adapter_only
+    from sftkit.models.inspect import autocast_type as autocast_type
+    from sftkit.models.inspect import base_model as base_model
     from sftkit.models.inspect import evaluating as evaluating
+    from sftkit.models.inspect import has_adapter as has_adapter
     from sftkit.models.inspect import is_linear as is_linear
     from sftkit.models.inspect import linear_names as linear_names
     from sftkit.models.inspect import parts_of as parts_of
+    from sftkit.models.loading import MODEL_KEYS as MODEL_KEYS
     from sftkit.models.loading import as_config_error as as_config_error
     from sftkit.models.loading import load_model as load_model
     from sftkit.models.loading import load_tokenizer as load_tokenizer
+    from sftkit.models.loading import misplaced_options as misplaced_options
     from sftkit.models.loading import model_problems as model_problems
     from sftkit.models.quantized import quantization_of as quantization_of
     from sftkit.models.quantized import quantization_settings as quantization_settings
@@ -132,9 +136,9 @@ _MODULES = {
     # Models
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",
-    "models.embeddings": "align_special_tokens grow_embeddings save_adapter_only",
-    "models.inspect": "evaluating is_linear linear_names parts_of",
-    "models.loading": "as_config_error load_model load_tokenizer model_problems",
+    "models.embeddings": "align_special_tokens grow_embeddings",
+    "models.inspect": "autocast_type base_model evaluating has_adapter is_linear linear_names parts_of",
+    "models.loading": "MODEL_KEYS as_config_error load_model load_tokenizer misplaced_options model_problems",
     "models.quantized": "quantization_of quantization_settings",
     # Training
     "training.loss": "HeadLoss LossResult OutputHead TokenLosses at_target minus_target",

@@ -96,7 +96,7 @@ class Activations(Plugin):
                 most = f"{found.available.most / 1e9:.2f} GB on {found.available.device}"
                 logger.info("activations: checkpointing %s (a step takes about: %s; there is %s)", kind, sizes, most)
                 return kind
-        what = f"a step does not fit, with checkpointing {kind} either: {found.told()}"
+        what = f"a step does not fit, with checkpointing {kind} either: {found.describe()}"
         raise ConfigError(Problem(what, "plugin activations", FIX))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl, nearest
+from sftkit.api import ConfigError, Field, Plugin, Problem, base_model, dataclass, hookimpl, nearest
 
 if TYPE_CHECKING:
     from sftkit.api import RunConfig
@@ -166,7 +166,7 @@ def decoder_layers(model: Any) -> list[Any]:
     """
     from torch import nn
 
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = base_model(model)
     names = set(whole._no_split_modules or ())
     lists = [module for module in whole.modules() if isinstance(module, nn.ModuleList)]
     layers = [layer for members in lists for layer in members if type(layer).__name__ in names]

@@ -32,24 +32,24 @@ class NEFTune(Plugin):
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuses transformers' own noise on top of this one."""
+        """Refuse to add transformers' own noise as well."""
         if config.train.get("neftune_noise_alpha") is not None:
-            what = "the noise would be added twice: the plugin neftune is selected too"
+            what = "the noise would be added twice, since the plugin neftune is selected"
             fix = "drop train.neftune_noise_alpha, and set the plugin's alpha"
             yield Problem(what, "train.neftune_noise_alpha", fix, ("train", "neftune_noise_alpha"))
 
     @hookimpl
     def inject_noise(self, model: Any) -> AbstractContextManager[None]:
-        """Noise inside the context while ``model.training``; every hook is gone at its exit."""
+        """Noise inside the context while ``model.training``; its exit removes every hook."""
         return noisy_embeddings(model, self.alpha)
 
 
 @contextmanager
 def noisy_embeddings(model: Any, alpha: float) -> Iterator[None]:
-    """Adds noise within ``± alpha / sqrt(L * d)`` to the embeddings ``[B, T, d]``, L tokens in a token's document."""
+    """Add noise within ``± alpha / sqrt(L * d)`` to the embeddings ``[B, T, d]``, L tokens in a token's document."""
     import torch
 
-    call = threading.local()  # of the forward under way; DataParallel runs one in each thread
+    call = threading.local()  # arguments of the current forward; DataParallel runs one in each thread
 
     def remember(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         call.position_ids, call.attention_mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
@@ -76,13 +76,13 @@ def noisy_embeddings(model: Any, alpha: float) -> Iterator[None]:
 def document_lengths(
     embedded: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Of each token: the number of real tokens in its document (at least 1), and whether it is real (0 or 1).
+    """For each token: the number of real tokens in its document (at least 1), and whether it is real (0 or 1).
 
     Args:
         embedded: ``[B, T, d]``.
         position_ids: ``[B, T]`` or ``[1, T]``; a document starts at each 0, and at the start of a row. Without them, a
             row is one document.
-        attention_mask: ``[B, T]``, 0 where padding. Masks of other shapes say nothing about padding here.
+        attention_mask: ``[B, T]``, 0 where padding. Masks of other shapes are ignored.
 
     Returns:
         Two float tensors ``[B, T]``.
@@ -95,7 +95,7 @@ def document_lengths(
         real_BT = (attention_mask != 0).to(real_BT)
     document_BT = torch.zeros(rows, columns, dtype=torch.long, device=embedded.device)
     if position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == columns:
-        # The column 0 starts a document anyhow; without it a row cut inside a document would begin at -1.
+        # Column 0 always starts a document, also in a row that was cut inside one.
         starts_BT = (position_ids[:, 1:].to(embedded.device) == 0).expand(rows, columns - 1)
         document_BT[:, 1:] = starts_BT.cumsum(1)
     lengths_BT = torch.zeros_like(real_BT).scatter_add(1, document_BT, real_BT).gather(1, document_BT)

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class Pad(Plugin):
     """Batches padded on the right to their longest row (default)."""
 
-    to_multiple_of: Annotated[int | None, Field(gt=0, description="round a batch's length up to a multiple")] = None
+    to_multiple_of: Annotated[
+        int | None, Field(gt=0, description="round the length of a batch up to a multiple of this")
+    ] = None
 
     @hookimpl
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
-        """A collator that pads with the tokenizer's pad token, else its EOS, else id 0: padding is never trained."""
+        """A collator that pads with the tokenizer's pad token, else its EOS, else id 0; padding is never trained."""
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(token for token in candidates if token is not None)
         return PadCollator(pad_id, self.to_multiple_of)
@@ -32,8 +34,8 @@ class Pad(Plugin):
 class PadCollator:
     """Makes a batch of right-padded int64 tensors ``[B, T]`` from examples.
 
-    Padding has label -100 and attention 0, so that a pad token equal to EOS leaves the real EOS trained. Packed rows,
-    those with ``position_ids``, get no attention mask: their padding is a document of its own, whose positions restart.
+    Padding has label -100 and attention 0, so a pad token that equals EOS leaves the real EOS trained. Packed rows
+    (with ``position_ids``) get no attention mask: their padding is a separate document, whose positions restart.
     """
 
     pad_id: int
@@ -42,8 +44,8 @@ class PadCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The batch: ``input_ids``, ``labels`` and either ``attention_mask`` or ``position_ids``.
 
-        Where an example has ``loss_weights`` (float32), the batch has: 1 in padding and for those without. An example
-        without ``labels`` is trained throughout; what it masks by an ``attention_mask`` of its own is left out.
+        If an example has ``loss_weights`` (float32), so has the batch: 1 in padding and for examples without them. All
+        tokens of an example without ``labels`` are trained; tokens that its ``attention_mask`` masks are removed.
         """
         import numpy as np
         import torch
@@ -72,12 +74,12 @@ class PadCollator:
 
 
 def _whole(example: dict[str, Any]) -> dict[str, Any]:
-    """An example with labels, and without an attention mask and what is masked by it."""
+    """The example with labels, and without masked tokens."""
     import numpy as np
 
     if "labels" not in example:
         labels = np.array(example["input_ids"])
-        labels[:1] = -100  # nothing comes before it
+        labels[:1] = -100  # nothing precedes it
         example = {**example, "labels": labels}
     if "attention_mask" not in example:
         return example

@@ -1,4 +1,4 @@
-"""Unsloth: its loader, its kernels and its LoRA in place of transformers' and peft's."""
+"""Unsloth: its loader, kernels and LoRA instead of those of transformers and peft."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.api import CHECKPOINTING_KEYS, ConfigError, Field, Plugin, Problem, dataclass, hookimpl, nearest
+from sftkit.api import (
+    CHECKPOINTING_KEYS,
+    MODEL_KEYS,
+    ConfigError,
+    Field,
+    Plugin,
+    Problem,
+    as_config_error,
+    dataclass,
+    has_adapter,
+    hookimpl,
+    misplaced_options,
+    nearest,
+    train_value,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,38 +32,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sftkit")
 Positive = Annotated[int, Field(gt=0)]
-#: How the weights are held; at most one of them, and none is 16-bit LoRA too.
+#: Further exceptions that unsloth raises for unsuitable names and options.
+REFUSALS = (AssertionError, NotImplementedError)
+#: Options for the precision of the weights, of which at most one is set; 16-bit LoRA if none is.
 MODES = ("load_in_4bit", "load_in_8bit", "load_in_16bit", "full_finetuning")
-#: The options that make the adapter, by unsloth's names.
-ADAPTER: tuple[str, ...] = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "bias",
-    "target_modules",
-    "layers_to_transform",
-    "modules_to_save",
+#: Options of the adapter, by unsloth's names.
+ADAPTER = (
+    *("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "layers_to_transform", "modules_to_save"),
+    *("use_rslora", "loftq_config"),
 )
-ADAPTER += ("use_rslora", "loftq_config")
-#: Arguments of unsloth's loader that have a place of their own here, and which.
+_OWN_OPTIONS = (*MODES, "dtype", "max_seq_length", "random_state", "use_gradient_checkpointing")
+#: Arguments of unsloth's loader that must be set elsewhere, and where.
 LOADING = {
-    **dict.fromkeys(MODES, "set the plugin's option of this name"),
+    **MODEL_KEYS,
+    **{name: f"set option {name} of plugin unsloth" for name in _OWN_OPTIONS},
     "model_name": "set model.name",
-    "revision": "set model.revision",
-    "trust_remote_code": "set model.trust_remote_code",
-    "dtype": "set the plugin's option dtype",
-    "max_seq_length": "set the plugin's option max_seq_length",
-    "random_state": "set the plugin's option random_state",
-    "use_gradient_checkpointing": "set the plugin's option use_gradient_checkpointing",
-    "fast_inference": "drop it: a run generates too little for a second engine in the GPU's memory",
-    "attn_implementation": "drop it: unsloth chooses its attention itself, and would not heed this",
+    "fast_inference": "remove it; a run generates too little for a second engine in the GPU's memory",
+    "attn_implementation": "remove it; unsloth chooses its attention itself and ignores this",
 }
-#: Fields of the section train by which activations would be checkpointed once more.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unsloth(Plugin):
-    """Loads and adapts the model with unsloth, whose kernels make LoRA on one GPU faster and smaller."""
+    """Loads and adapts the model with unsloth, whose kernels make LoRA on one GPU faster and save memory."""
 
     requires: ClassVar[tuple[str, ...]] = ("unsloth>=2026.10.9",)
     needs_gpu: ClassVar[bool] = True
@@ -66,52 +71,62 @@ class Unsloth(Plugin):
 
     load_in_4bit: Annotated[bool, Field(description="4-bit weights (QLoRA)")] = False
     load_in_8bit: Annotated[bool, Field(description="8-bit weights")] = False
-    load_in_16bit: Annotated[bool, Field(description="16-bit weights, also of a quantized checkpoint's base")] = False
+    load_in_16bit: Annotated[
+        bool, Field(description="16-bit weights, even if unsloth would use a quantized checkpoint")
+    ] = False
     full_finetuning: Annotated[bool, Field(description="train every weight, without an adapter")] = False
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"] | None,
-        Field(description="type to compute in; by default model.dtype where that is 16-bit, else unsloth's choice"),
+        Field(description="type to compute in; by default model.dtype if it has 16 bits, else unsloth's choice"),
     ] = None
-    max_seq_length: Annotated[Positive | None, Field(description="positions; by default data.max_length")] = None
-    r: Annotated[Positive, Field(description="rank of LoRA")] = 16
+    max_seq_length: Annotated[Positive | None, Field(description="number of positions; by default data.max_length")] = (
+        None
+    )
+    r: Annotated[Positive, Field(description="rank")] = 16
     lora_alpha: Annotated[float, Field(gt=0, description="scale is lora_alpha/r")] = 16
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="on adapter inputs; 0 is faster")] = 0.0
-    bias: Annotated[Literal["none", "all", "lora_only"], Field(description="biases trained; none is faster")] = "none"
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="dropout of the adapter's input; 0 is faster")] = 0.0
+    bias: Annotated[Literal["none", "all", "lora_only"], Field(description="biases to train; none is faster")] = "none"
     target_modules: Annotated[
-        str | list[str] | None, Field(description="layers; by default the projections of attention and MLP")
+        str | list[str] | None, Field(description="layer names; by default the projections of attention and MLP")
     ] = None
-    layers_to_transform: Annotated[list[int] | int | None, Field(description="numbers of the layers adapted")] = None
-    modules_to_save: Annotated[list[str] | None, Field(description="layers trained whole beside the adapter")] = None
+    layers_to_transform: Annotated[
+        list[int] | int | None, Field(description="numbers of the layers to adapt; by default all")
+    ] = None
+    modules_to_save: Annotated[list[str] | None, Field(description="layers trained in full, besides the adapter")] = (
+        None
+    )
     use_rslora: Annotated[bool, Field(description="scale is lora_alpha/sqrt(r)")] = False
     loftq_config: Annotated[dict[str, Any] | None, Field(description="fields of peft's LoftQConfig")] = None
     use_gradient_checkpointing: Annotated[
-        bool | Literal["unsloth"], Field(description="unsloth: with activations offloaded; or true, false")
+        bool | Literal["unsloth"], Field(description="true, false, or unsloth, which offloads activations too")
     ] = "unsloth"
-    random_state: Annotated[int | None, Field(description="seed of the adapter; by default train.seed")] = None
+    random_state: Annotated[int | None, Field(description="seed of the adapter's weights; by default train.seed")] = (
+        None
+    )
     options: Annotated[dict[str, Any], Field(description="further arguments of get_peft_model")] = dataclasses.field(
         default_factory=dict
     )
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Options that exclude each other, that unsloth does not have, or that it would not heed."""
+        """Options that exclude each other, that unsloth does not have, or that it would ignore."""
         modes = [name for name in MODES if getattr(self, name)]
         if len(modes) > 1:
             what = f"{' and '.join(modes)} exclude each other"
             yield Problem(what, f"plugin unsloth, option {modes[1]}", "keep one of them")
         if self.full_finetuning:
             yield from self._adapter_problems()
-        given = config.model.dtype
-        if self.dtype not in (None, given) and given in ("bfloat16", "float16"):
-            what = f"model.dtype is {given}, and the plugin's is {self.dtype}"
-            yield Problem(what, "plugin unsloth, option dtype", "set one of them")
+        dtype = config.model.dtype
+        if self.dtype not in (None, dtype) and dtype in ("bfloat16", "float16"):
+            what = f"model.dtype is {dtype}, but the plugin's dtype is {self.dtype}"
+            yield Problem(what, "plugin unsloth, option dtype", "set only one of them")
         if config.model.init == "random":
-            yield Problem("unsloth loads weights, and makes none", "model.init", "drop it", ("model", "init"))
+            yield Problem("unsloth cannot create random weights", "model.init", "remove it", ("model", "init"))
         for key in CHECKPOINTING_KEYS:
             if config.train.get(key):
-                fix = "drop it: the plugin's use_gradient_checkpointing is on unless set to false"
+                fix = "remove it; use_gradient_checkpointing of plugin unsloth is on unless set to false"
                 yield Problem("unsloth checkpoints activations itself", f"train.{key}", fix, ("train", key))
-        yield from loading_problems(config.model.options, "model.options")
+        yield from misplaced_options(config.model.options, LOADING)
         yield from self._option_problems()
 
     def _adapter_problems(self) -> Iterator[Problem]:
@@ -119,7 +134,7 @@ class Unsloth(Plugin):
         for name in (*ADAPTER, "options"):
             if getattr(self, name) not in (defaults[name], {}):
                 what = "full_finetuning trains without an adapter"
-                yield Problem(what, f"plugin unsloth, option {name}", "drop it, or full_finetuning")
+                yield Problem(what, f"plugin unsloth, option {name}", "remove it, or full_finetuning")
 
     def _option_problems(self) -> Iterator[Problem]:
         if not self.options:
@@ -129,32 +144,32 @@ class Unsloth(Plugin):
         for name in self.options:
             where = f"plugin unsloth, option options.{name}"
             if name in own:
-                yield Problem("it is set already", where, "use the plugin's own option, or drop it")
+                yield Problem("already set", where, "use the plugin's own option, or remove it")
             elif name not in known:
-                fix = nearest(name, known) or f"its arguments are {', '.join(sorted(known - own))}"
+                fix = nearest(name, known) or f"use one of {', '.join(sorted(known - own))}"
                 yield Problem("unsloth's get_peft_model has no such argument", where, fix)
 
     @hookimpl
     def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel:
-        """The model as unsloth loads it; its tokenizer is left aside, since the data is prepared with the run's.
+        """The model as unsloth loads it; unsloth's tokenizer is not used, since the run's has prepared the data.
 
         Raises:
-            ConfigError: if unsloth cannot load it, or an option of another plugin would not be heeded.
+            ConfigError: if unsloth cannot load it, or would ignore an option of another plugin.
         """
         from unsloth import FastLanguageModel
 
-        if problems := list(loading_problems(options, "model options")):
+        if problems := list(misplaced_options(options, LOADING, "model options")):
             raise ConfigError(problems)
         arguments = self._loading_arguments(config)
-        with _trainer_kept(), _as_config_error("model"):
+        with _trainer_kept(), as_config_error("model", *REFUSALS):
             model, _ = FastLanguageModel.from_pretrained(**arguments, **options)
-        how = next((name for name in MODES if getattr(self, name)), "16-bit LoRA")
-        logger.info("unsloth: %s, %s, %s", type(model).__name__, how, model.dtype)
+        mode = next((name for name in MODES if getattr(self, name)), "16-bit LoRA")
+        logger.info("unsloth: %s, %s, %s", type(model).__name__, mode, model.dtype)
         return model
 
     def _loading_arguments(self, config: RunConfig) -> dict[str, Any]:
-        given = config.model.dtype
-        wanted = self.dtype or (given if given in ("bfloat16", "float16") else "auto")
+        dtype = config.model.dtype
+        wanted = self.dtype or (dtype if dtype in ("bfloat16", "float16") else "auto")
         return {
             "model_name": config.model.name,
             "revision": config.model.revision,
@@ -169,21 +184,21 @@ class Unsloth(Plugin):
         }
 
     def _seed(self, config: RunConfig) -> int:
-        return int(config.train.get("seed", 42)) if self.random_state is None else self.random_state
+        return int(train_value(config, "seed")) if self.random_state is None else self.random_state
 
     @hookimpl
     def attach_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model as it is: unsloth has loaded it with its adapter."""
+        """The model unchanged: unsloth has loaded it with its adapter."""
         return model
 
     @hookimpl
     def prepare_base(self) -> bool:
-        """Nothing: unsloth has prepared the base."""
+        """Does nothing: unsloth has prepared the base."""
         return True
 
     @hookimpl
     def adapt_model(self, model: Any, config: RunConfig, new_token_ids: list[int]) -> Any:
-        """The model with unsloth's LoRA on it; one that has an adapter already, or is trained whole, as it is.
+        """The model with unsloth's LoRA; unchanged if it has an adapter already, or is trained in full.
 
         Raises:
             ConfigError: if unsloth did not load the model, or refuses the options.
@@ -191,14 +206,14 @@ class Unsloth(Plugin):
         from unsloth import FastLanguageModel
 
         if not hasattr(model, "max_seq_length"):
-            what = "the model is loaded already, and unsloth can only train what it loads"
+            what = "the model is already loaded, but unsloth can only train models that it loads"
             raise ConfigError(Problem(what, "model", "pass the model's name"))
         if self.full_finetuning:
             return model
-        if hasattr(model, "peft_config"):
-            logger.info("unsloth: the adapter of %s is trained on, with its own options", config.model.name)
+        if has_adapter(model):
+            logger.info("unsloth: the adapter of %s is trained further, with its own options", config.model.name)
             return model
-        with _trainer_kept(), _as_config_error("plugin unsloth"):
+        with _trainer_kept(), as_config_error("plugin unsloth", *REFUSALS):
             adapted = FastLanguageModel.get_peft_model(model, **self._adapter_arguments(config, new_token_ids))
         trained, total = adapted.get_nb_trainable_parameters()
         share = f"{trained:,} trainable of {total:,} parameters ({100 * trained / total:.1f} %)"
@@ -212,11 +227,11 @@ class Unsloth(Plugin):
         if new_token_ids:
             layers = ["embed_tokens", "lm_head"]
             arguments["modules_to_save"] = list(dict.fromkeys([*(self.modules_to_save or []), *layers]))
-            logger.info("unsloth: %s are trained whole for %d new tokens", " and ".join(layers), len(new_token_ids))
+            logger.info("unsloth: %s are trained in full for %d new tokens", " and ".join(layers), len(new_token_ids))
         if self.loftq_config is not None:
             arguments["init_lora_weights"] = "loftq"
             arguments["loftq_config"] = _loftq(self.loftq_config)
-        # What was not asked for is left to unsloth, whose own default lists the layers of the model's type.
+        # Unset options are left to unsloth, whose default lists the layers of the model's type.
         arguments = {name: value for name, value in arguments.items() if value is not None}
         return {
             **arguments,
@@ -227,16 +242,8 @@ class Unsloth(Plugin):
         }
 
 
-def loading_problems(options: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Arguments of the loader that have a place of their own."""
-    for name in options:
-        if name in LOADING:
-            key = ("model", "options", name) if where == "model.options" else ()
-            yield Problem("this is no place for it", f"{where}.{name}", LOADING[name], key)
-
-
 def adapter_arguments() -> set[str]:
-    """The names that unsloth's get_peft_model takes: its own, and those of peft's LoraConfig, which it hands on."""
+    """The arguments of unsloth's get_peft_model: its own, and those of peft's LoraConfig, which it passes on."""
     from peft import LoraConfig
     from unsloth import FastLanguageModel
 
@@ -259,9 +266,9 @@ def _loftq(values: dict[str, Any]) -> Any:
 
 @contextmanager
 def _trainer_kept() -> Iterator[None]:
-    """Leaves transformers.Trainer as it is: unsloth rewrites its loop, its step and its count of trained tokens.
+    """Restores transformers.Trainer, whose loop, step and count of trained tokens unsloth rewrites.
 
-    sftkit's trainer divides by its own count, and unsloth's would not know the weights of tokens.
+    sftkit's trainer divides by its own count; unsloth's does not know the weights of tokens.
     """
     from transformers import Trainer
 
@@ -274,13 +281,3 @@ def _trainer_kept() -> Iterator[None]:
         for name, value in before.items():
             if vars(Trainer).get(name) is not value:
                 setattr(Trainer, name, value)
-
-
-@contextmanager
-def _as_config_error(where: str) -> Iterator[None]:
-    """What unsloth raises for a name or option that does not fit, as an error of one line."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, KeyError, AssertionError, NotImplementedError, ImportError) as error:
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(Problem(line, where, "correct the name or the options")) from error

@@ -1,4 +1,4 @@
-"""Collators that give a user's own collator its rows as TRL had them, and batches their row lengths."""
+"""Collators around a collator: rows as a script's own collator had them in TRL, and batches for sftkit's trainer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from typing import Any
 from sftkit.api import LOSS_WEIGHTS
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 
-__all__ = ["DataCollatorForCompletionOnlyLM", "PlainRows", "WithRowLengths"]
+__all__ = ["DataCollatorForCompletionOnlyLM", "JoinedDocuments", "PlainRows", "WithRowLengths"]
 
 
 @dataclass(frozen=True)
 class PlainRows:
-    """A collator of one's own, given rows as TRL's had them: ``input_ids`` and ``attention_mask``, as lists."""
+    """Passes prepared rows to a script's own collator as TRL did: ``input_ids`` and ``attention_mask``, as lists.
+
+    Packed rows have ``labels`` and ``position_ids`` instead of an attention mask, which would join their documents.
+    """
 
     collator: Callable[[list[Any]], Any]
 
     def __call__(self, examples: list[Any]) -> Any:
-        """The collator's batch; that of packed rows has no attention mask, which would join their documents."""
+        """The collator's batch.
+
+        Raises:
+            ValueError: if rows are packed and the batch has no ``position_ids``.
+        """
         rows = [self._plain(example) for example in examples]
         batch = self.collator(rows)
         if "position_ids" in rows[0]:
             if "position_ids" not in batch:
-                raise ValueError("the data_collator leaves out position_ids, which keep packed documents apart")
+                raise ValueError(
+                    "the data_collator drops position_ids, which keep packed documents apart. Return them in the batch."
+                )
             batch = {name: value for name, value in batch.items() if name != "attention_mask"}
         return batch
 
@@ -38,8 +47,21 @@ class PlainRows:
 
 
 @dataclass(frozen=True)
+class JoinedDocuments:
+    """Passes packed rows on without ``position_ids``: one document each, for a model that cannot keep several apart."""
+
+    collator: Callable[[list[Any]], Any]
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """The collator's batch."""
+        return self.collator(
+            [{name: value for name, value in example.items() if name != "position_ids"} for example in examples]
+        )
+
+
+@dataclass(frozen=True)
 class WithRowLengths:
-    """A collator that lays the rows of a batch into one, and how long each is (``row_lengths``, int64)."""
+    """Adds the length of each example (``row_lengths``, int64) to batches without padding, which have one row."""
 
     collator: Callable[[list[Any]], Any]
 

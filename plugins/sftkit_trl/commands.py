@@ -1,4 +1,4 @@
-"""``trl.commands`` of 2024: what scripts import from its command line."""
+"""``trl.commands`` of 2024: what scripts import from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 import transformers
 
-from sftkit_trl.arguments import SFTScriptArguments, SftScriptArguments, TrlParser
+from sftkit_trl.parser import SFTScriptArguments, SftScriptArguments, TrlParser
 
 __all__ = ["SFTScriptArguments", "SftScriptArguments", "TrlParser", "init_zero_verbose"]
 

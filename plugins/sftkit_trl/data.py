@@ -1,13 +1,11 @@
-"""The data sets of `sftkit_trl`: what is prepared, what is left as it is, and rows as collators had them in TRL."""
+"""The data sets of a script: which are prepared, which are used unchanged, and what preparation makes of them."""
 
 from __future__ import annotations
 
 import logging
-import operator
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -15,133 +13,160 @@ import pyarrow as pa
 from accelerate import PartialState
 
 from sftkit.api import flatten_column
-from sftkit_trl.arguments import SFTConfig
+from sftkit_trl.errors import warn
+from sftkit_trl.formatting import column_names, get_formatting_func_from_dataset, with_texts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from sftkit.api import Stages
+    from sftkit_trl.arguments import SFTConfig
 
 logger = logging.getLogger("sftkit")
 
 TRAIN, EVAL = "train", "eval"
 
 
-@dataclass
-class Rows:
-    """The data sets by split: ``train``, and ``eval`` or, where evaluation sets have names, ``eval.NAME``.
+class Unprepared(NamedTuple):
+    """A data set to prepare: its rows as preparation reads them, and as the script passed them."""
+
+    rows: Any
+    original: Any
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """The data sets by split: ``train``, and ``eval`` or, if evaluation sets have names, ``eval.NAME``.
 
     Attributes:
-        as_they_are: sets that are not prepared.
-        to_prepare: sets as they go into the preparation, and as they were given.
-        add_special_tokens: whether the tokenizer's special tokens are put around texts.
-        text_column: where the texts are.
+        unchanged: data sets that are used as they are.
+        to_prepare: the others.
+        add_special_tokens: whether the tokenizer adds its special tokens to texts.
+        text_column: the column that holds the texts.
     """
 
-    as_they_are: dict[str, Any]
-    to_prepare: dict[str, tuple[Any, Any]]
-    add_special_tokens: bool
-    text_column: str
+    unchanged: Mapping[str, Any]
+    to_prepare: Mapping[str, Unprepared]
+    add_special_tokens: bool = True
+    text_column: str = "text"
 
     @classmethod
-    def of(cls, train: Any, evaluation: Any, function: Any, tokenizer: Any, args: SFTConfig) -> Rows:
-        """Sort them, and let the formatting function make texts.
+    def of(cls, splits: Mapping[str, Any], function: Any, tokenizer: Any, args: SFTConfig) -> DataSets:
+        """Sort data sets, and call the formatting function.
+
+        Args:
+            splits: data sets by split.
+            function: the script's formatting function, or None.
+            tokenizer: renders rows of ``prompt`` and ``completion`` if it has a chat template.
+            args: the script's, complete.
 
         Raises:
-            ValueError: if the function makes no list of texts from a batch.
+            ValueError: if the function returns no list for a batch, or only some of the sets are rendered.
         """
         options = args.dataset_kwargs or {}
-        # As in TRL: with packing the function goes before the column, and without it the column before the function.
+        # As in TRL: the function overrides the column when packing, and the column overrides the function otherwise.
         field = None if args.packing and function is not None else args.dataset_text_field
-        rows = cls({}, {}, options.get("add_special_tokens", True), field or "text")
         if function is not None and field is not None:
-            warnings.warn("`formatting_func` is not used: `dataset_text_field` says where the text is.", stacklevel=4)
+            warn("`formatting_func` is not used: `dataset_text_field` names the column of the texts.")
+        unchanged: dict[str, Any] = {}
+        to_prepare: dict[str, Unprepared] = {}
         rendered = []  # by the chat template, which writes special tokens itself
-        for name, given in rows.named(train, evaluation):
-            if given is None:
-                continue
-            if isinstance(given, datasets.DatasetDict) and name != EVAL:
-                raise ValueError(f"{name} has the splits {', '.join(given)}: give one of them")
-            if isinstance(given, list) and given and isinstance(given[0], dict) and "input_ids" not in given[0]:
-                given = datasets.Dataset.from_list(given)
-            skipped = options.get("skip_prepare_dataset")
-            if skipped or not _is_raw(given):
-                rows.as_they_are[name] = given
-                if function is not None and not skipped and _has_ids(given):
-                    warnings.warn(
-                        "The data set holds `input_ids` already: `formatting_func` is not used.", stacklevel=4
-                    )
-                continue
-            pairs = {"prompt", "completion"} == set(_columns(given))
-            formats = function
-            if pairs and field is None and function is None and tokenizer.chat_template:
-                formats = get_formatting_func_from_dataset(given, tokenizer)
-                rendered.append(name)
-            made = given.select_columns([field]) if field in _columns(given) else given
-            if formats is not None and field is None:
-                made = _texts(given, formats, args)
-            rows.to_prepare[name] = (made, given)
-        if rendered and len(rendered) < len(rows.to_prepare):
-            what = f"{', '.join(rendered)}: prompt and completion, rendered with the chat template, and others are not"
-            raise ValueError(f"{what}; give all data sets the same columns, or a formatting_func")
-        rows.add_special_tokens = rows.add_special_tokens and not rendered
-        return rows
+        for name, passed in splits.items():
+            rows = _as_data_set(name, passed)
+            if options.get("skip_prepare_dataset"):
+                unchanged[name] = rows
+            elif not _is_raw(rows):
+                unchanged[name] = rows
+                if function is not None and _has_ids(rows):
+                    warn("`formatting_func` is not used: the data set already has the column `input_ids`.")
+            elif field is not None:
+                made = rows.select_columns([field]) if field in column_names(rows) else rows
+                to_prepare[name] = Unprepared(made, rows)
+            else:
+                formats = function
+                pairs = set(column_names(rows)) == {"prompt", "completion"}
+                if function is None and pairs and tokenizer.chat_template:
+                    formats = get_formatting_func_from_dataset(rows, tokenizer)
+                    rendered.append(name)
+                to_prepare[name] = Unprepared(rows if formats is None else with_texts(rows, formats, args), rows)
+        if rendered and len(rendered) < len(to_prepare):
+            what = f"{', '.join(rendered)}: prompt and completion are rendered with the chat template, other sets not"
+            raise ValueError(f"{what}. Give all data sets the same columns, or pass a formatting_func.")
+        return cls(unchanged, to_prepare, options.get("add_special_tokens", True) and not rendered, field or "text")
 
     @property
     def train(self) -> Any:
-        """The training set to be prepared, or None."""
-        return self.to_prepare.get(TRAIN, (None,))[0]
+        """The training set to prepare, or None."""
+        return self.to_prepare[TRAIN].rows if TRAIN in self.to_prepare else None
 
     @property
     def eval(self) -> dict[str, Any]:
-        """The evaluation sets to be prepared."""
-        held_out = {name: made for name, (made, _) in self.to_prepare.items() if name != TRAIN}
-        streamed = (name for name, made in held_out.items() if isinstance(made, datasets.IterableDataset))
-        return held_out | {name: datasets.Dataset.from_list(list(held_out[name])) for name in streamed}
+        """The evaluation sets to prepare; streams are read completely."""
+        held_out = {name: rows for name, (rows, _) in self.to_prepare.items() if name != TRAIN}
+        streams = [name for name, rows in held_out.items() if isinstance(rows, datasets.IterableDataset)]
+        return held_out | {name: datasets.Dataset.from_list(list(held_out[name])) for name in streams}
 
-    def prepared(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> tuple[Any, Any]:
-        """The training set and the evaluation set, or the several by name, ready for the collator."""
-        made = {**self.as_they_are, **self._made(stages, tokenizer, args)}
-        train, one = made.pop(TRAIN, None), made.pop(EVAL, None)
-        return train, {name.removeprefix(f"{EVAL}."): rows for name, rows in made.items()} or one
+    def prepare(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> dict[str, Any]:
+        """Those that are prepared, by split, ready for the collator.
 
-    def named(self, train: Any, evaluation: Any) -> list[tuple[str, Any]]:
-        """Data sets, with the name of the split of each."""
-        if isinstance(evaluation, dict):
-            return [(TRAIN, train), *((f"{EVAL}.{name}", rows) for name, rows in evaluation.items())]
-        return [(TRAIN, train), (EVAL, evaluation)]
-
-    def _made(self, stages: Stages, tokenizer: Any, args: SFTConfig) -> dict[str, Any]:
-        if self.train is not None:
-            data = stages.prepare_data(tokenizer)
-        elif self.to_prepare:
-            data = stages.prepare_held_out(tokenizer)
-        else:
+        Raises:
+            DataError: if the data cannot be used.
+            ValueError: if rows were dropped whose other columns the script wants to keep.
+        """
+        if not self.to_prepare:
             return {}
+        data = stages.prepare_held_out(tokenizer) if self.train is None else stages.prepare_data(tokenizer)
         if PartialState().is_main_process:
             for split, counts in data.summary().items():
                 logger.info("%s: %s", split, ", ".join(f"{number} {what}" for what, number in counts.items()))
         made = {name: _as_in_trl(data.splits[name]) for name in self.to_prepare}
-        if not args.remove_unused_columns and not args.packing:
-            made = {name: _beside(dataset, self.to_prepare[name][1]) for name, dataset in made.items()}
-        return made
+        if args.remove_unused_columns or args.packing:
+            return made
+        return {name: _with_other_columns(rows, self.to_prepare[name].original) for name, rows in made.items()}
 
 
-def _as_in_trl(rows: Any) -> Any:
-    """Rows of lists: ``input_ids`` and ``attention_mask``, all of which is trained; others keep their labels."""
-    if not isinstance(rows, datasets.Dataset):
-        return rows
-    rows = rows.with_format(None)
-    if set(rows.column_names) != {"input_ids", "labels"}:  # packed, or weighted
-        return rows
-    ids, offsets = flatten_column(rows.data.table, "input_ids")
-    mask = pa.table({"attention_mask": pa.LargeListArray.from_arrays(pa.array(offsets), np.ones(len(ids), np.int8))})
-    beside = datasets.Dataset(datasets.table.InMemoryTable(mask))
-    return datasets.concatenate_datasets([rows.remove_columns("labels"), beside], axis=1)
+class PreparedSets:
+    """The data sets that were prepared for a trainer; a script's own collator gets their rows as in TRL."""
+
+    def __init__(self) -> None:
+        self._sets: list[Any] = []
+
+    def add(self, sets: Iterable[Any]) -> None:
+        """Take note of further data sets."""
+        self._sets += sets
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._sets)
+
+    def __contains__(self, rows: Any) -> bool:
+        return any(rows is each for each in self._sets)
+
+    def __bool__(self) -> bool:
+        return bool(self._sets)
 
 
-def _columns(rows: Any) -> list[str]:
-    return rows.column_names or list(next(iter(rows)))
+def by_split(train: Any, evaluation: Any) -> dict[str, Any]:
+    """The data sets that there are, by split."""
+    named = evaluation if isinstance(evaluation, dict) else {"": evaluation}
+    splits = {TRAIN: train, **{f"{EVAL}.{name}" if name else EVAL: rows for name, rows in named.items()}}
+    return {name: rows for name, rows in splits.items() if rows is not None}
+
+
+def from_splits(splits: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The training set, and the evaluation set or a dict of several."""
+    several = {name.removeprefix(f"{EVAL}."): rows for name, rows in splits.items() if name.startswith(f"{EVAL}.")}
+    return splits.get(TRAIN), several or splits.get(EVAL)
+
+
+def is_packed(rows: Any) -> bool:
+    """Whether rows hold several documents, whose positions restart."""
+    return "position_ids" in (getattr(rows, "column_names", None) or [])
+
+
+def _as_data_set(name: str, passed: Any) -> Any:
+    if isinstance(passed, datasets.DatasetDict) and name != EVAL:
+        raise ValueError(f"{name} is a DatasetDict with the splits {', '.join(passed)}. Pass one of them.")
+    if isinstance(passed, list) and passed and isinstance(passed[0], dict) and "input_ids" not in passed[0]:
+        return datasets.Dataset.from_list(passed)
+    return passed
 
 
 def _is_raw(rows: Any) -> bool:
@@ -149,74 +174,30 @@ def _is_raw(rows: Any) -> bool:
 
 
 def _has_ids(rows: Any) -> bool:
-    return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and "input_ids" in _columns(rows)
+    return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and "input_ids" in column_names(rows)
 
 
-def _texts(rows: Any, function: Callable[[Any], Any], args: SFTConfig) -> Any:
-    """Rows with the texts that the function makes: of a batch, or with packing of one row."""
-
-    def of_batch(batch: Any) -> dict[str, Any]:
-        texts = function(batch)
-        if not isinstance(texts, list):
-            raise ValueError(
-                "The `formatting_func` should return a list of processed strings since it can lead to silent bugs: "
-                f"without packing it gets a batch of rows, and it returned {type(texts).__name__}."
-            )
-        return {"text": texts}
-
-    options: dict[str, Any] = {"remove_columns": _columns(rows)}
-    if args.packing:
-        return rows.map(lambda row: {"text": function(row)}, **options)
-    if isinstance(rows, datasets.Dataset):
-        options["num_proc"] = args.dataset_num_proc
-    return rows.map(of_batch, batched=True, batch_size=args.dataset_batch_size, **options)
+def _as_in_trl(rows: Any) -> Any:
+    """Rows of lists: ``input_ids`` and ``attention_mask`` if all tokens are trained; other rows keep their labels."""
+    if not isinstance(rows, datasets.Dataset):
+        return rows
+    rows = rows.with_format(None)
+    if set(rows.column_names) != {"input_ids", "labels"}:  # packed, or weighted
+        return rows
+    ids, offsets = flatten_column(rows.data.table, "input_ids")
+    mask = pa.table({"attention_mask": pa.LargeListArray.from_arrays(pa.array(offsets), np.ones(len(ids), np.int8))})
+    masks = datasets.Dataset(datasets.table.InMemoryTable(mask))
+    return datasets.concatenate_datasets([rows.remove_columns("labels"), masks], axis=1)
 
 
-def _beside(made: Any, given: Any) -> Any:
-    """Prepared rows with the other columns that the data had, for a collator that reads them."""
-    if not isinstance(made, datasets.Dataset) or not isinstance(given, datasets.Dataset):
+def _with_other_columns(made: Any, original: Any) -> Any:
+    """Prepared rows with the other columns of the original, for a collator that reads them."""
+    if not isinstance(made, datasets.Dataset) or not isinstance(original, datasets.Dataset):
         return made
-    if len(made) != len(given):
+    if len(made) != len(original):
         raise ValueError(
-            f"remove_unused_columns=False keeps each row's other columns, and {len(given)} rows became {len(made)}: "
-            "those without text are left out; take them out of the data"
+            f"remove_unused_columns=False keeps the other columns of each row, but {len(original)} rows became "
+            f"{len(made)}, because rows without text are dropped. Remove them from the data."
         )
-    rest = given.remove_columns([name for name in given.column_names if name in made.column_names])
+    rest = original.remove_columns([name for name in original.column_names if name in made.column_names])
     return datasets.concatenate_datasets([made, rest.with_format(None)], axis=1)
-
-
-def get_formatting_func_from_dataset(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any] | None:
-    """A function that renders rows (one, or a batch as columns) with the chat template; None for other columns.
-
-    Columns ``messages`` or ``conversations`` of ``{role, content}``, or nothing but a text ``prompt`` and
-    ``completion``.
-    """
-    features = getattr(dataset, "features", None) or {}
-    for column in ("messages", "conversations"):
-        if column in features:
-            return _renders(operator.itemgetter(column), tokenizer) if _is_chat(features[column]) else None
-    if set(features) == {"prompt", "completion"} and all(_is_text(feature) for feature in features.values()):
-        roles = (("user", "prompt"), ("assistant", "completion"))
-        return _renders(lambda row: [{"role": role, "content": row[column]} for role, column in roles], tokenizer)
-    return None
-
-
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
-def _is_chat(feature: Any) -> bool:
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return isinstance(inner, dict) and set(inner) == {"role", "content"} and all(map(_is_text, inner.values()))
-
-
-def _renders(messages_of: Callable[[Any], Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
-    def render(rows: Any) -> Any:
-        first = next(iter(rows.values()))
-        batched = isinstance(first, list) and not (first and isinstance(first[0], dict))
-        if not batched:
-            return tokenizer.apply_chat_template(messages_of(rows), tokenize=False)
-        single = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        return [tokenizer.apply_chat_template(messages_of(row), tokenize=False) for row in single]
-
-    return render

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal."""
+"""Output in the terminal."""
 
 from sftkit.console.display import Display, console
 from sftkit.console.tables import show_data, show_metrics, show_table

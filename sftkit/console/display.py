@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 def console() -> Console:
-    """The console for progress and reports: standard output, plain where that is no terminal."""
+    """The console for progress and reports: standard output, without colours if that is not a terminal."""
     return Console(highlight=False, soft_wrap=True)
 
 
 class Display:
-    """Shows stages, steps and values; with ``quiet`` it shows nothing, as on every process but the first."""
+    """Shows stages, steps and values; nothing if ``quiet``, as on every process but the first."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -27,42 +27,42 @@ class Display:
         self.started = False
 
     def stage(self, text: str) -> None:
-        """Tells what happens now."""
+        """Show the stage that begins."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def expect(self, total: int) -> None:
-        """Tells how many steps there will be."""
+        """Set the number of steps."""
         self._total = total
 
     def start(self, completed: int = 0) -> None:
-        """Begin to count steps and time."""
+        """Start to count steps and time."""
         self.started, self._first, self._since = True, completed, time.monotonic()
         if self.quiet or not self.console.is_terminal:
             return
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[values]}"))
         self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
-        self._task = self._progress.add_task("training", total=self._total, completed=completed, told="")
+        self._task = self._progress.add_task("training", total=self._total, completed=completed, values="")
         self._progress.start()
 
     def step(self, number: int) -> None:
-        """One step is done."""
+        """Show that a step is done."""
         if self._progress:
             self._progress.update(self._task, completed=number)
 
     def values(self, step: int, logs: Mapping[str, Any]) -> None:
-        """New values of loss, rate and the like."""
+        """Show the values of a log entry."""
         if self.quiet:
             return
         if self._progress and "loss" in logs:
-            self._progress.update(self._task, told=self._told(step, logs))
+            self._progress.update(self._task, values=self._values(step, logs))
         elif self._progress:
             self._progress.console.print(self._line(step, logs), markup=False)
         else:
             self.console.print(self._line(step, logs), markup=False)
 
     def stop(self) -> None:
-        """Training is over, or was interrupted."""
+        """End the progress: the training is over, or was interrupted."""
         if self._progress:
             self._progress.stop()
             self._progress = None
@@ -70,7 +70,7 @@ class Display:
     def _rate(self, step: int) -> float:
         return (step - self._first) / max(time.monotonic() - self._since, 1e-9)
 
-    def _told(self, step: int, logs: Mapping[str, Any]) -> str:
+    def _values(self, step: int, logs: Mapping[str, Any]) -> str:
         rate = f"{self._rate(step):.2f} steps/s"
         return f"{rate} · {logs.get('tokens_per_second', 0):,.0f} tokens/s · loss {logs['loss']:.4f}"
 
@@ -79,7 +79,7 @@ class Display:
         if "loss" in logs:
             rate = self._rate(step)
             left = (self._total - step) / rate if rate > 0 else 0.0
-            return f"{head} · {self._told(step, logs)} · {_clock(left)} left"
+            return f"{head} · {self._values(step, logs)} · {_clock(left)} left"
         hidden = ("_per_second", "_runtime", "_flos", "epoch")
         shown = [
             f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"

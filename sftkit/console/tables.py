@@ -1,4 +1,4 @@
-"""Tables at the end of a stage."""
+"""Tables that are shown at the end of a stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 def show_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; numbers are set to the right, text is never read as markup."""
+    """Print a table; numbers are aligned to the right, and text is never interpreted as markup."""
     table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     kept = [list(row) for row in rows]
     for index, name in enumerate(columns):
@@ -29,7 +29,7 @@ def _cell(value: Any) -> str:
 
 
 def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> None:
-    """Counts of each split: what there is, and what was done to it."""
+    """Print the counts of each split, and what was dropped or truncated."""
     rows = []
     for split, counts in summary.items():
         plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming"}
@@ -40,22 +40,19 @@ def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> Non
             (
                 *(split, counts["rows read"], *(counts.get(k, streamed) for k in ("rows", "tokens", "trained tokens"))),
                 share,
-                done or "nothing dropped or cut",
+                done or "nothing dropped or truncated",
             )
         )
-    names = ("split", "rows read", "rows", "tokens", "trained", "share", "done to the data")
+    names = ("split", "rows read", "rows", "tokens", "trained", "share", "changes")
     show_table(console, "Data", names, rows)
 
 
 def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
-    """Every metric; those known from before training beside their value after it."""
+    """Print every metric, with its value before the training if it is known."""
     rows = [
         [name, metrics.get(f"{name}_before", ""), value]
         for name, value in metrics.items()
         if not name.endswith("_before")
     ]
-    show_table(console, "Results", ("metric", "before", "after"), [[n, _shown(b), _shown(a)] for n, b, a in rows])
-
-
-def _shown(value: Any) -> str:
-    return _cell(value)
+    cells = [[name, _cell(before), _cell(after)] for name, before, after in rows]
+    show_table(console, "Results", ("metric", "before", "after"), cells)

@@ -1,4 +1,4 @@
-"""What a training step holds in memory, found by running it without data: on tensors that have a shape and no bytes."""
+"""The memory of a training step, found by running it on fake tensors, which have a shape and no data."""
 
 from sftkit.memory.device import DeviceMemory, device_of, memory_of
 from sftkit.memory.estimate import MemoryEstimate, estimate_memory

@@ -6,22 +6,23 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.train_fields import train_value
+
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
 
-DEFAULT_SIZE = 8  # rows a batch, of transformers.TrainingArguments
-AT_ONCE = 1 << 16  # rows whose lengths are looked at together
+AT_ONCE = 1 << 16  # rows whose lengths are compared at once
 
 
 def largest_batch(rows: Any, collator: Callable[[list[dict[str, Any]]], Any], config: RunConfig) -> dict[str, Any]:
-    """A batch of the longest rows there are; of a stream, whose rows are not known, of rows of `data.max_length`.
+    """A batch of the longest rows; for a stream, whose rows are not known, of rows of `data.max_length` tokens.
 
     Args:
         rows: the training data, a Dataset or a Stream.
         collator: makes the batch.
         config: the run as resolved.
     """
-    size = int(config.train.get("per_device_train_batch_size", DEFAULT_SIZE))
+    size = int(train_value(config, "per_device_train_batch_size"))
     if hasattr(rows, "with_format"):
         examples = [rows[index] for index in _longest(rows, size)]
     else:
@@ -30,9 +31,9 @@ def largest_batch(rows: Any, collator: Callable[[list[dict[str, Any]]], Any], co
 
 
 def as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A padding-free batch with a row for each example, and no mask: what each costs where it sees itself alone.
+    """A padding-free batch with one row per example and no mask, for each example attends to itself alone.
 
-    Any other batch is given back as it is.
+    Any other batch is returned unchanged.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -64,7 +65,7 @@ def _longest(rows: Any, number: int) -> list[int]:
 
 
 def _lengthened(example: dict[str, Any], length: int) -> dict[str, Any]:
-    """An example of this length: its columns, over and over."""
+    """An example of this length, with its columns repeated."""
     own = len(example["input_ids"])
     times = -(-length // own)
     return {

@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers whose forward is run again in the backward, and what of it is kept.
+"""Activation checkpointing: the backward runs the forward of a layer again, instead of keeping its activations.
 
 Source: Chen et al., 2016, Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174).
 """
@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import CHECKPOINTING_KEYS
 from sftkit.errors import ConfigError, Problem
+from sftkit.training.attributes import replaced
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
 
 FLAG, FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
-_ABSENT = object()
 
 
 @contextmanager
 def checkpointed(model: Any, function: Callable[..., Any], every: int = 1) -> Iterator[None]:
-    """Layers of a transformers model go through ``function`` while training; undone at the exit.
+    """The model calls its layers through ``function`` inside the context, while it is in training mode.
 
     Args:
-        model: the model, bare or with adapters.
-        function: called with a layer's forward and its positional inputs, as `torch.utils.checkpoint.checkpoint`.
-        every: only every so manieth layer.
+        model: a transformers model, bare or with adapters.
+        function: called with a layer's forward and its positional inputs, like `torch.utils.checkpoint.checkpoint`.
+        every: checkpoint every n-th layer.
 
     Raises:
         ConfigError: if the model has no layers that can be checkpointed.
@@ -37,40 +37,33 @@ def checkpointed(model: Any, function: Callable[..., Any], every: int = 1) -> It
     modules = [module for module in model.modules() if hasattr(module, FLAG) and not _wraps(module)]
     if not modules:
         what = f"{type(model).__name__} has no layers whose activations can be checkpointed"
-        raise ConfigError(Problem(what, "model", "set checkpointing: none in plugin activations"))
-    before = [(module, name, vars(module).get(name, _ABSENT)) for module in modules for name in (FLAG, FUNCTION)]
-    try:
+        raise ConfigError(Problem(what, "model", "turn activation checkpointing off"))
+    with ExitStack() as stack:
         layers = 0
         for module in modules:
             is_layer = isinstance(module, GradientCheckpointingLayer)
-            setattr(module, FUNCTION, function)
-            setattr(module, FLAG, layers % every == 0 if is_layer else True)
+            stack.enter_context(replaced(module, FUNCTION, function))
+            stack.enter_context(replaced(module, FLAG, layers % every == 0 if is_layer else True))
             layers += is_layer
         yield
-    finally:
-        for module, name, value in before:
-            if value is _ABSENT:
-                delattr(module, name)
-            else:
-                setattr(module, name, value)
 
 
 def _wraps(module: Any) -> bool:
-    """Whether the flag is another module's, seen through a wrapper as peft's."""
+    """Whether the flag is that of a module inside a wrapper."""
     return not (FLAG in vars(module) or hasattr(type(module), FLAG))
 
 
 def full_checkpointing(**options: Any) -> Callable[..., Any]:
-    """Nothing of a layer is kept but its inputs; the random state of its first forward is used again."""
+    """Keep only the inputs of a layer; its second forward uses the random state of the first."""
     from torch.utils.checkpoint import checkpoint
 
     return functools.partial(checkpoint, **{"use_reentrant": False, **options})
 
 
 def selective_checkpointing() -> Callable[..., Any]:
-    """Products with weights and fused attention are kept, and everything else is computed again.
+    """Keep the products with weights and fused attention, and compute everything else again.
 
-    What is kept takes nearly all of a layer's time; attention scores, where they are made, are not kept.
+    The kept operations take nearly all of a layer's time; attention scores, if they are computed, are not kept.
     Source: Korthikanti et al., 2022, Reducing Activation Recomputation (arXiv 2205.05198), section 5.
     """
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -91,11 +84,11 @@ def _kept_operations() -> list[Any]:
 
 
 def offloaded_checkpointing(function: Callable[..., Any], pin_memory: bool) -> Callable[..., Any]:
-    """What ``function`` keeps of a layer lies in the host's memory until the backward.
+    """Move the tensors that ``function`` keeps of a layer to the host's memory until the backward.
 
     Args:
-        function: as `full_checkpointing` makes it.
-        pin_memory: whether the host's memory is pinned, which a GPU copies from faster.
+        function: from `full_checkpointing`.
+        pin_memory: whether to pin the host's memory, from which a GPU copies faster.
     """
     from torch.autograd.graph import save_on_cpu
 
@@ -107,7 +100,7 @@ def offloaded_checkpointing(function: Callable[..., Any], pin_memory: bool) -> C
 
 
 def as_configured(model: Any, config: RunConfig) -> AbstractContextManager[None]:
-    """The checkpointing that the section ``train`` asks for, as the Trainer will switch it on."""
+    """The checkpointing of the section ``train``, as the Trainer turns it on."""
     train = config.train
     if not any(train.get(key) for key in CHECKPOINTING_KEYS):
         return nullcontext()

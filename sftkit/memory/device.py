@@ -1,4 +1,4 @@
-"""The device that a run is on, and how much memory it may come to hold there."""
+"""The device of a run, and the memory that the run can use there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
 
-NO_LIMIT = 1 << 60  # bytes; cgroups of version 1 write a number about as large as this for none
+NO_LIMIT = 1 << 60  # bytes; version 1 of cgroups writes a larger number if there is no limit
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class DeviceMemory:
     """Memory on a device, in bytes.
 
     Attributes:
-        device: a name for people, as ``cpu`` or ``NVIDIA H100``.
-        held: what this process holds there now.
-        most: what it could come to hold in all; None where that is not known.
+        device: its name, such as ``cpu`` or ``NVIDIA H100``.
+        held: what this process uses now.
+        most: what it can use altogether; None if that is not known.
     """
 
     device: str
@@ -33,7 +33,7 @@ class DeviceMemory:
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """The device that the Trainer would choose."""
+    """The device that the Trainer chooses."""
     import torch
 
     if config.train.get("use_cpu") or not torch.accelerator.is_available():
@@ -44,14 +44,14 @@ def device_of(config: RunConfig) -> torch.device:
 
 
 def memory_of(device: torch.device) -> DeviceMemory:
-    """What there is room for; on a CPU the limits of the process's cgroups count too."""
+    """The memory of a device; on a CPU within the limits of the process's cgroups."""
     import torch
 
     if device.type == "cpu":
         import psutil
 
         held = psutil.Process().memory_info().rss
-        free = min([psutil.virtual_memory().available, *cgroup_rooms()])
+        free = min([psutil.virtual_memory().available, *cgroup_free()])
         return DeviceMemory("cpu", held, held + free)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -60,11 +60,11 @@ def memory_of(device: torch.device) -> DeviceMemory:
     return DeviceMemory(device.type, 0, None)
 
 
-def leaves_holes() -> bool:
-    """Whether a CPU's allocator leaves holes between the tensors in its heap, so that it holds more than they take.
+def fragments() -> bool:
+    """Whether the CPU's allocator fragments its heap, so that it takes more memory than the tensors in it.
 
-    glibc before 2.38 does: its ``memalign`` does not find the aligned blocks again that it freed (its bug 14581). With
-    ``MALLOC_MMAP_THRESHOLD_`` set, tensors above it are mapped one by one and leave none.
+    In glibc before 2.38, ``memalign`` does not reuse the aligned blocks that were freed (bug 14581). With
+    ``MALLOC_MMAP_THRESHOLD_`` set, tensors above the threshold are mapped one by one instead.
     """
     name, version = platform.libc_ver()
     if name != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
@@ -72,12 +72,12 @@ def leaves_holes() -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) < (2, 38)
 
 
-def cgroup_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Bytes that each limited cgroup above this process has left; files that are cached and not in use count as left.
+def cgroup_free(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Free bytes of each cgroup above this process that has a limit; unused cached files count as free.
 
     Args:
-        proc: where the process's groups are listed.
-        root: where the groups are mounted.
+        proc: the list of the process's groups.
+        root: the directory where the groups are mounted.
     """
     try:
         lines = proc.read_text().splitlines()
@@ -90,18 +90,18 @@ def cgroup_rooms(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
         top = root / "memory" if names else root
         files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if names else ("memory.max", "memory.current")
         group = top / path.lstrip("/")
-        # Inside a container the path may be the host's, and its group the mount itself.
+        # In a container the path may be that of the host, and the container's group is mounted at the top.
         for place in dict.fromkeys([group, *group.parents, top]):
             if place.is_relative_to(top):
-                yield from _room(place, *files)
+                yield from _free(place, *files)
 
 
-def _room(group: Path, limit_name: str, usage_name: str) -> Iterator[int]:
+def _free(group: Path, limit_name: str, usage_name: str) -> Iterator[int]:
     try:
         limit, usage = ((group / name).read_text().strip() for name in (limit_name, usage_name))
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except OSError:
         return
     if limit != "max" and int(limit) < NO_LIMIT:
-        idle = int(told.get("total_inactive_file", told.get("inactive_file", 0)))
+        idle = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
         yield max(int(limit) - int(usage) + idle, 0)

@@ -1,4 +1,4 @@
-"""The peak of a run's memory on its device, item by item."""
+"""The peak of the memory of a run on its device, item by item."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sftkit.memory.device import DeviceMemory, device_of, leaves_holes, memory_of
+from sftkit.config.train_fields import train_value
+from sftkit.memory.device import DeviceMemory, device_of, fragments, memory_of
 from sftkit.memory.optimizer import state_bytes
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
 
-#: A peak above this share of what there is may not fit: the estimate is that exact, and allocators leave holes.
+#: A peak above this share of the memory may not fit: the estimate has an error, and allocators fragment.
 NEAR = 0.9
 
 
@@ -24,8 +25,8 @@ class MemoryEstimate:
     """Peak memory of one process of a run on its device, in bytes.
 
     Attributes:
-        items: what is held at the peak, by name.
-        available: what there is.
+        items: bytes at the peak, by name.
+        available: the memory of the device.
     """
 
     items: dict[str, int]
@@ -33,24 +34,24 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All items."""
+        """The sum of the items."""
         return sum(self.items.values())
 
     @property
     def fits(self) -> bool | None:
-        """Whether there is room for it; None where that is not known."""
+        """Whether the peak fits; None if the memory of the device is not known."""
         return None if self.available.most is None else self.total <= self.available.most
 
     @property
     def near(self) -> bool:
-        """Whether it fills so much of the room that it may not fit after all."""
+        """Whether the peak takes so much of the memory that it may not fit after all."""
         return self.available.most is not None and self.total > NEAR * self.available.most
 
-    def told(self) -> str:
-        """For people: ``about 3.1 GB of 23.4 GB on cpu (activations 2.2 GB, ...)``."""
+    def describe(self) -> str:
+        """One line: ``about 3.1 GB of 23.4 GB on cpu (activations 2.2 GB, ...)``."""
         most = f" of {gigabytes(self.available.most)}" if self.available.most is not None else ""
-        parts = sorted(((size, name) for name, size in self.items.items() if size), reverse=True)
-        shown = ", ".join(f"{name} {gigabytes(size)}" for size, name in parts)
+        items = sorted(((size, name) for name, size in self.items.items() if size), reverse=True)
+        shown = ", ".join(f"{name} {gigabytes(size)}" for size, name in items)
         return f"about {gigabytes(self.total)}{most} on {self.available.device} ({shown})"
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,30 +79,29 @@ def estimate_memory(
     quantized: tuple[int, int] | None = None,
     more: int = 0,
 ) -> MemoryEstimate:
-    """Estimate the peak of a training step of this model on this batch, as it is patched now; nothing is changed.
+    """Estimate the peak of a training step of the model, as it is patched now, on a batch. Changes nothing.
 
     Args:
-        model: the model to train, on its device, or on the meta device: then it is the device of the run that counts.
+        model: the model to train, on its device; a model on the meta device counts for the device of the run.
         batch: the largest batch of the run, as the collator makes it.
         config: the run as resolved.
-        loss: the `HeadLoss`; by default that of the trained tokens.
-        quantized: of a model that is yet to be quantized, bytes of its weights and of the largest one made whole.
-        more: bytes of the process that are still to come, on a CPU.
+        loss: the `HeadLoss`; by default negative log-likelihood.
+        quantized: for a model that is to be quantized: bytes of all weights, and of the largest one when restored.
+        more: bytes that the process will need in addition, on a CPU.
 
     Raises:
-        Exception: whatever a model raises that cannot be run on fake tensors.
+        Exception: whatever a model raises that does not run on fake tensors.
     """
-    import torch
-
     from sftkit.memory.trace import trace_step
+    from sftkit.models.inspect import autocast_type
     from sftkit.training.loss import HeadLoss
 
     train = config.train
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     here = next(iter(tensors)).device
     device = device_of(config) if here.type == "meta" else here
-    autocast = torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else None
-    accumulates = int(train.get("gradient_accumulation_steps", 1)) > 1
+    autocast = autocast_type(train)
+    accumulates = int(train_value(config, "gradient_accumulation_steps")) > 1
     peak = trace_step(model, batch, device, loss=loss or HeadLoss(), autocast=autocast, accumulates=accumulates)
     trained = [t for t in tensors if t.requires_grad]
     available = memory_of(device)
@@ -113,8 +113,8 @@ def estimate_memory(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         items["gradients between processes"] = gradients
     at_peak = {"gradients": peak.gradients, "activations": peak.activations, "loss head": peak.head}
-    if gradients > peak.total:  # the step of the optimizer holds more than the backward
+    if gradients > peak.total:  # the optimizer's step needs more than the backward
         at_peak = {"gradients": gradients, "activations": 0, "loss head": 0}
-    if device.type == "cpu" and leaves_holes():
-        at_peak["holes between blocks"] = peak.in_heap
+    if device.type == "cpu" and fragments():
+        at_peak["heap fragmentation"] = peak.in_heap
     return MemoryEstimate(items | at_peak, available)

@@ -6,23 +6,27 @@ Legend: K trained positions, N all positions, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sftkit.training.head import PROBED, LossHead, Targets
+from sftkit.training.attributes import replaced
+from sftkit.training.head import LossHead
+from sftkit.training.logits import PROBED, Probe, Replay
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead
+from sftkit.training.targets import Targets
 
 
 class TracedHead(LossHead):
-    """The head of training, on tensors that have no values.
+    """The head of the training, on tensors without values.
 
     Args:
         model: the model, bare or with adapters.
-        loss: what is computed of the trained positions' logits.
-        counted: is told in ``kind`` what the head makes.
+        loss: computed from the logits of the trained positions.
+        counted: counts the bytes; its ``kind`` is ``head`` while the loss is computed.
     """
 
     def __init__(self, model: Any, loss: HeadLoss, counted: Any) -> None:
@@ -30,45 +34,28 @@ class TracedHead(LossHead):
         self._counted = counted
 
     def step(self, model: Any, inputs: dict[str, Any], targets: Targets) -> Tensor:
-        """The summed loss of a batch; how many positions of ``targets`` are trained matters, and not which."""
+        """The summed loss of a batch; it depends on the number of trained positions, not on their places."""
         device, trained = inputs["input_ids"].device, max(len(targets.tokens_K), 1)
         at_K = torch.zeros(trained, dtype=torch.long, device=device)
         weights_K = None if targets.weights_K is None else torch.zeros(trained, device=device)
         targets = replace(targets, positions_K=at_K, tokens_K=at_K, weights_K=weights_K)
         with self.installed():
-            total, _, _ = self.ask(model, inputs, targets)
-        return total
+            return self.ask(model, inputs, targets).total
 
     def _losses(self, inputs_ND: Tensor, head: OutputHead, targets: Targets) -> tuple[Tensor, LossResult]:
-        before, self._counted.kind = self._counted.kind, "head"
-        try:
+        with replaced(self._counted, "kind", "head"):
             return super()._losses(inputs_ND, head, targets)
-        finally:
-            self._counted.kind = before
 
     def _is_whole(self, weight: Tensor) -> bool:
-        """Any is: tensors without values have a type of their own."""
+        """Every weight is: fake tensors have another type than real ones."""
         return True
 
-    def _find_post(self, model: Any) -> None:
-        """Without values, logits that come out of the model as another tensor count as changed."""
-        self._vocabulary = self._module.weight.shape[0]
-        given: list[Tensor] = []
-        seen: list[Any] = []
-
-        def answer(hidden: Tensor) -> Tensor:
-            given.append(hidden.new_empty(1, PROBED, self._vocabulary))
-            return given[-1]
-
-        hook = None
-        if self._base is not None:
-            hook = self._base.register_forward_hook(lambda _, __, output: seen.append(type(output)))
-        tokens = torch.zeros(1, PROBED, dtype=torch.long, device=self._module.weight.device)
-        try:
-            with torch.no_grad(), self._answering(answer):
-                made = model(input_ids=tokens, use_cache=False)["logits"]
-        finally:
-            if hook is not None:
-                hook.remove()
-        if given and seen and made is not given[0]:
-            self._base_class, self._post = seen[0], self._replay
+    def _find_post(self, model: Any) -> tuple[int, Callable[[Tensor], Tensor] | None]:
+        """Without values, logits count as changed if the model returns another tensor than that of its head."""
+        module: Any = self._intercept.module
+        vocabulary: int = module.weight.shape[0]
+        with torch.no_grad():
+            probe = Probe(self._intercept, model, lambda hidden: hidden.new_empty(1, PROBED, vocabulary))
+        changed = probe.chosen is not None and probe.returned is not probe.chosen
+        post = Replay(self._intercept, probe.decoder_output) if changed and probe.decoder_output else None
+        return vocabulary, post

@@ -1,4 +1,4 @@
-"""What optimizers keep of each trained weight."""
+"""The size of the state that an optimizer keeps for each trained weight."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sftkit")
 
 DEFAULT = "adamw_torch_fused"  # of transformers.TrainingArguments, on torch 2.8 and later
-BLOCK = 256  # values that share a scale in bitsandbytes' 8-bit states
-SMALL = 4096  # smaller weights have states in float32 there
+BLOCK = 256  # values of an 8-bit state that share a scale
+SMALL = 4096  # values; the states of smaller weights are in float32 instead of 8 bits
 FLOAT = 4  # bytes
 
 
@@ -36,7 +36,7 @@ def _in_bytes(states: int) -> Callable[[Tensor], int]:
 
 
 def _factored(weight: Tensor) -> int:
-    """Adafactor: a row and a column of each matrix (Shazeer and Stern, 2018, section 3)."""
+    """Adafactor keeps a row and a column for each matrix (Shazeer and Stern, 2018, section 3)."""
     shape = weight.shape
     if len(shape) < 2:
         return weight.numel() * FLOAT
@@ -63,13 +63,13 @@ STATES: dict[str, Callable[[Tensor], int]] = {
 
 
 def state_bytes(name: str | None, trained: list[Any]) -> int:
-    """Bytes that an optimizer keeps for the trained weights; one that is not known here counts as AdamW, and is told.
+    """Bytes of an optimizer's state; an unknown optimizer counts as AdamW, and a warning is logged.
 
     Args:
-        name: of `train.optim`; None for the default.
+        name: the value of `train.optim`; None for the default.
         trained: the weights with a gradient.
     """
     name = str(name or DEFAULT)
     if name not in STATES:
-        logger.warning("memory: what the optimizer %s keeps is not known; it is counted as AdamW", name)
+        logger.warning("memory: the size of the state of optimizer %s is not known; it is counted as AdamW", name)
     return sum(STATES.get(name, _as_weight(2))(weight) for weight in trained)

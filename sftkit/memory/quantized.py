@@ -1,67 +1,142 @@
-"""What a model takes whose linear layers will be quantized, counted on one that is not."""
+"""The size of a base model that is loaded quantized, counted on its full-size weights.
+
+No method of quantization is known here. A checkpoint that is quantized already lists its tensors; for any other,
+transformers quantizes sample layers, whose tensors are counted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
-#: Weights that share a scale: in bitsandbytes' 4-bit types, and where GPTQ and AWQ do not say.
-BLOCK_4BIT, GROUP = 64, 128
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.quantizers import AutoHfQuantizer
+from transformers.utils import logging
+
+#: Weights of a sample layer: so many that the constants that a method keeps for each layer do not matter.
+SAMPLE = 1 << 20
+LENGTH = 8  # bytes of the length of its header, with which a safetensors file starts
+FULL_TYPES = ("F64", "F32", "F16", "BF16")
 
 
-class UnknownQuantizationError(Exception):
-    """What a method of quantization keeps of a weight is not known; names it."""
+class Quantized(NamedTuple):
+    """The weights of a model that are quantized once it is loaded.
+
+    Attributes:
+        weights: in full size.
+        size: bytes that they take when quantized, with their scales.
+    """
+
+    weights: list[Tensor]
+    size: int
+
+    def sizes(self, model: Any) -> tuple[int, int]:
+        """Bytes of all weights of the model, and of the largest quantized one when it is restored for a product.
+
+        Args:
+            model: the model that has these weights, perhaps with adapters.
+        """
+        known = {id(weight) for weight in self.weights}
+        tensors = {id(value): value for value in (*model.parameters(), *model.buffers())}
+        rest = sum(value.nbytes for key, value in tensors.items() if key not in known)
+        return rest + self.size, max((weight.nbytes for weight in self.weights), default=0)
 
 
-def bytes_each(quantization: Mapping[str, Any]) -> float:
-    """Bytes that a weight takes, with its share of the scales.
+def stored_quantized(model: Any, directory: Path) -> Quantized:
+    """The weights that are quantized in a checkpoint.
 
     Args:
-        quantization: a ``quantization_config`` of transformers.
+        model: the model in full size, without adapters.
+        directory: of the checkpoint's safetensors files.
 
     Raises:
-        UnknownQuantizationError: for a method that is not known here.
-
-    Source: Dettmers et al., 2023, QLoRA (arXiv 2305.14314), section 3, for the scales of scales.
+        ValueError: if a layer of the model is not found there by its name.
     """
-    method = str(getattr(quantization.get("quant_method"), "value", quantization.get("quant_method")))
-    if quantization.get("load_in_4bit") or quantization.get("_load_in_4bit"):
-        twice = quantization.get("bnb_4bit_use_double_quant")
-        return 0.5 + (1 / BLOCK_4BIT + 4 / (BLOCK_4BIT * 256) if twice else 4 / BLOCK_4BIT)
-    if quantization.get("load_in_8bit") or quantization.get("_load_in_8bit"):
-        return 1.0
-    bits = quantization.get("bits") or quantization.get("w_bit")
-    if method in ("gptq", "awq") and bits:
-        group = int(quantization.get("group_size") or GROUP)
-        return int(bits) / 8 + (2 + int(bits) / 8) / (group if group > 0 else 4096)
-    raise UnknownQuantizationError(method)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for name, dtype, size in _stored_tensors(directory):
+        layer = name
+        while layer and layer not in layers:
+            layer = layer.rpartition(".")[0]
+        found[layer][name.removeprefix(f"{layer}.")] = (dtype, size)
+    weights, total = [], 0
+    for name, module in layers.items():
+        tensors = {key: value for key, value in found[name].items() if key != "bias"}
+        if not tensors and module is not model.get_output_embeddings():  # those may be tied to the input embeddings
+            raise ValueError(f"{directory} has no tensor of the layer {name}")
+        if tensors and (tensors.keys() != {"weight"} or tensors["weight"][0] not in FULL_TYPES):
+            weights.append(module.weight)
+            total += sum(size for _, size in tensors.values())
+    return Quantized(weights, total)
 
 
-def quantized_bytes(model: Any, quantization: Mapping[str, Any]) -> tuple[int, int]:
-    """Bytes of all weights as they will be, and of the largest one while it is made whole for a product.
+def _stored_tensors(directory: Path) -> Iterator[tuple[str, str, int]]:
+    """Name, type and bytes of each tensor, from the headers of the files."""
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(LENGTH), "little")))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            yield name, entry["dtype"], end - start
+
+
+def loaded_quantized(model: Any, settings: Any) -> Quantized:
+    """The weights that transformers quantizes while it loads a model.
 
     Args:
-        model: the model, its linear layers not quantized, perhaps with adapters on it.
-        quantization: a ``quantization_config`` of transformers.
+        model: the model in full size, on the meta device, without adapters.
+        settings: a ``quantization_config`` of transformers.
 
     Raises:
-        UnknownQuantizationError: for a method that is not known here.
+        Exception: whatever the method raises if its package is missing, or if it does not support this machine.
     """
-    from torch import nn
+    quantizer = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=False)
+    converted = copy.deepcopy(model)
+    quantizer.preprocess_model(model=converted, dtype=model.dtype, device_map=None)
+    names = [name for name, _ in converted.named_parameters() if quantizer.param_needs_quantization(converted, name)]
+    weights = [model.get_parameter(name) for name in names]
+    each = _bytes_per_weight(sorted({weight.shape[-1] for weight in weights}), settings, model.dtype)
+    return Quantized(weights, round(sum(weight.numel() * each[weight.shape[-1]] for weight in weights)))
 
-    each = bytes_each(quantization)
-    names = ("llm_int8_skip_modules", "modules_to_not_convert")
-    skipped = next((tuple(quantization[name]) for name in names if quantization.get(name)), ())
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    chosen = {
-        id(module.weight): module.weight
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear)
-        and not module.weight.requires_grad
-        and module is not base.get_output_embeddings()
-        and not any(part in name for part in skipped)
-    }
-    tensors = {id(value): value for value in (*model.parameters(), *model.buffers())}
-    rest = sum(value.nbytes for key, value in tensors.items() if key not in chosen)
-    packed = sum(value.numel() for value in chosen.values())
-    return rest + round(packed * each), max((value.nbytes for value in chosen.values()), default=0)
+
+class _Sample(PreTrainedModel):  # type: ignore[misc]
+    """Linear layers to quantize."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        for inputs in config.widths:
+            self.add_module(f"sample_{inputs}", nn.Linear(inputs, max(SAMPLE // inputs // 64, 1) * 64, bias=False))
+        self.last = nn.Linear(1, 1, bias=False)  # quantizers leave the last layer as it is, for it is usually the head
+        self.post_init()
+
+
+def _bytes_per_weight(widths: list[int], settings: Any, dtype: torch.dtype) -> dict[int, float]:
+    """Bytes of a weight, with its share of the scales, by the number of inputs of its layer."""
+    config = PretrainedConfig(widths=widths)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with torch.device("cpu"):
+            state = {name: torch.ones_like(value) for name, value in _Sample(config).state_dict().items()}
+            options = {"quantization_config": copy.deepcopy(settings), "dtype": dtype}
+            sample = _Sample.from_pretrained(None, config=config, state_dict=state, **options)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    each = {}
+    for inputs in widths:
+        tensors = sample.get_submodule(f"sample_{inputs}").state_dict().values()
+        size = sum(value.nbytes for value in tensors if isinstance(value, Tensor))
+        each[inputs] = size / state[f"sample_{inputs}.weight"].numel()
+        if each[inputs] >= dtype.itemsize:
+            raise ValueError("a sample layer was not quantized")
+    return each

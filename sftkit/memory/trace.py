@@ -1,7 +1,7 @@
-"""One forward and backward on fake tensors, with the bytes counted that are live at each moment.
+"""A forward and backward on fake tensors, which counts the bytes that are live at each moment.
 
-Fake tensors have a shape, a type and a device, and no bytes: a step of any model takes a fraction of a second, and the
-operations are those of the device, with what autograd saves, what checkpointing drops and what autocast copies.
+Fake tensors have a shape, a type and a device, and no data: a step of any model takes a fraction of a second. Its
+operations are those of the device, so whatever autograd saves, checkpointing drops and autocast copies is counted.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from sftkit.memory.head import TracedHead
 from sftkit.training.batches import Batch
 from sftkit.training.loss import HeadLoss
 
-#: Bytes of a block that glibc always maps by itself: the most that its threshold for this grows to.
+#: Bytes of the smallest block that glibc never takes from its heap: the maximum of its growing threshold.
 HEAP_BLOCK = 1 << 25
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes at the moment when most are live, weights and inputs not counted.
+    """Bytes at the moment when most are live, without weights and inputs.
 
     Attributes:
-        activations: what the forward made and the backward has not used up, and what operations take meanwhile.
-        gradients: gradients of the weights that are there at that moment.
-        head: what the loss and the output embedding take.
-        in_heap: the most that is live at once in blocks of less than `HEAP_BLOCK`.
+        activations: tensors that the backward still needs, and those of the operation that is running.
+        gradients: gradients of the weights.
+        head: tensors of the loss and the output embeddings.
+        in_heap: the maximum that is live in blocks smaller than `HEAP_BLOCK`, at whatever moment.
     """
 
     activations: int
@@ -45,16 +45,16 @@ class Peak:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of the first three."""
         return self.activations + self.gradients + self.head
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts each storage of a device from the operation that makes it to its end.
+    """Counts each storage of a device from the operation that creates it until it is freed.
 
     Attributes:
-        kind: what storages that are made now count as.
-        peak: bytes by kind at the moment when there were most.
+        kind: the kind of the storages that are created now.
+        peak: bytes by kind at the moment when most were live.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def ignore(self, tensor: torch.Tensor) -> None:
-        """Do not count this tensor, nor views of it."""
+        """Do not count this tensor and its views."""
         self._known[tensor.untyped_storage()] = [0, self.kind]
 
     def is_gradient(self, tensor: torch.Tensor) -> None:
@@ -115,15 +115,15 @@ def trace_step(
     autocast: torch.dtype | None,
     accumulates: bool,
 ) -> Peak:
-    """Run one micro-batch of training on fake tensors; the model, its weights and the random state stay as they are.
+    """Run one micro-batch of training on fake tensors. Changes neither the model nor the random state.
 
     Args:
-        model: the model to train, loaded or on the meta device; patches and hooks on it take part.
+        model: the model to train, loaded or on the meta device, with its patches and hooks.
         batch: a batch as the collator makes it.
-        device: where the step would run.
-        loss: what is computed of the trained positions' logits.
+        device: the device of the step.
+        loss: computed from the logits of the trained positions.
         autocast: type of mixed precision.
-        accumulates: whether gradients of an earlier micro-batch are there already.
+        accumulates: whether gradients of an earlier micro-batch exist already.
     """
     known = Batch.of(as_rows(batch))
     attributes = [(module, dict(vars(module))) for module in model.modules()]
@@ -144,18 +144,18 @@ def trace_step(
                 total.backward()
     finally:
         torch.set_rng_state(state)
-        for module, values in attributes:  # a forward may keep tensors, as of positions, and these have no values
+        for module, values in attributes:  # a forward may keep tensors, and these have no data
             vars(module).clear()
             vars(module).update(values)
     return Peak(**counted.peak, in_heap=counted.most_in_heap)
 
 
 @contextlib.contextmanager
-def _gradients_counted(weights: list[torch.Tensor], counted: LiveBytes, there: bool) -> Iterator[None]:
-    """Counts what becomes a weight's gradient as such; ``there``: they all are, from an earlier micro-batch."""
-    with torch.autograd.set_multithreading_enabled(False):  # modes hold for one thread
+def _gradients_counted(weights: list[torch.Tensor], counted: LiveBytes, accumulates: bool) -> Iterator[None]:
+    """Counts the gradients of weights as such; if ``accumulates``, they exist from an earlier micro-batch."""
+    with torch.autograd.set_multithreading_enabled(False):  # a dispatch mode is active in one thread only
         for weight in weights:
-            if there:
+            if accumulates:
                 weight.grad = torch.empty_like(weight)
                 counted.is_gradient(weight.grad)
             weight.register_post_accumulate_grad_hook(lambda weight: counted.is_gradient(weight.grad))
@@ -165,7 +165,7 @@ def _gradients_counted(weights: list[torch.Tensor], counted: LiveBytes, there: b
 def _grouped_product(
     a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> torch.Tensor:
-    """The shape of a product by groups, of experts; that of fake tensors knows one type, the operation itself more."""
+    """A grouped product, as of experts; torch's own for fake tensors supports fewer types than the operation."""
     left, right = a.shape, b.shape
     if len(left) == 2 and len(right) == 2:
         assert offs is not None
@@ -185,9 +185,9 @@ def _fake_input(value: Any, device: torch.device) -> Any:
 def fake_weights(
     model: Any, fake: FakeTensorMode, counted: LiveBytes, device: torch.device
 ) -> Iterator[list[torch.Tensor]]:
-    """Puts fake parameters and buffers into the model's modules, and the real ones back; gives those with a gradient.
+    """The model with fake parameters and buffers inside the context; yields those with a gradient.
 
-    Tensors of a class of their own, as quantized weights, stay: an operation that meets one makes it fake.
+    Tensors of other classes, such as quantized weights, stay: an operation that meets one makes it fake.
     """
     places = [
         (table, name, value)

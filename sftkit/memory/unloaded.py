@@ -1,4 +1,4 @@
-"""The model of a run without its weights: all that it takes to know what it will hold."""
+"""The model of a run without its weights, which is enough to know the memory that it takes."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from sftkit.models.adapt import adapted_model
 from sftkit.models.adapters import base_of, is_adapter
 
 if TYPE_CHECKING:
+    from sftkit.memory.quantized import Quantized
     from sftkit.run.stages import PreparedRun
 
 
 class UnknownMemoryError(Exception):
-    """The memory of a run cannot be known before its model is loaded; says why."""
+    """The memory of a run is not known before its model is loaded; the text says why."""
 
 
-def unloaded_model(prepared: PreparedRun) -> tuple[Any, dict[str, Any] | None]:
-    """The model to train, adapted and with a row for each token, on the meta device; and how it is quantized.
+def unloaded_model(prepared: PreparedRun) -> tuple[Any, Quantized | None]:
+    """The model to train on the meta device, adapted and with a row for each token, and its weights to be quantized.
 
     Raises:
-        UnknownMemoryError: if its configuration is not here.
+        UnknownMemoryError: if there is no local configuration of the model, or the size of its quantized weights is
+            not known.
     """
     import torch
 
     with torch.device("meta"):
         if prepared.model is not None:
             model = without_weights(prepared.model)
-            quantization = None
+            quantized = None
         else:
-            model, quantization = _from_configuration(prepared)
+            model, quantized = _from_configuration(prepared)
         tokens, rows = len(prepared.tokenizer), model.get_input_embeddings().weight.shape[0]
         new = sorted({*prepared.vocabulary.new_token_ids, *range(rows, tokens)})
         if tokens > rows:
             model.resize_token_embeddings(tokens, mean_resizing=False)
-        return adapted_model(model, prepared.config, prepared.plugins, new), quantization
+        return adapted_model(model, prepared.config, prepared.plugins, new), quantized
 
 
 def without_weights(model: Any) -> Any:
@@ -51,7 +53,7 @@ def without_weights(model: Any) -> Any:
 
 
 def model_config(name: str, trust_remote_code: bool = False) -> Any:
-    """A model's configuration, read without its weights; None where ``name`` is no local directory."""
+    """The configuration of a model; None if ``name`` is not a local directory that contains one."""
     path = Path(name)
     if not (path / "config.json").is_file():
         return None
@@ -64,22 +66,23 @@ def model_config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def auto_class(prepared: PreparedRun) -> Any:
-    """The class of transformers that makes the run's model of its configuration."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    """The class of transformers that makes the run's model from its configuration."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    return AutoModelForCausalLM if prepared.vocabulary.processor is None else AutoModelForImageTextToText
+    return AutoModelForCausalLM if prepared.vocabulary.processor is None else AutoModelForMultimodalLM
 
 
-def _from_configuration(prepared: PreparedRun) -> tuple[Any, dict[str, Any] | None]:
+def _from_configuration(prepared: PreparedRun) -> tuple[Any, Quantized | None]:
     import torch
 
     section = prepared.config.model
     name, _ = base_of(section.name)
     config = model_config(name, section.trust_remote_code)
     if config is None:
-        raise UnknownMemoryError(f"there is no configuration of {name!r} here")
+        raise UnknownMemoryError(f"there is no local configuration of {name!r}")
     options = {**section.options, **prepared.plugins.model_options(prepared.config)}
-    quantization = options.get("quantization_config") or getattr(config, "quantization_config", None)
+    stored = getattr(config, "quantization_config", None)
+    settings = options.get("quantization_config") or stored
     wanted = config.dtype or "float32" if section.dtype == "auto" else section.dtype
     model = auto_class(prepared).from_config(
         config,
@@ -87,12 +90,24 @@ def _from_configuration(prepared: PreparedRun) -> tuple[Any, dict[str, Any] | No
         trust_remote_code=section.trust_remote_code,
         **{name: options[name] for name in ("attn_implementation",) if name in options},
     )
-    if quantization is not None:
-        model.config.quantization_config = quantization  # where plugins look for it
-        quantization = quantization if isinstance(quantization, dict) else quantization.to_dict()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
-                module.weight.requires_grad_(False)
+    quantized = None
+    if settings is not None:
+        model.config.quantization_config = settings  # where plugins look for it
+        quantized = _quantized(model, settings, Path(name) if stored is not None else None)
+        for weight in quantized.weights:
+            weight.requires_grad_(False)
     if is_adapter(section.name):
         model = prepared.plugins.hook.attach_adapter(model=model, config=prepared.config)
-    return model, quantization
+    return model, quantized
+
+
+def _quantized(model: Any, settings: Any, directory: Path | None) -> Quantized:
+    """The quantized weights of the checkpoint in ``directory``; without one, those that loading quantizes."""
+    from sftkit.memory.quantized import loaded_quantized, stored_quantized
+
+    try:
+        return loaded_quantized(model, settings) if directory is None else stored_quantized(model, directory)
+    except Exception as error:  # the method's package may be missing, or may need another device
+        first = next(iter(str(error).splitlines()), "")
+        what = f"the size of its quantized weights is not known ({type(error).__name__}: {first})"
+        raise UnknownMemoryError(what) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
+from sftkit.models.inspect import has_adapter
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -17,7 +18,7 @@ def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_i
     """The model as the plugins prepare and adapt it. Changes the model.
 
     Raises:
-        ConfigError: if a plugin cannot train on it, or quantized weights are left without an adapter.
+        ConfigError: if a plugin cannot train it, or it is quantized and has no adapter.
     """
     plugins.hook.prepare_base(model=model, config=config)
     adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
@@ -28,8 +29,9 @@ def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_i
 
 
 def needs_adapter(model: Any) -> Problem | None:
-    """The problem of a quantized model without an adapter, whose weights cannot be trained."""
+    """The problem with a quantized model that has no adapter; None if there is none."""
     quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is None or hasattr(model, "peft_config") or getattr(quantizer, "is_qat_trainable", False):
+    if quantizer is None or has_adapter(model) or getattr(quantizer, "is_qat_trainable", False):
         return None
-    return Problem(NEEDS_ADAPTER, "model", "select a plugin that fills the slot adapt_model")
+    fix = "select a plugin that adds an adapter; `sftkit plugins` lists what is installed"
+    return Problem(NEEDS_ADAPTER, "model", fix)

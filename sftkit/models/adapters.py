@@ -16,15 +16,15 @@ def is_adapter(name: str) -> bool:
     return Path(name, ADAPTER_CONFIG).is_file()
 
 
-def adapter_config(name: str) -> dict[str, Any] | None:
-    """The ``adapter_config.json`` of a local directory; None if it has none.
+def base_of(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Name and revision of the base model of an adapter's directory; for any other model, the arguments.
 
     Raises:
-        ConfigError: if it cannot be read, or names no base model.
+        ConfigError: if the adapter's configuration cannot be read, or names no base model.
     """
+    if not is_adapter(name):
+        return name, revision
     path = Path(name, ADAPTER_CONFIG)
-    if not path.is_file():
-        return None
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")
@@ -32,16 +32,4 @@ def adapter_config(name: str) -> dict[str, Any] | None:
         raise ConfigError(Problem(f"not a valid JSON object: {error}", str(path), "save the adapter again")) from error
     if not base:
         raise ConfigError(Problem("no base_model_name_or_path", str(path), "add the base model's name"))
-    return config
-
-
-def base_of(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Name and revision of an adapter's base model; of any other model, its own.
-
-    Raises:
-        ConfigError: if the adapter's configuration cannot be read.
-    """
-    adapter = adapter_config(name)
-    if adapter is None:
-        return name, revision
-    return str(adapter["base_model_name_or_path"]), adapter.get("revision")
+    return str(base), config.get("revision")

@@ -1,18 +1,18 @@
-"""A model beside its tokenizer: embedding rows and special tokens they must agree on, and looking without touching."""
+"""Embedding rows and special tokens, on which a model and its tokenizer must agree."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
+from sftkit.models.inspect import has_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: Standard deviation of a new row around the mean row, as a fraction of the old rows' own, dimension by dimension.
+#: Standard deviation of new rows around the mean row, as a fraction of that of the old rows, dimension by dimension.
 NOISE = 0.1
 
 
@@ -22,10 +22,10 @@ def grow_embeddings(
     new_token_ids: list[int],
     pad_to_multiple_of: int | None = None,
 ) -> None:
-    """Give every token of the tokenizer a row in the model's embeddings, and never take one away. Changes the model.
+    """Give every token of the tokenizer a row in the model's embeddings; no row is ever removed. Changes the model.
 
-    Rows of new tokens become the mean of the old tokens' rows plus a little noise that is the same in every run,
-    whether the row is new or was reserved: a reserved row was never trained, and its scale is arbitrary.
+    Rows of new tokens become the mean of the old tokens' rows plus a little noise that is the same in every run. This
+    holds for reserved rows too: they were never trained, and their scale is arbitrary.
 
     Args:
         model: the model as loaded.
@@ -34,15 +34,13 @@ def grow_embeddings(
         pad_to_multiple_of: round the number of rows up to a multiple of this.
 
     Raises:
-        ConfigError: if tokens are new to a model that already carries an adapter, which would leave them untrained.
+        ConfigError: if tokens are new to a model with an adapter, which would leave their rows untrained.
 
     Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (2021), for the mean.
     """
-    if new_token_ids and hasattr(model, "peft_config"):
-        what = (
-            f"the adapter was trained without {len(new_token_ids)} of the tokens, whose embeddings would stay untrained"
-        )
-        fix = "keep the tokenizer that was saved with the adapter, or drop the plugin that adds the tokens"
+    if new_token_ids and has_adapter(model):
+        what = f"{len(new_token_ids)} tokens are new to the adapter, and their embeddings would stay untrained"
+        fix = "use the tokenizer that was saved with the adapter, or drop the plugin that adds the tokens"
         raise ConfigError(Problem(what, "model", fix))
     old_rows = model.get_input_embeddings().weight.shape[0]
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -64,7 +62,7 @@ def grow_embeddings(
 
 
 def _fill_rows(weight: Tensor, new: list[int], known: list[int]) -> None:
-    """Sets rows of ``weight`` (``[V, D]``) to the mean of the known ones plus noise from a generator of its own."""
+    """Sets rows of ``weight`` (``[V, D]``) to the mean of the known ones plus noise, whatever the global seed."""
     import torch
 
     old = weight.data[known].float()
@@ -74,14 +72,14 @@ def _fill_rows(weight: Tensor, new: list[int], known: list[int]) -> None:
 
 
 def align_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, changed: bool) -> None:
-    """Let the model's configuration name the tokenizer's special tokens. Changes the model's configurations.
+    """Copy the ids of the tokenizer's special tokens into the model's configurations. Changes these.
 
-    Where the tokenizer's were changed, generation stops at the new end of text and at the old ones. A pad token that
-    equals EOS goes into the generation configuration only: in the model's own it would be the ``padding_idx`` of the
-    embedding after a reload, and the end of text would get no gradient.
+    If plugins changed the tokenizer's, generation stops at the new EOS and at the old ones. A pad token that equals
+    EOS goes into the generation configuration only: in the model's configuration it would become the ``padding_idx``
+    of the embedding when the model is loaded again, and EOS would get no gradient.
 
     Args:
-        model: the model, bare or with an adapter.
+        model: the model, with or without an adapter.
         tokenizer: the run's tokenizer.
         changed: whether plugins changed its special tokens.
     """
@@ -101,14 +99,17 @@ def align_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, changed
 
 
 def _ends(eos: int | None, old: int | Iterable[int] | None) -> int | list[int] | None:
-    """The new end of text first and the old ones after it; a bare id where there is just one."""
+    """The new EOS and then the old ones; an int if there is only one."""
     before = [] if old is None else [old] if isinstance(old, int) else list(old)
     ends = list(dict.fromkeys(([] if eos is None else [eos]) + before))
     return ends[0] if len(ends) == 1 else (ends or None)
 
 
 def split_processor(loaded: Any) -> tuple[PreTrainedTokenizerBase, Any]:
-    """A tokenizer alone, or a processor's tokenizer and the processor; the chat template is that of either."""
+    """The tokenizer and the processor that were loaded; None for the processor if a bare tokenizer was.
+
+    A processor's tokenizer gets the processor's chat template. Changes the tokenizer.
+    """
     from transformers import ProcessorMixin
 
     if not isinstance(loaded, ProcessorMixin):
@@ -117,12 +118,3 @@ def split_processor(loaded: Any) -> tuple[PreTrainedTokenizerBase, Any]:
     if loaded.chat_template is not None:
         tokenizer.chat_template = loaded.chat_template
     return tokenizer, loaded
-
-
-def save_adapter_only(model: Any) -> None:
-    """Keep peft from storing whole resized embeddings beside an adapter that holds the new rows. Changes the model.
-
-    Args:
-        model: a PeftModel; its ``save_pretrained`` is bound to ``save_embedding_layers=False``.
-    """
-    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)

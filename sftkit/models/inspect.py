@@ -1,36 +1,52 @@
-"""Looking at a model: its layers, its parts, how it is quantized, and what it computes."""
+"""Looking into a model: its layers, its parts, its adapter, and what it computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """The last parts of the names of a model's linear layers, each once, in the model's order."""
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module))
-    return list(dict.fromkeys(names))
-
-
-#: Modules inside a vision tower that lead from it to the language model.
-_PROJECTORS = ("merger", "deepstack_merger_list")
-
 
 Part = Literal["language", "vision", "projector"]
 
 
-def parts_of(model: Any) -> dict[str, Part]:
-    """Which part of a model that sees pictures each of its layers is: vision tower, language model, or between them.
+def has_adapter(model: Any) -> bool:
+    """Whether a model carries an adapter."""
+    return hasattr(model, "peft_config")  # the attribute by which transformers itself recognises one
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model inside one with an adapter; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of any library."""
+    # By name: quantized layers and GPT-2's Conv1D are not subclasses of nn.Linear.
+    return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The last components of the names of a model's linear layers, without repeats, in the model's order."""
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module))
+    return list(dict.fromkeys(names))
+
+
+def parts_of(model: Any, projectors: Collection[str] = ()) -> dict[str, Part]:
+    """Which part of an image-text model each of its modules belongs to.
+
+    The vision tower and the language model are those that transformers returns from ``get_encoder`` and
+    ``get_decoder``. Whatever lies outside both is the projector.
 
     Args:
-        model: a PreTrainedModel without adapters; one that sees no pictures is all language.
+        model: a PreTrainedModel without adapters; all of a model without a vision tower is language.
+        projectors: names of modules inside the vision tower that belong to the projector.
 
     Returns:
-        By name, each module that has weights of its own, or nothing inside it.
+        The part by module name, for each module that has parameters of its own or no submodules.
     """
     names = {id(module): name for name, module in model.named_modules()}
     tower, decoder = (names[id(part)] for part in (model.get_encoder(modality="image"), model.get_decoder()))
@@ -41,9 +57,8 @@ def parts_of(model: Any) -> dict[str, Part]:
             continue
         if not tower or module is head or _inside(name, decoder):
             parts[name] = "language"
-        elif _inside(name, tower):
-            below = name.removeprefix(tower).split(".")
-            parts[name] = "projector" if any(part in _PROJECTORS for part in below) else "vision"
+        elif _inside(name, tower) and not {*name.removeprefix(tower).split(".")} & {*projectors}:
+            parts[name] = "vision"
         else:
             parts[name] = "projector"
     return parts
@@ -53,20 +68,27 @@ def _inside(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, whoever made it."""
-    # By name, since quantized layers and GPT-2's Conv1D are no subclass of nn.Linear.
-    return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
+def autocast_type(train: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype of mixed precision as configured in the section ``train``; None without mixed precision."""
+    import torch
+
+    return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else None
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode and the random state are put back."""
+def evaluating(model: Any, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Eval mode without gradients; restores each module's mode and the random state at its exit.
+
+    Args:
+        model: the model.
+        autocast: dtype of mixed precision, which the Trainer turns on only when training starts.
+    """
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+    mixed = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), mixed:
         model.eval()
         try:
             yield

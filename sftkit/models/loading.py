@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.train_fields import train_value
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.models.adapters import base_of, is_adapter
 from sftkit.models.embeddings import split_processor
@@ -16,42 +17,56 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
 
-#: Arguments of ``from_pretrained`` that have a key of their own, and what to write instead.
-OWN_KEYS = {
-    "revision": "set model.revision",
+#: Arguments of any loader that are keys of the section ``model``, and the fix where they are among ``model.options``.
+MODEL_KEYS = {"revision": "set model.revision", "trust_remote_code": "set model.trust_remote_code"}
+#: The same for ``from_pretrained``.
+_PRETRAINED_KEYS = {
+    **MODEL_KEYS,
     "dtype": "set model.dtype",
     "torch_dtype": "set model.dtype",
-    "trust_remote_code": "set model.trust_remote_code",
-    "use_safetensors": "drop it: only safetensors are read",
+    "use_safetensors": "remove it; only safetensors are read",
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def model_problems(config: RunConfig) -> Iterator[Problem]:
-    """Directories that do not exist or hold no model, and options that have a key of their own."""
-    for key in config.model.options:
-        if key in OWN_KEYS:
-            yield Problem("this is no place for it", f"model.options.{key}", OWN_KEYS[key], ("model", "options", key))
+    """Directories that do not exist or hold no model, and options that are keys of the section ``model``."""
+    yield from misplaced_options(config.model.options, _PRETRAINED_KEYS)
     name = config.model.name
     path = Path(name)
     if name and path.is_dir():
         yield from _directory_problems(path, config)
     elif _looks_like_path(name):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        fix = nearest(path.name, siblings) or "correct the path, or give a hub name such as Qwen/Qwen3-0.6B"
+        fix = nearest(path.name, siblings) or "correct the path, or use a hub name such as owner/name"
         yield Problem(f"there is no directory {name!r}", "model.name", fix, ("model", "name"))
 
 
+def misplaced_options(
+    options: Mapping[str, Any], fixes: Mapping[str, str], where: str = "model.options"
+) -> Iterator[Problem]:
+    """Options of a loader that must be set elsewhere.
+
+    Args:
+        options: keyword arguments.
+        fixes: for each that is not allowed, what to do instead.
+        where: where the options come from.
+    """
+    for name in options:
+        if name in fixes:
+            yield Problem("not allowed here", f"{where}.{name}", fixes[name], ("model", "options", name))
+
+
 def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
-    """The tokenizer of ``model.tokenizer``, else of the model; an adapter's own before its base model's.
+    """The tokenizer of ``model.tokenizer``, else of the model; an adapter's own takes precedence over its base model's.
 
     Args:
         config: the run as resolved.
-        auto: the class that loads it; `transformers.AutoTokenizer`, or that of a processor.
+        auto: the class that loads it: `transformers.AutoTokenizer` by default, or that of a processor.
         options: further arguments of its ``from_pretrained``.
 
     Raises:
-        ConfigError: if it cannot be loaded, or is not a fast one, which alone tells where tokens stand in a text.
+        ConfigError: if it cannot be loaded, or is slow: only fast tokenizers report the offsets of tokens in the text.
     """
     from transformers import AutoTokenizer
 
@@ -67,7 +82,7 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
         )
     if not getattr(split_processor(loaded)[0], "is_fast", False):
         fix = "set model.tokenizer to one with a tokenizer.json"
-        raise ConfigError(Problem(f"the tokenizer of {name!r} is not a fast one", where, fix))
+        raise ConfigError(Problem(f"the tokenizer of {name!r} is not a fast tokenizer", where, fix))
     return loaded
 
 
@@ -77,17 +92,34 @@ def load_model(config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreT
     Args:
         config: the run as resolved.
         options: further arguments of ``from_pretrained``.
-        auto: the class that loads it, as `transformers.AutoModelForCausalLM`.
+        auto: the class that loads it, such as `transformers.AutoModelForCausalLM`.
 
     Raises:
         ConfigError: if it cannot be loaded, or weights are missing from the checkpoint.
     """
     name, revision = base_of(config.model.name, config.model.revision)
-    return _load_base(name, revision, config, options, auto)
+    if config.model.init == "random":
+        return _random_model(name, revision, config, options, auto)
+    if Path(name).is_dir() and (problems := list(_weight_problems(Path(name), config))):
+        raise ConfigError(problems)
+    with as_config_error("model"):
+        model, info = auto.from_pretrained(
+            name,
+            revision=revision,
+            dtype=config.model.dtype,
+            trust_remote_code=config.model.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    if missing := sorted(info["missing_keys"]):
+        what = f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        raise ConfigError(Problem(what, "model.name", "use a checkpoint of this model class"))
+    return model
 
 
 def _looks_like_path(name: str) -> bool:
-    """Whether a name that is no directory was meant as one: a hub name is ``name`` or ``owner/name``."""
+    """Whether a name that is not a directory was meant as one: a hub name is ``name`` or ``owner/name``."""
     owner, slash, _ = name.partition("/")
     return (
         name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or bool(slash and Path(owner).is_dir())
@@ -95,12 +127,11 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _directory_problems(path: Path, config: RunConfig) -> Iterator[Problem]:
-    key = ("model", "name")
     if is_adapter(str(path)):
         return
     if not (path / "config.json").is_file():
         what = f"the directory {str(path)!r} has neither a config.json nor an adapter_config.json"
-        yield Problem(what, "model.name", "name the directory that save_pretrained wrote", key)
+        yield Problem(what, "model.name", "name a directory that save_pretrained wrote", ("model", "name"))
     elif config.model.init == "pretrained":
         yield from _weight_problems(path, config)
 
@@ -110,35 +141,12 @@ def _weight_problems(path: Path, config: RunConfig) -> Iterator[Problem]:
     if any(root.glob("*.safetensors")) or "gguf_file" in config.model.options:
         return
     if any(root.glob("*.bin")):
-        what = f"the weights in {str(root)!r} are pickles, which run code when they are read"
-        fix = "convert them where you trust them: load the model and save_pretrained it"
+        what = f"the weights in {str(root)!r} are pickles, which can run code when they are read"
+        fix = "convert them in an environment that you trust: load the model and call its save_pretrained"
         yield Problem(what, "model.name", fix, ("model", "name"))
     else:
-        fix = "give a directory with weights, or set model.init=random to train from scratch"
+        fix = "use a directory with weights, or set model.init=random to train from scratch"
         yield Problem(f"there are no *.safetensors in {str(root)!r}", "model.name", fix, ("model", "name"))
-
-
-def _load_base(
-    name: str, revision: str | None, config: RunConfig, options: Mapping[str, Any], auto: Any
-) -> PreTrainedModel:
-    if config.model.init == "random":
-        return _random_model(name, revision, config, options, auto)
-    if Path(name).is_dir() and (problems := list(_weight_problems(Path(name), config))):
-        raise ConfigError(problems)
-    with as_config_error("model"):
-        model, told = auto.from_pretrained(
-            name,
-            revision=revision,
-            dtype=config.model.dtype,
-            trust_remote_code=config.model.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    if missing := sorted(told["missing_keys"]):
-        what = f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, as {missing[0]}"
-        raise ConfigError(Problem(what, "model.name", "give a checkpoint of this kind of model"))
-    return model
 
 
 def _random_model(
@@ -152,7 +160,7 @@ def _random_model(
         architecture = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
         wanted = architecture.dtype or "float32" if config.model.dtype == "auto" else config.model.dtype
         dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
-        set_seed(config.train.get("seed", 42))
+        set_seed(train_value(config, "seed"))
         model = auto.from_config(architecture, dtype=dtype, trust_remote_code=trust, **options)
         if Path(name, "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(name)
@@ -160,22 +168,28 @@ def _random_model(
 
 
 @contextlib.contextmanager
-def as_config_error(where: str) -> Iterator[None]:
-    """What the libraries raise for a name, file or option that does not fit, as an error of one line."""
+def as_config_error(where: str, *further: type[Exception]) -> Iterator[None]:
+    """Turns what libraries raise for an unsuitable name, file or option into a ConfigError of one line.
+
+    Args:
+        where: the place that the error names.
+        further: exceptions to turn as well.
+    """
     from safetensors import SafetensorError
 
+    usual = (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError)
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, ImportError, SafetensorError) as error:
+    except usual + further as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(Problem(line, where, _fix(str(error)))) from error
+        raise ConfigError(Problem(line, where, _fix(str(error), where))) from error
 
 
-def _fix(text: str) -> str:
+def _fix(text: str, where: str) -> str:
     if "trust_remote_code" in text:
         return "set model.trust_remote_code=true if you trust the code that comes with it"
     if "unexpected keyword argument" in text:
-        return "correct model.options"
+        return "correct model.options" if where == "model" else "correct the options"
     if "safetensors" in text:
-        return "give a checkpoint with whole *.safetensors files; no pickle is read"
-    return "correct the name or the option"
+        return "use a checkpoint with complete *.safetensors files; pickles are not read"
+    return "correct the name or the options"

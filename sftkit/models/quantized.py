@@ -16,11 +16,11 @@ def quantization_settings(model: Any) -> dict[str, Any]:
 
 
 def quantization_of(name: str) -> dict[str, Any] | None:
-    """The ``quantization_config`` of a local checkpoint, or of a local adapter's base; None if there is none."""
+    """The ``quantization_config`` of a local checkpoint, or of a local adapter's base; None if it has none."""
     try:
         base, _ = base_of(name)
         config = json.loads(Path(base, "config.json").read_text("utf-8"))
         found: dict[str, Any] | None = config.get("quantization_config")
         return found
-    except Exception:  # the loader reports what is wrong with these files
+    except Exception:  # the plugin that loads the model reports what is wrong with these files
         return None

@@ -30,13 +30,13 @@ class Plugin:
         ConfigError: from the constructor, for an unknown option (with the nearest name) or a value of a wrong type.
     """
 
-    #: Packages the plugin needs, as in ``("liger-kernel>=0.5",)``; checked without importing them.
+    #: Packages that the plugin needs, as in ``("pillow>=10",)``; checked without importing them.
     requires: ClassVar[tuple[str, ...]] = ()
     #: The plugin cannot work without a GPU.
     needs_gpu: ClassVar[bool] = False
     #: Names of plugins that cannot be selected together with this one.
     conflicts: ClassVar[tuple[str, ...]] = ()
-    #: Modules that must be imported before transformers is, as unsloth must.
+    #: Modules that must be imported before transformers is.
     import_first: ClassVar[tuple[str, ...]] = ()
     #: Fields of TrainingArguments that the plugin takes the place of, each with its option for them, or "" for none.
     replaces: ClassVar[Mapping[str, str]] = {}

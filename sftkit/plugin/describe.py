@@ -56,7 +56,7 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
         return {**info, "status": f"broken: {re.sub('^plugin .* is broken: ', '', problem.what)}"}, None
     info["hooks"] = hooks_filled(cls)
     info["summary"] = (inspect.cleandoc(cls.__doc__ or "").splitlines() or [""])[0]
-    problems = check_class(cls, name, dist)
+    problems = check_class(cls, name)
     if problems:
         first = problems[0]
         gpu = "GPU" in first.what

@@ -84,10 +84,10 @@ def plugin_advice(key: str) -> str:
     return f"use plugin {key}" if key in known else ""
 
 
-def check_class(cls: type[Plugin], name: str, dist: metadata.Distribution | None) -> list[Problem]:
+def check_class(cls: type[Plugin], name: str) -> list[Problem]:
     """Problems of a plugin's class on this machine: missing packages or versions, no GPU, no frozen dataclass."""
     where = f"plugin {name}"
-    problems = [p for item in cls.requires if (p := requirement_problem(item, dist, where))]
+    problems = [p for item in cls.requires if (p := requirement_problem(item, where))]
     if cls.needs_gpu and not has_gpu():
         problems.append(Problem("needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))
     params: Any = getattr(cls, "__dataclass_params__", None)

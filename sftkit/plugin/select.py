@@ -139,7 +139,7 @@ def _build(
     dist = points[0].dist if points else None
     try:
         cls = type(choice.instance) if choice.instance is not None else load_class(choice.name, known, choice.where)
-        problems = check_class(cls, choice.name, dist)
+        problems = check_class(cls, choice.name)
         # Building the instance again validates options that a plain dataclass decorator did not check.
         plugin = cls(**(choice.options if choice.instance is None else fields_of(choice.instance)))
     except ConfigError as error:

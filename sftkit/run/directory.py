@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.requirements import Requirement
+
 from sftkit.config.train_fields import data_seed, train_value
 from sftkit.errors import Problem, RunError
 from sftkit.run.distributed import is_main_process
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
-LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "peft", "pluggy", "safetensors")
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
 
 
 def default_directory() -> str:
@@ -115,7 +117,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) ->
         },
         "data": data,
         "seeds": {"seed": train_value(config, "seed"), "data_seed": data_seed(config)},
-        "versions": versions(),
+        "versions": versions(plugins),
         "git_commit": git_commit(),
         "metrics": {},
     }
@@ -137,10 +139,11 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
             yield Problem(what, f"data.{split}", fix)
 
 
-def versions() -> dict[str, str]:
-    """Versions of sftkit, Python and the libraries that affect results."""
+def versions(plugins: PluginSet) -> dict[str, str]:
+    """Versions of sftkit, Python, the libraries of the core, and those that the plugins require."""
     found = {"sftkit": metadata.version("sftkit"), "python": platform.python_version()}
-    for name in LIBRARIES:
+    required = [Requirement(text).name for item in plugins.selected for text in item.plugin.requires]
+    for name in dict.fromkeys((*LIBRARIES, *required)):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

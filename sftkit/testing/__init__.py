@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config import RunConfig
 from sftkit.data.counts import Counts
-from sftkit.errors import SftkitError
+from sftkit.errors import Problem, SftkitError
 from sftkit.plugin.base import Plugin
-from sftkit.plugin.calls import hooks_filled
-from sftkit.plugin.registry import discover, name_of
+from sftkit.plugin.calls import hooks_filled, make_manager
+from sftkit.plugin.registry import discover, load_class, name_of
 from sftkit.plugin.select import Choice, select
-from sftkit.plugin.selected import PluginSet
+from sftkit.plugin.selected import DEFAULTS, PluginSet, Selected
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,6 +136,28 @@ def check_plugin(plugin: Plugin) -> PluginSet:
     if problems or plugins is None:
         raise AssertionError(str(SftkitError(problems)))
     return plugins
+
+
+def run_problems(plugin: Plugin, **sections: Any) -> list[Problem]:
+    """The problems that one plugin's ``check_run`` reports, called as in a run.
+
+    Its requirements are not checked, so a plugin that needs a GPU can be tested without one.
+
+    Args:
+        plugin: with the hook ``check_run``.
+        sections: values of the configuration, as for `tiny_config`; ``plugins`` maps the names of further plugins to
+            their options. The default plugins are selected too.
+    """
+    known = discover()
+    own = name_of(type(plugin), known)
+    chosen = {own: plugin}
+    for name, options in {**sections.pop("plugins", {}), **{default: {} for default in DEFAULTS}}.items():
+        chosen.setdefault(name, load_class(name, known)(**options))
+    manager, problems = make_manager(list(chosen.items()))
+    assert not problems, SftkitError(problems)
+    plugins = PluginSet(tuple(Selected(*item) for item in chosen.items()), manager)
+    found = plugins.hook.check_run(config=tiny_config(plugins=plugins.options(), **sections), plugins=plugins)
+    return [problem for name, reported in found if name == own for problem in reported or ()]
 
 
 def packed_rows(

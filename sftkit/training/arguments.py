@@ -20,27 +20,27 @@ def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
     """Build the arguments.
 
     Raises:
-        ConfigError: for what transformers refuses, in its own words.
+        ConfigError: with the message of transformers, if it rejects them.
     """
     import torch
     from transformers import TrainingArguments
 
     values = {**DEFAULTS, "dataloader_pin_memory": torch.accelerator.is_available(), **config.train}
-    values["do_eval"] = has_eval  # without it, TrainingArguments would turn an evaluation strategy on without data
+    values["do_eval"] = has_eval  # otherwise an evaluation strategy turns it on, even without data
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
-        first = " ".join(str(error).split())
-        raise ConfigError(Problem(first, "train", "correct the arguments")) from error
+        message = " ".join(str(error).split())
+        raise ConfigError(Problem(message, "train", "correct the arguments")) from error
     return use_one_device(arguments)
 
 
 def use_one_device(arguments: TrainingArguments) -> TrainingArguments:
-    """The arguments, of a process that uses one GPU; that others are left idle is told. Changes them."""
+    """Limit a process to one GPU, and log a warning if more are visible. Changes the arguments."""
     if arguments.n_gpu > 1:
         logger.warning(
-            "one process uses one GPU, and %d are visible: `torchrun --no-python --nproc_per_node %d sftkit` uses all",
+            "this process uses one of %d visible GPUs; to use all: torchrun --no-python --nproc_per_node %d sftkit",
             *(arguments.n_gpu, arguments.n_gpu),
         )
-        arguments._n_gpu = 1  # or the Trainer would wrap the model in DataParallel
+        arguments._n_gpu = 1  # otherwise the Trainer wraps the model in DataParallel
     return arguments

@@ -1,12 +1,12 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
-"""Batches on their way to the model: what is trained in them, and how one is cut into smaller ones.
+"""Batches on their way to the model: the trained positions of a batch, and its split into micro-batches.
 
 Legend: B rows, T positions, R examples of a padding-free batch (one row), K trained positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.training.collate import Collator
-from sftkit.training.head import Targets, trained_positions
+from sftkit.training.targets import Targets, trained_positions
 
-SHARES = "row_shares"
-POSITIONS = "trained_positions"  # known before a batch is on its device, where finding them would wait for it
+ROW_SHARES = "row_shares"
+POSITIONS = "trained_positions"  # found before the batch is on its device, where finding them would wait for it
+FRACTION = "fraction_of_batch"
 CUMULATIVE = ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
 @dataclass(frozen=True)
 class WithPositions:
-    """A collator's batches, with the positions that are trained."""
+    """A collator whose batches contain their trained positions."""
 
     collator: Collator
 
@@ -38,43 +39,46 @@ class WithPositions:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as the step sees it.
+    """A batch in the form that the training step needs.
 
     Attributes:
-        inputs: of the model's forward.
-        targets: what is trained.
-        row_lengths: tokens of each example of a padding-free batch (``[R]``); None where each has a row.
+        inputs: arguments of the model's forward.
+        targets: the trained tokens.
+        row_lengths: tokens of each example of a padding-free batch (``[R]``); None if each example has a row.
+        fraction: part of the collator's batch, if that was split; else 1.
     """
 
     inputs: dict[str, Any]
     targets: Targets
     row_lengths: Tensor | None
+    fraction: float
 
     @classmethod
     def of(cls, inputs: dict[str, Any]) -> Batch:
-        """From what a collator made.
+        """From a collator's batch, or a micro-batch of one.
 
         Raises:
-            ConfigError: if it made no labels.
+            ConfigError: if there are no labels.
         """
         if "labels" not in inputs:
             what = f"the collator gives no labels, only {', '.join(inputs)}"
-            raise ConfigError(Problem(what, "collator", "let it make labels, -100 where nothing is trained"))
-        inputs = {**inputs, "use_cache": False}  # with a cache, packed documents would see each other
+            raise ConfigError(Problem(what, "collator", "add labels to its batches, with -100 for untrained tokens"))
+        inputs = {**inputs, "use_cache": False}  # with a cache, packed documents would attend to each other
         row_lengths = inputs.pop("row_lengths", None)
-        inputs.pop(SHARES, None)
+        inputs.pop(ROW_SHARES, None)
+        fraction = inputs.pop(FRACTION, 1.0)
         targets = Targets.of(inputs.pop("labels"), inputs.pop("loss_weights", None), inputs.pop(POSITIONS, None))
-        return cls(inputs, targets, row_lengths)
+        return cls(inputs, targets, row_lengths, fraction)
 
     @property
     def tokens(self) -> int | Tensor:
-        """Tokens without padding; inside packed rows, padding counts."""
+        """The number of tokens without padding; padding inside packed rows counts."""
         mask = self.inputs.get("attention_mask")
         rows, columns = self.targets.shape
         return rows * columns if mask is None else mask.sum()
 
     def by_row(self, values_K: Tensor) -> Tensor:
-        """Sums over each example's trained tokens."""
+        """The sum over the trained tokens of each example."""
         rows, columns = self.targets.shape
         positions_K = self.targets.positions_K.to(values_K.device)
         if self.row_lengths is None:
@@ -85,56 +89,66 @@ class Batch:
         return values_K.new_zeros(rows).index_add(0, row_K, values_K)
 
 
+def window_weight(batches: Iterable[dict[str, Any]], device: torch.device) -> Tensor:
+    """The sum of the weights of the trained tokens of an accumulation window (a scalar)."""
+    total = torch.zeros((), device=device)
+    for batch in batches:
+        targets = Batch.of(batch).targets
+        total = total + (len(targets.tokens_K) if targets.weights_K is None else targets.weights_K.sum().to(device))
+    return total
+
+
 def rows_of(inputs: dict[str, Any]) -> int:
-    """Examples of a batch."""
+    """The number of examples of a batch."""
     return len(inputs["row_lengths"] if "row_lengths" in inputs else inputs["input_ids"])
 
 
-def pieces(inputs: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    """A batch as smaller ones of at most ``size`` examples.
+def micro_batches(inputs: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
+    """A batch as micro-batches of at most ``size`` examples.
 
     Raises:
-        RunError: if something in it does not say which example it belongs to.
+        RunError: if the batch has a tensor whose entries cannot be assigned to its examples.
     """
     rows = rows_of(inputs)
     if rows <= size:
         yield inputs
         return
     inputs = {name: value for name, value in inputs.items() if name != POSITIONS}
+    split = _columns if "row_lengths" in inputs else _rows
+    fraction = 1 / -(-rows // size)
     for low in range(0, rows, size):
-        at = slice(low, min(low + size, rows))
-        yield _columns(inputs, at) if "row_lengths" in inputs else _rows(inputs, at, rows)
+        yield {**split(inputs, slice(low, min(low + size, rows))), FRACTION: fraction}
 
 
-def _rows(inputs: dict[str, Any], at: slice, rows: int) -> dict[str, Any]:
-    shares = inputs.get(SHARES, {})
-    cut: dict[str, Any] = {}
+def _rows(inputs: dict[str, Any], at: slice) -> dict[str, Any]:
+    rows, shares = rows_of(inputs), inputs.get(ROW_SHARES, {})
+    chosen: dict[str, Any] = {}
     for name, value in inputs.items():
-        if name == SHARES:
-            cut[name] = {each: None if share is None else share[at] for each, share in value.items()}
+        if name == ROW_SHARES:
+            chosen[name] = {each: None if share is None else share[at] for each, share in value.items()}
         elif shares.get(name) is not None:
             borders = [0, *shares[name].cumsum(0).tolist()]
-            cut[name] = value[borders[at.start] : borders[at.stop]]
+            chosen[name] = value[borders[at.start] : borders[at.stop]]
         elif torch.is_tensor(value) and (name in shares or value.dim() == 0 or len(value) != rows):
-            what = f"out of memory, and a batch with {name} of shape {tuple(value.shape)} cannot be cut by its rows"
+            what = f"out of memory, and {name} of shape {tuple(value.shape)} cannot be split by rows"
             raise RunError(Problem(what, "train", "lower train.per_device_train_batch_size"))
         else:
-            cut[name] = value[at] if torch.is_tensor(value) else value
-    return {name: value for name, value in cut.items() if name not in shares or len(value)}
+            chosen[name] = value[at] if torch.is_tensor(value) else value
+    return {name: value for name, value in chosen.items() if name not in shares or len(value)}
 
 
 def _columns(inputs: dict[str, Any], at: slice) -> dict[str, Any]:
     """Some examples of a padding-free batch."""
     borders = [0, *inputs["row_lengths"].cumsum(0).tolist()]
     start, end = borders[at.start], borders[at.stop]
-    cut: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for name, value in inputs.items():
         if name == "row_lengths":
-            cut[name] = value[at]
+            chosen[name] = value[at]
         elif name in CUMULATIVE:
-            cut[name] = value[(value >= start) & (value <= end)] - start
+            chosen[name] = value[(value >= start) & (value <= end)] - start
         elif torch.is_tensor(value) and value.dim() > 1:
-            cut[name] = value[..., start:end]
+            chosen[name] = value[..., start:end]
         else:
-            cut[name] = value
-    return cut
+            chosen[name] = value
+    return chosen

@@ -1,4 +1,4 @@
-"""What a collator is."""
+"""The contract of a collator."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 class Collator(Protocol):
-    """Makes a batch from examples; plain data inside, so that it can be pickled to data workers."""
+    """Makes a batch from examples; holds only data that can be pickled for the workers of a data loader."""
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch: ``input_ids`` and ``labels`` (int64, ``[B, T]``) and what the model needs besides.
+        """A batch: ``input_ids`` and ``labels`` (int64, ``[B, T]``), and whatever else the model needs.
 
         Rows with ``position_ids`` hold several documents: their batch has ``position_ids`` and no
-        ``attention_mask``, which is what isolates the documents from each other. Where some example has
-        ``loss_weights``, so has the batch (float32, ``[B, T]``). Of tensors that do not have one entry a row, as
-        pictures, ``row_shares`` says how many entries each row has: name to int64 ``[B]``, or None where that
-        cannot be told.
+        ``attention_mask``, which isolates the documents from each other. If an example has ``loss_weights``, so
+        has the batch (float32, ``[B, T]``). For tensors that do not have one entry per row, such as images,
+        ``row_shares`` maps their name to the number of entries of each row (int64, ``[B]``), or to None if it is
+        unknown.
         """
 
 
 @dataclass(frozen=True)
 class KeepsWeights:
-    """A collator whose batches are seen to hold the weights that their examples have."""
+    """A collator that is checked to keep the weights of its examples."""
 
     collator: Collator
 
@@ -36,10 +36,11 @@ class KeepsWeights:
         """The collator's batch.
 
         Raises:
-            ConfigError: if the collator leaves the weights out.
+            ConfigError: if the batch lacks the weights.
         """
         batch = self.collator(examples)
         if LOSS_WEIGHTS not in batch and any(LOSS_WEIGHTS in example for example in examples):
-            what = f"the collator leaves out how much each token counts ({LOSS_WEIGHTS}), which the data says"
-            raise ConfigError(Problem(what, "collator", "use the plugin pad, or take the weights out of the data"))
+            what = f"the data has a weight for each token, and the batch has no {LOSS_WEIGHTS}"
+            fix = f"use a collator that pads {LOSS_WEIGHTS}, or remove the weights from the data"
+            raise ConfigError(Problem(what, "collator", fix))
         return batch

@@ -1,7 +1,7 @@
 # ruff: noqa: N803, N806, N815 (suffixes are shapes)
-"""The loss of trained tokens, from their hidden states: logits exist for a chunk of them at a time, and only once.
+"""The loss of trained tokens from their hidden states; logits are computed once, for one chunk of tokens at a time.
 
-Legend: K trained tokens, k those of a chunk, V vocabulary, D hidden size.
+Legend: K trained tokens, k tokens of a chunk, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Bytes of a chunk's logits in float32: on a CPU they stay in its cache, elsewhere matrix products are large enough.
+#: Bytes of a chunk's logits in float32: small enough for a CPU's cache, large enough for efficient products elsewhere.
 CHUNK_BYTES_CPU, CHUNK_BYTES = 1 << 24, 1 << 29
 LEAST_CHUNK = 16  # tokens
 
 
 class TokenLosses(NamedTuple):
-    """What a loss says of the tokens of a chunk.
+    """The losses of the tokens of a chunk.
 
     Attributes:
         losses_K: loss of each token (float32).
-        gradient_KV: gradient of each token's loss by its logits (float32); None where it was not asked for.
+        gradient_KV: gradient of each token's loss by its logits (float32); None if it was not requested.
         measures: further values of each token by name (float32, ``[K]``), whose means are logged.
     """
 
@@ -35,14 +35,14 @@ class TokenLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputHead:
-    """What makes logits of hidden states.
+    """The function from hidden states to logits.
 
     Attributes:
-        vocabulary: logits of a token.
-        forward: hidden states ``[1, k, D]`` → logits ``[1, k, V]``, without what the model does to them afterwards.
-        weight: ``[V, D]``, where ``forward`` is no more than a linear layer; else None.
+        vocabulary: the number of logits of a token.
+        forward: hidden states ``[1, k, D]`` → logits ``[1, k, V]``, before ``post``.
+        weight: ``[V, D]``, if ``forward`` is a plain linear layer; else None.
         bias: ``[V]``, if that layer has one.
-        post: what the model does to its logits afterwards, as a cap or a scale; None where it does nothing.
+        post: the function that the model applies to its logits, such as a cap or a scale; None if there is none.
     """
 
     vocabulary: int
@@ -52,7 +52,7 @@ class OutputHead:
     post: Callable[[Tensor], Tensor] | None = None
 
     def trained(self, hidden_KD: Tensor) -> list[Tensor]:
-        """The trained tensors that the logits depend on, wherever they are kept; found by trying one token."""
+        """The trained tensors that the logits depend on, found in the graph of one token's logits."""
         if self.weight is not None:
             return [tensor for tensor in (self.weight, self.bias) if tensor is not None and tensor.requires_grad]
         with torch.enable_grad():
@@ -61,11 +61,11 @@ class OutputHead:
 
 @dataclass
 class LossResult:
-    """The loss of trained tokens, and its gradients where they were asked for.
+    """The losses of trained tokens, and the gradients of their sum if they were requested.
 
     Attributes:
         losses_K: loss of each token times its weight (float32).
-        measures: further values of each token by name (float32, ``[K]``); ``token_accuracy`` is always there.
+        measures: further values of each token by name (float32, ``[K]``), always with ``token_accuracy``.
         hidden_KD: gradient of the sum by the hidden states.
         parameters: gradients of the sum by the head's trained tensors, in their order.
     """
@@ -77,10 +77,10 @@ class LossResult:
 
 
 class HeadLoss:
-    """Negative log-likelihood of the target tokens; other losses override `tokens`, or `run` as a whole.
+    """Negative log-likelihood of the target tokens; other losses override `tokens`, or all of `run`.
 
-    Gradients are made in the forward, chunk by chunk: a chunk's logits are used and forgotten, so that memory does not
-    grow with the vocabulary times the tokens, and no product is computed twice.
+    Gradients are computed in the forward, chunk by chunk, and the chunk's logits are freed: memory does not grow with
+    the vocabulary times the tokens, and no product is computed twice.
     Source: Hsu et al., 2024, Liger Kernel (arXiv 2410.10989), section 3.2.
     """
 
@@ -102,11 +102,11 @@ class HeadLoss:
 
         Args:
             hidden_KD: hidden states that predict the targets.
-            head: makes their logits.
+            head: computes their logits.
             targets_K: token ids.
-            weights_K: of the tokens' losses (float32); None where all are 1.
-            trained: the head's tensors by which the sum is differentiated, besides the hidden states; None for no
-                gradient at all.
+            weights_K: weights of the tokens' losses (float32); None if all are 1.
+            trained: the head's tensors whose gradients are needed besides that of the hidden states; None if no
+                gradient is needed.
         """
         gradients = None if trained is None else _Gradients(hidden_KD, head, trained, weights_K)
         device = hidden_KD.device
@@ -115,12 +115,12 @@ class HeadLoss:
             source, logits_kV = _logits(hidden_KD[at], head, gradients is not None)
             values_kV = logits_kV.detach().float()
             if logits_kV.requires_grad and logits_kV.dtype == values_kV.dtype:
-                values_kV = values_kV.clone()  # the graph behind the logits may need them
+                values_kV = values_kV.clone()  # the logits may be needed by their own graph
             correct_k = (at_target(values_kV, targets_K[at]) >= values_kV.amax(1)).float()
-            told = self.tokens(values_kV, targets_K[at], gradients is not None)
-            if gradients is not None and told.gradient_KV is not None:
-                gradients.add(at, source, logits_kV, told.gradient_KV)
-            parts.append({"": told.losses_K, "token_accuracy": correct_k, **told.measures})
+            made = self.tokens(values_kV, targets_K[at], gradients is not None)
+            if gradients is not None and made.gradient_KV is not None:
+                gradients.add(at, source, logits_kV, made.gradient_KV)
+            parts.append({"": made.losses_K, "token_accuracy": correct_k, **made.measures})
         names = parts[0] if parts else ("", "token_accuracy")
         measures = {name: torch.cat([torch.zeros(0, device=device), *(part[name] for part in parts)]) for name in names}
         losses_K = measures.pop("")
@@ -134,12 +134,12 @@ class HeadLoss:
 def summed_loss(
     loss: HeadLoss, hidden_KD: Tensor, head: OutputHead, targets_K: Tensor, weights_K: Tensor | None = None
 ) -> tuple[Tensor, LossResult]:
-    """The sum of the tokens' losses (a scalar, which can be differentiated once), and what else is known of them."""
+    """The sum of the tokens' losses (a scalar that can be differentiated once), and the losses themselves."""
     if head.weight is not None:
         hidden_KD = hidden_KD.to(_product_dtype(head.weight))
     if not torch.is_grad_enabled():
-        told = loss.run(hidden_KD, head, targets_K, weights_K, None)
-        return told.losses_K.sum(), told
+        result = loss.run(hidden_KD, head, targets_K, weights_K, None)
+        return result.losses_K.sum(), result
     kept: list[LossResult] = []
     trained = head.trained(hidden_KD)
 
@@ -152,18 +152,18 @@ def summed_loss(
 
 
 def at_target(values_KV: Tensor, targets_K: Tensor) -> Tensor:
-    """Each token's value at its target."""
+    """The value of each token at its target."""
     return values_KV.gather(1, targets_K[:, None]).squeeze(1)
 
 
 def minus_target(values_KV: Tensor, targets_K: Tensor, amount: float | Tensor = 1.0) -> Tensor:
-    """``values_KV`` with ``amount`` (a number, or one a token) taken away at each token's target, in place."""
+    """``values_KV`` with ``amount`` (one number, or one per token) subtracted at each token's target, in place."""
     amounts_K = values_KV.new_ones(len(targets_K)) * amount
     return values_KV.scatter_add_(1, targets_K[:, None], -amounts_K[:, None])
 
 
 def chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    """The tokens in chunks whose logits take about `CHUNK_BYTES`."""
+    """Slices of the tokens whose logits take about `CHUNK_BYTES`."""
     size = (CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES) // (4 * vocabulary)
     size = max(size // 8 * 8, LEAST_CHUNK)
     for low in range(0, tokens, size):
@@ -171,13 +171,13 @@ def chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
-    """What a linear layer computes in: autocast's type inside of it, else the weight's."""
+    """The type in which a linear layer computes: that of autocast if it is on, else that of the weight."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _logits(hidden_kD: Tensor, head: OutputHead, gradient: bool) -> tuple[Tensor, Tensor]:
-    """The logits of a chunk, and where their graph begins: a plain layer's output, else the hidden states."""
+    """The start of the graph of a chunk's logits (a plain layer's output, else the hidden states), and the logits."""
     with torch.set_grad_enabled(gradient):
         if head.weight is not None:
             bias = None if head.bias is None else head.bias.detach().to(hidden_kD.dtype)
@@ -191,7 +191,7 @@ def _logits(hidden_kD: Tensor, head: OutputHead, gradient: bool) -> tuple[Tensor
 
 
 class _Gradients:
-    """Gradients by the hidden states and by the head's trained tensors, summed up over chunks."""
+    """Gradients by the hidden states and by the head's trained tensors, summed over chunks."""
 
     def __init__(
         self, hidden_KD: Tensor, head: OutputHead, trained: Sequence[Tensor], weights_K: Tensor | None
@@ -202,7 +202,7 @@ class _Gradients:
         self._inputs_KD, self._head, self._trained, self._weights_K = hidden_KD, head, trained, weights_K
 
     def add(self, at: slice, source: Tensor, logits_kV: Tensor, gradient_kV: Tensor) -> None:
-        """Take in a chunk: ``gradient_kV`` is by ``logits_kV``, whose graph begins at ``source``."""
+        """Add a chunk: ``gradient_kV`` is the gradient by ``logits_kV``, whose graph starts at ``source``."""
         if self._weights_K is not None and self._head.weight is None:
             gradient_kV = gradient_kV * self._weights_K[at, None]
         if logits_kV.requires_grad:
@@ -220,7 +220,7 @@ class _Gradients:
     def _through_linear(self, at: slice, weight: Tensor, gradient_kV: Tensor) -> None:
         gradient_kV, inputs_kD = gradient_kV.to(self.hidden_KD.dtype), self._inputs_KD[at]
         torch.mm(gradient_kV, weight.detach().to(gradient_kV.dtype), out=self.hidden_KD[at])
-        if self._weights_K is not None:  # on the narrow side: nothing as wide as the vocabulary is touched again
+        if self._weights_K is not None:  # on the narrow side, not on rows as wide as the vocabulary
             weights_k = self._weights_K[at, None].to(inputs_kD.dtype)
             self.hidden_KD[at] *= weights_k
             inputs_kD = inputs_kD * weights_k
@@ -250,17 +250,17 @@ def _leaves(output: Tensor) -> Iterator[Tensor]:
 
 
 class _Summed(torch.autograd.Function):
-    """A sum whose gradients are known when it is computed: they wait for the backward, which scales them."""
+    """A sum whose gradients are computed with it; the backward only scales them."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[[], LossResult], hidden_KD: Tensor, *trained: Tensor) -> Tensor:
-        told = run()
-        ctx.found = [told.hidden_KD, *told.parameters]
-        return told.losses_K.sum()
+        result = run()
+        ctx.found = [result.hidden_KD, *result.parameters]
+        return result.losses_K.sum()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
         found, ctx.found = ctx.found, None
         if found is None:
-            raise RuntimeError("the loss was differentiated before: its gradients are given out once")
+            raise RuntimeError("the loss was differentiated before, and this is possible only once")
         return None, *(part.mul_(scale.to(part.dtype)) for part in found)

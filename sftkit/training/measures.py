@@ -1,4 +1,4 @@
-"""What is measured while training, summed up on the device: it is waited for when it is logged, and not before."""
+"""Values measured while training, summed on the device: the host waits for them only when they are logged."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ import torch
 
 
 class Measures:
-    """Sums over the micro-batches since the last log."""
+    """Sums over the micro-batches since the last log entry, and the mean loss of the whole run."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._kept: dict[str, Any] = {}
+        self._sums_before_window: dict[str, Any] = {}
         self._since: float | None = None
+        self._loss: Any = 0.0
+        self._steps = 0.0
 
     def begin_window(self) -> None:
-        """An accumulation window begins."""
-        self._kept = dict(self._sums)
+        """Start an accumulation window."""
+        self._sums_before_window = dict(self._sums)
 
     def repeat_window(self) -> None:
-        """The window begins again: what it has added is taken back."""
-        self._sums = dict(self._kept)
+        """Start the window again: drop what it has added."""
+        self._sums = dict(self._sums_before_window)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The clock stands still: evaluations and checkpoints are not in the rate."""
+        """Stop the clock: the rate does not count evaluations and checkpoints."""
         began = time.perf_counter()
         try:
             yield
@@ -37,18 +39,38 @@ class Measures:
                 self._since += time.perf_counter() - began
 
     def begin_batch(self) -> None:
-        """The clock starts with the first batch behind a log."""
+        """Start the clock, if this is the first batch after a log entry."""
         if self._since is None:
             self._since = time.perf_counter()
 
     def add(self, tokens: Any, trained: int, measures: dict[str, Any]) -> None:
-        """Take in a micro-batch: its tokens, its trained ones, and values of each trained token by name."""
+        """Add a micro-batch: its tokens, its trained tokens, and values for each trained token by name."""
         values = {"tokens": tokens, "trained": trained, **{name: each.sum() for name, each in measures.items()}}
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
 
-    def told(self, accelerator: Any, trained_before: int) -> dict[str, float]:
-        """Tokens a second (padding not counted), trained tokens so far, and the means of the measures."""
+    def add_loss(self, loss: Any, steps: float) -> None:
+        """Add a batch's share of the loss of its optimizer step, and its share of the step."""
+        self._loss = self._loss + loss
+        self._steps += steps
+
+    def mean_loss(self, accelerator: Any) -> float | None:
+        """The mean loss over the steps of this run and all processes; None before the first step."""
+        if not self._steps:
+            return None
+        return float(accelerator.reduce(self._loss, reduction="mean").item() / self._steps)
+
+    def log_entry(self, accelerator: Any, trained_before: int) -> dict[str, float]:
+        """The values to log, over all processes; the sums and the clock start again.
+
+        Args:
+            accelerator: of the run.
+            trained_before: trained tokens up to the last log entry.
+
+        Returns:
+            Tokens per second without padding, trained tokens so far, and the mean of each measure; empty if there was
+            no batch since the last entry.
+        """
         if self._since is None:
             return {}
         names = list(self._sums)
@@ -58,6 +80,11 @@ class Measures:
         totals = dict(zip(names, accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
         tokens, trained = totals.pop("tokens"), totals.pop("trained")
         rate = tokens / max(time.perf_counter() - self._since, 1e-9)
-        self._sums, self._kept, self._since = {}, {}, None
+        self._sums, self._sums_before_window, self._since = {}, {}, None
         means = {name: total / max(trained, 1.0) for name, total in totals.items()}
         return {"tokens_per_second": round(rate, 1), "trained_tokens": trained_before + int(trained), **means}
+
+
+def or_one(divisor: torch.Tensor) -> torch.Tensor:
+    """The divisor, or 1 if it is 0: then nothing is trained, and the dividend is 0 too."""
+    return torch.where(divisor > 0, divisor, torch.ones_like(divisor))

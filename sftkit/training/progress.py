@@ -1,4 +1,4 @@
-"""Progress of the training loop: a live line in a terminal, plain lines elsewhere, and ``log.jsonl`` always."""
+"""Progress of the training: a live line in a terminal, plain lines elsewhere, and the file ``log.jsonl``."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from sftkit.console import Display
 
 
 class ProgressCallback(TrainerCallback):
-    """Shows steps, rate, tokens/s, loss and time left, and writes each log entry as a line of JSON.
+    """Shows steps, rate, tokens/s, loss and remaining time, and writes each log entry as a line of JSON.
 
     Args:
-        display: where it is shown.
-        log: path of ``log.jsonl``, if it is written.
+        display: shows the progress.
+        log: path of ``log.jsonl``; None to write no log.
     """
 
     def __init__(self, display: Display, log: Path | None = None) -> None:
         self.display, self.log = display, log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Takes the number of steps; the line starts with the first of them."""
+        """Sets the number of steps."""
         self.display.expect(state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts the progress line at the first step."""
+        """Starts the progress at the first step."""
         if state.is_world_process_zero and not self.display.started:
             self.display.start(completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves on by a step."""
+        """Advances the progress by a step."""
         if state.is_world_process_zero:
             self.display.step(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Shows and stores the values."""
+        """Shows and writes the values."""
         if not state.is_world_process_zero or not logs:
             return
         entry = {"step": state.global_step, "time": round(time.time(), 3), **logs}
@@ -48,6 +48,6 @@ class ProgressCallback(TrainerCallback):
         self.display.values(state.global_step, logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ends the progress line."""
+        """Ends the progress."""
         if state.is_world_process_zero:
             self.display.stop()

@@ -6,6 +6,7 @@ from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyarrow as pa
 import pytest
 from datasets import Dataset, Image
@@ -16,7 +17,6 @@ from sftkit.data.documents import DocumentWithAttachment, Formatter, Span
 from sftkit.data.media import read_rows
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit.testing.images import drawn
 
 
 @plain_dataclass(frozen=True)
@@ -125,7 +125,7 @@ def test_selecting_examples_keeps_attachments() -> None:
 
 
 def test_images_in_rows_are_read_without_decoding() -> None:
-    data = Dataset.from_list([{"image": drawn("red"), "text": "a"}])
+    data = Dataset.from_list([{"image": PIL.Image.new("RGB", (8, 8), "red"), "text": "a"}])
     assert isinstance(data.features["image"], Image)
     (value,) = read_rows(data, slice(0, 1))["image"]
     assert value["bytes"].startswith(b"\x89PNG")

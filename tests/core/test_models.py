@@ -1,4 +1,4 @@
-"""Embedding rows and special tokens: what a model and its tokenizer must agree on."""
+"""Embedding rows and special tokens, on which a model and its tokenizer must agree; parts of a model."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_the_configuration_has_the_new_number_of_rows() -> None:
     assert model(input_ids=torch.tensor([[320]])).logits.shape[-1] == 321
 
 
-def test_rows_are_never_taken_away() -> None:
+def test_rows_are_never_removed() -> None:
     model = tiny_model(vocab_size=400)
     before = model.get_input_embeddings().weight.clone()
     grow_embeddings(model, tiny_tokenizer(), [])
     assert torch.equal(model.get_input_embeddings().weight, before)
 
 
-def test_a_reserved_row_is_started_afresh_and_the_others_are_left() -> None:
+def test_only_the_reserved_row_of_a_new_token_is_initialised() -> None:
     model, (tokenizer, new) = tiny_model(vocab_size=400), with_tokens("<a>")
     for weight in rows(model):
         weight[320:] = 100.0
@@ -73,14 +73,14 @@ def test_a_reserved_row_is_started_afresh_and_the_others_are_left() -> None:
         assert (weight[321:] == 100.0).all()
 
 
-def test_rows_are_rounded_up_only_where_asked() -> None:
+def test_rows_are_rounded_up_to_a_multiple_only_if_set() -> None:
     for multiple, expected in ((None, 321), (64, 384)):
         model, (tokenizer, new) = tiny_model(), with_tokens("<a>")
         grow_embeddings(model, tokenizer, new, pad_to_multiple_of=multiple)
         assert model.get_input_embeddings().weight.shape[0] == expected
 
 
-def test_two_runs_start_new_rows_alike_whatever_the_global_random_state() -> None:
+def test_new_rows_do_not_depend_on_the_global_seed() -> None:
     first, second = tiny_model(), tiny_model()
     tokenizer, new = with_tokens("<a>")
     for seed, model in ((1, first), (2, second)):
@@ -89,7 +89,7 @@ def test_two_runs_start_new_rows_alike_whatever_the_global_random_state() -> Non
     assert torch.equal(rows(first)[0], rows(second)[0])
 
 
-def test_new_rows_have_the_models_own_type() -> None:
+def test_new_rows_have_the_dtype_of_the_model() -> None:
     model, (tokenizer, new) = tiny_model().to(torch.bfloat16), with_tokens("<a>")
     grow_embeddings(model, tokenizer, new)
     assert {weight.dtype for weight in rows(model)} == {torch.bfloat16}
@@ -102,10 +102,10 @@ def test_the_bias_of_an_output_head_gets_its_mean() -> None:
     assert model.get_output_embeddings().bias[320] == torch.arange(320.0).mean()
 
 
-def test_tokens_that_are_new_to_a_trained_adapter_are_refused() -> None:
+def test_tokens_that_are_new_to_an_adapter_are_refused() -> None:
     model, (tokenizer, new) = tiny_model(), with_tokens("<a>")
     model.peft_config = {}
-    with pytest.raises(ConfigError, match="the adapter was trained without 1 of the tokens"):
+    with pytest.raises(ConfigError, match="1 tokens are new to the adapter"):
         grow_embeddings(model, tokenizer, new)
 
 
@@ -118,20 +118,20 @@ def test_generation_stops_at_the_new_eos_and_at_the_old_ones() -> None:
     assert model.generation_config.eos_token_id == [320, 1, 7]
 
 
-def test_one_eos_stays_a_bare_id() -> None:
+def test_a_single_eos_stays_an_int() -> None:
     model = tiny_model()
     align_special_tokens(model, tiny_tokenizer(), changed=True)
     assert model.generation_config.eos_token_id == 1
 
 
-def test_a_changed_pad_token_is_named_by_both_configurations() -> None:
+def test_a_changed_pad_token_is_written_to_both_configurations() -> None:
     model, (tokenizer, _) = tiny_model(), with_tokens("<a>")
     tokenizer.pad_token = "<a>"
     align_special_tokens(model, tokenizer, changed=True)
     assert (model.config.pad_token_id, model.generation_config.pad_token_id) == (320, 320)
 
 
-def test_an_unchanged_tokenizer_only_fills_in_a_missing_pad_token() -> None:
+def test_an_unchanged_tokenizer_only_adds_a_missing_pad_token() -> None:
     model = tiny_model(pad_token_id=None, eos_token_id=7)
     align_special_tokens(model, tiny_tokenizer(), changed=False)
     assert (model.config.pad_token_id, model.generation_config.pad_token_id) == (2, 2)
@@ -144,5 +144,5 @@ def test_eos_never_becomes_the_padding_index_of_the_embedding() -> None:
     assert (model.config.pad_token_id, model.generation_config.pad_token_id) == (None, 1)
 
 
-def test_linear_layers_are_named_once_in_the_models_order() -> None:
+def test_linear_layers_are_named_once_in_model_order() -> None:
     assert linear_names(tiny_model("gpt2")) == ["c_attn", "c_proj", "c_fc", "lm_head"]

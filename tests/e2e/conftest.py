@@ -1,10 +1,10 @@
-"""What the seed's scripts name, as local directories: tiny models, tokenizers and data under their hub names."""
+"""What the scripts of TRL's page name, as local directories: tiny models, tokenizers and data under their hub names."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from sftkit.testing import tiny_model, tiny_tokenizer
 
-#: As of zephyr-7b-beta, without marks for what the assistant writes.
+#: The template of zephyr-7b-beta, without marks around what the assistant writes.
 ZEPHYR = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] + eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -20,27 +20,27 @@ ZEPHYR = (
 
 
 def opt() -> tuple[Any, Any]:
-    """As facebook/opt-350m: ``</s>`` is BOS and EOS and stands in front of a text; norms behind the layers."""
+    """As facebook/opt-350m: ``</s>`` is both BOS and EOS and begins each text; norms come after the layers."""
     from tokenizers import processors
 
     tokenizer = tiny_tokenizer(bos=False)
     tokenizer.bos_token = "</s>"
-    front = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", tokenizer.eos_token_id)])
-    tokenizer.backend_tokenizer.post_processor = front
+    begins = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begins
     ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False, "max_position_embeddings": 2048}
     return tiny_model("opt", **sizes, **ids), tokenizer
 
 
 def gpt_neo() -> tuple[Any, Any]:
-    """As EleutherAI/gpt-neo-125m: no pad token, nothing in front of a text, layers with local attention."""
+    """As EleutherAI/gpt-neo-125m: no pad token, no BOS, layers with local attention."""
     kinds = [[["global", "local"], 1]]
     sizes = {"num_layers": 2, "num_heads": 4, "attention_types": kinds, "max_position_embeddings": 2048}
     return tiny_model("gpt_neo", **sizes, pad_token_id=None), tiny_tokenizer(bos=False, pad=False)
 
 
 def mistral() -> tuple[Any, Any]:
-    """As mistralai/Mistral-7B-v0.1: ``<s>`` in front of a text, a sliding window, no pad token."""
+    """As mistralai/Mistral-7B-v0.1: ``<s>`` begins each text, a sliding window, no pad token."""
     return tiny_model("mistral", max_position_embeddings=4096, pad_token_id=None), tiny_tokenizer(pad=False)
 
 
@@ -58,7 +58,7 @@ def llama(tokenizer: Path) -> tuple[Any, Any]:
 
 
 def reviews() -> Iterator[dict[str, Any]]:
-    """Rows as of stanfordnlp/imdb."""
+    """Rows as in stanfordnlp/imdb."""
     for number in range(16):
         good = number % 2
         said = "I would watch it again. " if good else "I left before the end. "
@@ -66,7 +66,7 @@ def reviews() -> Iterator[dict[str, Any]]:
 
 
 def code(real_data: Path) -> Iterator[dict[str, Any]]:
-    """Rows as of lucasmccabe-lmi/CodeAlpaca-20k: real ones where they are there."""
+    """Rows as in lucasmccabe-lmi/CodeAlpaca-20k: real ones if they are available."""
     file = real_data / "code_alpaca_2k.json"
     rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     short = [row for row in rows if 0 < len(row["output"]) < 120 and len(row["instruction"]) < 120][:16]
@@ -75,20 +75,20 @@ def code(real_data: Path) -> Iterator[dict[str, Any]]:
 
 
 def guanaco() -> Iterator[dict[str, Any]]:
-    """Rows as of timdettmers/openassistant-guanaco: one or two turns."""
+    """Rows as in timdettmers/openassistant-guanaco: one or two turns."""
     for number in range(16):
         turns = [f"### Human: What is {number} plus {add}?### Assistant: It is {number + add}." for add in (1, 2)]
         yield {"text": "".join(turns[: 1 + number % 2])}
 
 
 def dialogues() -> Iterator[dict[str, Any]]:
-    """Rows with a dialogue as the seed shows for Llama 2."""
+    """Rows with a dialogue, as TRL's page shows it for Llama 2."""
     for number in range(16):
         yield {"text": f"### User: Hello {number}\n\n### Assistant: Hi, how can I help you?"}
 
 
 def messages() -> Iterator[dict[str, Any]]:
-    """Rows as of philschmid/dolly-15k-oai-style."""
+    """Rows as in philschmid/dolly-15k-oai-style."""
     for number in range(40):
         turns = ("system", "You are helpful"), ("user", f"What is {number} + 1?"), ("assistant", f"It is {number + 1}.")
         yield {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -107,7 +107,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
-    """A directory with what the seed's scripts name, under its hub names."""
+    """A directory with what the scripts of TRL's page name, under the hub names."""
     directory = tmp_path_factory.mktemp("hub")
     real_data = root.parent / "shared" / "data"
     models = {
@@ -137,7 +137,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 @pytest.fixture
 def workplace(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory in which hub names lead to the local directories."""
+    """A working directory in which hub names lead to local directories."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", hub / "cache")
@@ -146,3 +146,44 @@ def workplace(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
             os.symlink(entry, tmp_path / entry.name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def trained_texts() -> Callable[[Any], list[str]]:
+    """The trained part of each row of a trainer, sorted."""
+
+    def texts(trainer: Any) -> list[str]:
+        found = []
+        for batch in trainer.get_train_dataloader():
+            found += [trainer.tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]]
+        return sorted(found)
+
+    return texts
+
+
+@pytest.fixture
+def has_learnt() -> Callable[[Any, str], bool]:
+    """Whether a trainer's weights differ from those of the checkpoint it started from."""
+    from transformers import AutoModelForCausalLM
+
+    def differs(trainer: Any, name: str) -> bool:
+        before = AutoModelForCausalLM.from_pretrained(name).state_dict()
+        after = trainer.model.state_dict()
+        assert trainer.state.log_history[-1]["train_loss"] > 0
+        return any(not value.equal(after[key]) for key, value in before.items() if key in after)
+
+    return differs
+
+
+@pytest.fixture
+def saved_adapter() -> Callable[[Any], dict[str, Any]]:
+    """The weights of the adapter that a trainer's ``save_model`` writes."""
+    from safetensors.torch import load_file
+
+    def adapter(trainer: Any) -> dict[str, Any]:
+        trainer.save_model()
+        directory = Path(trainer.args.output_dir)
+        assert not (directory / "model.safetensors").exists()
+        return load_file(directory / "adapter_model.safetensors")
+
+    return adapter

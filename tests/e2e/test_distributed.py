@@ -50,12 +50,12 @@ def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
     assert all(first[name].equal(second[name]) for name in first)
 
 
-def test_a_process_without_pictures_does_not_stop_one_with_some(tmp_path):
-    from sftkit.testing.images import drawn, tiny_vision_model
+def test_processes_without_images_do_not_block_others(tmp_path):
+    from vision_models import drawn_image, tiny_vision_model
 
     for part in tiny_vision_model():
         part.save_pretrained(tmp_path / "model")
-    drawn("red").save(tmp_path / "red.png")
+    drawn_image("red").save(tmp_path / "red.png")
     answer = {"role": "assistant", "content": "Red."}
     seen = {"image": "red.png", "messages": [{"role": "user", "content": "<image>What?"}, answer]}
     unseen = {"image": None, "messages": [{"role": "user", "content": "What?"}, answer]}

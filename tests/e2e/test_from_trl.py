@@ -1,4 +1,4 @@
-"""Every block of docs/from-trl.md runs, and a section's script, YAML file and program end with the same weights."""
+"""Every block of docs/from-trl.md runs, and the script, YAML file and `Pipeline` of a section give the same weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sftkit.plugin.requirements import has_gpu
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-trl.md"
 AS_THE_SCRIPT = re.compile(r"^# as the script: (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-GPU = "needs a GPU|FlashAttention2|unsloth"  # in the words of sftkit, transformers, and Python
-#: Sections that do not run here, and what they are told.
-TOLD = {
+GPU = "needs a GPU|FlashAttention2|unsloth"  # errors of sftkit, transformers and Python
+#: Sections that fail on this machine, and what their errors match.
+FAILING = {
     "Flash Attention 2": GPU,
     "unsloth": GPU,
     "Liger kernels": GPU,
@@ -35,7 +35,7 @@ TITLES = [
     "Train on the assistant's turns only",
     "Token ids as the template",
     "Special tokens for a chat format",
-    "Formats of data",
+    "Data formats",
     "Formatting functions",
     "Packing",
     "Packing with a formatting function",
@@ -44,7 +44,7 @@ TITLES = [
     "Adapters on a base in 8 bits",
     "Flash Attention 1",
     "Flash Attention 2",
-    "The utility for models",
+    "Model creation utility",
     "NEFTune",
     "unsloth",
     "Liger kernels",
@@ -56,14 +56,14 @@ TITLES = [
 
 
 class Section(NamedTuple):
-    """The blocks of a section: files that it names, and what is run, by kind."""
+    """The blocks of a section: files by name, and what is run by kind."""
 
     files: dict[str, str]
     runs: dict[str, str]
 
 
 def sections() -> dict[str, Section]:
-    """The sections of the page that have blocks, by title."""
+    """The sections with blocks, by title."""
     parts = re.split(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     found = {}
     for title, text in zip(parts[::2], parts[1::2], strict=True):
@@ -113,13 +113,13 @@ RUN: dict[str, Callable[[str], None]] = {
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
-    """What a run has saved: the model, or its adapter."""
+    """The weights that a run saved: of the model, or of its adapter."""
     (file,) = (path for path in directory.rglob("*model.safetensors") if "checkpoint-" not in str(path))
     return load_file(file)
 
 
 def run(section: Section) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights that each block of a section ends with."""
+    """The final weights of each block of a section."""
     found = {}
     for kind, code in section.runs.items():
         RUN[kind](code)
@@ -135,10 +135,10 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 @pytest.fixture
 def section(request, workplace, monkeypatch) -> Section:
-    """A section by its title, with the files that it names in the working directory."""
+    """A section by title; its files are written to the working directory."""
     found = SECTIONS[request.param]
     if "meta-llama" in str(found) and not (workplace / "meta-llama").exists():
-        pytest.skip("the tokenizer of Llama 2 is not here")
+        pytest.skip("the tokenizer of Llama 2 is not available")
     monkeypatch.syspath_prepend(workplace)
     monkeypatch.delitem(sys.modules, "prompts", raising=False)
     for name, text in found.files.items():
@@ -146,31 +146,31 @@ def section(request, workplace, monkeypatch) -> Section:
     return found
 
 
-@pytest.mark.parametrize("section", [title for title in SECTIONS if title not in TOLD], indirect=True)
-def test_the_blocks_of_a_section_end_with_the_same_weights(section):
+@pytest.mark.parametrize("section", [title for title in SECTIONS if title not in FAILING], indirect=True)
+def test_all_blocks_of_a_section_end_with_the_same_weights(section):
     found = run(section)
     assert_equal(found["yaml"], found["pipeline"])
     if "as the script" in found:
         assert_equal(found["as the script"], found["script"])
 
 
-@pytest.mark.parametrize("section", TOLD, indirect=True)
-def test_what_is_missing_here_is_told(section, request):
-    told = TOLD[request.node.callspec.params["section"]]
-    if told is GPU and has_gpu():
-        pytest.skip("there is a GPU")
+@pytest.mark.parametrize("section", FAILING, indirect=True)
+def test_sections_report_what_is_missing(section, request):
+    error = FAILING[request.node.callspec.params["section"]]
+    if error is GPU and has_gpu():
+        pytest.skip("this machine has a GPU")
     for kind, code in section.runs.items():
-        with pytest.raises(Exception, match=told):
+        with pytest.raises(Exception, match=error):
             RUN[kind](code)
 
 
-def test_the_page_has_the_sections_of_trls_page_in_their_order():
+def test_the_page_has_the_sections_of_trls_page_in_order():
     assert re.findall(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE) == TITLES
     assert [title for title in TITLES if title in SECTIONS] == TITLES[:-1]
     assert all({"yaml", "pipeline"} <= section.runs.keys() for section in SECTIONS.values())
 
 
-def test_the_page_says_of_each_script_how_to_have_its_weights():
-    """Of all but the one whose further EOS has another id with each tokenizer, and those that are not run."""
+def test_the_page_shows_how_to_get_the_weights_of_each_script():
+    """Except where the EOS that TRL adds has another id for each tokenizer, and for sections that fail here."""
     without = {title for title, section in SECTIONS.items() if "as the script" not in section.runs}
-    assert without == {"Formats of data", "Best practices", *TOLD}
+    assert without == {"Data formats", "Best practices", *FAILING}

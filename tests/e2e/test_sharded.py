@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from sftkit.testing import tiny_model
-from sftkit.training.head import LossHead, Targets
+from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
+from sftkit.training.targets import Targets
 
 architecture, own_head = sys.argv[1], sys.argv[2] == "head"
 dist.init_process_group("gloo")

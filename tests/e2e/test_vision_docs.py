@@ -1,4 +1,4 @@
-"""The page on pictures and the example run as they stand, on a tiny model and drawn pictures."""
+"""The page on images and the example run unchanged, on a tiny model and drawn images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 import yaml
 from datasets import Dataset
 from typer.testing import CliRunner
+from vision_models import drawn_image, tiny_vision_model
 
 from sftkit import Pipeline
 from sftkit.cli import app
-from sftkit.testing.images import drawn, tiny_vision_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "vision.md").read_text("utf-8")
@@ -26,15 +26,15 @@ MODEL = "llava-hf/llava-1.5-7b-hf"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the model, the page's rows and their pictures."""
+    """A working directory with the model and the images of the page's rows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
     model, processor = tiny_vision_model()
     model.save_pretrained(tmp_path / MODEL)
     processor.save_pretrained(tmp_path / MODEL)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name, colour in (("cat", "red"), ("dog", "blue")):
-        drawn(colour).save(tmp_path / "pictures" / f"{name}.png")
+        drawn_image(colour).save(tmp_path / "images" / f"{name}.png")
     return tmp_path
 
 
@@ -45,14 +45,14 @@ def block(language: str) -> str:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_each_row_of_the_page_is_taken(here: Path, number: int) -> None:
+def test_each_row_of_the_page_can_be_prepared(here: Path, number: int) -> None:
     (here / "conversations.jsonl").write_text(block("json").splitlines()[number], "utf-8")
-    plugins = [{"vision": {"image_folder": "pictures"}}]
+    plugins = [{"vision": {"image_folder": "images"}}]
     ready = Pipeline(model=MODEL, data="conversations.jsonl", plugins=plugins).prepare()
-    assert ready.data.counts.by_split["train"]["pictures"] == (2 if number == 0 else 1)
+    assert ready.data.counts.by_split["train"]["images"] == (2 if number == 0 else 1)
 
 
-def test_the_file_and_the_pipeline_of_the_page_train_the_same(here: Path) -> None:
+def test_the_yaml_file_and_the_pipeline_of_the_page_give_the_same_weights(here: Path) -> None:
     (here / "conversations.jsonl").write_text((block("json").splitlines()[1] + "\n") * 8, "utf-8")
     (here / "vision.yaml").write_text(block("yaml"), "utf-8")
     assert yaml.safe_load(block("yaml"))["model"] == MODEL
@@ -81,7 +81,7 @@ def test_the_example_trains_evaluates_and_saves(here: Path, monkeypatch: pytest.
     content = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
     answer = [{"type": "text", "text": "Red."}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    rows = Dataset.from_list([{"images": [drawn("red")], "messages": messages}] * 8)
+    rows = Dataset.from_list([{"images": [drawn_image("red")], "messages": messages}] * 8)
     (here / "data").mkdir()
     rows.to_parquet(here / "data" / "train-0.parquet")
     rows.select([0]).to_parquet(here / "data" / "test-0.parquet")

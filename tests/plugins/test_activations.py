@@ -12,7 +12,7 @@ from sftkit.errors import ConfigError
 from sftkit.memory import device
 from sftkit.memory.checkpointing import checkpointed, full_checkpointing, offloaded_checkpointing
 from sftkit.memory.trace import trace_step
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import HeadLoss
 from sftkit_plugins.activations import Activations, keeping
 
@@ -168,9 +168,7 @@ def test_a_model_that_is_checkpointed_already_is_refused():
 
 
 def problems(plugin, **train):
-    hook = check_plugin(plugin).hook.check_run
-    config = tiny_config(train={"use_cpu": True, **train})
-    return [problem.where for found in hook(config=config) for problem in found if problem.fix]
+    return [problem.where for problem in run_problems(plugin, train={"use_cpu": True, **train}) if problem.fix]
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])

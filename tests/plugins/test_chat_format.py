@@ -21,7 +21,7 @@ RENDERED = "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nHe
 RENDERED += "<|im_start|>assistant\nHi, how can I help you?<|im_end|>\n"
 
 
-def test_model_and_tokenizer_are_changed_and_given_back() -> None:
+def test_model_and_tokenizer_are_changed_and_returned() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     found = setup_chat_format(model, tokenizer)
     assert found == (model, tokenizer)
@@ -36,7 +36,7 @@ def test_the_models_configurations_name_the_special_tokens() -> None:
         assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (320, 321, 321)
 
 
-def test_both_tokens_are_special_and_the_others_stay_so() -> None:
+def test_both_tokens_are_special_and_the_others_stay_special() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
     setup_chat_format(tiny_model(), tokenizer)
@@ -46,31 +46,31 @@ def test_both_tokens_are_special_and_the_others_stay_so() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == ""
 
 
-def test_messages_are_rendered_as_chatml_without_a_system_message_of_its_own() -> None:
+def test_messages_are_rendered_as_chatml_without_an_added_system_message() -> None:
     _, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer())
     assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == RENDERED
     prompt = tokenizer.apply_chat_template(MESSAGES[1:2], tokenize=False, add_generation_prompt=True)
     assert prompt == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_the_template_is_the_plugins() -> None:
+def test_the_template_is_that_of_the_plugin() -> None:
     tokenizer = tiny_tokenizer()
     ChatML().add_tokens(tokenizer)
     assert ChatMlSpecialTokens().chat_template == tokenizer.chat_template
 
 
-def test_the_template_is_written_with_the_tokens_of_the_format() -> None:
+def test_the_template_uses_the_tokens_of_the_format() -> None:
     tokenizer = tiny_tokenizer(chat_template=ChatMlSpecialTokens("<b>", "<e>").chat_template)
     assert tokenizer.apply_chat_template(MESSAGES[1:2], tokenize=False) == "<b>user\nHello<e>\n"
 
 
-def test_the_tokens_tell_what_a_message_begins_with() -> None:
+def test_the_tokens_define_the_start_of_messages() -> None:
     tokens = FORMAT_MAPPING["chatml"]()
-    begun = [tokens.system, tokens.user, tokens.assistant]
-    assert begun == ["<|im_start|>system", "<|im_start|>user", "<|im_start|>assistant"]
+    starts = [tokens.system, tokens.user, tokens.assistant]
+    assert starts == ["<|im_start|>system", "<|im_start|>user", "<|im_start|>assistant"]
 
 
-def test_rows_are_rounded_up_and_begin_as_in_a_run() -> None:
+def test_rows_are_rounded_up_and_initialised_as_in_a_run() -> None:
     model, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer(), resize_to_multiple_of=64)
     expected: Any = tiny_model()
     grow_embeddings(expected, tokenizer, [320, 321], 64)
@@ -85,7 +85,7 @@ def test_a_tokenizer_with_a_chat_template_is_refused() -> None:
         setup_chat_format(model, tokenizer)
 
 
-def test_an_unknown_format_is_refused_before_anything_is_changed() -> None:
+def test_an_unknown_format_is_refused_without_changes() -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match=r"Format alpaca not available\. Please use one of chatml"):
         setup_chat_format(tiny_model(), tokenizer, format="alpaca")

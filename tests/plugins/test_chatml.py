@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sftkit.errors import ConfigError
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import check_plugin, run_problems, tiny_model, tiny_tokenizer
 from sftkit_plugins.chatml import TEMPLATES, ChatML
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -36,20 +36,20 @@ def prepared(template: str = "chatml", tokenizer: Any = None, **options: Any) ->
 
 
 def problems(template: str) -> list[Any]:
-    return list(ChatML(template=template).check_run(config=tiny_config()))
+    return run_problems(ChatML(template=template))
 
 
-def test_the_plugin_passes_the_checks_of_a_run() -> None:
+def test_the_plugin_passes_check_plugin() -> None:
     check_plugin(ChatML())
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_shipped_template_renders_messages_as_written(template: str) -> None:
+def test_built_in_templates_render_messages_as_documented(template: str) -> None:
     assert prepared(template).apply_chat_template(MESSAGES, tokenize=False) == RENDERED[template]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_the_answer_and_what_closes_it_are_marked_as_generated(template: str) -> None:
+def test_the_answer_and_its_closing_token_are_marked_as_generated(template: str) -> None:
     tokenizer = prepared(template)
     encoded = tokenizer.apply_chat_template(MESSAGES, return_dict=True, return_assistant_tokens_mask=True)
     marked = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
@@ -58,20 +58,20 @@ def test_the_answer_and_what_closes_it_are_marked_as_generated(template: str) ->
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_generation_prompt_is_the_text_up_to_the_answer(template: str) -> None:
+def test_the_generation_prompt_is_the_text_before_the_answer(template: str) -> None:
     tokenizer = prepared(template)
     prompt = tokenizer.apply_chat_template(MESSAGES[:2], tokenize=False, add_generation_prompt=True)
     assert prompt + TRAINED[template] == RENDERED[template].removesuffix("\n")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_no_system_message_is_put_in_by_itself(template: str) -> None:
+def test_no_system_message_is_added(template: str) -> None:
     assert "system" not in prepared(template).apply_chat_template(MESSAGES[1:], tokenize=False).lower()
 
 
 @pytest.mark.parametrize("message", [{"content": None}, {"content": "x", "tool_calls": [{"id": "1"}]}])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_message_the_template_has_no_place_for_is_refused(template: str, message: dict[str, Any]) -> None:
+def test_messages_without_text_or_with_tool_calls_are_refused(template: str, message: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=f"the {template} template takes messages whose content is text"):
         prepared(template).apply_chat_template([{"role": "assistant", **message}], tokenize=False)
 
@@ -85,7 +85,7 @@ def test_only_missing_tokens_are_added() -> None:
     assert len(prepared(tokenizer=tokenizer)) == before
 
 
-def test_added_tokens_are_one_token_each_and_left_out_of_decoded_text() -> None:
+def test_added_tokens_are_special_tokens() -> None:
     tokenizer = prepared("llama3", tokens=["<|tool|>"])
     ids = tokenizer("<|eot_id|><|tool|>", add_special_tokens=False)["input_ids"]
     assert len(ids) == 2
@@ -96,31 +96,31 @@ def test_a_pad_token_other_than_eos_is_kept() -> None:
     assert prepared().pad_token == "<pad>"
 
 
-def test_without_a_pad_token_the_old_eos_becomes_it() -> None:
+def test_without_a_pad_token_the_old_eos_is_used() -> None:
     tokenizer = prepared(tokenizer=tiny_tokenizer(pad=False))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "</s>")
 
 
-def test_a_pad_token_that_equals_the_eos_gives_way_to_unk() -> None:
+def test_a_pad_token_that_equals_eos_is_replaced_by_unk() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token, tokenizer.unk_token = "</s>", "<pad>"
     assert prepared("zephyr", tokenizer).pad_token == "<pad>"
 
 
-def test_a_new_pad_token_is_added_where_nothing_else_can_be_it() -> None:
+def test_a_new_pad_token_is_added_as_a_last_resort() -> None:
     tokenizer = prepared("zephyr", tiny_tokenizer(pad=False))
     assert tokenizer.pad_token == "<|pad|>"
     assert tokenizer.pad_token_id == 320
 
 
-def test_a_template_that_closes_with_eos_is_refused_for_a_tokenizer_without_one() -> None:
+def test_a_template_that_ends_with_eos_needs_one() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match=r"the tokenizer has none -> choose the template chatml"):
+    with pytest.raises(ConfigError, match=r"the tokenizer has no EOS token -> use the template chatml"):
         prepared("zephyr", tokenizer)
 
 
-def test_a_file_is_a_template_and_its_closing_token_becomes_eos(tmp_path: Path) -> None:
+def test_the_closing_token_of_a_template_file_becomes_eos(tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
     path.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }} <end>\n{% endfor %}", encoding="utf-8")
     tokenizer = prepared(str(path), tokens=["<end>"])
@@ -128,24 +128,24 @@ def test_a_file_is_a_template_and_its_closing_token_becomes_eos(tmp_path: Path) 
     assert tokenizer.apply_chat_template(MESSAGES[2:], tokenize=False) == "[assistant]Hi. <end>\n"
 
 
-def test_a_template_with_a_syntax_error_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_syntax_error_in_a_template_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "bad.jinja"
     path.write_text("fine\n{% for %}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"bad\.jinja, line 2"):
         prepared(str(path))
 
 
-def test_an_unknown_template_is_a_problem_with_the_nearest_name() -> None:
+def test_an_unknown_template_is_reported_with_the_nearest_name() -> None:
     (problem,) = problems("zefyr")
     assert problem.fix == "did you mean 'zephyr'?"
 
 
-def test_a_missing_file_is_a_problem() -> None:
+def test_a_missing_template_file_is_reported() -> None:
     (problem,) = problems("nowhere/chat.jinja")
     assert "nowhere/chat.jinja" in problem.what
 
 
-def test_a_shipped_template_is_no_problem() -> None:
+def test_a_built_in_template_is_accepted() -> None:
     assert problems("llama3") == []
 
 
@@ -157,7 +157,7 @@ def test_embedding_rows_are_rounded_up_to_the_multiple() -> None:
 
 
 @pytest.mark.parametrize(("name", "pad"), [("gpt2_tokenizer", "<|endoftext|>"), ("llama2_tokenizer", "</s>")])
-def test_real_tokenizers_get_two_tokens_and_pad_with_their_old_eos(name: str, pad: str) -> None:
+def test_real_tokenizers_get_two_tokens_and_pad_with_the_old_eos(name: str, pad: str) -> None:
     if not (DATA / name).is_dir():
         pytest.skip(f"needs {DATA / name}")
     from transformers import AutoTokenizer

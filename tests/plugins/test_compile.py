@@ -8,7 +8,14 @@ from torch._dynamo.utils import counters
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError
-from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.testing import (
+    CHATML,
+    run_problems,
+    tiny_config,
+    tiny_conversations,
+    tiny_model,
+    tiny_tokenizer,
+)
 from sftkit_plugins.compile import Compile, decoder_around, decoder_layers
 
 LENGTHS = (17, 32, 5, 40, 8, 23, 50, 64, 11, 31)  # among them the width of a head and of the model
@@ -202,43 +209,39 @@ def test_a_model_that_does_not_name_its_layers_is_refused():
         pass
 
 
-def told(plugin, **sections):
-    return [p for found in check_plugin(plugin).hook.check_run(config=tiny_config(**sections)) for p in found]
-
-
 @pytest.mark.parametrize("name", ["torch_compile", "torch_compile_backend", "torch_compile_mode"])
 def test_the_trainers_own_compilation_is_refused_beside_it(name):
-    (problem,) = told(Compile(), train={name: "inductor" if name.endswith("backend") else True})
+    (problem,) = run_problems(Compile(), train={name: "inductor" if name.endswith("backend") else True})
 
     assert problem.where == f"train.{name}"
 
 
 def test_an_unknown_backend_is_told_with_the_nearest_name():
-    (problem,) = told(Compile(backend="aot_eagre"))
+    (problem,) = run_problems(Compile(backend="aot_eagre"))
 
     assert "aot_eager" in problem.fix
 
 
 def test_modes_are_of_inductor_only():
-    assert told(Compile(backend="eager", mode="max-autotune"))[0].where == "plugin compile, option mode"
+    assert run_problems(Compile(backend="eager", mode="max-autotune"))[0].where == "plugin compile, option mode"
 
 
 def test_inductor_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
 
-    assert "C++ compiler" in told(Compile())[0].what
+    assert "C++ compiler" in run_problems(Compile())[0].what
 
 
 def test_the_whole_decoder_is_refused_beside_flash_attn():
-    (problem,) = told(Compile(regions="model"), plugins={"flash_attn": {}})
+    (problem,) = run_problems(Compile(regions="model"), plugins={"flash_attn": {}})
 
     assert problem.fix == "set regions: layers"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_whole_graphs_are_refused_where_documents_are_attended_one_by_one():
-    assert "one document at a time" in told(Compile(fullgraph=True), plugins={"flash_attn": {}})[0].what
+    assert "one document at a time" in run_problems(Compile(fullgraph=True), plugins={"flash_attn": {}})[0].what
 
 
 def test_batches_without_padding_do_not_compile_anew_for_each_number_of_documents():

@@ -33,7 +33,7 @@ def expected(texts: list[str] = TEXTS, **options: Any) -> list[int]:
     return [token for text in texts for token in [*tokenizer.encode(text, **options), tokenizer.eos_token_id]]
 
 
-def test_its_defaults_are_those_of_trl() -> None:
+def test_the_defaults_equal_trls() -> None:
     tokenizer = tiny_tokenizer()
     made = ConstantLengthDataset(tokenizer, ROWS, "text")
     assert (made.seq_length, made.infinite, made.shuffle, made.current_size) == (1024, False, True, 0)
@@ -44,7 +44,7 @@ def test_its_defaults_are_those_of_trl() -> None:
     assert len(made) == 20
 
 
-def test_all_texts_are_one_stream_with_eos_behind_each_cut_into_equal_pieces() -> None:
+def test_texts_with_eos_form_one_stream_cut_into_equal_pieces() -> None:
     made = stream()
     pieces = list(made)
     whole = expected()
@@ -53,13 +53,13 @@ def test_all_texts_are_one_stream_with_eos_behind_each_cut_into_equal_pieces() -
     assert made.current_size == len(pieces)
 
 
-def test_labels_equal_the_ids_as_int64() -> None:
+def test_labels_equal_the_ids() -> None:
     piece = next(iter(stream()))
     assert torch.equal(piece["labels"], piece["input_ids"])
     assert piece["labels"].dtype == torch.int64
 
 
-def test_special_tokens_and_the_concat_token_can_be_left_out() -> None:
+def test_special_tokens_and_the_concat_token_can_be_omitted() -> None:
     assert tokens(stream(seq_length=1, add_special_tokens=False)) == expected(add_special_tokens=False)
     eos = tiny_tokenizer().eos_token_id
     assert tokens(stream(seq_length=1, append_concat_token=False)) == [id for id in expected() if id != eos]
@@ -82,7 +82,7 @@ def test_texts_and_pieces_are_shuffled_by_pythons_random() -> None:
     assert sorted(tokens(stream(shuffle=True, seq_length=1))) == sorted(expected())
 
 
-def test_what_is_short_at_a_buffers_end_is_dropped() -> None:
+def test_a_short_rest_of_a_buffer_is_dropped() -> None:
     size = len(TEXTS[0])
     made = stream(
         TEXTS[:3],
@@ -106,11 +106,11 @@ def test_infinite_starts_over_with_a_warning() -> None:
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
 def test_infinite_without_a_text_is_an_error(texts: list[str]) -> None:
-    with pytest.raises(ValueError, match="there is no text"):
+    with pytest.raises(ValueError, match="the data holds no text"):
         list(stream([{"text": text} for text in texts], infinite=True))
 
 
-def test_a_tokenizer_without_eos_is_told() -> None:
+def test_a_tokenizer_without_eos_warns() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     with pytest.warns(UserWarning, match="The passed tokenizer does not have an EOS token"):
@@ -123,7 +123,7 @@ def test_an_eos_whose_id_is_0_is_the_concat_token() -> None:
     assert stream(tokenizer=tokenizer, eos_token_id=7).concat_token_id == 0
 
 
-def test_a_function_of_more_than_one_argument_is_told() -> None:
+def test_a_function_with_more_than_one_argument_warns() -> None:
     with pytest.warns(UserWarning, match="The passed formatting_func has more than one argument"):
         stream(dataset_text_field=None, formatting_func=lambda row, more=1: row["text"])
     with warnings.catch_warnings():
@@ -131,8 +131,8 @@ def test_a_function_of_more_than_one_argument_is_told() -> None:
         stream(dataset_text_field=None, formatting_func=lambda row: row["text"])
 
 
-def test_a_column_beside_a_function_is_told_as_unused() -> None:
-    with pytest.warns(UserWarning, match="dataset_text_field is not used"):
+def test_a_column_together_with_a_function_warns() -> None:
+    with pytest.warns(UserWarning, match="dataset_text_field is ignored"):
         stream(formatting_func=str)
 
 
@@ -141,5 +141,5 @@ def test_neither_a_column_nor_a_function_is_an_error() -> None:
         stream(dataset_text_field=None)
 
 
-def test_it_survives_pickling_for_a_data_worker() -> None:
+def test_it_can_be_pickled_for_a_data_worker() -> None:
     assert tokens(pickle.loads(pickle.dumps(stream()))) == tokens(stream())

@@ -10,8 +10,16 @@ import torch
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
-from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
-from sftkit.training.batches import pieces
+from sftkit.testing import (
+    CHATML,
+    check_plugin,
+    run_problems,
+    tiny_config,
+    tiny_conversations,
+    tiny_model,
+    tiny_tokenizer,
+)
+from sftkit.training.batches import micro_batches
 from sftkit_commands.preview.rows import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
@@ -118,7 +126,7 @@ def test_padded_batches_are_left_to_the_plugin_pad():
 
 
 def test_a_batch_is_cut_by_its_examples_where_memory_runs_out():
-    halves = list(pieces(PaddingFreeCollator()(EXAMPLES), 2))
+    halves = list(micro_batches(PaddingFreeCollator()(EXAMPLES), 2))
 
     alone = PaddingFreeCollator()(EXAMPLES[2:])
     for name in ("input_ids", "labels", "position_ids", "cu_seq_lens_q", "row_lengths"):
@@ -227,6 +235,18 @@ def test_rows_without_padding_are_one_document_each_under_the_flash_kernel_too()
         torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("train", "dtype"), [({}, torch.float32), ({"bf16": True}, torch.bfloat16)])
+def test_what_is_tried_before_training_is_tried_in_its_precision(train, dtype):
+    model, seen = model_of("llama"), set()
+    model.lm_head.register_forward_hook(lambda *args: seen.add(args[2].dtype))
+    config = tiny_config(train={"use_cpu": True, **train})
+
+    with FlashAttn().training_context(model, config), Packing().training_context(model, config):
+        pass
+
+    assert seen == {dtype}
+
+
 def test_a_padded_batch_is_not_trained_on_by_the_flash_kernel():
     model = model_of("llama")
 
@@ -253,14 +273,15 @@ def heads(rows, columns, query_heads=4, key_heads=2, width=8, value_width=8):
     return [torch.randn(rows, count, columns, size, generator=generator).bfloat16() for count, size in shapes]
 
 
-def varlen_by_definition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+def varlen_by_definition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=None):
     """What torch documents of varlen_attn: ``[T, H, D]``, (W, 0) for W tokens before a token, and itself."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert query.dtype in (torch.bfloat16, torch.float16)
-    assert query.shape[-1] == value.shape[-1]
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1]
+    assert query.shape[-1] % 8 == 0
     assert max_q == max_k == int(cu_seq_q.diff().max())
     assert window_size[1] == 0
-    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert enable_gqa in (None, query.shape[1] != key.shape[1])
     parts = []
     for low, high in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
         back = torch.arange(high - low)[:, None] - torch.arange(high - low)
@@ -274,8 +295,8 @@ def varlen_by_definition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *,
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-@pytest.mark.parametrize("value_width", [8, 6])
-def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch, window, scaling, value_width):
+@pytest.mark.parametrize(("width", "value_width"), [(8, 8), (8, 6), (10, 10)])
+def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch, window, scaling, width, value_width):
     varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has no varlen_attn before 2.10")
     signature = inspect.signature(varlen.varlen_attn)
 
@@ -284,7 +305,7 @@ def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch
         return varlen_by_definition(*args, **kwargs)
 
     monkeypatch.setattr(varlen, "varlen_attn", bound)
-    query, key, value = heads(2, 16, value_width=value_width)
+    query, key, value = heads(2, 16, width=width, value_width=value_width)
     places = torch.tensor([[*range(7), *range(9)], [*range(16)]])
     documents = from_positions(places, apart=True).seen_through(window)
 
@@ -292,6 +313,23 @@ def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch
 
     expected = one_by_one(query, key, value, documents, scaling)
     torch.testing.assert_close(made, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_flag_for_grouped_heads_is_passed_where_torch_has_it(monkeypatch, flag):
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has no varlen_attn before 2.10")
+    passed = []
+
+    def seen(query, *args, **kwargs):
+        passed.append("enable_gqa" in kwargs)
+        return query
+
+    monkeypatch.setattr(varlen, "varlen_attn", seen)
+    monkeypatch.setattr("sftkit_plugins.flash_attn.kernels.HAS_GQA_FLAG", flag)
+
+    by_kernel(*heads(1, 16), from_positions(torch.arange(8).repeat(2)[None], apart=False), None)
+
+    assert passed == [flag]
 
 
 def test_the_kernel_gets_half_precision_where_norms_left_float32(monkeypatch):
@@ -307,40 +345,7 @@ def test_the_kernel_gets_half_precision_where_norms_left_float32(monkeypatch):
         by_kernel(query.float(), key.float(), value.float(), documents, None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's varlen_attn has no kernel for the CPU")
-@pytest.mark.parametrize("architecture", ["llama", "mistral"])
-def test_the_kernel_of_torch_equals_documents_alone_on_a_gpu(architecture):
-    options = {"head_dim": 64, "hidden_size": 256}
-    model, alone = (model_of(architecture, **options).cuda().bfloat16() for _ in range(2))
-    batch = {n: v.cuda() if torch.is_tensor(v) else v for n, v in PaddingFreeCollator()(EXAMPLES).items()}
-
-    with attending(model, "varlen"):
-        logits = forward(model, batch)[0]
-        logits.float().square().sum().backward()
-    expected = torch.cat([alone(input_ids=torch.tensor([row["input_ids"]]).cuda()).logits[0] for row in EXAMPLES])
-    expected.float().square().sum().backward()
-
-    torch.testing.assert_close(logits, expected, rtol=5e-2, atol=5e-2)
-    torch.testing.assert_close(gradients(model), gradients(alone), rtol=1e-1, atol=1e-1)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn runs on GPUs only")
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3"])
-def test_transformers_flash_attention_equals_documents_alone_on_a_gpu(implementation):
-    pytest.importorskip(
-        {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}[implementation]
-    )
-    model = model_of("llama", head_dim=64, hidden_size=256).cuda().bfloat16()
-
-    with attending(model, implementation):
-        prove_isolation(model, implementation)
-
-
 # What is refused, and when
-
-
-def told(plugin, **sections):
-    return [p for found in check_plugin(plugin).hook.check_run(config=tiny_config(**sections)) for p in found]
 
 
 @pytest.fixture
@@ -433,13 +438,24 @@ def test_what_varlen_cannot_do_is_refused_by_name(architecture, options, match):
         assert [problem for problem in problems if match in problem.what], problems
 
 
+@pytest.mark.parametrize("name", ["varlen", "sdpa_flash", "flash_attention_2"])
+def test_heads_wider_than_the_kernels_take_are_refused_on_a_gpu(name):
+    model = tiny_model("llama", head_dim=512).config
+
+    (problem,) = in_the_way(name, GPU, model, **HALF)
+
+    assert "heads of width 512" in problem.what
+    assert not in_the_way("flex", GPU, model, **HALF)
+    assert not in_the_way("varlen", CPU, model)
+
+
 def test_dropout_is_refused_before_weights_are_read_and_an_option_of_the_model_mends_it(saved):
     name = saved("gpt2", attn_pdrop=0.1)
 
-    (problem,) = told(FlashAttn(), model={"name": name})
+    (problem,) = run_problems(FlashAttn(), model={"name": name})
 
     assert problem.fix == "set model.options.attn_pdrop: 0.0"
-    assert not told(FlashAttn(), model={"name": name, "options": {"attn_pdrop": 0.0}})
+    assert not run_problems(FlashAttn(), model={"name": name, "options": {"attn_pdrop": 0.0}})
 
 
 def test_layers_refuse_what_no_configuration_told():
@@ -463,7 +479,7 @@ def test_flash_attention_without_gpu_and_package_is_told_before_anything_is_load
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_flex_is_refused_without_a_gpu_since_it_has_no_backward_there():
-    (problem,) = told(FlashAttn(implementation="flex"))
+    (problem,) = run_problems(FlashAttn(implementation="flex"))
 
     assert "no backward on the device cpu" in problem.what
 
@@ -490,24 +506,24 @@ def test_an_older_torch_is_named_where_its_kernel_is_needed():
     (problem,) = in_the_way("varlen", Machine("cuda", (9, 0), frozenset(), "2.9.1"), **HALF)
 
     assert "newer torch: 2.9.1" in problem.what
-    assert "torch 2.13" in problem.fix
+    assert "torch 2.11" in problem.fix
     assert not in_the_way("varlen", Machine("cpu", torch="2.9.1"))
 
 
 def test_sdpa_flash_takes_packed_rows_only():
     for plugin in (FlashAttn(implementation="sdpa_flash"), FlashAttn(implementation="sdpa_flash", padding_free=False)):
-        (problem,) = told(plugin)
+        (problem,) = run_problems(plugin)
         assert "add plugin packing" in problem.fix
-        assert not told(plugin, plugins={"packing": {}})
+        assert not run_problems(plugin, plugins={"packing": {}})
 
 
 def test_sdpa_flash_is_refused_where_held_out_rows_would_be_padded():
     padded, data = FlashAttn(implementation="sdpa_flash", padding_free=False), {"eval": "held-out.jsonl"}
 
-    (problem,) = told(padded, plugins={"packing": {"eval": False}}, data=data)
+    (problem,) = run_problems(padded, plugins={"packing": {"eval": False}}, data=data)
     assert "data.eval would be padded" in problem.what
-    assert not told(padded, plugins={"packing": {"eval": True}}, data=data)
-    assert not told(FlashAttn(implementation="sdpa_flash"), plugins={"packing": {"eval": False}}, data=data)
+    assert not run_problems(padded, plugins={"packing": {"eval": True}}, data=data)
+    assert not run_problems(FlashAttn(implementation="sdpa_flash"), plugins={"packing": {"eval": False}}, data=data)
 
 
 def test_sdpa_flash_is_refused_where_a_sliding_window_hides_part_of_a_row():
@@ -519,7 +535,7 @@ def test_sdpa_flash_is_refused_where_a_sliding_window_hides_part_of_a_row():
 
 
 def test_another_implementation_in_the_models_options_is_refused():
-    (problem,) = told(FlashAttn(), model={"options": {"attn_implementation": "eager"}})
+    (problem,) = run_problems(FlashAttn(), model={"options": {"attn_implementation": "eager"}})
 
     assert problem.where == "model.options.attn_implementation"
 
@@ -527,8 +543,8 @@ def test_another_implementation_in_the_models_options_is_refused():
 def test_prompts_in_front_of_rows_are_refused():
     sections = {"plugins": {"peft": {"method": "prompt_tuning"}}}
 
-    assert "puts its prompt in front" in told(FlashAttn(), **sections)[0].what
-    assert not told(FlashAttn(padding_free=False), **sections)
+    assert "puts its prompt in front" in run_problems(FlashAttn(), **sections)[0].what
+    assert not run_problems(FlashAttn(padding_free=False), **sections)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from datasets import Dataset
 from sftkit.data.documents import RowError, Skipped, Span
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.select import Choice, select
-from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_tokenizer
+from sftkit.testing import CHATML, check_plugin, run_problems, tiny_config, tiny_conversations, tiny_tokenizer
 from sftkit_plugins.formats import Formats
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -509,7 +509,7 @@ def test_a_used_formatter_pickles_to_the_same_bytes_as_a_new_one():
     ],
 )
 def test_a_function_that_cannot_be_imported_is_a_configuration_error(name, message):
-    (problem,) = Formats(formatting=name).check_run()
+    (problem,) = run_problems(Formats(formatting=name))
     assert message in problem.what
     assert problem.key == ("plugins", "formats", "formatting")
     assert problem.fix

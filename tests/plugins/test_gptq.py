@@ -1,4 +1,4 @@
-"""The trained model in few bits: near to it, reloadable, calibrated on its data; and what is refused in time."""
+"""The quantized model: close to the trained one, reloadable, calibrated on its data; and what is refused in time."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from sftkit.testing import (
     CHATML,
     check_plugin,
     packed_rows,
+    run_problems,
     tiny_config,
     tiny_conversations,
     tiny_model,
@@ -61,14 +62,14 @@ def run(model: Any, directory: Path, plugins: list[Any], **train: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run in 4 bits on an adapter with new tokens, on packed rows."""
+    """A run that trains an adapter with new tokens on packed rows, and quantizes the model to 4 bits."""
     plugins = [PEFT(r=4), Packing(), "chatml", GPTQ(**SMALL)]
     return run(base, tmp_path_factory.mktemp("runs") / "lora", plugins)
 
 
 @pytest.fixture(scope="module")
 def gptq_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in 4 bits, as this plugin writes it after full training."""
+    """A 4-bit model, as this plugin writes it after full training."""
     result = run(base, tmp_path_factory.mktemp("runs") / "full", [GPTQ(**SMALL)])
     return result.directory / "gptq"
 
@@ -79,12 +80,11 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
 
 
 def problems(name: Path | str = "given", train: Any = None, **options: Any) -> list[Problem]:
-    config = tiny_config(model={"name": str(name)}, train=train or {})
-    return list(GPTQ(**options).check_run(config=config))
+    return run_problems(GPTQ(**options), model={"name": str(name)}, train=train or {})
 
 
 def rounded_to_nearest(model: Any, bits: int = 4, group: int = 32) -> Any:
-    """The model with its blocks' layers rounded to evenly spaced values, with no look at any data."""
+    """The model with the layers of its blocks rounded to evenly spaced values, without calibration."""
     model = copy.deepcopy(model)
     for layer in model.model.layers.modules():
         if type(layer) is torch.nn.Linear:
@@ -109,9 +109,9 @@ def reloaded(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, quantization_config=GPTQConfig(bits=4, backend="torch"))
 
 
-def with_drawn_adapter(model: Any) -> Any:
-    """LoRA on the model, the same whatever the order of its layers."""
-    adapted = PEFT(r=4).adapt_model(model, [])
+def with_random_adapter(model: Any) -> Any:
+    """The model with LoRA, with values that do not depend on the order of its layers."""
+    adapted = PEFT(r=4).adapt_model(model, tiny_config(), [])
     generator = torch.Generator().manual_seed(1)
     for name, weight in sorted(adapted.named_parameters()):
         if "lora_" in name:
@@ -125,12 +125,12 @@ def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if "lora_" in name}
 
 
-def test_the_plugin_passes_the_checks_of_a_run() -> None:
+def test_the_plugin_passes_check_plugin() -> None:
     check_plugin(GPTQ())
 
 
 @pytest.mark.slow
-def test_a_model_trained_whole_is_near_to_itself_in_four_bits(base: Path, gptq_base: Path) -> None:
+def test_a_quantized_model_is_close_to_the_fully_trained_one(base: Path, gptq_base: Path) -> None:
     whole = AutoModelForCausalLM.from_pretrained(gptq_base.parent)
     tokenizer = AutoTokenizer.from_pretrained(gptq_base)
     assert distance(reloaded(gptq_base), whole, tokenizer) < 0.05
@@ -150,7 +150,7 @@ def test_an_adapter_with_new_tokens_is_merged_and_quantized(trained: Any) -> Non
 
 
 @pytest.mark.slow
-def test_the_trained_model_stays_as_it_is(trained: Any, base: Path) -> None:
+def test_quantizing_does_not_change_the_trained_model(trained: Any, base: Path) -> None:
     saved = AutoPeftModelForCausalLM.from_pretrained(trained.directory)
     assert hasattr(trained.model, "peft_config")
     torch.testing.assert_close(logits(trained.model), logits(saved), rtol=0, atol=1e-6)
@@ -171,20 +171,18 @@ def test_no_training_data_is_left_with_the_quantized_model(trained: Any) -> None
     assert not (directory / "calibration.json").exists()
     assert not (directory / "merged").exists()
     for name in ("config.json", "quantize_config.json"):
-        told = json.loads((directory / name).read_text())
-        assert (told.get("quantization_config") or told)["dataset"] is None
+        settings = json.loads((directory / name).read_text())
+        assert (settings.get("quantization_config") or settings)["dataset"] is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"bits": 8}, {"bits": 3, "sym": False}, {"desc_act": True}, {"group_size": -1}, {"sym": False}]
 )
-def test_every_setting_can_be_loaded_again_with_the_same_logits(
-    gptq_base: Path, tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_every_setting_reloads_with_similar_logits(gptq_base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     plugin = GPTQ(**(SMALL | options))
-    told = {"settings": plugin.settings(), "trust_remote_code": False, "rows": [IDS[0].tolist()] * 8}
-    (tmp_path / "calibration.json").write_text(json.dumps(told))
+    task = {"settings": plugin.settings(), "trust_remote_code": False, "rows": [IDS[0].tolist()] * 8}
+    (tmp_path / "calibration.json").write_text(json.dumps(task))
     work("quantize", gptq_base.parent, tmp_path)
 
     whole = AutoModelForCausalLM.from_pretrained(gptq_base.parent)
@@ -196,7 +194,7 @@ def test_every_setting_can_be_loaded_again_with_the_same_logits(
 
 
 @pytest.mark.slow
-def test_lora_is_trained_on_a_base_in_four_bits(gptq_base: Path, tmp_path: Path) -> None:
+def test_lora_is_trained_on_a_four_bit_base(gptq_base: Path, tmp_path: Path) -> None:
     plugins = [GPTQ(export=False), PEFT(r=4), Packing()]
     train = {"max_steps": 20, "logging_steps": 1}
     result = run(gptq_base, tmp_path / "run", plugins, **train)
@@ -209,16 +207,16 @@ def test_lora_is_trained_on_a_base_in_four_bits(gptq_base: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_gradients_on_four_bits_are_those_on_the_dequantized_weights_also_after_an_evaluation(gptq_base: Path) -> None:
+def test_gradients_equal_those_on_dequantized_weights_after_an_evaluation(gptq_base: Path) -> None:
     options = GPTQ(export=False).model_options(config=tiny_config(model={"name": str(gptq_base)}))
     small = AutoModelForCausalLM.from_pretrained(gptq_base, **options)
     whole = AutoModelForCausalLM.from_pretrained(gptq_base.parent)
     for name, layer in whole.model.layers.named_modules():
         if type(layer) is torch.nn.Linear:
             layer.weight.data = small.model.layers.get_submodule(name).dequantize_weight().T.float().contiguous()
-    expected = lora_gradients(with_drawn_adapter(whole))
+    expected = lora_gradients(with_random_adapter(whole))
 
-    adapted = with_drawn_adapter(small)
+    adapted = with_random_adapter(small)
     logits(adapted)
 
     found = lora_gradients(adapted)
@@ -228,37 +226,37 @@ def test_gradients_on_four_bits_are_those_on_the_dequantized_weights_also_after_
 
 
 @pytest.mark.slow
-def test_a_base_in_four_bits_without_an_adapter_is_refused(gptq_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no adapter.*-p peft"):
+def test_a_four_bit_base_without_an_adapter_is_refused(gptq_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"quantized weights cannot be trained; add an adapter"):
         run(gptq_base, tmp_path / "run", [GPTQ(export=False)])
 
 
 @pytest.mark.slow
-def test_a_base_that_is_quantized_already_is_refused_before_it_is_loaded(gptq_base: Path) -> None:
+def test_a_quantized_base_is_refused_before_loading(gptq_base: Path) -> None:
     (problem,) = problems(gptq_base)
     assert problem.fix == "set export=false to train an adapter on it"
     assert problems(gptq_base, export=False) == []
 
 
-def test_nothing_to_quantize_and_nothing_to_export_is_refused(base: Path) -> None:
+def test_an_unquantized_base_without_export_is_refused(base: Path) -> None:
     (problem,) = problems(base, export=False)
-    assert "there is nothing to do" in problem.what
+    assert "nothing to do" in problem.what
 
 
-def test_a_width_that_is_no_whole_number_of_groups_is_refused_before_anything_is_loaded(base: Path) -> None:
+def test_a_width_not_divisible_into_groups_is_refused_before_loading(base: Path) -> None:
     (problem,) = problems(base)
-    assert problem.what == "hidden_size is 64, no whole number of groups of 128"
+    assert problem.what == "hidden_size is 64, which is not divisible by 128"
     assert problem.fix == "set group_size=64"
     assert problems(base, group_size=64) == problems(base, group_size=-1) == []
 
 
 @pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
-def test_weights_that_are_spread_over_processes_are_refused(key: str) -> None:
+def test_sharded_weights_are_refused(key: str) -> None:
     (problem,) = problems(train={key: "full_shard"})
     assert problem.where == f"train.{key}"
 
 
-def test_it_is_refused_beside_bitsandbytes() -> None:
+def test_it_is_refused_together_with_bitsandbytes() -> None:
     from sftkit.plugin.select import Choice, select
 
     pytest.importorskip("bitsandbytes")
@@ -266,41 +264,41 @@ def test_it_is_refused_beside_bitsandbytes() -> None:
     assert [problem.what for problem in found] == ["plugins gptq and bitsandbytes cannot be used together"]
 
 
-def test_layers_are_tried_by_optimum_itself_before_training(tmp_path: Path) -> None:
-    told = {"settings": GPTQ(**SMALL).settings(), "trust_remote_code": False, "rows": []}
-    (tmp_path / "calibration.json").write_text(json.dumps(told))
+def test_layers_are_checked_by_optimum_before_training(tmp_path: Path) -> None:
+    task = {"settings": GPTQ(**SMALL).settings(), "trust_remote_code": False, "rows": []}
+    (tmp_path / "calibration.json").write_text(json.dumps(task))
     with pytest.raises(ConfigError) as caught:
         check_layers(tiny_model(hidden_size=64, intermediate_size=112, head_dim=8), tmp_path)
-    told_by_name = str(caught.value)
-    assert "model.layers.0.self_attn.k_proj is 64 by 16, and the kernels take multiples of 32" in told_by_name
-    assert "model.layers.1.mlp.down_proj is 112 by 64" in told_by_name
+    message = str(caught.value)
+    assert "model.layers.0.self_attn.k_proj is 64 by 16, but the kernels need multiples of 32" in message
+    assert "model.layers.1.mlp.down_proj is 112 by 64" in message
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "options", "what"),
     [
-        ("gpt2", {"n_embd": 64}, "is a Conv1D, and a quantized one could not be loaded again"),
+        ("gpt2", {"n_embd": 64}, "is a Conv1D, which could not be loaded again once quantized"),
         ("mixtral", {"num_local_experts": 2}, "holds the matrices of several experts"),
     ],
 )
-def test_layers_of_other_kinds_are_refused(
+def test_layers_that_cannot_be_quantized_are_refused(
     tmp_path: Path, architecture: str, options: dict[str, Any], what: str
 ) -> None:
-    told = {"settings": GPTQ(**SMALL).settings(), "trust_remote_code": False, "rows": []}
-    (tmp_path / "calibration.json").write_text(json.dumps(told))
+    task = {"settings": GPTQ(**SMALL).settings(), "trust_remote_code": False, "rows": []}
+    (tmp_path / "calibration.json").write_text(json.dumps(task))
     sizes = {"hidden_size": 64, "head_dim": 16} if architecture == "mixtral" else {}
     with pytest.raises(ConfigError, match=what):
         check_layers(tiny_model(architecture, **(sizes | options)), tmp_path)
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_before_training(tmp_path: Path) -> None:
-    model = PEFT(method="prompt_tuning").adapt_model(plain_model(), [])
+    model = PEFT(method="prompt_tuning").adapt_model(plain_model(), tiny_config(), [])
     with pytest.raises(ConfigError, match="cannot be merged"):
         check_layers(model, tmp_path)
 
 
-def test_rows_to_calibrate_on_are_drawn_with_the_runs_seed() -> None:
+def test_calibration_documents_depend_on_the_seed_of_the_run() -> None:
     data = [{"input_ids": [number] * 9, "labels": [number] * 9} for number in range(50)]
     drawn = draw(data, 10, 4, seed=1)
     assert [len(row) for row in drawn] == [4] * 10
@@ -309,18 +307,18 @@ def test_rows_to_calibrate_on_are_drawn_with_the_runs_seed() -> None:
     assert drawn != draw(data, 10, 4, seed=2)
 
 
-def test_too_few_rows_to_calibrate_on_are_refused() -> None:
+def test_too_few_calibration_documents_are_refused() -> None:
     data = [{"input_ids": [1, 2, 3]}] * 5
-    with pytest.raises(ConfigError, match=r"has 5 documents, and 6 are wanted to calibrate on -> set rows=5"):
+    with pytest.raises(ConfigError, match=r"has 5 documents, but calibration needs 6 -> set rows to at most 5"):
         draw(data, 6, 8, seed=0)
 
 
-def test_of_a_stream_the_first_rows_are_taken() -> None:
+def test_the_first_documents_of_a_stream_are_taken() -> None:
     stream = iter([{"input_ids": [number, number]} for number in range(9)])
     assert draw(stream, 3, 8, seed=0) == [[0, 0], [1, 1], [2, 2]]
 
 
-def test_packed_documents_are_calibrated_on_one_by_one() -> None:
+def test_packed_rows_are_split_into_documents() -> None:
     rows = [{"input_ids": [number] * (number + 2), "labels": [number] * (number + 2)} for number in range(6)]
     packed = packed_rows(Packing(), rows, max_length=16)
     assert packed is not None
@@ -329,13 +327,13 @@ def test_packed_documents_are_calibrated_on_one_by_one() -> None:
     assert found == [row["input_ids"] for row in rows]
 
 
-def test_what_fails_in_the_process_that_quantizes_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_error_of_the_quantizing_process_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text("not JSON")
-    with pytest.raises(RunError, match=r"cannot be quantized: json\.decoder\.JSONDecodeError.*quantize\.log"):
+    with pytest.raises(RunError, match=r"quantizing failed: json\.decoder\.JSONDecodeError.*quantize\.log"):
         work("quantize", tmp_path, tmp_path)
 
 
-def test_without_export_nothing_is_done_when_training_begins() -> None:
+def test_without_export_there_is_no_calibration() -> None:
     assert GPTQ(export=False).trainer_callbacks(config=tiny_config()) == []
     (callback,) = GPTQ().trainer_callbacks(config=tiny_config())
     assert isinstance(callback, Calibration)

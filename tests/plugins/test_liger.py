@@ -13,7 +13,7 @@ import pytest
 
 from sftkit.errors import ConfigError
 from sftkit.plugin.select import Choice, select
-from sftkit.testing import check_plugin, tiny_config, tiny_model
+from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model
 from sftkit_plugins.liger import Liger
 from sftkit_plugins.liger.catalogue import kernels_by_type
 
@@ -63,7 +63,7 @@ def interpreted(monkeypatch):
 
 def problems(plugin, **sections):
     check_plugin(plugin)
-    return [str(problem) for problem in plugin.check_run(tiny_config(**sections))]
+    return [str(problem) for problem in run_problems(plugin, **sections)]
 
 
 @pytest.mark.parametrize(

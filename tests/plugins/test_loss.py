@@ -11,7 +11,7 @@ from torch.nn import functional
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.run.pipeline import Pipeline
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 from sftkit_plugins.loss import Loss
 
@@ -39,18 +39,18 @@ def assert_is(plugin: Plugin, reference) -> None:
     torch.testing.assert_close(weight.grad, same.grad)
 
 
-def test_nll_is_torchs_cross_entropy():
+def test_nll_equals_torchs_cross_entropy():
     assert_is(Loss(), lambda logits, targets: functional.cross_entropy(logits, targets, reduction="sum"))
 
 
-def test_label_smoothing_is_torchs():
+def test_label_smoothing_equals_torchs():
     assert_is(
         Loss(label_smoothing=0.1),
         lambda logits, targets: functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=0.1),
     )
 
 
-def test_dft_weighs_each_token_by_its_own_probability_held_constant():
+def test_dft_weights_each_token_by_its_constant_probability():
     def reference(logits, targets):
         logp = torch.log_softmax(logits, 1).gather(1, targets[:, None])
         return -(logp.exp().detach() * logp).sum()
@@ -58,14 +58,14 @@ def test_dft_weighs_each_token_by_its_own_probability_held_constant():
     assert_is(Loss(type="dft"), reference)
 
 
-def test_entropy_is_that_of_the_predictions():
+def test_entropy_is_measured_on_the_predictions():
     hidden, weight, _, _, told = made_by(of(Loss(entropy=True)))
     expected = torch.distributions.Categorical(logits=hidden @ weight.T).entropy()
     torch.testing.assert_close(told.measures["entropy"], expected.detach())
 
 
 def test_smoothed_targets_with_dft_are_refused():
-    problems = list(Loss(type="dft", label_smoothing=0.1).check_run(tiny_config()))
+    problems = run_problems(Loss(type="dft", label_smoothing=0.1))
     assert "label_smoothing" in str(problems[0])
 
 
@@ -74,7 +74,7 @@ def test_a_smoothing_of_one_is_refused():
         Loss(label_smoothing=1.0)
 
 
-def test_a_run_minimises_what_is_chosen_and_logs_the_measures(tmp_path):
+def test_a_run_minimises_the_chosen_loss_and_logs_measures(tmp_path):
     data = [{"prompt": "### Question: ", "completion": "Paris is the capital of France."}] * 8
     train = {"max_steps": 6, "learning_rate": 1e-2, "logging_steps": 1, "use_cpu": True, "seed": 0}
     found = {}
@@ -84,7 +84,7 @@ def test_a_run_minimises_what_is_chosen_and_logs_the_measures(tmp_path):
             data=data,
             eval=data[:2],
             tokenizer=tiny_tokenizer(),
-            plugins=[plugin],
+            plugins=[plugin, "no:checks"],  # the held-out rows are training rows
             train={**train, "output_dir": str(tmp_path / name)},
         ).run()
         log = [json.loads(line) for line in (run.directory / "log.jsonl").read_text().splitlines()]

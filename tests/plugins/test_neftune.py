@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sftkit.errors import ConfigError
-from sftkit.testing import check_plugin, tiny_config, tiny_model
+from sftkit.testing import run_problems, tiny_model
 from sftkit_plugins.neftune import NEFTune
 
 WIDTH = 32
@@ -64,7 +64,7 @@ def test_noise_is_scaled_by_each_documents_own_length(model):
         assert_bound(measured[row, low:high], high - low)
 
 
-def test_packed_documents_get_the_noise_that_they_get_alone(model):
+def test_packed_documents_get_the_same_noise_as_alone(model):
     packed = noise(model, input_ids=IDS[:1], position_ids=torch.tensor([[*range(8), *range(24)]]))
     alone = noise(model, input_ids=IDS[:1, :8])
 
@@ -120,7 +120,7 @@ def test_there_is_no_noise_in_evaluation_and_generation(model):
         assert torch.equal(model.generate(input_ids=IDS, max_new_tokens=4, do_sample=False), made)
 
 
-def test_given_embeddings_are_left_alone(model):
+def test_inputs_embeds_get_no_noise(model):
     embedded = torch.randn(2, 8, WIDTH)
     logits = model(inputs_embeds=embedded).logits
 
@@ -134,7 +134,7 @@ def hooks(model):
     return [len(getattr(module, kind)) for module in model.modules() for kind in kinds]
 
 
-def test_the_exit_leaves_the_model_bitwise_as_it_was(model):
+def test_the_exit_restores_the_model_bitwise(model):
     before, logits = hooks(model), model(input_ids=IDS).logits
 
     with NEFTune().inject_noise(model):
@@ -144,7 +144,7 @@ def test_the_exit_leaves_the_model_bitwise_as_it_was(model):
     assert torch.equal(model(input_ids=IDS).logits, logits)
 
 
-def test_an_exception_leaves_no_hook_behind(model):
+def test_an_exception_leaves_no_hook(model):
     before = hooks(model)
 
     with pytest.raises(RuntimeError, match="training"), NEFTune().inject_noise(model):
@@ -153,7 +153,7 @@ def test_an_exception_leaves_no_hook_behind(model):
     assert hooks(model) == before
 
 
-def test_a_failed_forward_leaves_no_layout_to_the_next(model):
+def test_a_failed_forward_does_not_affect_the_next(model):
     with NEFTune().inject_noise(model):
         with pytest.raises(IndexError):
             model(input_ids=IDS + 10_000, position_ids=torch.zeros_like(IDS))
@@ -168,7 +168,7 @@ def adapted(model, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [3, 4]}])
-def test_documents_are_seen_through_an_adapter(model, options):
+def test_documents_are_found_with_an_adapter(model, options):
     places = torch.tensor([[*range(8), *range(24)]])
 
     measured = noise(adapted(model, **options).train(), input_ids=IDS[:1], position_ids=places)
@@ -194,10 +194,8 @@ def test_alpha_must_be_positive():
         NEFTune(alpha=0)
 
 
-def test_transformers_own_noise_is_refused_beside_it():
-    hook = check_plugin(NEFTune()).hook.check_run
-
-    problems = [p for found in hook(config=tiny_config(train={"neftune_noise_alpha": 5.0})) for p in found]
+def test_transformers_own_noise_is_refused():
+    problems = run_problems(NEFTune(), train={"neftune_noise_alpha": 5.0})
 
     assert [problem.where for problem in problems] == ["train.neftune_noise_alpha"]
-    assert not [p for found in hook(config=tiny_config()) for p in found]
+    assert not run_problems(NEFTune())

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from sftkit.data.counts import Counts
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import packed_rows, tiny_config, tiny_model
+from sftkit.testing import packed_rows, run_problems, tiny_config, tiny_model
 from sftkit_plugins.packing import Packing
 from sftkit_plugins.packing.plan import best_fit
 
@@ -37,7 +37,7 @@ def pieces(row):
     return [(row["input_ids"][low:high], row["labels"][low:high]) for low, high in cuts]
 
 
-def test_best_fit_keeps_every_document_whole_and_as_it_was():
+def test_best_fit_keeps_every_document_whole_and_unchanged():
     dataset = documents(5, 9, 3, 7, 11, 1, 6, 16, 2)
 
     packed = [piece for row in pack(dataset) for piece in pieces(row)]
@@ -51,7 +51,7 @@ def test_best_fit_rows_never_exceed_max_length_and_fill_up():
     assert [len(row["input_ids"]) for row in rows] == [16, 16, 16]
 
 
-def test_best_fit_places_each_document_as_the_textbook_rule_does():
+def test_best_fit_follows_the_textbook_rule():
     lengths = np.random.default_rng(0).integers(1, 65, 400)
 
     plan = best_fit(lengths, 64)
@@ -75,13 +75,13 @@ def test_best_fit_fills_rows_of_realistic_lengths_to_999_permille():
     assert lengths.sum() / (rows * 2048) >= 0.999
 
 
-def test_best_fit_is_the_same_every_time():
+def test_best_fit_is_deterministic():
     lengths = np.random.default_rng(1).integers(2, 17, 200).tolist()
 
     assert pack(documents(*lengths)).to_list() == pack(documents(*lengths)).to_list()
 
 
-def test_rows_stand_in_the_order_of_the_data():
+def test_rows_keep_the_order_of_the_data():
     first_ids = [row["input_ids"][0] for row in pack(documents(3, 16, 4, 15, 5))]
 
     assert first_ids == sorted(first_ids)
@@ -95,7 +95,7 @@ def test_columns_are_int32_lists_with_positions_restarting_at_each_document():
     assert rows[0]["position_ids"] == [*range(9), *range(7)]
 
 
-def test_packing_does_not_care_whether_the_data_was_selected_or_sliced():
+def test_packing_is_the_same_for_selected_and_sliced_data():
     dataset = documents(5, 9, 3, 7)
 
     reversed_rows = pack(dataset.select([3, 2, 1, 0]))
@@ -114,12 +114,12 @@ def test_long_documents_are_cut_at_max_length_and_counted():
     assert counts.by_split["train"]["rows truncated"] == 1
 
 
-def test_long_documents_are_an_error_where_truncation_says_so():
+def test_long_documents_are_an_error_with_truncation_error():
     with pytest.raises(DataError, match="20 tokens"):
         pack(documents(20, 4), truncation="error")
 
 
-def test_wrapped_drops_long_documents_where_truncation_says_so():
+def test_wrapped_drops_long_documents_with_truncation_drop():
     rows = pack(documents(20, 4), Packing(strategy="wrapped"), truncation="drop")
 
     assert [len(row["input_ids"]) for row in rows] == [4]
@@ -142,7 +142,7 @@ def test_rows_without_a_trained_token_are_dropped_and_counted():
     assert counts.by_split["train"]["rows without a trained token dropped"] == 1
 
 
-def test_wrapped_rows_are_one_stream_cut_at_exactly_max_length_with_nothing_lost():
+def test_wrapped_cuts_one_stream_at_exactly_max_length():
     rows = pack(documents(20, 9, 10), Packing(strategy="wrapped"))
 
     assert [len(row["input_ids"]) for row in rows] == [16, 16, 7]
@@ -156,17 +156,17 @@ def test_wrapped_positions_restart_at_documents_and_at_rows():
     assert rows["position_ids"][2] == [*range(7)]
 
 
-def test_a_trained_token_that_loses_its_context_at_a_rows_start_is_masked_and_counted():
+def test_a_trained_token_without_context_is_masked_and_counted():
     counts = Counts()
 
     rows = pack(documents(20, 9, 10), Packing(strategy="wrapped"), counts=counts)
 
     assert [row["labels"][0] for row in rows] == [IGNORE] * 3
-    assert counts.by_split["train"]["trained tokens at a row's start, without context"] == 2
+    assert counts.by_split["train"]["trained tokens without context at the start of a row"] == 2
     assert sum(label != IGNORE for row in rows for label in row["labels"]) == 39 - 3 - 2
 
 
-def test_infinite_fills_the_last_training_row_by_starting_over():
+def test_infinite_fills_the_last_row_from_the_start_of_the_data():
     rows = pack(documents(20, 9), Packing(strategy="wrapped", infinite=True))
 
     assert [len(row["input_ids"]) for row in rows] == [16, 16]
@@ -186,27 +186,27 @@ def test_infinite_counts_no_evaluation_row_twice():
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_a_last_short_row_is_left_out_and_counted_where_it_is_not_kept(split):
+def test_a_short_last_row_can_be_dropped_and_is_counted(split):
     counts = Counts()
 
     rows = pack(documents(20, 9, 10), Packing(strategy="wrapped", eval=True, keep_short=False), split, counts)
 
     assert [token for row in rows for token in row["input_ids"]] == list(range(3, 35))
     assert [len(row["input_ids"]) for row in rows] == [16, 16]
-    assert counts.by_split[split]["tokens of a last, short row left out"] == 7
+    assert counts.by_split[split]["tokens of a short last row dropped"] == 7
 
 
-def test_a_last_row_that_is_full_is_no_short_one():
+def test_a_full_last_row_is_kept():
     counts = Counts()
 
     rows = pack(documents(20, 12), Packing(strategy="wrapped", keep_short=False), counts=counts)
 
     assert [len(row["input_ids"]) for row in rows] == [16, 16]
-    assert "tokens of a last, short row left out" not in counts.by_split["train"]
+    assert "tokens of a short last row dropped" not in counts.by_split["train"]
 
 
-def test_data_too_small_for_one_whole_row_is_told_with_its_tokens():
-    with pytest.raises(DataError, match=r"the data has 12 tokens, and a row needs data\.max_length: 16"):
+def test_data_too_small_for_a_full_row_is_an_error():
+    with pytest.raises(DataError, match="the data has 12 tokens, and a row takes 16"):
         pack(documents(5, 7), Packing(strategy="wrapped", keep_short=False))
 
 
@@ -223,26 +223,26 @@ def test_the_concat_token_is_trained_where_its_document_is():
     assert rows["labels"] == [[IGNORE, 4, 5, 1, IGNORE, IGNORE, IGNORE, IGNORE]]
 
 
-def test_evaluation_sets_stay_single_by_default():
+def test_evaluation_sets_are_not_packed_by_default():
     assert pack(documents(9, 7), split="eval") is None
 
 
-def test_evaluation_sets_can_be_packed_by_a_strategy_of_their_own():
+def test_evaluation_sets_can_have_another_strategy():
     rows = pack(documents(20, 9), Packing(eval="wrapped"), split="eval")
 
     assert [len(row["input_ids"]) for row in rows] == [16, 13]
 
 
-def test_options_of_wrapped_are_refused_where_nothing_is_wrapped():
-    problems = list(Packing(infinite=True, concat_token_id=1, keep_short=False).check_run(tiny_config()))
+def test_options_of_wrapped_are_refused_with_best_fit():
+    problems = run_problems(Packing(infinite=True, concat_token_id=1, keep_short=False))
 
     assert [problem.what.split()[0] for problem in problems] == ["concat_token_id", "infinite", "keep_short"]
-    assert not list(Packing(strategy="wrapped", infinite=True).check_run(tiny_config()))
-    assert not list(Packing(eval="wrapped", keep_short=False).check_run(tiny_config()))
+    assert not run_problems(Packing(strategy="wrapped", infinite=True))
+    assert not run_problems(Packing(eval="wrapped", keep_short=False))
 
 
-def test_a_last_row_is_filled_or_left_out_but_not_both():
-    (problem,) = Packing(strategy="wrapped", infinite=True, keep_short=False).check_run(tiny_config())
+def test_filling_and_dropping_the_last_row_contradict():
+    (problem,) = run_problems(Packing(strategy="wrapped", infinite=True, keep_short=False))
 
     assert problem.where == "plugin packing, option keep_short"
 
@@ -271,7 +271,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_their_documents_alone(attent
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_packed_logits_are_those_of_the_document_alone():
+def test_packed_logits_equal_those_of_each_document_alone():
     model = tiny_model("llama").eval()
     ids, places = torch.arange(3, 19)[None], torch.tensor([[*range(9), *range(7)]])
 
@@ -287,33 +287,33 @@ def enter(model, **train):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
-def test_models_that_isolate_packed_documents_are_let_through(architecture, attention):
+def test_models_that_isolate_packed_documents_pass(architecture, attention):
     enter(tiny_model(architecture, attn_implementation=attention))
 
 
-def test_a_model_whose_adapter_trains_new_tokens_is_let_through():
+def test_a_model_with_trainable_tokens_passes():
     peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(target_modules="all-linear", trainable_token_indices={"embed_tokens": [318, 319]})
     enter(peft.get_peft_model(tiny_model("llama"), settings))
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "mamba"])
-def test_models_whose_packed_documents_see_each_other_are_refused(architecture):
+def test_models_that_leak_between_documents_are_refused(architecture):
     with pytest.raises(ConfigError, match=f"model type {architecture} lets packed documents attend to each other"):
         enter(tiny_model(architecture))
 
 
-def test_a_leak_is_seen_in_half_precision(caplog):
+def test_a_leak_is_found_in_half_precision(caplog):
     caplog.set_level("INFO", "sftkit")
     enter(tiny_model("llama").bfloat16())
     assert not caplog.messages
     enter(tiny_model("opt").bfloat16())
-    assert "opt does not look where documents begin" in caplog.text
+    assert "opt ignores document boundaries" in caplog.text
 
 
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_model_that_does_not_look_where_documents_begin_gets_a_mask_that_keeps_them_apart(attention, adapted, caplog):
+def test_a_model_that_ignores_document_boundaries_gets_a_mask(attention, adapted, caplog):
     model = tiny_model("opt", attn_implementation=attention).eval()
     if adapted:
         peft = pytest.importorskip("peft")
@@ -323,7 +323,7 @@ def test_a_model_that_does_not_look_where_documents_begin_gets_a_mask_that_keeps
     with caplog.at_level("INFO", "sftkit"), Packing().training_context(model, tiny_config()):
         packed = model(input_ids=ids, position_ids=places, use_cache=False).logits
     torch.testing.assert_close(packed[:, 9:], expected, rtol=1e-4, atol=1e-6)
-    assert "opt does not look where documents begin" in caplog.text
+    assert "opt ignores document boundaries" in caplog.text
     leaking = model(input_ids=ids, position_ids=places, use_cache=False).logits
     assert not torch.allclose(leaking[:, 9:], expected, rtol=1e-4, atol=1e-6)
 
@@ -344,7 +344,7 @@ class IsolatesSingleRowsOnly(torch.nn.Module):
         return self.inner(input_ids, position_ids=position_ids if len(input_ids) == 1 else whole, use_cache=use_cache)
 
 
-def test_isolation_is_proved_with_as_many_rows_a_batch_as_training_has():
+def test_isolation_is_proved_with_the_batch_size_of_training():
     enter(IsolatesSingleRowsOnly(), per_device_train_batch_size=1)
     with pytest.raises(ConfigError):
         enter(IsolatesSingleRowsOnly(), per_device_train_batch_size=4)
@@ -359,7 +359,7 @@ def test_a_model_without_position_ids_is_refused():
         enter(Blind())
 
 
-def test_the_proof_sees_through_an_adapter():
+def test_the_proof_works_with_an_adapter():
     peft = pytest.importorskip("peft")
     adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
 
@@ -369,7 +369,7 @@ def test_the_proof_sees_through_an_adapter():
         enter(peft.get_peft_model(tiny_model("bloom"), adapter))
 
 
-def test_the_proof_leaves_modes_gradients_and_random_state_as_they_were():
+def test_the_proof_changes_no_mode_gradient_or_random_state():
     model = tiny_model("gpt2", embd_pdrop=0.5).train()
     model.transformer.h[0].eval()
     state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
@@ -381,7 +381,7 @@ def test_the_proof_leaves_modes_gradients_and_random_state_as_they_were():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_is_packed_from_disk_is_what_is_packed_from_memory(monkeypatch):
+def test_packing_from_disk_equals_packing_from_memory(monkeypatch):
     from sftkit.data import store
 
     dataset = documents(5, 9, 3, 16, 2, 7, 11, 4)

@@ -29,7 +29,7 @@ def packed(*documents: list[int]) -> dict[str, Any]:
     }
 
 
-def test_the_plugin_passes_the_checks_of_a_run_and_fills_the_slot() -> None:
+def test_the_plugin_fills_the_collator_slot() -> None:
     collator = check_plugin(Pad(to_multiple_of=2)).hook.make_collator(
         tokenizer=tiny_tokenizer(), processor=None, config=tiny_config()
     )
@@ -49,7 +49,7 @@ def test_the_length_is_rounded_up_to_a_multiple() -> None:
     assert collate([example(*range(3, 11))], to_multiple_of=8)["input_ids"].shape == (1, 8)
 
 
-def test_a_real_eos_stays_trained_where_eos_is_also_the_pad_token() -> None:
+def test_a_real_eos_stays_trained_when_eos_is_the_pad_token() -> None:
     tokenizer = tiny_tokenizer(pad=False)
     batch = Pad().make_collator(tokenizer=tokenizer)([example(5, 1), example(5, 6, 7, 1)])
     assert batch["input_ids"].tolist()[0] == [5, 1, 1, 1]
@@ -69,14 +69,14 @@ def test_packed_rows_have_positions_and_no_attention_mask() -> None:
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
 
 
-def test_the_padding_of_a_packed_row_is_a_document_of_its_own() -> None:
+def test_the_padding_of_a_packed_row_is_a_separate_document() -> None:
     batch = collate([packed([5, 6], [7, 8, 9]), packed([5, 6])])
     assert batch["position_ids"].tolist()[1] == [0, 1, 0, 1, 2]
     assert batch["labels"].tolist()[1] == [-100, 6, -100, -100, -100]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_logits_of_a_packed_document_equal_those_of_it_alone(attention: str) -> None:
+def test_logits_of_a_packed_document_equal_those_alone(attention: str) -> None:
     model = tiny_model(attn_implementation=attention).eval()
     rows = [[[5, 6, 7, 8], [9, 10, 11], [12, 13]], [[14, 15, 16]]]
     batch = collate([packed(*documents) for documents in rows], to_multiple_of=16)
@@ -91,7 +91,7 @@ def test_logits_of_a_packed_document_equal_those_of_it_alone(attention: str) -> 
                 start += len(document)
 
 
-def test_weights_are_there_where_an_example_has_them_and_one_for_the_others_and_padding() -> None:
+def test_missing_weights_and_padding_have_weight_one() -> None:
     batch = collate([example(5, 6), {**example(5, 6, 7), "loss_weights": [1.0, 0.5, 2.0]}])
     assert batch["loss_weights"].dtype == torch.float32
     assert batch["loss_weights"].tolist() == [[1.0, 1.0, 1.0], [1.0, 0.5, 2.0]]

@@ -1,4 +1,4 @@
-"""Adapters: what is trained, what is saved, and that a reload by plain transformers and peft gives the same model."""
+"""Adapters: what is trained and saved, and that transformers and peft alone reload the same model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, Problem
 from sftkit.models.embeddings import grow_embeddings
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.peft import PEFT
 
 NEW = ["<|im_start|>", "<|im_end|>"]
@@ -29,11 +29,11 @@ METHODS = ["lora", "ia3", "vera", "prompt_tuning"]
 
 
 def adapt(model: Any, new_token_ids: list[int] | None = None, **options: Any) -> Any:
-    return PEFT(**options).adapt_model(model, new_token_ids or [])
+    return PEFT(**options).adapt_model(model, tiny_config(), new_token_ids or [])
 
 
 def problems(plugins: dict[str, Any] | None = None, **options: Any) -> list[Problem]:
-    return list(PEFT(**options).check_run(config=tiny_config(plugins=plugins or {})))
+    return run_problems(PEFT(**options), plugins=plugins or {})
 
 
 def extended_tokenizer() -> Any:
@@ -70,11 +70,11 @@ def saved(directory: Path) -> dict[str, torch.Size]:
         return {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
-def test_the_plugin_passes_the_checks_of_a_run() -> None:
+def test_the_plugin_passes_check_plugin() -> None:
     assert check_plugin(PEFT()).hook.adapt_model(model=tiny_model(), config=tiny_config(), new_token_ids=[])
 
 
-def test_lora_goes_on_every_linear_layer_but_the_head() -> None:
+def test_lora_adapts_every_linear_layer_but_the_head() -> None:
     model = adapt(tiny_model())
     trained = {name.split(".")[-4] for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -90,14 +90,14 @@ def test_alpha_is_twice_the_rank_unless_set(options: dict[str, Any], expected: t
     assert lora.task_type == "CAUSAL_LM"
 
 
-def test_further_fields_of_the_config_are_options() -> None:
+def test_any_field_of_the_config_can_be_set() -> None:
     lora = adapt(tiny_model(), target_modules=["q_proj"], options={"use_rslora": True}).peft_config["default"]
     assert lora.use_rslora
     assert lora.target_modules == {"q_proj"}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_trains_saves_and_reloads_to_equal_logits(method: str, tmp_path: Path) -> None:
+def test_a_trained_adapter_reloads_to_equal_logits(method: str, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "base")
     model = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), method=method)
     ids = IDS.clamp(max=319)
@@ -121,9 +121,7 @@ def test_each_method_trains_saves_and_reloads_to_equal_logits(method: str, tmp_p
     ],
     ids=["untied", "tied", "reserved rows", "gpt2", "head with a bias"],
 )
-def test_new_tokens_are_trained_saved_and_reloaded_to_equal_logits(
-    architecture: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_trained_new_tokens_reload_to_equal_logits(architecture: str, options: dict[str, Any], tmp_path: Path) -> None:
     model = base_with_new_tokens(tmp_path / "base", architecture, **options)
     rows = model.get_input_embeddings().weight.shape[0]
     model = adapt(model, [320, 321])
@@ -135,7 +133,7 @@ def test_new_tokens_are_trained_saved_and_reloaded_to_equal_logits(
     assert torch.equal(logits(reloaded, IDS), logits(model, IDS))
 
 
-def test_one_line_of_peft_reloads_adapter_and_tokens(tmp_path: Path) -> None:
+def test_peft_alone_reloads_adapter_and_new_tokens(tmp_path: Path) -> None:
     model = adapt(base_with_new_tokens(tmp_path / "base"), [320, 321])
     step(model, IDS)
     model.save_pretrained(tmp_path / "adapter")
@@ -145,7 +143,7 @@ def test_one_line_of_peft_reloads_adapter_and_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_lora_saves_the_rows_of_the_new_tokens_and_no_whole_embedding(tied: bool, tmp_path: Path) -> None:
+def test_lora_saves_only_the_rows_of_new_tokens(tied: bool, tmp_path: Path) -> None:
     model = adapt(base_with_new_tokens(tmp_path / "base", tie_word_embeddings=tied), [320, 321])
     model.save_pretrained(tmp_path / "adapter")
     rest = {key: shape for key, shape in saved(tmp_path / "adapter").items() if "lora_" not in key}
@@ -153,7 +151,7 @@ def test_lora_saves_the_rows_of_the_new_tokens_and_no_whole_embedding(tied: bool
     assert len(rest) == (1 if tied else 2)
 
 
-def test_only_the_rows_of_the_new_tokens_change(tmp_path: Path) -> None:
+def test_only_the_rows_of_new_tokens_change(tmp_path: Path) -> None:
     model = adapt(base_with_new_tokens(tmp_path / "base"), [320, 321])
     before = [
         module.weight.detach().clone() for module in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -165,13 +163,13 @@ def test_only_the_rows_of_the_new_tokens_change(tmp_path: Path) -> None:
         assert changed == [320, 321]
 
 
-def test_tied_rows_stay_tied_while_they_are_trained(tmp_path: Path) -> None:
+def test_tied_rows_stay_tied_during_training(tmp_path: Path) -> None:
     model = adapt(base_with_new_tokens(tmp_path / "base", tie_word_embeddings=True), [320, 321])
     step(model, IDS)
     assert torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
 
 
-def test_merging_gives_a_model_with_the_new_tokens_in_it(tmp_path: Path) -> None:
+def test_merging_keeps_the_new_tokens(tmp_path: Path) -> None:
     model = adapt(base_with_new_tokens(tmp_path / "base"), [320, 321])
     step(model, IDS)
     expected = logits(model, IDS)
@@ -189,7 +187,7 @@ def test_other_methods_save_the_whole_embeddings_once(tmp_path: Path) -> None:
     assert torch.equal(logits(reloaded, IDS), logits(model, IDS))
 
 
-def test_modules_the_user_trains_whole_are_not_trained_by_row_as_well(tmp_path: Path) -> None:
+def test_modules_to_save_are_not_trained_by_row_too(tmp_path: Path) -> None:
     model = base_with_new_tokens(tmp_path / "base")
     lora = adapt(model, [320, 321], options={"modules_to_save": ["lm_head"]}).peft_config["default"]
     assert lora.trainable_token_indices == {"model.embed_tokens": [320, 321]}
@@ -205,7 +203,7 @@ def test_a_method_that_cannot_train_new_tokens_is_refused(method: str, tied: boo
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("new", [[], [320, 321]], ids=["frozen embeddings", "new tokens"])
-def test_gradients_under_checkpointing_equal_those_without(reentrant: bool, new: list[int], tmp_path: Path) -> None:
+def test_gradients_are_the_same_with_checkpointing(reentrant: bool, new: list[int], tmp_path: Path) -> None:
     def gradients(checkpointed: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         model = adapt(base_with_new_tokens(tmp_path / "base"), new, options={"init_lora_weights": False})
@@ -221,7 +219,7 @@ def test_gradients_under_checkpointing_equal_those_without(reentrant: bool, new:
         torch.testing.assert_close(checkpointed[name], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_number_of_trained_parameters_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_trained_parameters_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="sftkit"):
         model = adapt(tiny_model(), r=2)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -231,9 +229,9 @@ def test_the_number_of_trained_parameters_is_told(caplog: pytest.LogCaptureFixtu
     ]
 
 
-def test_the_trained_ranks_of_adalora_are_moved_about_after_each_step() -> None:
+def test_adalora_reallocates_its_ranks_after_each_step() -> None:
     plugin = PEFT(method="adalora", options={"total_step": 10, "tinit": 1, "tfinal": 1, "target_r": 1, "init_r": 4})
-    model = plugin.adapt_model(tiny_model(), [])
+    model = plugin.adapt_model(tiny_model(), tiny_config(), [])
     ids = IDS.clamp(max=319)
     (callback,) = plugin.trainer_callbacks()
     for number in range(1, 10):
@@ -248,28 +246,28 @@ def test_other_methods_need_no_callback() -> None:
     assert PEFT().trainer_callbacks() == []
 
 
-@pytest.mark.parametrize(("method", "mend"), [("lorra", "did you mean 'lora'?"), ("IA-3x", "did you mean 'ia3'?")])
-def test_an_unknown_method_gets_the_nearest_name(method: str, fix: str) -> None:
+@pytest.mark.parametrize(("method", "fix"), [("lorra", "did you mean 'lora'?"), ("IA-3x", "did you mean 'ia3'?")])
+def test_an_unknown_method_is_reported_with_the_nearest_name(method: str, fix: str) -> None:
     (problem,) = problems(method=method)
     assert problem.fix == fix
 
 
 @pytest.mark.parametrize("method", ["LoRA", "prompt-tuning", "Prefix Tuning"])
-def test_methods_are_known_in_any_spelling_of_case_and_hyphens(method: str) -> None:
+def test_method_names_ignore_case_and_hyphens(method: str) -> None:
     assert problems(method=method) == []
 
 
-def test_an_unknown_field_gets_the_nearest_name() -> None:
+def test_an_unknown_field_is_reported_with_the_nearest_name() -> None:
     (problem,) = problems(options={"use_rslorra": True})
     assert problem.fix == "did you mean 'use_rslora'?"
     assert problem.where == "plugin peft, option options.use_rslorra"
 
 
-def test_a_field_with_an_option_of_its_own_is_refused_among_the_further_ones() -> None:
-    assert [problem.what for problem in problems(options={"r": 8, "task_type": "SEQ_CLS"})] == ["it is set already"] * 2
+def test_fields_that_the_plugin_sets_are_refused_in_options() -> None:
+    assert [problem.what for problem in problems(options={"r": 8, "task_type": "SEQ_CLS"})] == ["already set"] * 2
 
 
-def test_an_option_the_method_does_not_have_is_refused_only_if_it_was_set() -> None:
+def test_an_option_unknown_to_the_method_is_refused_if_set() -> None:
     assert problems(method="ia3") == []
     assert [problem.where for problem in problems(method="ia3", r=8, alpha=16)] == [
         "plugin peft, option r",
@@ -277,41 +275,46 @@ def test_an_option_the_method_does_not_have_is_refused_only_if_it_was_set() -> N
     ]
 
 
-def test_what_peft_refuses_is_a_problem_before_anything_is_loaded() -> None:
+def test_options_that_peft_refuses_are_reported_before_loading() -> None:
     (problem,) = problems(target_modules="q_proj", options={"layers_to_transform": [0]})
     assert "peft refuses the options of LORA" in problem.what
 
 
-def test_a_prompt_in_front_of_packed_rows_is_a_problem() -> None:
+def test_prompt_methods_are_refused_with_packing() -> None:
     assert problems(plugins={"packing": {}}) == []
     (problem,) = problems(plugins={"packing": {}}, method="prompt_tuning")
     assert "drop plugin packing" in problem.fix
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
-def test_prefix_tuning_under_checkpointing_is_a_problem(key: str) -> None:
-    config = tiny_config(train={key: True})
-    (problem,) = PEFT(method="prefix_tuning").check_run(config=config)
+def test_prefix_tuning_is_refused_with_checkpointing(key: str) -> None:
+    (problem,) = run_problems(PEFT(method="prefix_tuning"), train={key: True})
     assert problem.where == f"train.{key}"
-    assert list(PEFT().check_run(config=config)) == []
+    assert run_problems(PEFT(), train={key: True}) == []
 
 
-def test_target_modules_that_match_nothing_are_an_error_that_lists_the_layers() -> None:
+def test_unmatched_target_modules_are_refused_with_a_list_of_layers() -> None:
     with pytest.raises(ConfigError, match=r"the linear layers are q_proj, k_proj, v_proj, o_proj, gate_proj"):
         adapt(tiny_model(), target_modules=["query"])
 
 
-def test_a_model_with_an_adapter_gets_no_second_one() -> None:
-    with pytest.raises(ConfigError, match=r"has an adapter already.*drop plugin peft"):
+def test_a_second_adapter_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"already has an adapter.*drop plugin peft"):
         adapt(adapt(tiny_model()))
 
 
-def test_a_config_of_peft_is_taken_as_it_is_and_not_changed() -> None:
-    given = LoraConfig(r=4, lora_alpha=3, lora_dropout=0.1, bias="lora_only", task_type="CAUSAL_LM")
-    before = copy.deepcopy(given)
-    adapted = adapt(tiny_model(), config=given)
-    expected = get_peft_model(tiny_model(), copy.deepcopy(given))
-    assert given == before
+def test_a_second_adapter_is_refused_before_loading(tmp_path: Path) -> None:
+    adapt(tiny_model()).save_pretrained(tmp_path)
+    (problem,) = run_problems(PEFT(), model={"name": str(tmp_path)})
+    assert problem.fix == "drop plugin peft to train the adapter further"
+
+
+def test_a_peft_config_is_used_without_being_changed() -> None:
+    config = LoraConfig(r=4, lora_alpha=3, lora_dropout=0.1, bias="lora_only", task_type="CAUSAL_LM")
+    before = copy.deepcopy(config)
+    adapted = adapt(tiny_model(), config=config)
+    expected = get_peft_model(tiny_model(), copy.deepcopy(config))
+    assert config == before
     assert adapted.peft_config["default"].to_dict() == expected.peft_config["default"].to_dict()
     names = [
         [name for name, weight in model.named_parameters() if weight.requires_grad] for model in (adapted, expected)
@@ -319,27 +322,27 @@ def test_a_config_of_peft_is_taken_as_it_is_and_not_changed() -> None:
     assert names[0] == names[1]
 
 
-def test_a_config_without_target_modules_has_peft_choose_them_for_the_model_type() -> None:
+def test_peft_chooses_targets_for_a_config_without_them() -> None:
     assert adapt(tiny_model(), config=LoraConfig()).peft_config["default"].target_modules == {"q_proj", "v_proj"}
 
 
-def test_a_config_without_a_task_becomes_one_for_a_causal_model() -> None:
+def test_a_config_without_task_gets_the_causal_one() -> None:
     assert adapt(tiny_model(), config=LoraConfig()).peft_config["default"].task_type == "CAUSAL_LM"
 
 
-def test_the_manifest_tells_a_configs_fields_beside_their_defaults() -> None:
+def test_options_hold_the_fields_of_a_config_that_differ_from_defaults() -> None:
     options = PEFT(config=LoraConfig(r=4, target_modules={"v_proj", "q_proj"}, use_rslora=True)).config
     assert options == {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}
     assert PEFT(config=options).config == options
 
 
-def test_a_config_of_another_method_is_taken_too() -> None:
+def test_configs_of_other_methods_are_accepted() -> None:
     assert adapt(tiny_model(), config=IA3Config()).peft_config["default"].peft_type == "IA3"
     prompt = adapt(tiny_model(), config=PromptTuningConfig(num_virtual_tokens=3)).peft_config["default"]
     assert prompt.num_virtual_tokens == 3
 
 
-def test_a_configs_fields_are_given_in_yaml_too() -> None:
+def test_a_config_can_be_a_mapping_as_in_yaml() -> None:
     lora = adapt(tiny_model(), config={"peft_type": "lora", "r": 4, "target_modules": ["q_proj"]}).peft_config[
         "default"
     ]
@@ -347,18 +350,18 @@ def test_a_configs_fields_are_given_in_yaml_too() -> None:
 
 
 def test_new_tokens_are_trained_with_a_config_too(tmp_path: Path) -> None:
-    given = LoraConfig(target_modules=["q_proj"])
-    lora = adapt(base_with_new_tokens(tmp_path / "base"), [320, 321], config=given).peft_config["default"]
+    config = LoraConfig(target_modules=["q_proj"])
+    lora = adapt(base_with_new_tokens(tmp_path / "base"), [320, 321], config=config).peft_config["default"]
     assert lora.trainable_token_indices == {"model.embed_tokens": [320, 321], "lm_head": [320, 321]}
-    assert given.trainable_token_indices is None
+    assert config.trainable_token_indices is None
 
 
-def test_rows_of_ones_own_beside_new_tokens_are_refused_and_not_dropped(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="trainable_token_indices is set, and the 2 new tokens"):
+def test_trainable_token_indices_are_refused_with_new_tokens(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="trainable_token_indices is set, but the 2 new tokens"):
         adapt(base_with_new_tokens(tmp_path / "base"), [320, 321], config=LoraConfig(trainable_token_indices=[5]))
 
 
-def test_options_beside_a_config_are_refused() -> None:
+def test_other_options_are_refused_together_with_a_config() -> None:
     found = problems(config=LoraConfig(), method="ia3", r=4, options={"use_rslora": True})
     assert [problem.where for problem in found] == [
         f"plugin peft, option {name}" for name in ("method", "r", "options")
@@ -374,22 +377,22 @@ def test_options_beside_a_config_are_refused() -> None:
         ({"peft_type": "lorra"}, "config.peft_type"),
     ],
 )
-def test_what_a_config_cannot_say_is_a_problem(config: Any, where: str) -> None:
+def test_config_fields_that_do_not_fit_are_refused(config: Any, where: str) -> None:
     assert [problem.where for problem in problems(config=config)] == [f"plugin peft, option {where}"]
 
 
-def test_a_config_of_a_class_of_ones_own_is_refused() -> None:
-    with pytest.raises(ConfigError, match="OwnConfig is none of peft's own configs"):
+def test_a_config_of_an_unknown_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="OwnConfig is not one of peft's own configs"):
         PEFT(config=type("OwnConfig", (LoraConfig,), {})())
 
 
-def test_a_run_takes_a_config_and_tells_it_in_its_manifest(tmp_path: Path) -> None:
-    given = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    before = copy.deepcopy(given)
+def test_a_run_records_the_config_in_its_manifest(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    before = copy.deepcopy(config)
     train = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_steps": 1, "use_cpu": True}
     options = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "data": [{"text": "a b c"}] * 4, "train": train}
-    Pipeline(plugins=[PEFT(config=given)], **options).run()
-    told = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["plugins"]["peft"]["config"]
-    assert told == {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj"]}
-    assert given == before
-    Pipeline(plugins=[PEFT(config=given)], resume=True, **options).run()
+    Pipeline(plugins=[PEFT(config=config)], **options).run()
+    recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["plugins"]["peft"]["config"]
+    assert recorded == {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+    assert config == before
+    Pipeline(plugins=[PEFT(config=config)], resume=True, **options).run()

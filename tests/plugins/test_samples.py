@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.samples import Samples
 from sftkit_plugins.samples.callback import CompleteSamples, held_out, last_completion
 from sftkit_plugins.samples.generate import complete
@@ -59,14 +59,14 @@ def written(directory):
     return [json.loads(line) for line in (directory / "samples.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_a_model_that_learns_its_rows_matches_them_exactly_afterwards(tmp_path):
+def test_a_model_that_learned_its_rows_matches_them_exactly(tmp_path):
     trainer = train(tmp_path, Samples(), model=tiny_model("llama"), max_steps=60)
 
     rates = [(entry["step"], entry["eval_exact_match"]) for entry in trainer.state.log_history if len(entry) == 2]
     assert rates == [(0, 0.0), (60, 1.0)]
 
 
-def test_samples_are_written_with_what_the_model_said_before_and_after(tmp_path):
+def test_samples_are_written_with_both_completions(tmp_path):
     train(tmp_path, Samples(shown=2), model=tiny_model("llama"), max_steps=60)
 
     rows = written(tmp_path)
@@ -83,7 +83,7 @@ def test_training_is_bitwise_the_same_with_and_without_samples(tmp_path):
         assert torch.equal(one, other)
 
 
-def test_completing_leaves_modes_gradients_and_random_state_as_they_were():
+def test_completing_changes_no_mode_gradient_or_random_state():
     model = tiny_model("llama").train()
     model.lm_head.eval()
     model(input_ids=torch.tensor([[3, 4]])).logits.sum().backward()
@@ -107,7 +107,7 @@ def test_a_completion_does_not_depend_on_its_batch(architecture):
     assert together[:4] == [complete(model, TOKENIZER, [prompt], 8)[0] for prompt in prompts[:4]]
 
 
-def test_a_completion_is_the_greedy_one():
+def test_a_completion_is_greedy():
     model, ids = tiny_model("llama").eval(), [3, 40, 50, 60]
     for _ in range(6):
         ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
@@ -124,14 +124,14 @@ def test_a_completion_stops_at_the_models_last_position():
     assert complete(model, TOKENIZER, [list(range(3, 17))], 64) != [""]
 
 
-def test_the_reference_is_the_last_trained_run_and_the_prompt_all_in_front_of_it():
+def test_the_reference_is_the_last_trained_run_of_tokens():
     ids = list(range(10, 18))
     labels = [IGNORE, 11, 12, IGNORE, IGNORE, 15, 16, IGNORE]
 
     assert last_completion({"input_ids": ids, "labels": labels}) == ([10, 11, 12, 13, 14], [15, 16])
 
 
-def test_rows_without_a_prompt_or_a_trained_token_are_no_samples():
+def test_rows_without_prompt_or_trained_tokens_are_skipped():
     assert last_completion({"input_ids": [5, 6], "labels": [5, 6]}) is None
     assert last_completion({"input_ids": [5, 6], "labels": [IGNORE, IGNORE]}) is None
 
@@ -141,11 +141,11 @@ class Loader:
         self.dataset = dataset
 
 
-def test_no_more_rows_are_completed_than_asked_for():
+def test_the_number_of_completed_rows_is_limited():
     assert len(held_out(Loader(Dataset.from_list(HELD_OUT * 3)), rows=4)) == 4
 
 
-def test_of_several_sets_the_first_is_taken():
+def test_the_first_of_several_sets_is_used():
     sets = {"a": Dataset.from_list(HELD_OUT[:1]), "b": Dataset.from_list(HELD_OUT)}
 
     assert len(held_out(Loader(sets), rows=9)) == 1
@@ -163,7 +163,7 @@ def test_held_out_rows_without_any_completion_are_refused():
         held_out(Loader(Dataset.from_list([{"input_ids": [5], "labels": [IGNORE]}])), rows=9)
 
 
-def test_a_resumed_run_keeps_what_was_said_before_its_first_step(tmp_path):
+def test_a_resumed_run_keeps_the_completions_before_training(tmp_path):
     train(tmp_path, Samples(), model=tiny_model("llama"), max_steps=2, save_strategy="steps", save_steps=1)
     before = [row["before"] for row in written(tmp_path)]
 
@@ -185,7 +185,5 @@ def test_only_one_process_writes(tmp_path):
 
 
 def test_a_run_without_held_out_rows_is_refused_before_anything_is_read():
-    hook = check_plugin(Samples()).hook.check_run
-
-    assert [p.where for found in hook(config=tiny_config()) for p in found] == ["plugin samples"]
-    assert not [p for found in hook(config=tiny_config(data={"eval": 0.1})) for p in found]
+    assert [problem.where for problem in run_problems(Samples())] == ["plugin samples"]
+    assert not run_problems(Samples(), data={"eval": 0.1})

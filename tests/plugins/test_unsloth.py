@@ -1,7 +1,7 @@
-"""Unsloth: what is refused without it, and runs of the real package where it can be installed.
+"""Unsloth: what is refused without it, and runs of the real package if it can be installed.
 
-Unsloth fits beside older releases of transformers, trl and datasets than these tests run with, so it gets an
-environment of its own: `tests/plugins/unsloth/measure.py` says what is real there.
+Unsloth needs older releases of transformers, trl and datasets than these tests use, so it gets its own environment:
+`tests/plugins/unsloth/measure.py` explains what runs there.
 """
 
 import json
@@ -16,12 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 
 from sftkit.errors import ConfigError
-from sftkit.testing import tiny_config
+from sftkit.testing import run_problems, tiny_config
 from sftkit_plugins.unsloth import Unsloth
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURE = Path(__file__).with_name("unsloth") / "measure.py"
-#: What unsloth is tested with, on top of the packages that are here; without their dependencies.
+#: The packages that unsloth is tested with, besides the installed ones; without their dependencies.
 PINS = ["unsloth==2026.10.9", "unsloth_zoo==2026.10.9", "transformers==5.17.0", "trl==1.15.0", "datasets==4.8.5"]
 PINS += ["huggingface_hub==1.33.0"]
 BESIDE = ["requests", "urllib3", "certifi", "httpx", "httpcore", "h11", "anyio", "idna", "charset-normalizer"]
@@ -30,7 +30,7 @@ BESIDE += ["pillow", "psutil", "regex", "sentencepiece", "protobuf", "torchao"]
 
 @pytest.fixture(scope="module")
 def measure(tmp_path_factory):
-    """Calls functions of the program in an environment with unsloth."""
+    """Calls functions of measure.py in an environment with unsloth."""
     directory = tmp_path_factory.mktemp("unsloth")
     venv.create(directory / "env", with_pip=False)
     python = directory / "env" / "bin" / "python"
@@ -45,7 +45,7 @@ def measure(tmp_path_factory):
 
     def run(name):
         command = [str(python), str(MEASURE), name]
-        # its compiled cache goes into the working directory
+        # unsloth writes its compiled cache into the working directory
         done = subprocess.run(command, cwd=directory, env=variables, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])[name]
@@ -54,28 +54,28 @@ def measure(tmp_path_factory):
 
 
 def problems(plugin, **sections):
-    return [str(problem) for problem in plugin.check_run(tiny_config(**sections))]
+    return [str(problem) for problem in run_problems(plugin, **sections)]
 
 
 @pytest.mark.slow
-def test_it_trains_as_peft_does_from_the_same_seed_and_its_adapter_is_one_of_peft(measure):
+def test_losses_equal_those_of_peft_and_peft_reloads_the_adapter(measure):
     found = measure("train")
 
     assert found["losses"][-1] < found["losses"][0]
     assert found["losses"] == pytest.approx(found["peft_losses"], abs=1e-5)
-    assert found["rank"] == found["trained_on_rank"] == 8
+    assert found["rank"] == found["further_rank"] == 8
     assert len(found["target_modules"]) == 7
     assert found["reloaded"] < 1e-6
     assert found["rewritten"] == []
 
 
 @pytest.mark.slow
-def test_new_tokens_are_trained_and_full_finetuning_trains_every_weight(measure):
+def test_new_tokens_are_trained_and_full_finetuning_trains_everything(measure):
     found = measure("new_tokens")
 
     assert found["losses"][-1] < found["losses"][0]
     assert found["rows"] >= found["tokens"]
-    assert {name.split(".modules_to_save")[0].rpartition(".")[2] for name in found["trained_whole"]} == {
+    assert {name.split(".modules_to_save")[0].rpartition(".")[2] for name in found["trained_in_full"]} == {
         "embed_tokens",
         "lm_head",
     }
@@ -85,39 +85,39 @@ def test_new_tokens_are_trained_and_full_finetuning_trains_every_weight(measure)
 
 
 @pytest.mark.slow
-def test_options_are_checked_against_the_package_and_a_foreign_model_is_refused(measure):
-    misspelt, taken, heeded, missing, foreign = measure("refusals")
+def test_the_package_refuses_unknown_options_and_loaded_models(measure):
+    misspelt, duplicate, ignored, missing, foreign = measure("refusals")
 
     assert "option options.lora_droput" in misspelt
     assert "did you mean 'lora_dropout'?" in misspelt
-    assert "option options.r: it is set already" in taken
-    assert "attn_implementation: this is no place for it -> drop it" in heeded
+    assert "option options.r: already set" in duplicate
+    assert "attn_implementation: not allowed here -> remove it" in ignored
     assert missing.startswith("model: ")
-    assert "unsloth can only train what it loads" in foreign
+    assert "unsloth can only train models that it loads" in foreign
 
 
 @pytest.mark.slow
-def test_it_is_refused_beside_plugins_that_do_the_same(measure):
+def test_it_is_refused_together_with_plugin_peft(measure):
     assert measure("conflicts") == ["plugin unsloth: plugins unsloth and peft cannot be used together -> drop peft"]
 
 
 @pytest.mark.slow
-def test_every_argument_has_a_name_in_what_unsloth_has_on_a_gpu(measure):
+def test_every_argument_is_known_to_the_code_for_gpus(measure):
     found = measure("signatures")
 
     assert found["class"] == "unsloth.models.llama"
-    assert found["unnamed_when_loading"] == ["use_safetensors"]  # handed on to transformers
-    assert found["unnamed_when_adapting"] == []
-    assert len(found["modes_there"]) == 4
+    assert found["unknown_to_loader"] == ["use_safetensors"]  # passed on to transformers
+    assert found["unknown_to_adapter"] == []
+    assert len(found["known_modes"]) == 4
     assert found["known"] == ["finetune_last_n_layers", "layers_pattern", "qat_scheme", "use_dora"]
 
 
 @pytest.mark.slow
-def test_what_unsloth_rewrites_of_the_trainer_is_put_back(measure):
+def test_the_trainer_is_restored_after_loading(measure):
     found = measure("signatures")
 
     assert {"get_batch_samples", "compute_loss", "training_step"} <= set(found["rewritten"])
-    assert found["put_back"]
+    assert found["restored"]
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_the_extra_resolves_in_a_fresh_environment(tmp_path):
     assert Requirement("unsloth>=2026.10.9").specifier.contains(chosen["unsloth"])
 
 
-def test_without_a_gpu_the_command_line_ends_with_code_2_and_says_so(cli, tmp_path):
+def test_without_a_gpu_the_command_exits_with_code_2(cli, tmp_path):
     if Path("/dev/kfd").exists() or Path("/dev/xpu").exists():
         pytest.skip("there is a GPU that no variable hides")
 
@@ -152,11 +152,11 @@ def test_without_a_gpu_the_command_line_ends_with_code_2_and_says_so(cli, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_nothing_is_wrong_with_the_defaults():
+def test_the_defaults_are_accepted():
     assert problems(Unsloth()) == []
 
 
-def test_ways_to_hold_the_weights_exclude_each_other():
+def test_precisions_of_weights_exclude_each_other():
     (line,) = problems(Unsloth(load_in_4bit=True, full_finetuning=True))
 
     assert "load_in_4bit and full_finetuning exclude each other" in line
@@ -171,10 +171,10 @@ def test_full_finetuning_refuses_options_of_the_adapter():
     ]
 
 
-def test_two_types_are_refused():
+def test_two_dtypes_are_refused():
     (line,) = problems(Unsloth(dtype="float16"), model={"dtype": "bfloat16"})
 
-    assert "model.dtype is bfloat16, and the plugin's is float16" in line
+    assert "model.dtype is bfloat16, but the plugin's dtype is float16" in line
 
 
 @pytest.mark.parametrize(
@@ -185,20 +185,20 @@ def test_two_types_are_refused():
         ("train", "activation_checkpointing", True),
     ],
 )
-def test_what_unsloth_does_itself_or_cannot_do_is_refused_elsewhere(section, key, value):
+def test_settings_that_unsloth_cannot_use_are_refused(section, key, value):
     (line,) = problems(Unsloth(), **{section: {key: value}})
 
     assert line.startswith(f"{section}.{key}: ")
 
 
 @pytest.mark.parametrize("name", ["load_in_4bit", "dtype", "attn_implementation", "fast_inference"])
-def test_arguments_of_the_loader_with_a_place_of_their_own_are_refused_in_model_options(name):
+def test_model_options_that_must_be_set_elsewhere_are_refused(name):
     (line,) = problems(Unsloth(), model={"options": {name: True}})
 
-    assert line.startswith(f"model.options.{name}: this is no place for it -> ")
+    assert line.startswith(f"model.options.{name}: not allowed here -> ")
 
 
-def test_the_type_is_the_models_where_that_is_16_bit_and_else_unsloths_choice():
+def test_the_dtype_follows_the_model_if_it_has_16_bits():
     import torch
 
     def chosen(plugin, dtype):
@@ -210,7 +210,7 @@ def test_the_type_is_the_models_where_that_is_16_bit_and_else_unsloths_choice():
     assert chosen(Unsloth(dtype="float32"), "float32") is torch.float32
 
 
-def test_seed_and_length_are_the_runs_unless_set():
+def test_seed_and_length_default_to_those_of_the_run():
     config = tiny_config(train={"seed": 7}, data={"max_length": 96})
 
     assert Unsloth()._loading_arguments(config)["random_state"] == 7
@@ -218,13 +218,13 @@ def test_seed_and_length_are_the_runs_unless_set():
     assert Unsloth(random_state=3, max_seq_length=64)._loading_arguments(config)["random_state"] == 3
 
 
-def test_new_tokens_train_embeddings_and_head_beside_what_is_asked_for():
+def test_new_tokens_add_embeddings_and_head_to_modules_to_save():
     arguments = Unsloth(modules_to_save=["norm"])._adapter_arguments(tiny_config(), [320])
 
     assert arguments["modules_to_save"] == ["norm", "embed_tokens", "lm_head"]
 
 
-def test_what_is_not_asked_for_is_left_to_unsloth():
+def test_unset_options_are_left_to_unsloth():
     assert not {"target_modules", "modules_to_save", "loftq_config"} & set(
         Unsloth()._adapter_arguments(tiny_config(), [])
     )

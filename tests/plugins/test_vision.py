@@ -1,4 +1,4 @@
-"""Plugin vision: conversations with pictures, on tiny models of three kinds with the processors of their kind."""
+"""Plugin vision: conversations with images, for tiny models of three kinds and their processors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from datasets import Dataset
 from packaging.version import Version
 from PIL import Image
 from transformers import AutoTokenizer
+from vision_models import IN_PLACE, drawn_image, image_processor, tiny_vision_model
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import check_plugin, tiny_tokenizer
-from sftkit.testing.images import IN_PLACE, drawn, image_processor, tiny_vision_model
 from sftkit_plugins.vision import Vision
 
 KINDS = ("llava", "qwen2_vl", "idefics3")
@@ -49,8 +49,8 @@ def prepared(kind: str, rows: list[dict[str, Any]], **sections: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_is_what_the_processor_itself_makes(kind: str) -> None:
-    one, two, three = drawn("red"), drawn("blue", (60, 90)), drawn("green", (33, 31))
+def test_a_batch_equals_that_of_the_processor(kind: str) -> None:
+    one, two, three = drawn_image("red"), drawn_image("blue", (60, 90)), drawn_image("green", (33, 31))
     rows = [
         {"images": [one], "messages": asked(one, "What?")},
         {"images": [two, three], "messages": asked("First", two, "then", three, "which?", answer="Blue, green.")},
@@ -75,27 +75,33 @@ def trained_text(ready: Any, row: int = 0) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_answers_are_trained(kind: str) -> None:
-    rows = [{"images": [drawn("red"), drawn("blue")], "messages": asked(1, "What?", 1) + asked("And?", answer="Blue!")}]
+    rows = [
+        {
+            "images": [drawn_image("red"), drawn_image("blue")],
+            "messages": asked(1, "What?", 1) + asked("And?", answer="Blue!"),
+        }
+    ]
     end = {"llava": "</s>"}.get(kind, "<|im_end|>")
     assert trained_text(prepared(kind, rows)).replace(" ", "") == f"Red.{end}Blue!{end}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_is_not_trained_where_all_of_the_text_is(kind: str) -> None:
-    ready = prepared(kind, [{"images": [drawn("red")], "messages": asked(1, "What?")}], formats={"loss": "all"})
+def test_images_are_not_trained_even_if_all_text_is(kind: str) -> None:
+    rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]
+    ready = prepared(kind, rows, formats={"loss": "all"})
     example, ids = ready.data.train[0], torch.tensor(ready.collator.tokens.ids)
-    pictures = torch.isin(torch.as_tensor(example["input_ids"]), ids)
-    assert pictures.any()
-    assert (torch.as_tensor(example["labels"])[pictures] == -100).all()
+    images = torch.isin(torch.as_tensor(example["input_ids"]), ids)
+    assert images.any()
+    assert (torch.as_tensor(example["labels"])[images] == -100).all()
     assert "What?" in trained_text(ready)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_without_pictures_stand_beside_others(kind: str) -> None:
+def test_rows_without_images_can_share_a_batch_with_others(kind: str) -> None:
     rows = [
         {"images": [], "messages": asked("Hello?", answer="Hi.")},
-        {"images": [drawn("red"), drawn("blue")], "messages": asked(1, 1, "What?")},
-        {"images": [drawn("red")], "messages": asked(1, "What?")},
+        {"images": [drawn_image("red"), drawn_image("blue")], "messages": asked(1, 1, "What?")},
+        {"images": [drawn_image("red")], "messages": asked(1, "What?")},
     ]
     model, _ = tiny_vision_model(kind)
     ready = prepared(kind, rows)
@@ -114,11 +120,11 @@ def test_rows_without_pictures_stand_beside_others(kind: str) -> None:
 
 def png(colour: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    drawn(colour).save(file, format="PNG", **options)
+    drawn_image(colour).save(file, format="PNG", **options)
     return file.getvalue()
 
 
-def test_pictures_are_given_as_paths_bytes_urls_and_objects(tmp_path: Path) -> None:
+def test_images_can_be_paths_bytes_urls_and_objects(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png("red"))
     encoded = base64.b64encode(png("red")).decode()
     places: list[dict[str, Any]] = [
@@ -128,12 +134,12 @@ def test_pictures_are_given_as_paths_bytes_urls_and_objects(tmp_path: Path) -> N
         {"type": "image", "base64": f"data:image/png;base64,{encoded}"},
         {"type": "image", "base64": encoded},
         {"type": "image", "bytes": png("red")},
-        {"type": "image", "image": drawn("red")},
+        {"type": "image", "image": drawn_image("red")},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
     ]
     text = {"type": "text", "text": "What?"}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "Red."}]}
-    expected = prepared("llava", [{"image": drawn("red"), "messages": asked(1, "What?")}])
+    expected = prepared("llava", [{"image": drawn_image("red"), "messages": asked(1, "What?")}])
     wanted = expected.collator([expected.data.train[0]])
     for place in places:
         rows = [{"messages": [{"role": "user", "content": [place, text]}, answer]}]
@@ -143,7 +149,7 @@ def test_pictures_are_given_as_paths_bytes_urls_and_objects(tmp_path: Path) -> N
         assert torch.equal(batch["input_ids"], wanted["input_ids"]), place
 
 
-def test_a_path_stays_a_path_and_anything_else_is_stored_as_it_was_encoded(tmp_path: Path) -> None:
+def test_paths_stay_paths_and_other_images_are_stored_as_encoded(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png("red"))
     rows = [{"image": str(tmp_path / "red.png"), "messages": asked(1, "What?")}]
     (stored,) = prepared("llava", rows).data.train[0]["attached"]
@@ -153,17 +159,17 @@ def test_a_path_stays_a_path_and_anything_else_is_stored_as_it_was_encoded(tmp_p
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_an_opened_picture_that_was_changed_is_trained_as_it_is_now(inside: bool, tmp_path: Path) -> None:
-    drawn("red", (400, 400)).save(tmp_path / "large.jpg")
-    picture = Image.open(tmp_path / "large.jpg")
-    picture.thumbnail((84, 84))
-    picture.paste("blue", (0, 0, 40, 40))
+def test_changes_to_an_opened_image_are_kept(inside: bool, tmp_path: Path) -> None:
+    drawn_image("red", (400, 400)).save(tmp_path / "large.jpg")
+    image = Image.open(tmp_path / "large.jpg")
+    image.thumbnail((84, 84))
+    image.paste("blue", (0, 0, 40, 40))
     messages = asked(1, "What?")
-    column = {} if inside else {"images": [picture]}
+    column = {} if inside else {"images": [image]}
     if inside:
-        messages[0]["content"][0]["image"] = picture
+        messages[0]["content"][0]["image"] = image
     ready = prepared("qwen2_vl", [{**column, "messages": messages}])
-    expected = ready.vocabulary.processor.image_processor(images=[picture], return_tensors="pt")
+    expected = ready.vocabulary.processor.image_processor(images=[image], return_tensors="pt")
     batch = ready.collator([ready.data.train[0]])
     assert torch.equal(batch["image_grid_thw"], expected["image_grid_thw"])
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
@@ -171,14 +177,14 @@ def test_an_opened_picture_that_was_changed_is_trained_as_it_is_now(inside: bool
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_a_transparent_ground_is_what_the_processor_makes_of_it(kind: str, mode: str) -> None:
-    picture = drawn("red").convert("RGBA")
-    picture.putalpha(drawn("black").convert("L"))
-    picture = picture.convert(mode) if mode != "P" else picture.quantize(8)
+def test_transparent_images_equal_those_of_the_processor(kind: str, mode: str) -> None:
+    image = drawn_image("red").convert("RGBA")
+    image.putalpha(drawn_image("black").convert("L"))
+    image = image.convert(mode) if mode != "P" else image.quantize(8)
     if mode == "P":
-        picture.info["transparency"] = 0
-    ready = prepared(kind, [{"images": [picture], "messages": asked(1, "What?")}])
-    expected = ready.vocabulary.processor.image_processor(images=[[picture]], return_tensors="pt")
+        image.info["transparency"] = 0
+    ready = prepared(kind, [{"images": [image], "messages": asked(1, "What?")}])
+    expected = ready.vocabulary.processor.image_processor(images=[[image]], return_tensors="pt")
     assert torch.equal(ready.collator([ready.data.train[0]])["pixel_values"], expected["pixel_values"])
 
 
@@ -189,8 +195,8 @@ def test_a_transparent_ground_is_what_the_processor_makes_of_it(kind: str, mode:
         [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}],
     ],
 )
-def test_pictures_of_plain_text_stand_where_it_says_so_or_in_front(conversation: list[dict[str, Any]]) -> None:
-    ready = prepared("qwen2_vl", [{"image": drawn("red"), "conversations": conversation}])
+def test_plain_text_has_images_at_image_tags_or_first(conversation: list[dict[str, Any]]) -> None:
+    ready = prepared("qwen2_vl", [{"image": drawn_image("red"), "conversations": conversation}])
     text = ready.tokenizer.decode(ready.data.train[0]["input_ids"])
     start, end = "<|vision_start|>", "<|vision_end|>"
     assert text.startswith(f"<|im_start|>user\n{start}<|image_pad|>")
@@ -198,58 +204,57 @@ def test_pictures_of_plain_text_stand_where_it_says_so_or_in_front(conversation:
     assert trained_text(ready) == "Red.<|im_end|>"
 
 
-def test_pictures_go_with_prompts_and_completions() -> None:
+def test_prompts_and_completions_can_have_images() -> None:
     question, answer = asked(1, "What?")
-    ready = prepared("llava", [{"images": [drawn("red")], "prompt": [question], "completion": [answer]}])
+    ready = prepared("llava", [{"images": [drawn_image("red")], "prompt": [question], "completion": [answer]}])
     assert trained_text(ready) == " Red.</s>"
     assert "pixel_values" in ready.collator([ready.data.train[0]])
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         (
-            {"image": drawn("red"), "messages": [{**asked(1, "What?")[0], "train": True}, asked("")[1]]},
-            "a user's message with a picture is to be trained",
+            {"image": drawn_image("red"), "messages": [{**asked(1, "What?")[0], "train": True}, asked("")[1]]},
+            "a user message with an image cannot be trained",
         ),
         (
             {"image": "https://example.com/red.png", "messages": asked(1, "What?")},
-            "is a URL, and pictures are not",
+            "is a URL; images are not downloaded",
         ),
-        ({"image": "nowhere.png", "messages": asked(1, "What?")}, "there is no picture"),
-        ({"image": "far " * 1000, "messages": asked(1, "What?")}, "there is no picture"),
-        ({"image": {"base64": "é"}, "messages": asked(1, "What?")}, "no valid base64"),
-        ({"image": b"no picture", "messages": asked(1, "What?")}, "cannot be read as a picture"),
-        ({"images": [], "messages": asked(1, "What?")}, "shows more pictures than the 0 of the row"),
-        ({"images": [drawn("red")] * 2, "messages": asked(1, "What?")}, "2 pictures, and 1 places for them"),
-        ({"image": drawn("red"), "messages": asked(1, "<image>?")}, "holds '<image>'"),
-        ({"image": drawn("red"), "messages": asked(1, "<|image_pad|>?")}, "holds '<|image_pad|>'"),
-        ({"picture": drawn("red"), "messages": [{"role": "user", "content": "<image>"}]}, "and the row has none"),
-        ({"image": None, "messages": asked("<image> What?")}, "and the row has none"),
+        ({"image": "nowhere.png", "messages": asked(1, "What?")}, "there is no image"),
+        ({"image": "far " * 1000, "messages": asked(1, "What?")}, "there is no image"),
+        ({"image": {"base64": "é"}, "messages": asked(1, "What?")}, "not valid base64"),
+        ({"image": b"no image", "messages": asked(1, "What?")}, "cannot be read as an image"),
+        ({"images": [], "messages": asked(1, "What?")}, "shows more images than the 0 of the row"),
+        ({"images": [drawn_image("red")] * 2, "messages": asked(1, "What?")}, "2 images, but only 1 places for them"),
+        ({"image": drawn_image("red"), "messages": asked(1, "<image>?")}, "contains '<image>'"),
+        ({"image": drawn_image("red"), "messages": asked(1, "<|image_pad|>?")}, "contains '<|image_pad|>'"),
+        ({"photo": drawn_image("red"), "messages": [{"role": "user", "content": "<image>"}]}, "but the row has none"),
+        ({"image": None, "messages": asked("<image> What?")}, "but the row has none"),
     ],
 )
-def test_a_row_whose_pictures_cannot_be_had_is_told(row: dict[str, Any], told: str) -> None:
-    with pytest.raises(DataError, match=re.escape(told)) as caught:
-        prepared("qwen2_vl" if "<image>" not in told else "llava", [row])
+def test_rows_with_unusable_images_are_reported(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        prepared("qwen2_vl" if "<image>" not in message else "llava", [row])
     assert "row 1" in str(caught.value)
 
 
-def test_a_row_whose_picture_cannot_be_had_may_be_skipped() -> None:
-    rows = [{"image": image, "messages": asked(1, "What?")} for image in (b"no picture", png("red"))]
+def test_rows_with_unusable_images_can_be_skipped() -> None:
+    rows = [{"image": image, "messages": asked(1, "What?")} for image in (b"no image", png("red"))]
     ready = prepared("llava", rows, data={"on_bad_row": "skip"})
     assert ready.data.counts.by_split["train"]["bad rows skipped"] == 1
     assert len(ready.data.train) == 1
 
 
-def test_cutting_into_a_picture_is_an_error_that_says_so_and_where() -> None:
+def test_truncating_an_image_is_an_error_that_names_the_row() -> None:
     rows = [
-        {"images": [drawn("red")], "messages": asked(1, "What?")},
-        {"images": [drawn("red")] * 3, "messages": asked("A long text in front of them", 1, 1, 1, "What?")},
+        {"images": [drawn_image("red")], "messages": asked(1, "What?")},
+        {"images": [drawn_image("red")] * 3, "messages": asked("A long text before the images", 1, 1, 1, "What?")},
     ]
     length = len(prepared("qwen2_vl", rows[:1]).data.train[0]["input_ids"])
-    with pytest.raises(DataError, match="would truncate an image") as caught:
+    with pytest.raises(DataError, match=r"row 2: data\.max_length=\d+ would") as caught:
         prepared("qwen2_vl", rows, data={"max_length": length - 2})
-    assert "row 2" in str(caught.value)
     assert "data.truncation=drop" in str(caught.value)
     ready = prepared("qwen2_vl", rows, data={"max_length": length, "truncation": "drop"})
     assert len(ready.data.train) == 1
@@ -257,15 +262,17 @@ def test_cutting_into_a_picture_is_an_error_that_says_so_and_where() -> None:
     assert len(cut.data.train[0]["input_ids"]) == length - 2
 
 
-def test_what_is_read_is_counted() -> None:
-    rows = [{"images": [drawn("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (0, 1, 2)]
+def test_images_and_their_tokens_are_counted() -> None:
+    rows = [
+        {"images": [drawn_image("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (0, 1, 2)
+    ]
     counts = prepared("llava", rows).data.counts.by_split["train"]
-    assert (counts["pictures"], counts["picture tokens"]) == (3, 12)
-    assert counts["rows without pictures"] == 1
+    assert (counts["images"], counts["image tokens"]) == (3, 12)
+    assert counts["rows without images"] == 1
 
 
-def test_a_prepared_data_set_is_found_again_and_not_with_another_processor() -> None:
-    rows = Dataset.from_list([{"images": [drawn("red")], "messages": asked(1, "What?")}])
+def test_the_cache_depends_on_the_options_of_the_processor() -> None:
+    rows = Dataset.from_list([{"images": [drawn_image("red")], "messages": asked(1, "What?")}])
     model, processor = tiny_vision_model("qwen2_vl")
     for longest, cached in ((16, False), (16, True), (4, False)):
         processor.image_processor.size = {"shortest_edge": 784, "longest_edge": longest * 784}
@@ -273,31 +280,31 @@ def test_a_prepared_data_set_is_found_again_and_not_with_another_processor() -> 
         assert ("train" in ready.data.cached) is cached
 
 
-@pytest.mark.parametrize("options", [{}, {"image_folder": "pictures"}])
-def test_relative_pictures_of_another_directory_are_not_taken_from_the_cache(
+@pytest.mark.parametrize("options", [{}, {"image_folder": "photos"}])
+def test_the_cache_depends_on_the_folder_of_relative_images(
     options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"image": "0.png", "messages": asked(1, "What?")}]
     for name in ("one", "two"):
         folder = tmp_path / name / options.get("image_folder", "")
         folder.mkdir(parents=True)
-        drawn("red").save(folder / "0.png")
+        drawn_image("red").save(folder / "0.png")
         monkeypatch.chdir(tmp_path / name)
         ready = prepared("llava", rows, vision=options)
         assert ready.data.train[0]["attached"][0]["path"] == str(folder / "0.png")
 
 
-def test_a_picture_that_has_changed_its_size_is_told(tmp_path: Path) -> None:
+def test_an_image_that_changed_its_size_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
-    drawn("red").save(path)
+    drawn_image("red").save(path)
     ready = prepared("qwen2_vl", [{"image": str(path), "messages": asked(1, "What?")}])
-    drawn("red", (90, 90)).save(path)
-    with pytest.raises(DataError, match="a file of another size stands there now"):
+    drawn_image("red", (90, 90)).save(path)
+    with pytest.raises(DataError, match="the size of the file has changed"):
         ready.collator([ready.data.train[0]])
 
 
-def test_a_photograph_on_its_side_is_seen_upright(tmp_path: Path) -> None:
-    side = drawn("red", (90, 30))
+def test_rotated_photographs_are_turned_upright(tmp_path: Path) -> None:
+    side = drawn_image("red", (90, 30))
     exif = side.getexif()
     exif[0x0112] = 6
     side.save(tmp_path / "side.jpg", exif=exif)
@@ -306,8 +313,8 @@ def test_a_photograph_on_its_side_is_seen_upright(tmp_path: Path) -> None:
     assert height > width
 
 
-def test_a_collator_goes_to_data_workers() -> None:
-    ready = prepared("idefics3", [{"images": [drawn("red")], "messages": asked(1, "What?")}] * 4)
+def test_the_collator_works_in_data_workers() -> None:
+    ready = prepared("idefics3", [{"images": [drawn_image("red")], "messages": asked(1, "What?")}] * 4)
     copied = pickle.loads(pickle.dumps(ready.collator))
     one, other = (make([ready.data.train[0]])["pixel_values"] for make in (copied, ready.collator))
     assert torch.equal(one, other)
@@ -316,48 +323,48 @@ def test_a_collator_goes_to_data_workers() -> None:
 
 
 @pytest.mark.parametrize("plugin", ["packing", "samples", "flash_attn"])
-def test_what_cannot_work_with_pictures_is_told_before(plugin: str) -> None:
+def test_plugins_that_do_not_support_images_are_refused(plugin: str) -> None:
     model, processor = tiny_vision_model()
-    rows = [{"images": [drawn("red")], "messages": asked(1, "What?")}]
+    rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]
     pipeline = Pipeline(model=model, data=rows, eval=rows, tokenizer=processor, plugins=["vision", plugin])
-    assert any("pictures" in problem.what for problem in pipeline.check())
+    assert any("image" in problem.what for problem in pipeline.check())
 
 
-def test_a_template_that_writes_no_pictures_is_refused() -> None:
+def test_a_template_without_images_is_refused() -> None:
     model, processor = tiny_vision_model()
-    rows = [{"images": [drawn("red")], "messages": asked(1, "What?")}]
-    with pytest.raises(ConfigError, match="not made for pictures"):
+    rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]
+    with pytest.raises(ConfigError, match="does not support images"):
         Pipeline(model=model, data=rows, tokenizer=processor, plugins=["vision", "chatml"]).prepare()
     with pytest.raises(ConfigError, match="without the processor"):
         Pipeline(model=model, data=rows, tokenizer=processor.tokenizer, plugins=["vision"]).prepare()
 
 
-def test_bos_is_put_in_front_as_the_processor_does() -> None:
+def test_bos_is_added_as_by_the_processor() -> None:
     model, processor = tiny_vision_model()
     processor.tokenizer = tiny_tokenizer()
     processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    picture = drawn("red")
-    rows = [{"images": [picture], "messages": asked(1, "What?")}]
+    image = drawn_image("red")
+    rows = [{"images": [image], "messages": asked(1, "What?")}]
     ready = Pipeline(model=model, data=rows, tokenizer=processor, plugins=["vision"]).prepare()
-    expected = processor(text=[processor.apply_chat_template(rows[0]["messages"])], images=[[picture]])
+    expected = processor(text=[processor.apply_chat_template(rows[0]["messages"])], images=[[image]])
     assert ready.data.train[0]["input_ids"].tolist() == expected["input_ids"][0]
     assert expected["input_ids"][0][0] == processor.tokenizer.bos_token_id
 
 
 @pytest.mark.parametrize("front", ["", "{{ bos_token }}"])
-def test_the_first_word_is_cut_into_tokens_as_the_processor_does(front: str, real_data: Path) -> None:
-    # This tokenizer writes a space in front of a text, and not behind special tokens inside it.
+def test_the_first_word_is_tokenized_as_by_the_processor(front: str, real_data: Path) -> None:
+    # This tokenizer adds a space before a text, but not after special tokens inside it.
     model, processor = tiny_vision_model()
     tokenizer: Any = AutoTokenizer.from_pretrained(real_data / "llama2_tokenizer")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<unk>"})
     options = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     template = front + processor.chat_template
     processor = type(processor)(processor.image_processor, tokenizer, chat_template=template, **options)
-    picture = drawn("red")
-    rows = [{"images": [picture], "messages": asked(1, "What?") + asked("And?", answer="Blue.")}] * 2
+    image = drawn_image("red")
+    rows = [{"images": [image], "messages": asked(1, "What?") + asked("And?", answer="Blue.")}] * 2
     ready = Pipeline(model=model, data=rows, tokenizer=processor, plugins=["vision"]).prepare()
     own = processor.apply_chat_template(
-        [{**each, "content": [{**part, "image": picture} for part in each["content"]]} for each in rows[0]["messages"]],
+        [{**each, "content": [{**part, "image": image} for part in each["content"]]} for each in rows[0]["messages"]],
         tokenize=True,
         return_dict=True,
     )
@@ -366,7 +373,7 @@ def test_the_first_word_is_cut_into_tokens_as_the_processor_does(front: str, rea
 
 
 def other_processor(name: str) -> Any:
-    """A processor of another kind, without a model."""
+    """A processor without a model of its own."""
     import transformers
 
     tokenizer: Any = tiny_tokenizer(bos=False)
@@ -377,7 +384,7 @@ def other_processor(name: str) -> Any:
             setattr(tokenizer, key, token)
             setattr(tokenizer, f"{key}_id", tokenizer.convert_tokens_to_ids(token))
     small = {"height": 28, "width": 28}
-    kind, pictures, more, placeholder = {
+    kind, settings, more, placeholder = {
         "Gemma3Processor": ("gemma3", {"size": small}, {"image_seq_length": 4}, "<start>"),
         "LlavaNextProcessor": (
             "llava_next",
@@ -393,14 +400,14 @@ def other_processor(name: str) -> Any:
         ),
         "MllamaProcessor": ("mllama", {"size": small}, {}, "<|image|>"),
     }[name]
-    template = IN_PLACE.replace("PICTURE", placeholder)
-    images = image_processor(kind, **pictures)
+    template = IN_PLACE.replace("IMAGE", placeholder)
+    images = image_processor(kind, **settings)
     return getattr(transformers, name)(images, tokenizer, chat_template=template, **more)
 
 
 @pytest.mark.parametrize("name", ["Gemma3Processor", "LlavaNextProcessor", "Idefics2Processor"])
-def test_batches_of_other_processors_are_theirs_too(name: str) -> None:
-    one, two, three = drawn("red"), drawn("blue", (60, 90)), drawn("green", (33, 131))
+def test_batches_equal_those_of_other_processors(name: str) -> None:
+    one, two, three = drawn_image("red"), drawn_image("blue", (60, 90)), drawn_image("green", (33, 131))
     rows = [
         {"images": [one], "messages": asked(one, "What?")},
         {"images": [two, three], "messages": asked("First", two, "then", three, "which?", answer="Blue, green.")},
@@ -410,49 +417,49 @@ def test_batches_of_other_processors_are_theirs_too(name: str) -> None:
     assert_as_the_processor(ready, rows)
 
 
-def test_a_processor_that_says_more_than_is_known_is_refused() -> None:
+def test_a_processor_with_unknown_tensors_is_refused() -> None:
     model, _ = tiny_vision_model()
-    rows = [{"images": [drawn("red")], "messages": asked(1, "What?")}]
-    with pytest.raises(ConfigError, match="cross_attention_mask, which plugin vision does not know"):
+    rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]
+    with pytest.raises(ConfigError, match="cross_attention_mask, which plugin vision does not support"):
         Pipeline(model=model, data=rows, tokenizer=other_processor("MllamaProcessor"), plugins=["vision"]).prepare()
 
 
 def asks(row: dict[str, Any]) -> str:
-    """A formatting function of the user's."""
+    """A formatting function."""
     return f"<image> {row['question']} Red."
 
 
-def test_a_function_of_ones_own_writes_the_placeholder() -> None:
+def test_a_formatting_function_can_write_the_placeholder() -> None:
     model, processor = tiny_vision_model()
-    rows = [{"image": drawn("red"), "question": "What?", "messages": asked(1, "no matter")}]
-    given = {"model": model, "tokenizer": processor, "data": rows}
-    ready = Pipeline(**given, plugins=["vision", {"formats": {"formatting": asks}}]).prepare()
+    rows = [{"image": drawn_image("red"), "question": "What?", "messages": asked(1, "no matter")}]
+    inputs = {"model": model, "tokenizer": processor, "data": rows}
+    ready = Pipeline(**inputs, plugins=["vision", {"formats": {"formatting": asks}}]).prepare()
     assert ready.tokenizer.decode(ready.data.train[0]["input_ids"]).startswith("<image><image><image><image> What?")
     assert "pixel_values" in ready.collator([ready.data.train[0]])
 
 
 @pytest.mark.parametrize("order", [0, 1])
-def test_pictures_are_kept_by_a_plugin_that_chooses_what_is_trained(order: int) -> None:
+def test_images_are_kept_with_completion_only(order: int) -> None:
     model, processor = tiny_vision_model()
-    rows = [{"image": drawn("red"), "text": "<image> ### Question: What? ### Answer: Red."}]
+    rows = [{"image": drawn_image("red"), "text": "<image> ### Question: What? ### Answer: Red."}]
     plugins = [["vision"], [{"completion_only": {"response_template": "### Answer:"}}]]
-    given = {"model": model, "tokenizer": processor, "data": rows}
-    ready = Pipeline(**given, plugins=[*plugins[order], *plugins[1 - order]]).prepare()
+    inputs = {"model": model, "tokenizer": processor, "data": rows}
+    ready = Pipeline(**inputs, plugins=[*plugins[order], *plugins[1 - order]]).prepare()
     assert trained_text(ready) == " Red.</s>"
     assert "pixel_values" in ready.collator([ready.data.train[0]])
 
 
-def test_a_part_may_say_which_picture_it_shows() -> None:
-    pictures = [drawn("red", (28, 28)), drawn("blue", (28, 84))]
+def test_a_part_can_name_its_image_by_index() -> None:
+    images = [drawn_image("red", (28, 28)), drawn_image("blue", (28, 84))]
     content = [{"type": "image", "index": 1}, {"type": "text", "text": "Which?"}, {"type": "image", "index": 0}]
-    rows = [{"images": pictures, "messages": [{"role": "user", "content": content}, *asked("?")[1:]]}]
+    rows = [{"images": images, "messages": [{"role": "user", "content": content}, *asked("?")[1:]]}]
     ready = prepared("qwen2_vl", rows)
     heights = ready.collator([ready.data.train[0]])["image_grid_thw"][:, 1].tolist()
     assert heights[0] > heights[1]
 
 
-def test_contents_as_text_and_in_parts_stand_in_one_conversation(tmp_path: Path) -> None:
-    drawn("red").save(tmp_path / "red.png")
+def test_a_conversation_can_mix_plain_text_and_parts(tmp_path: Path) -> None:
+    drawn_image("red").save(tmp_path / "red.png")
     messages = [
         {"role": "system", "content": "Be brief."},
         *asked(1, "What?")[:1],
@@ -461,8 +468,8 @@ def test_contents_as_text_and_in_parts_stand_in_one_conversation(tmp_path: Path)
     rows = [json.dumps({"image": str(tmp_path / "red.png"), "messages": messages})] * 2
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), "utf-8")
     model, processor = tiny_vision_model("qwen2_vl")
-    given = {"model": model, "tokenizer": processor, "data": str(tmp_path / "rows.jsonl")}
-    ready = Pipeline(**given, plugins=["vision"]).prepare()
+    inputs = {"model": model, "tokenizer": processor, "data": str(tmp_path / "rows.jsonl")}
+    ready = Pipeline(**inputs, plugins=["vision"]).prepare()
     assert trained_text(ready) == "Red.<|im_end|>"
     assert ready.tokenizer.decode(ready.data.train[0]["input_ids"]).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>"
@@ -470,18 +477,20 @@ def test_contents_as_text_and_in_parts_stand_in_one_conversation(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"sise": {"shortest_edge": 56}}, "did you mean 'size'"), ({"size": {"shortest_edge": 56}}, "another size")],
 )
-def test_an_option_that_the_processor_does_not_have_is_told(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_unsuitable_processor_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         prepared(
-            "llava", [{"image": drawn("red"), "messages": asked(1, "What?")}], vision={"processor_options": options}
+            "llava",
+            [{"image": drawn_image("red"), "messages": asked(1, "What?")}],
+            vision={"processor_options": options},
         )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_options_go_to_a_processor_that_is_loaded_by_name(kind: str, tmp_path: Path) -> None:
+def test_processor_options_reach_a_processor_loaded_by_name(kind: str, tmp_path: Path) -> None:
     if kind != "llava" and Version(transformers.__version__) < Version("5.13"):
         pytest.skip("transformers 5.12 does not load this image processor without torchvision")
     model, processor = tiny_vision_model(kind)
@@ -493,22 +502,22 @@ def test_options_go_to_a_processor_that_is_loaded_by_name(kind: str, tmp_path: P
         "idefics3": {"longest_edge": 28},
     }[kind]
     plugins = [{"vision": {"processor_options": {"size": size, "padding_side": "left"}}}]
-    rows = [{"image": drawn("red"), "messages": asked(1, "What?")}]
+    rows = [{"image": drawn_image("red"), "messages": asked(1, "What?")}]
     loaded = Pipeline(str(tmp_path), data=rows, plugins=plugins).prepare().vocabulary.processor
     assert {name: loaded.image_processor.size[name] for name in size} == size
     assert loaded.tokenizer.padding_side == "left"
 
 
-def test_text_with_a_picture_is_what_the_template_writes_of_parts() -> None:
+def test_plain_text_with_images_equals_text_in_parts() -> None:
     conversation = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
-    rows = [{"image": drawn("red"), "conversations": conversation}]
-    parts = [{"image": drawn("red"), "messages": asked(1, "What?")}]
+    rows = [{"image": drawn_image("red"), "conversations": conversation}]
+    parts = [{"image": drawn_image("red"), "messages": asked(1, "What?")}]
     assert prepared("llava", rows).data.train[0]["input_ids"].tolist() == (
         prepared("llava", parts).data.train[0]["input_ids"].tolist()
     )
 
 
-def test_a_picture_that_is_cut_off_is_found_when_it_is_asked_for() -> None:
+def test_truncated_image_files_are_found_with_verify() -> None:
     rows = [{"image": png("red")[:-40], "messages": asked(1, "What?")}, {"image": png("red"), "messages": asked(1)}]
     ready = prepared("llava", rows, vision={"verify": True}, data={"on_bad_row": "skip"})
     assert ready.data.counts.by_split["train"]["bad rows skipped"] == 1
@@ -518,10 +527,10 @@ def test_a_picture_that_is_cut_off_is_found_when_it_is_asked_for() -> None:
 def test_a_tokenizer_needs_no_pad_token(kind: str) -> None:
     model, processor = tiny_vision_model(kind)
     processor.tokenizer.pad_token = None
-    rows = [{"images": [drawn("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (1, 2)]
+    rows = [{"images": [drawn_image("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (1, 2)]
     ready = Pipeline(model=model, data=rows, tokenizer=processor, plugins=["vision"]).prepare()
     assert "pixel_values" in ready.collator([ready.data.train[0], ready.data.train[1]])
 
 
-def test_the_plugin_is_sound() -> None:
+def test_the_plugin_passes_check_plugin() -> None:
     check_plugin(Vision())

@@ -1,4 +1,4 @@
-"""What the tests of `sftkit_trl` share: a tiny model by name, rows of questions and answers, and a quick trainer."""
+"""Shared by the tests of `sftkit_trl`: a tiny model with a name, rows of questions and answers, a quick trainer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -18,13 +19,13 @@ ANIMALS = ["llama", "cat", "dog", "owl", "bee", "fish", "fox"]
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerBase:
-    """It puts ``<s>`` in front, and has a chat template."""
+    """Adds ``<s>`` before each text, and has a chat template."""
     return tiny_tokenizer(chat_template=TEMPLATE)
 
 
 @pytest.fixture(scope="session")
 def named(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The directory of a model, which is its name, with its tokenizer."""
+    """The name of a model with its tokenizer: a directory."""
     path = tmp_path_factory.mktemp("named")
     tiny_model().save_pretrained(path)
     tiny_tokenizer(chat_template=TEMPLATE).save_pretrained(path)
@@ -52,40 +53,52 @@ def config(tmp_path: Any) -> Callable[..., SFTConfig]:
     """Makes an `SFTConfig` of two steps of two rows."""
 
     def made(**options: Any) -> SFTConfig:
-        few = {"max_steps": 2, "per_device_train_batch_size": 2, "max_seq_length": 32, "logging_steps": 1}
-        there = {"output_dir": str(tmp_path / "out"), "report_to": "none", "use_cpu": True, "save_strategy": "no"}
-        return SFTConfig(**{**few, **there, **options})
+        short = {"max_steps": 2, "per_device_train_batch_size": 2, "max_seq_length": 32, "logging_steps": 1}
+        place = {"output_dir": str(tmp_path / "out"), "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+        return SFTConfig(**{**short, **place, **options})
 
     return made
 
 
 @pytest.fixture
 def make(config: Any, rows: Dataset, tokenizer: Any) -> Callable[..., SFTTrainer]:
-    """Makes an `SFTTrainer` of a tiny model on the column ``text``; ``args`` are options of its configuration."""
+    """Makes an `SFTTrainer` of a tiny model on the column ``text``; ``args`` are fields of its `SFTConfig`."""
 
-    def made(model: Any = None, *, args: dict[str, Any] | None = None, **given: Any) -> SFTTrainer:
+    def made(model: Any = None, *, args: dict[str, Any] | None = None, **arguments: Any) -> SFTTrainer:
         options = args or {}
-        if "train_dataset" not in given and "formatting_func" not in given:
+        if "train_dataset" not in arguments and "formatting_func" not in arguments:
             options = {"dataset_text_field": "text", **options}
-        given = {"train_dataset": rows, "tokenizer": tokenizer, **given}
-        return SFTTrainer(tiny_model() if model is None else model, config(**options), **given)
+        arguments = {"train_dataset": rows, "tokenizer": tokenizer, **arguments}
+        return SFTTrainer(tiny_model() if model is None else model, config(**options), **arguments)
 
     return made
 
 
 @pytest.fixture
 def question() -> Callable[[Any], str]:
-    """A formatting function of one row."""
+    """A formatting function for one row."""
     return lambda row: f"Q {row['question']} A {row['answer']}"
 
 
 @pytest.fixture
 def questions() -> Callable[[Any], list[str]]:
-    """A formatting function of a batch."""
+    """A formatting function for a batch."""
     return lambda rows: [f"Q {q} A {a}" for q, a in zip(rows["question"], rows["answer"], strict=True)]
 
 
 @pytest.fixture
 def ids() -> Callable[[Any], list[list[int]]]:
-    """The token ids of a data set, as lists."""
+    """Returns the token ids of a data set as lists."""
     return lambda dataset: [[int(token) for token in row["input_ids"]] for row in dataset]
+
+
+@pytest.fixture
+def weights() -> Callable[[Any], dict[str, torch.Tensor]]:
+    """Copies the weights of a model."""
+    return lambda model: {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def same() -> Callable[..., bool]:
+    """Whether two models have equal weights."""
+    return lambda one, other: one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

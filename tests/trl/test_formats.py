@@ -1,4 +1,4 @@
-"""The formatting function that a data set's columns ask for, and ChatML for a model and its tokenizer."""
+"""Formatting functions for known columns, and ChatML for a model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ RENDERED = "system: Be kind.\nuser: What is 0 plus one?\nassistant: It is 1.\n"
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations"])
-def test_conversations_are_rendered_one_or_many(conversations, tokenizer, column) -> None:
-    given = Dataset.from_dict({column: conversations["messages"]})
-    function: Any = get_formatting_func_from_dataset(given, tokenizer)
-    assert function(given[0]) == RENDERED
-    assert function(given[0:1]) == [RENDERED]
-    assert len(function(given[:])) == len(given)
+def test_a_conversation_or_a_batch_is_rendered(conversations, tokenizer, column) -> None:
+    data = Dataset.from_dict({column: conversations["messages"]})
+    function: Any = get_formatting_func_from_dataset(data, tokenizer)
+    assert function(data[0]) == RENDERED
+    assert function(data[0:1]) == [RENDERED]
+    assert len(function(data[:])) == len(data)
 
 
-def test_prompts_and_completions_are_rendered_one_or_many(tokenizer) -> None:
-    given = Dataset.from_list([{"prompt": f"{n} and {n}?", "completion": str(2 * n)} for n in range(2)])
-    function: Any = get_formatting_func_from_dataset(given, tokenizer)
-    assert function(given[0]) == "user: 0 and 0?\nassistant: 0\n"
-    assert function(given[:]) == ["user: 0 and 0?\nassistant: 0\n", "user: 1 and 1?\nassistant: 2\n"]
+def test_a_prompt_and_completion_or_a_batch_is_rendered(tokenizer) -> None:
+    data = Dataset.from_list([{"prompt": f"{n} and {n}?", "completion": str(2 * n)} for n in range(2)])
+    function: Any = get_formatting_func_from_dataset(data, tokenizer)
+    assert function(data[0]) == "user: 0 and 0?\nassistant: 0\n"
+    assert function(data[:]) == ["user: 0 and 0?\nassistant: 0\n", "user: 1 and 1?\nassistant: 2\n"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_other_columns_have_no_function(tokenizer, columns) -> None:
     assert get_formatting_func_from_dataset(Dataset.from_dict(columns), tokenizer) is None
 
 
-def test_chatml_gives_both_its_tokens_and_the_model_rows_for_them() -> None:
+def test_chatml_adds_tokens_and_embeddings() -> None:
     model, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer(), resize_to_multiple_of=64)
     chatml = ChatMlSpecialTokens()
     assert {"chatml": ChatMlSpecialTokens} == FORMAT_MAPPING
@@ -66,7 +66,7 @@ def test_chatml_renders_conversations(conversations) -> None:
     assert text == "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns.items())
 
 
-def test_a_tokenizer_with_a_template_gets_no_other(tokenizer) -> None:
+def test_a_tokenizer_with_a_template_is_an_error(tokenizer) -> None:
     with pytest.raises(ValueError, match="Chat template is already added"):
         setup_chat_format(tiny_model(), tokenizer)
 
@@ -84,4 +84,4 @@ def test_a_model_with_chatml_is_trained_on_conversations(make, conversations, id
     batch = next(iter(trainer.get_train_dataloader()))
     ends = batch["input_ids"] == tokenizer.eos_token_id
     inside = ends & batch["attention_mask"].bool()
-    assert (batch["labels"][inside] == tokenizer.eos_token_id).all()  # though padding is the same token
+    assert (batch["labels"][inside] == tokenizer.eos_token_id).all()  # although it is also the pad token

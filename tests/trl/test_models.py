@@ -1,4 +1,4 @@
-"""Models of the facade's trainer: by name, with adapters, in few bits, checkpointed, and with noise."""
+"""Models of the trainer: by name or loaded, with adapters, quantized, checkpointed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DataCollatorForSeq2Seq
 
-from sftkit.testing import tiny_model
-from sftkit_trl import ConstantLengthDataset, SFTTrainer
+from sftkit.testing import tiny_model, tiny_tokenizer
+from sftkit_trl import SFTTrainer
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM"}
 SAVES = {"save_strategy": "steps", "save_steps": 2}
+SAVES = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 
 
 @pytest.fixture
 def by_name(named, config, rows):
-    """Makes a trainer of the model by its name."""
+    """Makes a trainer for a model passed by name."""
 
     def made(name: str = named, peft_config: Any = None, **options: Any) -> SFTTrainer:
         args = config(dataset_text_field="text", **options)
@@ -30,7 +31,7 @@ def by_name(named, config, rows):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory, named) -> str:
-    """The name of a model whose layers can be held in few bits."""
+    """The name of a model whose layers are wide enough to be quantized."""
     path = tmp_path_factory.mktemp("wide")
     tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(path)
     for file in Path(named).glob("*token*"):
@@ -38,41 +39,60 @@ def wide(tmp_path_factory, named) -> str:
     return str(path)
 
 
-def embeddings_twice(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    embeddings, ids = model.get_input_embeddings(), torch.tensor([[1, 0, 1]])
-    return embeddings(ids), embeddings(ids)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_a_model_by_name_is_loaded_in_the_type_asked_for(by_name, dtype) -> None:
+def test_torch_dtype_is_the_type_of_a_model_passed_by_name(by_name, dtype) -> None:
     trainer = by_name(model_init_kwargs={"torch_dtype": dtype})
     assert trainer.model.dtype == trainer.model.config.torch_dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("options", [None, {"torch_dtype": "auto"}, {"torch_dtype": None}], ids=str)
-def test_a_model_by_name_is_in_float32_as_it_was_saved(by_name, options) -> None:
+def test_a_model_passed_by_name_is_loaded_in_float32(by_name, options) -> None:
     assert by_name(model_init_kwargs=options).model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [-1, "float33"])
-def test_another_type_is_an_error(by_name, dtype) -> None:
+def test_an_unknown_torch_dtype_is_an_error(by_name, dtype) -> None:
     with pytest.raises(ValueError, match=f"Invalid `torch_dtype` passed to the SFTConfig.*but got {dtype}"):
         by_name(model_init_kwargs={"torch_dtype": dtype})
 
 
-def test_further_arguments_of_a_models_loading(by_name) -> None:
+def test_model_init_kwargs_are_passed_to_from_pretrained(by_name) -> None:
     options = {"attn_implementation": "eager", "revision": "main", "trust_remote_code": False, "use_cache": False}
     trainer = by_name(model_init_kwargs={**options, "device_map": None, "quantization_config": None})
     assert trainer.model.config._attn_implementation == "eager"
     assert trainer.model.config.use_cache is False
 
 
-def test_such_arguments_beside_a_loaded_model_are_an_error(make) -> None:
+def test_model_init_kwargs_with_a_loaded_model_are_an_error(make) -> None:
     with pytest.raises(ValueError, match=r"model_init_kwargs .* already instantiated"):
         make(args={"model_init_kwargs": {"torch_dtype": "float32"}})
 
 
-def test_an_adapter_alone_is_trained_and_saved(by_name, tmp_path) -> None:
+def test_a_loaded_model_is_trained_in_place(make, weights, same) -> None:
+    model = tiny_model()
+    before = weights(model)
+    trainer = make(model)
+    trainer.train()
+    assert trainer.model is model
+    assert not same(before, weights(model))
+
+
+def test_several_trainers_train_one_model_in_turn(make) -> None:
+    model = tiny_model()
+    for options in ({}, {"packing": True}, {"neftune_noise_alpha": 5}, {"gradient_checkpointing": True}, {}):
+        assert make(model, args=options).train().global_step == 2
+    ids = torch.tensor([[1, 2, 3]])
+    out = model(ids, labels=ids)
+    assert (out.logits.shape, out.loss.ndim) == ((1, 3, 320), 0)  # the model is as before
+
+
+def test_model_init_makes_a_new_model_for_each_training(config, rows, tokenizer) -> None:
+    args = config(dataset_text_field="text")
+    trainer = SFTTrainer(model_init=lambda: tiny_model(), args=args, train_dataset=rows, tokenizer=tokenizer)
+    assert trainer.train().training_loss == trainer.train().training_loss
+
+
+def test_only_the_adapter_is_trained_and_saved(by_name, tmp_path) -> None:
     config = LoraConfig(**LORA)
     before = config.to_dict()
     trainer = by_name(peft_config=config, **SAVES)
@@ -88,12 +108,7 @@ def test_an_adapter_alone_is_trained_and_saved(by_name, tmp_path) -> None:
     assert "model.safetensors" not in files
 
 
-def test_a_model_with_an_adapter_has_the_tags_too(by_name) -> None:
-    trainer = by_name(peft_config=LoraConfig(**LORA))
-    assert trainer.model.model_tags == trainer._tag_names
-
-
-def test_a_saved_adapter_is_loaded_and_trained_on(by_name, make, named, tmp_path) -> None:
+def test_training_continues_with_a_saved_adapter(by_name, make, named, tmp_path) -> None:
     first = by_name(peft_config=LoraConfig(**LORA))
     first.train()
     first.save_model(str(tmp_path / "adapter"))
@@ -106,7 +121,7 @@ def test_a_saved_adapter_is_loaded_and_trained_on(by_name, make, named, tmp_path
     assert second.train().global_step == 2
 
 
-def test_a_model_with_an_adapter_is_trained_itself(make) -> None:
+def test_a_model_with_an_adapter_is_trained_in_place(make) -> None:
     model = get_peft_model(tiny_model(), LoraConfig(**LORA))
     trainer = make(model)
     trainer.train()
@@ -114,7 +129,7 @@ def test_a_model_with_an_adapter_is_trained_itself(make) -> None:
     assert any((p != 0).any() for name, p in model.named_parameters() if "lora_B" in name)
 
 
-def test_a_second_adapter_is_not_made_and_that_is_told(make) -> None:
+def test_peft_config_is_ignored_with_a_warning_for_a_peft_model(make) -> None:
     model = get_peft_model(tiny_model(), LoraConfig(**LORA))
     with pytest.warns(UserWarning, match="PeftModel already"):
         trainer = make(model, peft_config=LoraConfig(**{**LORA, "r": 2}))
@@ -122,12 +137,12 @@ def test_a_second_adapter_is_not_made_and_that_is_told(make) -> None:
     assert trainer.model.peft_config["default"].r == 4
 
 
-def test_an_adapters_configuration_of_another_type_is_an_error(make) -> None:
+def test_a_peft_config_of_the_wrong_type_is_an_error(make) -> None:
     with pytest.raises(ValueError, match="you need to pass a PeftConfig object"):
         make(peft_config={"r": 4})
 
 
-def test_another_kind_of_adapter(make, rows) -> None:
+def test_prompt_tuning_lowers_the_loss(make, rows) -> None:
     prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     trainer = make(args={"learning_rate": 0.1, "max_steps": 8}, peft_config=prompts, eval_dataset=rows)
     before = trainer.evaluate()["eval_loss"]
@@ -135,9 +150,38 @@ def test_another_kind_of_adapter(make, rows) -> None:
     assert trainer.evaluate()["eval_loss"] < before
 
 
+@pytest.mark.parametrize("options", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_the_head_can_be_adapted_or_trained_with_an_adapter(make, options) -> None:
+    trainer = make(args={"learning_rate": 1e-2}, peft_config=LoraConfig(task_type="CAUSAL_LM", **options))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters() if "lm_head" in name and p.requires_grad}
+    assert before
+    trainer.train()
+    now = dict(trainer.model.named_parameters())
+    changed = [name for name, value in before.items() if not torch.equal(value, now[name])]
+    assert any("lora_B" in name or "modules_to_save" in name for name in changed)
+
+
+def test_frozen_layers_do_not_change(make) -> None:
+    model = tiny_model()
+    for parameter in model.model.layers[0].parameters():
+        parameter.requires_grad = False
+    make(model, args={"learning_rate": 1e-2}).train()
+    other = tiny_model()
+    same = [torch.equal(a, b) for a, b in zip(model.model.parameters(), other.model.parameters(), strict=True)]
+    frozen = [not parameter.requires_grad for parameter in model.model.parameters()]
+    assert same == frozen
+
+
+def test_a_pad_token_without_an_embedding_does_no_harm(make) -> None:
+    tokenizer = tiny_tokenizer(pad=False)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model = tiny_model(vocab_size=len(tokenizer) - 1)
+    assert make(model, tokenizer=tokenizer).train().training_loss > 0
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize(("reentrant", "packing"), [(None, True), (False, False), (True, False)])
-def test_checkpointing_gives_the_same_training(make, adapter, reentrant, packing) -> None:
+def test_gradient_checkpointing_gives_the_same_weights(make, adapter, reentrant, packing) -> None:
     options = {"packing": packing, "learning_rate": 1e-2}
     checkpointing = {"gradient_checkpointing": True}
     if reentrant is not None:
@@ -153,52 +197,13 @@ def test_checkpointing_gives_the_same_training(make, adapter, reentrant, packing
         torch.testing.assert_close(value, trained[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_cache_setting_of_the_model_outlives_checkpointing(make) -> None:
+def test_the_models_use_cache_is_restored_after_training(make) -> None:
     trainer = make(args={"gradient_checkpointing": True})
     trainer.train()
     assert trainer.model.config.use_cache is True
 
 
-def test_noise_is_there_while_training_and_gone_afterwards(make) -> None:
-    hooks = []
-
-    class Looking(SFTTrainer):
-        def training_step(self, model: Any, *given: Any) -> Any:
-            hooks.append(len(model.get_input_embeddings()._forward_hooks))
-            one, other = embeddings_twice(model.train())
-            assert not torch.equal(one, other)
-            return super().training_step(model, *given)
-
-    trainer = make(args={"neftune_noise_alpha": 5.0})
-    trainer.__class__ = Looking
-    trainer.train()
-    assert hooks == [1, 1]
-    assert len(trainer.model.get_input_embeddings()._forward_hooks) == 0
-    assert torch.equal(*embeddings_twice(trainer.model.train()))
-
-
-@pytest.mark.parametrize(("name", "adapter"), [("_trl_activate_neftune", True), ("_activate_neftune", False)])
-def test_noise_can_be_switched_on_and_off_by_hand(make, rows, tokenizer, name, adapter) -> None:
-    data = ConstantLengthDataset(tokenizer, rows, "text", seq_length=16, num_of_sequences=16)
-    options = {"neftune_noise_alpha": 5.0, "packing": True}
-    trainer = make(args=options, train_dataset=data, peft_config=LoraConfig(**LORA) if adapter else None)
-    trainer.model = getattr(trainer, name)(trainer.model)
-    one, other = embeddings_twice(trainer.model.train())
-    assert not torch.allclose(one, other)
-    trainer.neftune_hook_handle.remove()
-    assert torch.equal(*embeddings_twice(trainer.model))
-    assert trainer.train().global_step == 2
-    assert len(trainer.model.get_input_embeddings()._forward_hooks) == 0
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-@pytest.mark.parametrize("name", ["use_liger", "use_liger_kernel"])
-def test_liger_where_it_cannot_work_is_an_error_that_says_why(make, name) -> None:
-    with pytest.raises(ValueError, match=r"liger.*needs a GPU"):
-        make(args={name: True})
-
-
-def test_a_base_in_8_bits_carries_an_adapter(by_name, wide) -> None:
+def test_an_adapter_is_trained_on_an_8_bit_base(by_name, wide) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     options = {"load_in_8bit": True, "device_map": {"": "cpu"}}
     trainer = by_name(wide, LoraConfig(**LORA), model_init_kwargs=options)
@@ -208,12 +213,12 @@ def test_a_base_in_8_bits_carries_an_adapter(by_name, wide) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_loaded_base_in_4_bits_carries_an_adapter(make, wide, wrapped) -> None:
+def test_an_adapter_is_trained_on_a_loaded_4_bit_base(make, wide, wrapped) -> None:
     pytest.importorskip("bitsandbytes")
     bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(wide, quantization_config=bits, device_map={"": "cpu"})
     config = LoraConfig(**LORA, target_modules="all-linear")
-    if wrapped:  # the tutorials did it all, and gave the configuration once more
+    if wrapped:  # tutorials did both, and passed the configuration again
         base = get_peft_model(prepare_model_for_kbit_training(base), config)
     trainer = make(base, args={"gradient_checkpointing": True}, peft_config=config)
     assert trainer.train().training_loss > 0
@@ -222,14 +227,14 @@ def test_a_loaded_base_in_4_bits_carries_an_adapter(make, wide, wrapped) -> None
     assert any((p != 0).any() for name, p in trainer.model.named_parameters() if "lora_B" in name)
 
 
-def test_a_base_in_8_bits_without_an_adapter_is_an_error(by_name, wide) -> None:
+def test_an_8_bit_base_without_an_adapter_is_an_error(by_name, wide) -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(ValueError, match="adapter"):
         by_name(wide, model_init_kwargs={"load_in_8bit": True})
 
 
-def test_a_model_of_several_parts_gets_labels_for_its_own_loss(config, rows, tokenizer) -> None:
-    from transformers import DataCollatorForSeq2Seq, T5Config, T5ForConditionalGeneration
+def test_an_encoder_decoder_model_computes_its_own_loss(config, rows, tokenizer) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
 
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
     model = T5ForConditionalGeneration(T5Config(vocab_size=320, decoder_start_token_id=2, pad_token_id=2, **sizes))
@@ -238,29 +243,20 @@ def test_a_model_of_several_parts_gets_labels_for_its_own_loss(config, rows, tok
         made = tokenizer(row["question"], return_token_type_ids=False)
         return {**made, "labels": tokenizer(row["answer"])["input_ids"]}
 
-    given = rows.map(encoded, remove_columns=rows.column_names)
+    data = rows.map(encoded, remove_columns=rows.column_names)
     collator = DataCollatorForSeq2Seq(tokenizer, model=model)
     args = config(per_device_eval_batch_size=7)
     trainer = SFTTrainer(
-        model, args=args, data_collator=collator, train_dataset=given, eval_dataset=given, tokenizer=tokenizer
+        model, args=args, data_collator=collator, train_dataset=data, eval_dataset=data, tokenizer=tokenizer
     )
     with torch.no_grad():
-        expected = model.eval()(**collator([dict(row) for row in given])).loss.item()
+        expected = model.eval()(**collator([dict(row) for row in data])).loss.item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert trainer.train().training_loss == pytest.approx(expected, rel=0.1)
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "opt", "gpt_neox"])
-def test_packed_rows_train_any_model(make, rows, architecture) -> None:
-    more = {"ffn_dim": 64, "word_embed_proj_dim": 32} if architecture == "opt" else {}
-    model = tiny_model(architecture, **more)
-    trainer = make(model, args={"packing": True}, eval_dataset=rows)
-    assert trainer.train().training_loss > 0
-    assert isinstance(trainer, Trainer)
-    assert trainer.evaluate()["eval_loss"] > 0
-
-
-def test_documents_that_cannot_be_kept_apart_see_each_other_and_that_is_told(make) -> None:
-    trainer = make(tiny_model("bloom"), args={"packing": True})
-    with pytest.warns(UserWarning, match="As in TRL, the documents of a packed row see each other"):
-        trainer.train()
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+@pytest.mark.parametrize("name", ["use_liger", "use_liger_kernel"])
+def test_liger_without_a_gpu_is_an_error(make, name) -> None:
+    with pytest.raises(ValueError, match=r"liger.*needs a GPU"):
+        make(args={name: True})

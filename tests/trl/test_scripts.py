@@ -1,21 +1,17 @@
-"""Whole scripts as people wrote them in 2023 and 2024, each with data and models of its own size."""
+"""Whole scripts as people wrote them in 2023 and 2024, with small models and data."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit_trl import (
     ModelConfig,
     SFTConfig,
@@ -33,7 +29,7 @@ def lines(path: Path, rows: Dataset) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def test_the_script_for_the_command_line(named, conversations, tmp_path) -> None:
+def test_a_command_line_script_trains_a_packed_adapter(named, conversations, tmp_path) -> None:
     lines(tmp_path / "data" / "train.jsonl", conversations)
     lines(tmp_path / "data" / "test.jsonl", conversations.select(range(4)))
     line = f"--model_name_or_path {named} --dataset_name {tmp_path / 'data'} --output_dir {tmp_path / 'out'} --packing "
@@ -70,7 +66,7 @@ def test_the_script_for_the_command_line(named, conversations, tmp_path) -> None
     assert AutoPeftModelForCausalLM.from_pretrained(args.output_dir).peft_config["default"].r == 4
 
 
-def test_conversations_rendered_beforehand_and_packed_without_further_tokens(config, named, conversations, ids) -> None:
+def test_a_script_packs_conversations_that_it_renders_itself(config, named, conversations, ids) -> None:
     tokenizer = AutoTokenizer.from_pretrained(named)
     raw = DatasetDict({"train": conversations, "test": conversations.select(range(6))})
     raw = raw.map(
@@ -101,7 +97,7 @@ def test_conversations_rendered_beforehand_and_packed_without_further_tokens(con
     assert trainer.model.dtype == torch.bfloat16
 
 
-def test_an_adapter_is_trained_saved_and_merged(config, named, rows, tmp_path) -> None:
+def test_a_script_trains_saves_and_merges_an_adapter(config, named, rows, tmp_path) -> None:
     model = AutoModelForCausalLM.from_pretrained(named)
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(named, trust_remote_code=True)
@@ -127,7 +123,7 @@ def test_an_adapter_is_trained_saved_and_merged(config, named, rows, tmp_path) -
     torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_are_rendered_by_a_prompt_of_ones_own(config, named, tmp_path) -> None:
+def test_a_script_renders_rows_with_its_own_prompt(config, named, tmp_path) -> None:
     (tmp_path / "data.json").write_text(
         json.dumps([{"instruction": f"Add {n} and 1.", "input": "", "output": str(n + 1)} for n in range(8)])
     )
@@ -147,7 +143,7 @@ def test_rows_are_rendered_by_a_prompt_of_ones_own(config, named, tmp_path) -> N
     assert trainer.train().metrics["train_samples_per_second"] > 0
 
 
-def test_a_stream_is_split_and_packed(config, named, question, rows, tmp_path) -> None:
+def test_a_script_splits_and_packs_a_stream(config, named, question, rows, tmp_path) -> None:
     lines(tmp_path / "data" / "rows.jsonl", Dataset.from_list(rows.to_list() * 6))
     data = load_dataset("json", data_files=str(tmp_path / "data" / "*.jsonl"), split="train", streaming=True)
     args = config(packing=True, max_steps=8, eval_strategy="steps", eval_steps=4, eval_packing=False)
@@ -155,139 +151,3 @@ def test_a_stream_is_split_and_packed(config, named, question, rows, tmp_path) -
     trainer = SFTTrainer(named, args, train_dataset=train, eval_dataset=data.take(5), formatting_func=question)
     assert trainer.train().global_step == 8
     assert len([entry for entry in trainer.state.log_history if "eval_loss" in entry]) == 2
-
-
-def test_a_stream_is_resumed(make, rows, tmp_path) -> None:
-    def train(seed: int) -> SFTTrainer:
-        given = IterableDataset.from_generator(lambda: iter(rows.to_list() * 3))
-        options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "dataset_text_field": "text"}
-        return make(tiny_model(seed=seed), args=options, train_dataset=given)
-
-    whole = train(0)
-    whole.train()
-    (tmp_path / "out" / "checkpoint-4").rename(tmp_path / "away")
-    resumed = train(1)
-    resumed.train(resume_from_checkpoint=True)
-    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_conversations_may_have_other_columns_beside_them(make, conversations, tokenizer, ids) -> None:
-    given = conversations.add_column("prompt", ["p"] * len(conversations)).add_column("prompt_id", ["i"] * 12)
-    trainer = make(args={"max_seq_length": 128}, train_dataset=given)
-    text = tokenizer.apply_chat_template(given[0]["messages"], tokenize=False)
-    assert ids(trainer.train_dataset)[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def test_sets_of_token_ids_can_be_evaluated_and_predicted_later(make, rows, tokenizer) -> None:
-    trainer = make(args={"max_seq_length": 64}, eval_dataset=rows)
-    further = rows.map(lambda row: tokenizer(row["text"]), remove_columns=rows.column_names)
-    expected = trainer.evaluate()["eval_loss"]
-    assert trainer.evaluate(further)["eval_loss"] == pytest.approx(expected)
-    assert trainer.evaluate({"more": further})["eval_more_loss"] == pytest.approx(expected)
-    assert trainer.evaluate(metric_key_prefix="valid")["valid_loss"] == pytest.approx(expected)
-    assert len(trainer.predict(further).predictions) == len(rows)
-
-
-def test_metrics_can_have_the_inputs(make, rows, tokenizer) -> None:
-    def metrics(prediction: Any) -> dict[str, Any]:
-        return {"first": int(prediction.inputs[0][0])}
-
-    options = {"include_inputs_for_metrics": True, "eval_accumulation_steps": 1}
-    trainer = make(args=options, eval_dataset=rows, compute_metrics=metrics)
-    assert trainer.evaluate()["eval_first"] == tokenizer.bos_token_id
-
-
-def test_weights_of_rows_reach_a_loss_of_ones_own(config, rows, tokenizer) -> None:
-    inner = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-
-    def collate(examples: list[Any]) -> Any:
-        batch = inner([tokenizer(example["text"]) for example in examples])
-        return {**batch, "weights": torch.zeros(len(examples)), "names": [example["question"] for example in examples]}
-
-    class Weighted(SFTTrainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
-            weights = inputs.pop("weights")
-            assert all(name.startswith("Can a") for name in inputs.pop("names"))
-            outputs = model(**inputs)
-            loss = outputs.loss * weights.mean()
-            return (loss, outputs) if return_outputs else loss
-
-    args = config(remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True})
-    given = {"train_dataset": rows, "eval_dataset": rows, "data_collator": collate, "tokenizer": tokenizer}
-    trainer = Weighted(tiny_model(), args, **given)
-    assert trainer.train().training_loss == 0.0
-    assert trainer.evaluate()["eval_loss"] == 0.0
-
-
-def test_a_pad_token_that_the_model_has_no_row_for_does_no_harm(make) -> None:
-    tokenizer = tiny_tokenizer(pad=False)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    model = tiny_model(vocab_size=len(tokenizer) - 1)
-    assert make(model, tokenizer=tokenizer).train().training_loss > 0
-
-
-def test_frozen_layers_stay_as_they_are(make) -> None:
-    model = tiny_model()
-    for parameter in model.model.layers[0].parameters():
-        parameter.requires_grad = False
-    make(model, args={"learning_rate": 1e-2}).train()
-    other = tiny_model()
-    same = [torch.equal(a, b) for a, b in zip(model.model.parameters(), other.model.parameters(), strict=True)]
-    frozen = [not parameter.requires_grad for parameter in model.model.parameters()]
-    assert same == frozen
-
-
-@pytest.mark.parametrize("options", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
-def test_the_head_can_be_adapted_or_trained_beside_an_adapter(make, options) -> None:
-    trainer = make(args={"learning_rate": 1e-2}, peft_config=LoraConfig(task_type="CAUSAL_LM", **options))
-    before = {name: p.clone() for name, p in trainer.model.named_parameters() if "lm_head" in name and p.requires_grad}
-    assert before
-    trainer.train()
-    now = dict(trainer.model.named_parameters())
-    changed = [name for name, value in before.items() if not torch.equal(value, now[name])]
-    assert any("lora_B" in name or "modules_to_save" in name for name in changed)
-
-
-def test_a_callback_saves_the_adapter(make, tmp_path) -> None:
-    class Saves(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
-            given["model"].save_pretrained(Path(args.output_dir, f"adapter-{state.global_step}"))
-            return control
-
-    options = {"save_strategy": "steps", "save_steps": 1}
-    make(args=options, callbacks=[Saves], peft_config=LoraConfig(task_type="CAUSAL_LM")).train()
-    assert (tmp_path / "out" / "adapter-2" / "adapter_model.safetensors").is_file()
-
-
-def test_the_configuration_can_be_copied_changed_and_pickled(config) -> None:
-    args = config(packing=True, evaluation_strategy="steps", eval_steps=3)
-    for copied in (
-        copy.deepcopy(args),
-        pickle.loads(pickle.dumps(args)),
-        dataclasses.replace(args),
-        SFTConfig(**args.to_dict()),
-    ):
-        assert (copied.packing, copied.max_seq_length, copied.eval_strategy) == (True, 32, args.eval_strategy)
-    args.set_training(batch_size=3, num_epochs=1).set_save("no").set_logging(steps=1)
-    assert (args.per_device_train_batch_size, args.packing) == (3, True)
-
-
-def test_sets_can_be_replaced_in_the_trainer(make) -> None:
-    trainer = make(args={"max_steps": -1, "num_train_epochs": 1})
-    trainer.train_dataset = trainer.train_dataset.select(range(4))
-    trainer.eval_dataset = trainer.train_dataset
-    assert trainer.train().global_step == 2
-    assert trainer.evaluate()["eval_loss"] > 0
-
-
-@pytest.mark.parametrize("packing", [False, True])
-def test_batches_are_made_in_processes(make, packing) -> None:
-    trainer = make(args={"dataloader_num_workers": 1, "packing": packing})
-    assert trainer.train().global_step == 2
-
-
-@pytest.mark.parametrize(("steps", "expected"), [(1, 4), (2, 2)])
-def test_an_epoch_has_a_step_for_each_accumulated_batch(make, steps, expected) -> None:
-    trainer = make(args={"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": steps})
-    assert trainer.train().global_step == expected

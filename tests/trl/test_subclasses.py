@@ -1,4 +1,4 @@
-"""Subclasses and models with a behaviour of their own, with the signatures of 2024."""
+"""Subclasses with the signatures of 2024, and models with their own loss."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ByHand(SFTTrainer):
 
 
 class OfSuper(SFTTrainer):
-    """Twice the loss of the class above it."""
+    """Twice the loss of the parent class."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -60,7 +60,7 @@ class OfSuper(SFTTrainer):
 
 @pytest.mark.parametrize("kind", [Doubled, ByHand, OfSuper])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_loss_of_ones_own_is_the_mean_over_the_accumulated_batches(made, kind, steps) -> None:
+def test_a_subclasss_loss_is_averaged_over_accumulated_batches(made, kind, steps) -> None:
     options = {"gradient_accumulation_steps": steps, "per_device_train_batch_size": 4 // steps, "max_steps": 1}
     trainer, plain = made(kind, **options), made(SFTTrainer, **options)
     trainer.train()
@@ -75,8 +75,20 @@ def plain_loss(model: Any, trainer: SFTTrainer) -> float:
         return model.eval()(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss.item()
 
 
+def test_a_loss_of_2024_may_come_from_a_mixin(config, rows, tokenizer) -> None:
+    class Mixin:
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+            return super().compute_loss(model, inputs, return_outputs)
+
+    class Mixed(Mixin, SFTTrainer):
+        pass
+
+    trainer = Mixed(tiny_model(), args=config(dataset_text_field="text"), train_dataset=rows, tokenizer=tokenizer)
+    assert trainer.train().training_loss > 0
+
+
 class OwnStep(SFTTrainer):
-    """The training step as it was written in 2024."""
+    """The training step as written in 2024."""
 
     def training_step(self, model: Any, inputs: Any) -> Any:
         model.train()
@@ -87,7 +99,7 @@ class OwnStep(SFTTrainer):
         return loss.detach() / self.args.gradient_accumulation_steps
 
 
-def test_a_training_step_of_ones_own(made) -> None:
+def test_training_step_can_be_overridden(made) -> None:
     trainer, plain = made(OwnStep), made(SFTTrainer)
     trainer.train()
     plain.train()
@@ -101,14 +113,14 @@ class Logging(SFTTrainer):
         super().log({**logs, "extra": 1.0})
 
 
-def test_a_log_of_ones_own(made) -> None:
+def test_log_can_be_overridden(made) -> None:
     trainer = made(Logging)
     trainer.train()
     assert all(entry["extra"] == 1.0 for entry in trainer.state.log_history)
 
 
 class Predicting(SFTTrainer):
-    """Looks at each prediction."""
+    """Notes the shapes of each prediction."""
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -116,7 +128,7 @@ class Predicting(SFTTrainer):
         return loss, logits, labels
 
 
-def test_a_prediction_step_of_ones_own(made) -> None:
+def test_prediction_step_can_be_overridden(made) -> None:
     trainer = made(Predicting)
     predicted = trainer.predict(trainer.eval_dataset)
     assert trainer.shapes[0] == (*trainer.shapes[1], 320)
@@ -124,7 +136,7 @@ def test_a_prediction_step_of_ones_own(made) -> None:
 
 
 class Ordered(SFTTrainer):
-    """Rows in their order, by a loader of its own."""
+    """Its own loader, with rows in order."""
 
     def get_train_dataloader(self) -> DataLoader:
         options = {"batch_size": self._train_batch_size, "collate_fn": self.data_collator}
@@ -132,7 +144,7 @@ class Ordered(SFTTrainer):
         return self.accelerator.prepare(loader)
 
 
-def test_a_loader_of_ones_own(made, rows, tokenizer) -> None:
+def test_get_train_dataloader_can_be_overridden(made, rows, tokenizer) -> None:
     trainer = made(Ordered)
     first = next(iter(trainer.get_train_dataloader()))
     assert first["input_ids"][0].tolist()[:8] == tokenizer(rows["text"][0])["input_ids"][:8]
@@ -140,7 +152,7 @@ def test_a_loader_of_ones_own(made, rows, tokenizer) -> None:
 
 
 class Optimizing(SFTTrainer):
-    """An optimizer and a schedule of its own."""
+    """Its own optimizer and schedule."""
 
     def create_optimizer(self, *_: Any) -> Any:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
@@ -151,45 +163,59 @@ class Optimizing(SFTTrainer):
         return self.lr_scheduler
 
 
-def test_an_optimizer_of_ones_own(made) -> None:
+def test_create_optimizer_and_scheduler_can_be_overridden(made) -> None:
     trainer = made(Optimizing)
     trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), tiny_model().parameters(), strict=True))
 
 
 class Preparing(SFTTrainer):
-    """Data as it likes them."""
+    """Its own preparation of data."""
 
-    def _prepare_dataset(self, dataset: Any, *given: Any, **options: Any) -> Any:
-        self.given = given
+    def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+        self.arguments = arguments
         made = {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}
         return dataset.map(lambda row: made, remove_columns=dataset.column_names)
 
 
-def test_a_preparation_of_ones_own_is_asked_for_each_set(made, tokenizer) -> None:
+def test_prepare_dataset_can_be_overridden(made, tokenizer) -> None:
     trainer = made(Preparing)
-    assert trainer.given[:4] == (tokenizer, False, "text", 64)
+    assert trainer.arguments[:4] == (tokenizer, False, "text", 64)
     assert [list(row["input_ids"]) for row in trainer.train_dataset] == [[5, 6, 7]] * 7
     assert [list(row["input_ids"]) for row in trainer.eval_dataset] == [[5, 6, 7]] * 7
     assert trainer.train().global_step == 2
 
 
-class Shorter(SFTTrainer):
-    """The usual preparation of fewer rows."""
+def test_prepare_dataset_is_called_with_the_packing_of_each_set(made) -> None:
+    calls = []
 
-    def _prepare_dataset(self, dataset: Any, *given: Any, **options: Any) -> Any:
-        return super()._prepare_dataset(dataset.select(range(4)), *given, **options)
+    class Noting(SFTTrainer):
+        def _prepare_dataset(self, dataset: Any, tokenizer: Any, packing: bool, *arguments: Any, **options: Any) -> Any:
+            calls.append(packing)
+            return super()._prepare_dataset(dataset, tokenizer, packing, *arguments, **options)
+
+    trainer = made(Noting, packing=True, eval_packing=False)
+    assert calls == [True, False]
+    assert "position_ids" in trainer.train_dataset.column_names
+    assert len(trainer.eval_dataset) == 7
+
+
+class Shorter(SFTTrainer):
+    """The usual preparation, of fewer rows."""
+
+    def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+        return super()._prepare_dataset(dataset.select(range(4)), *arguments, **options)
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_the_usual_preparation_can_be_called(made, packing) -> None:
+def test_an_overridden_prepare_dataset_can_call_super(made, packing) -> None:
     trainer = made(Shorter, packing=packing)
     assert len(trainer.train_dataset) == (1 if packing else 4)
     assert trainer.train().global_step == 2
 
 
 class OwnLoss(LlamaForCausalLM):
-    """A Llama whose loss is one more than the usual."""
+    """A Llama whose loss is larger by one."""
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **rest: Any) -> Any:
         outputs = super().forward(input_ids, attention_mask, labels=labels, **rest)
@@ -198,7 +224,7 @@ class OwnLoss(LlamaForCausalLM):
         return outputs
 
 
-def test_the_loss_of_a_models_own_forward_is_trained(made) -> None:
+def test_the_loss_of_the_models_own_class_is_trained(made) -> None:
     trainer, plain = made(SFTTrainer, OwnLoss(tiny_model().config)), made(SFTTrainer)
     trainer.model.load_state_dict(tiny_model().state_dict())
     trainer.train()
@@ -218,7 +244,7 @@ class Wrapper(torch.nn.Module):
         return self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
 
 
-def test_a_module_that_is_no_model_of_transformers_is_trained(made) -> None:
+def test_a_plain_torch_module_is_trained(made) -> None:
     trainer, plain = made(SFTTrainer, Wrapper()), made(SFTTrainer)
     trainer.train()
     plain.train()

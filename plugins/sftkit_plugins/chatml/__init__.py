@@ -1,4 +1,4 @@
-"""Chat templates that mark what the assistant says, with the special tokens they use."""
+"""Chat templates that mark the assistant's answers, with their special tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sftkit.api import RunConfig
 
-#: The shipped templates, and the special tokens that each one writes besides the tokenizer's own BOS and EOS.
+#: The built-in templates, and the special tokens that each writes besides the tokenizer's BOS and EOS.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "zephyr": (),
@@ -25,17 +25,21 @@ WHERE = "plugin chatml, option template"
 
 @dataclass(frozen=True, kw_only=True)
 class ChatML(Plugin):
-    """A chat template (ChatML, Zephyr, Llama 3, plain or your own) with its special tokens."""
+    """Sets a chat template (ChatML, Zephyr, Llama 3, plain or your own), and adds its special tokens."""
 
-    template: Annotated[str, Field(description="chatml, zephyr, llama3, plain, or path of a .jinja file")] = "chatml"
-    tokens: Annotated[list[str] | None, Field(description="further special tokens, as for a template of yours")] = None
-    pad_to_multiple_of: Annotated[int | None, Field(gt=0, description="round the embedding rows up to a multiple")] = (
-        None
+    template: Annotated[str, Field(description="chatml, zephyr, llama3, plain, or the path of a .jinja file")] = (
+        "chatml"
     )
+    tokens: Annotated[
+        list[str] | None, Field(description="further special tokens, such as those of your own template")
+    ] = None
+    pad_to_multiple_of: Annotated[
+        int | None, Field(gt=0, description="round the number of embedding rows up to a multiple of this")
+    ] = None
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """A template that is neither shipped nor a file."""
+        """A template that is neither built in nor a readable file."""
         try:
             self._source()
         except ConfigError as error:
@@ -45,15 +49,14 @@ class ChatML(Plugin):
         """The template's text.
 
         Raises:
-            ConfigError: if there is no such template or file.
+            ConfigError: if there is no such template or file, or it cannot be read.
         """
         path = Path(self.template)
         if self.template in TEMPLATES:
             path = template_file(self.template)
         elif not path.is_file():
-            known = f"the templates are {', '.join(TEMPLATES)}, or the path of a .jinja file"
-            what = f"there is no template and no file {self.template!r}"
-            raise ConfigError(Problem(what, WHERE, nearest(self.template, TEMPLATES) or known))
+            fix = nearest(self.template, TEMPLATES) or f"use {', '.join(TEMPLATES)}, or the path of a .jinja file"
+            raise ConfigError(Problem(f"there is no template or file {self.template!r}", WHERE, fix))
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -61,10 +64,10 @@ class ChatML(Plugin):
 
     @hookimpl
     def add_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Sets the template, adds the special tokens that are missing, and makes what closes an answer the EOS.
+        """Sets the template, adds missing special tokens, and makes the token that ends an answer the EOS.
 
         Raises:
-            ConfigError: if the template cannot be rendered, or ends answers with an EOS that there is not.
+            ConfigError: if the template cannot be rendered, or ends answers with an EOS that the tokenizer lacks.
         """
         tokenizer.chat_template = self._source()
         special = [*TEMPLATES.get(self.template, ()), *(self.tokens or ())]
@@ -75,7 +78,7 @@ class ChatML(Plugin):
         _set_pad_token(tokenizer, old_eos)
 
     def _closing_token(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """The special token that the template writes right after an answer, found by rendering one."""
+        """The special token that the template writes directly after an answer, found by rendering one."""
         from jinja2 import TemplateError
 
         answer = "the answer of the assistant"
@@ -84,8 +87,8 @@ class ChatML(Plugin):
             text = tokenizer.apply_chat_template(messages, tokenize=False)
         except (TemplateError, TypeError, ValueError) as error:
             uses_eos = tokenizer.eos_token is None and "eos_token" in tokenizer.chat_template
-            what = "it ends answers with the EOS token, and the tokenizer has none" if uses_eos else f"{error}"
-            fix = "choose the template chatml, which brings its own" if uses_eos else "correct the template"
+            what = "the template ends answers with EOS, but the tokenizer has no EOS token" if uses_eos else f"{error}"
+            fix = "use the template chatml, which has its own" if uses_eos else "correct the template"
             number = getattr(error, "lineno", None)
             line = f", line {number}" if number else ""
             raise ConfigError(Problem(what, f"{WHERE}, {self.template}{line}", fix)) from error
@@ -97,13 +100,13 @@ class ChatML(Plugin):
     def resize_embeddings(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_token_ids: list[int]
     ) -> bool:
-        """A row for every token, and the number of rows rounded up; see `sftkit.models.grow_embeddings`."""
+        """A row for every token, rounded up to the multiple; see `sftkit.api.grow_embeddings`."""
         grow_embeddings(model, tokenizer, new_token_ids, self.pad_to_multiple_of)
         return True
 
 
 def template_file(name: str) -> Path:
-    """Where a shipped template is."""
+    """The file of a built-in template."""
     return Path(__file__).parent / "templates" / f"{name}.jinja"
 
 
@@ -112,7 +115,7 @@ def _is_special(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, old_eos: str | None) -> None:
-    """A pad token other than EOS: the one there is, else the old EOS, else unk, else a new ``<|pad|>``."""
+    """Sets a pad token other than EOS: the present one, else the old EOS, else unk, else a new ``<|pad|>``."""
     for token in (tokenizer.pad_token, old_eos, tokenizer.unk_token):
         if token is not None and token != tokenizer.eos_token:
             tokenizer.pad_token = token

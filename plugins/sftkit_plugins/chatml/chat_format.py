@@ -1,4 +1,4 @@
-"""The ChatML format for a model and a tokenizer that are loaded already."""
+"""The ChatML format for a loaded model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ChatMlSpecialTokens:
-    """The special tokens of ChatML, and what is written with them."""
+    """The special tokens of ChatML, and the text written with them."""
 
     bos_token: str = "<|im_start|>"
     eos_token: str = "<|im_end|>"
@@ -22,22 +22,22 @@ class ChatMlSpecialTokens:
 
     @property
     def system(self) -> str:
-        """What a system message begins with."""
+        """The start of a system message."""
         return f"{self.bos_token}system"
 
     @property
     def user(self) -> str:
-        """What a user's message begins with."""
+        """The start of a user message."""
         return f"{self.bos_token}user"
 
     @property
     def assistant(self) -> str:
-        """What an assistant's message begins with."""
+        """The start of an assistant message."""
         return f"{self.bos_token}assistant"
 
     @property
     def chat_template(self) -> str:
-        """The plugin's template ``chatml``, written with these tokens."""
+        """The plugin's template ``chatml`` with these tokens."""
         text = template_file("chatml").read_text(encoding="utf-8")
         start, end = TEMPLATES["chatml"]
         return text.replace(start, self.bos_token).replace(end, self.eos_token)
@@ -52,10 +52,10 @@ def setup_chat_format(
     format: str = "chatml",
     resize_to_multiple_of: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Give a tokenizer a chat format, and its model a row for each new token. Changes both.
+    """Set the chat format of a tokenizer, and give its model a row for each new token. Changes both.
 
-    EOS and padding become one token, as the format has it: a trainer that tells padding by its id then never teaches
-    the model to stop. The plugin chatml keeps them apart.
+    EOS and padding become the same token, as the format defines: a trainer that recognises padding by its id then never
+    teaches the model to stop. Plugin chatml keeps them apart.
 
     Args:
         model: the model, without an adapter.
@@ -68,9 +68,9 @@ def setup_chat_format(
 
     Raises:
         ValueError: if the tokenizer has a chat template, or there is no such format.
-        ConfigError: if the model carries an adapter, which would leave the new rows untrained.
+        ConfigError: if the model has an adapter, which would leave the new rows untrained.
 
-    Source: the function of this name in TRL 0.11; new rows as `sftkit.models.grow_embeddings` has them.
+    Source: the function of this name in TRL 0.11; new rows are made by `sftkit.api.grow_embeddings`.
     """
     if tokenizer.chat_template is not None:
         raise ValueError("Chat template is already added to the tokenizer. To replace it, set it to None first.")

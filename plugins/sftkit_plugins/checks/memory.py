@@ -27,4 +27,4 @@ def memory_verdicts(run: PreparedRun) -> Iterator[Verdict]:
             yield Verdict("memory", "wrong", problem.what, problem.fix, problem.where)
     else:
         status: Status = "wrong" if estimate.fits is False else "warn" if estimate.near else "ok"
-        yield Verdict("memory", status, estimate.told(), "" if status == "ok" else FIX, details=estimate.as_dict())
+        yield Verdict("memory", status, estimate.describe(), "" if status == "ok" else FIX, details=estimate.as_dict())

@@ -32,6 +32,7 @@ LACKS = {
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 SINKS = ("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash")
 FIX = "choose another implementation, or run without flash_attn"
+WIDEST_HEAD = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +62,17 @@ def this_machine(config: RunConfig) -> Machine:
     device = "cpu" if accelerator is None or config.train.get("use_cpu") else accelerator.type
     capability = torch.cuda.get_device_capability() if device == "cuda" else (0, 0)
     packages = frozenset(module for module, _ in PACKAGES.values() if find_spec(module))
-    return Machine(device, capability, packages, torch.__version__, has_varlen())
+    varlen = {"scale", "window_size"} <= varlen_arguments()  # since torch 2.11
+    return Machine(device, capability, packages, torch.__version__, varlen)
 
 
-def has_varlen() -> bool:
-    """Whether torch has ``varlen_attn`` with windows, grouped heads and a scale."""
+def varlen_arguments() -> frozenset[str]:
+    """The arguments of torch's ``varlen_attn``; none where torch does not have it."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return False
-    return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def architecture(config: RunConfig) -> Any:
@@ -146,8 +148,8 @@ def obstacles(name: str, config: RunConfig, machine: Machine, model: Any, half: 
         what = f"flex has no backward on the device {machine.device}"
         yield Problem(what, where, "set implementation: varlen", key)
     if name == "varlen" and gpu and not machine.varlen:
-        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows, scale and grouped heads"
-        yield Problem(what, where, "install torch 2.13, or set implementation: sdpa_flash", key)
+        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows and a scale"
+        yield Problem(what, where, "install torch 2.11, or set implementation: sdpa_flash", key)
     least = {"flash_attention_3": (9, 0), "flex": (0, 0)}.get(name, (8, 0))
     if gpu and machine.capability < least:
         what = f"{name} needs compute capability {least[0]}.{least[1]}, and the GPU has "
@@ -163,7 +165,9 @@ def _model_obstacles(name: str, config: RunConfig, machine: Machine, model: Any)
         return
     where = "plugin flash_attn, option implementation"
     asks = demands(model, config.data.max_length)
-    lacks = LACKS[name] + (("dropout",) if name == "sdpa_flash" and machine.device != "cuda" else ())
+    gpu = machine.device == "cuda"
+    lacks = LACKS[name] + (("dropout",) if name == "sdpa_flash" and not gpu else ())
+    lacks += ("wide heads",) if gpu and name != "flex" else ()
     for feature, (what, fix) in asks.items():
         if feature in lacks or feature == "states":
             yield Problem(f"{name} cannot do what model type {model.model_type} has: {what}", where, fix)
@@ -185,6 +189,9 @@ def demands(model: Any, max_length: int) -> dict[str, tuple[str, str]]:
     if window is not None and window < max_length and (not kinds or "sliding_attention" in kinds):
         fix = f"lower data.max_length to {window}, or set implementation: varlen"
         found["windows"] = (f"a sliding window of {window} tokens", fix)
+    widths = [getattr(text, key, None) for key in ("head_dim", "global_head_dim")]
+    if (width := max((width for width in widths if isinstance(width, int)), default=0)) > WIDEST_HEAD:
+        found["wide heads"] = (f"heads of width {width}, where flash kernels take at most {WIDEST_HEAD}", FIX)
     if "chunked_attention" in kinds:
         found["chunks"] = ("attention in chunks", FIX)
     if others := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):

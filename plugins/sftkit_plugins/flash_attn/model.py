@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sftkit.api import ConfigError, Problem, evaluating
+from sftkit.api import ConfigError, Problem, base_model, evaluating
 from sftkit_plugins.flash_attn.attention import FUNCTIONS, UNDER_WAY, registered
 from sftkit_plugins.flash_attn.documents import from_forward
 
@@ -27,7 +27,7 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
     Raises:
         ConfigError: if the model does not let its attention be chosen.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = base_model(model)
     with contextlib.ExitStack() as stack:
         name = implementation
         if implementation in FUNCTIONS:
@@ -111,8 +111,13 @@ def _documents_as_arguments(module: Any, args: Any, kwargs: dict[str, Any]) -> t
     return args, {**kwargs, **dict(zip(_FLASH_ARGUMENTS, values, strict=True))}
 
 
-def prove_isolation(model: Any, implementation: str) -> None:
+def prove_isolation(model: Any, implementation: str, autocast: torch.dtype | None = None) -> None:
     """Tries on the model that a document laid behind another has the logits that it has alone.
+
+    Args:
+        model: the model under the implementation.
+        implementation: its name.
+        autocast: type of mixed precision in training; flash kernels take nothing else.
 
     Raises:
         ConfigError: if they differ by more than rounding.
@@ -124,13 +129,13 @@ def prove_isolation(model: Any, implementation: str) -> None:
     cu_seqlens = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32, device=device)
     documents: dict[str, Any] = dict(zip(_FLASH_ARGUMENTS, (cu_seqlens, cu_seqlens, LENGTH, LENGTH), strict=True))
     try:
-        with evaluating(model):
-            both = model(input_ids=ids, position_ids=places, use_cache=False, **documents).logits[0, LENGTH:].float()
-            alone = model(input_ids=ids[:, LENGTH:], use_cache=False).logits[0].float()
+        with evaluating(model, autocast):
+            both = model(input_ids=ids, position_ids=places, use_cache=False, **documents).logits[0, LENGTH:]
+            alone = model(input_ids=ids[:, LENGTH:], use_cache=False).logits[0]
     except (TypeError, AttributeError) as error:
         raise _refusal(model, implementation, f"{type(error).__name__}: {error}") from error
-    eps = torch.finfo(next(model.parameters()).dtype).eps
-    apart = float((both - alone).abs().max())
+    eps = max(torch.finfo(dtype).eps for dtype in (next(model.parameters()).dtype, alone.dtype))
+    apart = float((both.float() - alone.float()).abs().max())
     # Half precision rounds at every layer, differently in batches of another shape; a leak moves logits by far more.
     if not apart <= max(1e-4, 16 * eps) * float(alone.abs().max()):
         raise _refusal(model, implementation, f"behind another document, the logits of one move by {apart:.2g}")

@@ -1,4 +1,4 @@
-"""Quantizes a saved model, or tries whether it could: `python -m sftkit_plugins.gptq.worker TASK MODEL ROWS TARGET`."""
+"""Checks or quantizes a saved model: ``python -m sftkit_plugins.gptq.worker TASK MODEL ROWS TARGET``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKED = 32  # inputs and outputs of a layer that the kernels take together
+PACKED = 32  # number of inputs and outputs of a layer that the kernels pack together
+DROP = "drop plugin gptq; this model cannot be quantized by it"
 
 
-def check(source: Path, told: dict[str, Any]) -> list[dict[str, str]]:
-    """What of a model cannot be quantized, found on its configuration alone.
+def check(source: Path, task: dict[str, Any]) -> list[dict[str, str]]:
+    """What cannot be quantized in a model, found from its configuration alone.
+
+    Args:
+        source: the model's directory.
+        task: the settings of the quantizer, and whether the model's own code may run.
 
     Returns:
         Mappings with ``what`` and ``fix``.
@@ -22,67 +27,68 @@ def check(source: Path, told: dict[str, Any]) -> list[dict[str, str]]:
     from optimum.gptq.utils import get_block_name_with_pattern, get_layers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    trust = told["trust_remote_code"]
+    trust = task["trust_remote_code"]
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-    drop = "drop plugin gptq: this model cannot be quantized so"
     try:
-        GPTQQuantizer(**told["settings"], backend="torch").select_quant_linear({"": "cpu"}, pack=True)
+        GPTQQuantizer(**task["settings"], backend="torch").select_quant_linear({"": "cpu"}, pack=True)
         prefix = get_block_name_with_pattern(model)
     except (ValueError, NotImplementedError) as error:
-        return [{"what": " ".join(str(error).split()), "mend": drop}]
+        return [{"what": " ".join(str(error).split()), "fix": DROP}]
     layers = get_layers(model, prefix=prefix)
-    found = [] if layers else [{"what": "the model has no linear layers in its blocks", "mend": drop}]
+    found = [] if layers else [{"what": "the model has no linear layers in its blocks", "fix": DROP}]
     for name, layer in layers.items():
-        found += layer_problems(name, layer, told["settings"]["group_size"])
+        found += layer_problems(name, layer, task["settings"]["group_size"])
     for name, weight in model.named_parameters():
         if name.startswith(prefix) and weight.dim() > 2:
-            found.append({"what": f"{name} holds the matrices of several experts, and would stay whole", "mend": drop})
+            found.append(
+                {"what": f"{name} holds the matrices of several experts, which would not be quantized", "fix": DROP}
+            )
     return found
 
 
 def layer_problems(name: str, layer: Any, group_size: int) -> list[dict[str, str]]:
-    """Why one layer cannot be quantized, if it cannot."""
+    """Why a layer cannot be quantized; empty if it can."""
     if type(layer).__name__ != "Linear":
-        what = f"{name} is a {type(layer).__name__}, and a quantized one could not be loaded again"
-        return [{"what": what, "mend": "drop plugin gptq: this model cannot be quantized so"}]
+        what = f"{name} is a {type(layer).__name__}, which could not be loaded again once quantized"
+        return [{"what": what, "fix": DROP}]
     if layer.in_features % PACKED or layer.out_features % PACKED:
-        what = f"{name} is {layer.in_features} by {layer.out_features}, and the kernels take multiples of {PACKED}"
-        return [{"what": what, "mend": "drop plugin gptq: this model cannot be quantized so"}]
+        what = f"{name} is {layer.in_features} by {layer.out_features}, but the kernels need multiples of {PACKED}"
+        return [{"what": what, "fix": DROP}]
     if group_size > 0 and layer.in_features % group_size:
-        what = f"{name} has {layer.in_features} inputs, no whole number of groups of {group_size}"
-        return [{"what": what, "mend": "set a group_size that divides them"}]
+        what = f"{name} has {layer.in_features} inputs, which is not divisible by {group_size}"
+        return [{"what": what, "fix": "set group_size to a divisor of it"}]
     return []
 
 
-def quantize(source: Path, told: dict[str, Any], target: Path) -> None:
+def quantize(source: Path, task: dict[str, Any], target: Path) -> None:
     """Quantize the model in ``source`` into ``target``."""
     from optimum.gptq import GPTQQuantizer
     from transformers import AutoModelForCausalLM
 
-    trust = told["trust_remote_code"]
+    trust = task["trust_remote_code"]
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True, trust_remote_code=trust)
-    rows = [{"input_ids": [ids], "attention_mask": [[1] * len(ids)]} for ids in told["rows"]]
-    # Other kernels lay the weights out anew at their first forward, and could not be saved behind it.
-    quantizer = GPTQQuantizer(**told["settings"], dataset=rows, backend="torch")
+    rows = [{"input_ids": [ids], "attention_mask": [[1] * len(ids)]} for ids in task["rows"]]
+    # Other kernels change the layout of the weights at their first forward, after which they cannot be saved.
+    quantizer = GPTQQuantizer(**task["settings"], dataset=rows, backend="torch")
     quantizer.quantize_model(model)
-    quantizer.dataset = None  # or the training data would stand in the model's configuration
+    quantizer.dataset = None  # it would be saved with the training data in the model's configuration
     model.config.quantization_config = quantizer.to_dict()
     quantizer.save(model, str(target))
-    model.config.quantization_config = quantizer.to_dict()  # saving has changed the format
+    model.config.quantization_config = quantizer.to_dict()  # saving changed the format
     model.config.save_pretrained(target)
 
 
 def main() -> None:
-    """Do what the command line says; what is found goes to the standard output as JSON, everything else beside it."""
-    task, source, rows, target = sys.argv[1], *map(Path, sys.argv[2:5])
-    told = json.loads(rows.read_text(encoding="utf-8"))
+    """Run the task of the command line; prints findings to standard output as JSON, all else to standard error."""
+    name, source, rows, target = sys.argv[1], *map(Path, sys.argv[2:5])
+    task = json.loads(rows.read_text(encoding="utf-8"))
     output = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        if task == "quantize":
-            quantize(source, told, target)
-        found = check(source, told) if task == "check" else []
+        if name == "quantize":
+            quantize(source, task, target)
+        found = check(source, task) if name == "check" else []
     output.write(json.dumps(found) + "\n")
 
 

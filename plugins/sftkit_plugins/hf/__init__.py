@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HF(Plugin):
-    """Models and tokenizers of transformers, from a directory or the hub (default)."""
+    """Loads models, adapters and tokenizers with transformers, from a directory or the hub (default)."""
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Directories that do not exist or hold no model, and options that have a key of their own."""
+        """Directories that do not exist or hold no model, and options that are keys of the section ``model``."""
         yield from model_problems(config)
         yield from adapter_problems(config)
 
     @hookimpl
     def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase:
-        """The tokenizer of ``model.tokenizer``, else of the model; an adapter's own before its base model's."""
+        """The tokenizer of ``model.tokenizer``, else of the model; an adapter's own overrides its base model's."""
         return load_tokenizer(config)
 
     @hookimpl
@@ -56,13 +56,13 @@ class HF(Plugin):
     def resize_embeddings(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_token_ids: list[int]
     ) -> bool:
-        """A row for every token; see `sftkit.models.grow_embeddings`."""
+        """A row for every token; see `sftkit.api.grow_embeddings`."""
         grow_embeddings(model, tokenizer, new_token_ids)
         return True
 
     @hookimpl
     def prepare_base(self, model: PreTrainedModel, config: RunConfig) -> bool | None:
-        """A base that bitsandbytes quantized, made ready for an adapter, also where it was loaded before the run."""
+        """Prepares a base that bitsandbytes quantized for an adapter, even if it was loaded before the run."""
         if bits_of(quantization_settings(model)) is None:
             return None
         prepare_quantized(model, config)

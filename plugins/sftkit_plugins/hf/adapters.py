@@ -1,9 +1,9 @@
-"""Adapters of the peft library, put on their base model to be trained further."""
+"""Adapters of the peft library, attached to their base model to be trained further."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from sftkit.api import (
     is_adapter,
     load_tokenizer,
     requirement_problem,
-    save_adapter_only,
 )
 
 if TYPE_CHECKING:
@@ -28,11 +27,11 @@ PEFT = "peft>=0.18"
 
 
 def adapter_problems(config: RunConfig) -> Iterator[Problem]:
-    """Problems of a model directory with an adapter: peft is missing, or the adapter's weights are."""
+    """Problems with a directory that holds an adapter: peft is missing, or the adapter's weights are."""
     name, key = config.model.name, ("model", "name")
     if not is_adapter(name):
         return
-    if problem := requirement_problem(PEFT, metadata.distribution("sftkit"), "model.name: a PEFT adapter"):
+    if problem := requirement_problem(PEFT, "model.name: a PEFT adapter"):
         yield problem
     if not Path(name, "adapter_model.safetensors").is_file():
         fix = "save the adapter again with peft's save_pretrained"
@@ -42,7 +41,7 @@ def adapter_problems(config: RunConfig) -> Iterator[Problem]:
 def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
     """The base model with the adapter of ``config.model.name``, trainable. Changes the base.
 
-    On the meta device the adapter has shapes and no weights.
+    On the meta device the adapter gets shapes but no weights.
 
     Raises:
         ConfigError: if peft is missing, or the adapter does not fit the base.
@@ -64,13 +63,13 @@ def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
         if rows > base.get_input_embeddings().weight.shape[0]:
             grow_embeddings(base, tokenizer, [], pad_to_multiple_of=rows)
         model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
-    if not rows:
-        save_adapter_only(model)
+    if not rows:  # the adapter holds the rows of new tokens; peft would save the whole resized embeddings too
+        model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return model
 
 
 def _saved_rows(directory: Path, base: PreTrainedModel) -> int:
-    """Rows of a whole embedding inside an adapter file, as other trainers save it after a resize; else 0."""
+    """Rows of the whole embedding that some trainers save in the adapter's file after a resize; else 0."""
     from safetensors import safe_open
 
     embedding = base.get_input_embeddings()

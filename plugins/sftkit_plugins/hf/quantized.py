@@ -1,4 +1,4 @@
-"""Base models that bitsandbytes quantized, made ready for an adapter."""
+"""Base models that bitsandbytes quantized, prepared for an adapter."""
 
 from __future__ import annotations
 
@@ -6,39 +6,48 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import CHECKPOINTING_KEYS, ConfigError, Problem, quantization_settings
+from sftkit.api import (
+    CHECKPOINTING_KEYS,
+    ConfigError,
+    Problem,
+    base_model,
+    has_adapter,
+    quantization_settings,
+    requirement_problem,
+)
+from sftkit_plugins.hf.adapters import PEFT
 
 if TYPE_CHECKING:
     from sftkit.api import RunConfig
 
 
 def bits_of(settings: Mapping[str, Any]) -> int | None:
-    """The bits in settings of bitsandbytes; None for other settings."""
+    """The bits per weight in settings of bitsandbytes; None for other settings."""
     return next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), None)
 
 
 def prepare_quantized(model: Any, config: RunConfig) -> None:
-    """Make a base that bitsandbytes quantized ready for an adapter. Changes the model.
+    """Prepare a base that bitsandbytes quantized for an adapter. Changes the model.
 
-    The base is frozen, and what is not quantized becomes float32; an adapter that is there stays trainable. Where
-    activations are checkpointed, the embeddings' outputs get gradients, since reentrant checkpoints need them.
+    The base is frozen, and what is not quantized becomes float32; an adapter that the model already has stays
+    trainable. If activations are checkpointed, the outputs of the embeddings require gradients, which reentrant
+    checkpoints need.
 
     Raises:
-        ConfigError: without peft, or if the output head is quantized, or weights were repacked for inference.
+        ConfigError: if peft is missing, the output head is quantized, or weights were repacked for inference.
     """
-    try:
-        from peft import prepare_model_for_kbit_training
-    except ImportError as error:
-        what = "quantized weights cannot be trained without an adapter, and peft is not installed"
-        raise ConfigError(Problem(what, "model", 'pip install "peft>=0.18"')) from error
+    if problem := requirement_problem(PEFT, "model: quantized weights, which need an adapter"):
+        raise ConfigError(problem)
+    from peft import prepare_model_for_kbit_training
+
     head = model.get_output_embeddings()
     if head is not None and type(head.weight).__name__ in ("Params4bit", "Int8Params"):
-        what = "the output head is quantized, and the loss needs it whole"
+        what = "the output head is quantized, but the loss needs its full weights"
         raise ConfigError(Problem(what, "model", "add its name to llm_int8_skip_modules or skip_modules"))
     _keep_unpacked(model)
     _report(model)
-    trained = [weight for weight in model.parameters() if weight.requires_grad] if hasattr(model, "peft_config") else []
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trained = [weight for weight in model.parameters() if weight.requires_grad] if has_adapter(model) else []
+    base = base_model(model)
     prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     for weight in trained:
         weight.requires_grad = True
@@ -53,15 +62,15 @@ def _keep_unpacked(model: Any) -> None:
     pass reads the new layout as if it were the old one, and gradients are wrong by up to 80 %.
 
     Raises:
-        ConfigError: if that has happened already; the scales are rounded then, and bitsandbytes cannot undo it.
+        ConfigError: if the weights are repacked already; bitsandbytes cannot undo it, because it rounded the scales.
     """
     for module in model.modules():
         weight: Any = getattr(module, "weight", None)
         if type(weight).__name__ != "Params4bit":
             continue
         if getattr(weight.quant_state, "packing_format_for_cpu", False):
-            what = "the model was evaluated on this CPU, which repacked its weights so that gradients would be wrong"
-            fix = "load it anew, and set support_avx512bf16_for_cpu = False on its Linear4bit layers at once"
+            what = "the model was evaluated on this CPU, which repacked its weights; their gradients would be wrong"
+            fix = "load it again, and set support_avx512bf16_for_cpu = False on its Linear4bit layers at once"
             raise ConfigError(Problem(what, "model", fix))
         module.support_avx512bf16_for_cpu = False
 
@@ -70,6 +79,6 @@ def _report(model: Any) -> None:
     settings = quantization_settings(model)
     bits = bits_of(settings)
     kind = f", {settings['bnb_4bit_quant_type']}" if bits == 4 else ""
-    kept = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
-    text = "bitsandbytes: %s bits%s; the other weights were %s and become float32"
-    logging.getLogger("sftkit").info(text, bits, kind, ", ".join(kept))
+    types = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
+    text = "bitsandbytes: %s bits%s; other weights were %s and become float32"
+    logging.getLogger("sftkit").info(text, bits, kind, ", ".join(types))

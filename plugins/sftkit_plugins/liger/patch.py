@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from sftkit.api import ConfigError, Problem
+from sftkit.api import ConfigError, Problem, base_model
 
 #: In a space before it had the key.
 MISSING = object()
@@ -57,7 +57,7 @@ def patched(model: Any, kernels: Iterable[str], required: Iterable[str] = ()) ->
         ConfigError: if a kernel computes something else than the model does, would hide an adapter, or is required and
             replaces nothing.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    base = base_model(model)
     used = []
     with ExitStack() as stack:
         for kernel in kernels:

@@ -1,4 +1,4 @@
-"""What is minimised: other losses of a token than its negative log-likelihood, and what is measured beside them."""
+"""Other losses per token than the negative log-likelihood, and further measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Loss(Plugin):
     """Chooses the loss of a token: nll, dft (Wu et al., 2025), label smoothing; measures entropy if asked.
 
-    Without this plugin a run minimises the negative log-likelihood, as with ``type: nll`` and nothing else set.
+    Without this plugin a run minimises the negative log-likelihood, which is also what its defaults do.
     """
 
     replaces: ClassVar[Mapping[str, str]] = {"label_smoothing_factor": "label_smoothing"}
@@ -33,9 +33,9 @@ class Loss(Plugin):
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuses smoothed targets for a loss that weighs by the one target's probability."""
+        """Refuse smoothed targets together with dft."""
         if self.type == "dft" and self.label_smoothing:
-            what = "dft weighs a token by the probability of its target, and smoothed targets are many"
+            what = "dft weights a token by the probability of its single target, which smoothed targets do not have"
             key = ("plugins", "loss", "label_smoothing")
             yield Problem(what, "plugin loss, option label_smoothing", "leave it at 0, or set type: nll", key)
 

@@ -30,7 +30,7 @@ class ChosenLoss(HeadLoss):
     entropy: bool
 
     def tokens(self, logits_KV: Tensor, targets_K: Tensor, gradient: bool) -> TokenLosses:
-        """As the base's; ``entropy`` is among the measures where it is asked for."""
+        """The loss of each token, with the measure ``entropy`` if it is enabled."""
         logp_KV = torch.log_softmax(logits_KV, 1)
         nll_K, smoothing = -at_target(logp_KV, targets_K), self.label_smoothing
         losses_K = nll_K
@@ -48,6 +48,6 @@ class ChosenLoss(HeadLoss):
         gradient_KV = minus_target(logp_KV.exp_() if p_KV is None else p_KV, targets_K, 1 - smoothing)
         if smoothing:
             gradient_KV -= smoothing / logits_KV.shape[1]
-        if weights_K is not None:  # the weight is held constant: it is a reward, not a part of the loss
+        if weights_K is not None:  # the weight is a reward, and so held constant
             gradient_KV *= weights_K[:, None]
         return TokenLosses(losses_K, gradient_KV, measures)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
@@ -17,14 +17,16 @@ DEFAULT_BATCH_SIZE = 8  # of transformers.TrainingArguments
 
 @dataclass(frozen=True, kw_only=True)
 class Packing(Plugin):
-    """Packs several documents into each row of `data.max_length` tokens; they do not see each other.
+    """Packs several documents into each row of `data.max_length` tokens, isolated from each other.
 
-    Before training starts, the model itself is tried on two packed rows. A model whose documents see each other is
-    given a mask that keeps them apart, and refused where that does not help.
+    Before training starts, the model is tested on two packed rows. If its documents attend to each other, it gets a
+    block-diagonal mask; if that does not help, the run is refused.
 
     Sources: best-fit packing after Ding et al., 2024 (arXiv 2404.10830, section 2), with the classic best-fit
     decreasing rule; ``wrapped`` is the constant-length stream of common language-model training.
     """
+
+    replaces: ClassVar[Mapping[str, str]] = {"packing": "select plugin packing"}
 
     strategy: Annotated[
         Strategy,
@@ -32,34 +34,37 @@ class Packing(Plugin):
     ] = "best_fit"
     eval: Annotated[
         bool | Strategy,
-        Field(description="pack evaluation sets: no, as the training data, or by a strategy of their own"),
+        Field(description="pack evaluation sets: false, true (as the training data), or a strategy"),
     ] = False
     concat_token_id: Annotated[
-        int | None, Field(ge=0, description="wrapped: token put after each document that does not end with it")
+        int | None, Field(ge=0, description="wrapped: token appended to each document that does not end with it")
     ] = None
     infinite: Annotated[
-        bool, Field(description="wrapped: fill the last training row by starting over; else it stays short")
+        bool,
+        Field(description="wrapped: fill the last training row with the first documents; otherwise it stays short"),
     ] = False
     keep_short: Annotated[
-        bool, Field(description="wrapped: keep a last row that is shorter; else it is left out and counted")
+        bool, Field(description="wrapped: keep a shorter last row; otherwise it is dropped and counted")
     ] = True
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuses options of ``wrapped`` where nothing is wrapped, and two fates of the last row."""
+        """Refuse options of ``wrapped`` without that strategy, and contradicting options for the last row."""
         if "wrapped" not in (self.strategy, self.eval):
             changed = {"concat_token_id": self.concat_token_id is not None, "infinite": self.infinite}
             for name in [name for name, is_set in {**changed, "keep_short": not self.keep_short}.items() if is_set]:
-                what = f"{name} works with strategy wrapped only"
+                what = f"{name} works only with strategy wrapped"
                 key = ("plugins", "packing", name)
                 yield Problem(what, f"plugin packing, option {name}", f"set strategy: wrapped, or drop {name}", key)
         elif self.infinite and not self.keep_short:
-            what = "infinite fills the last row, so that there is no short one to leave out"
-            yield Problem(what, "plugin packing, option keep_short", "drop one", ("plugins", "packing", "keep_short"))
+            what = "infinite fills the last row, so there is no short row to drop"
+            yield Problem(
+                what, "plugin packing, option keep_short", "set only one of them", ("plugins", "packing", "keep_short")
+            )
 
     @hookimpl
     def make_packer(self, split: str, config: RunConfig, counts: Counts) -> Packer | None:
-        """A packer into rows of at most ``config.data.max_length`` tokens; None for sets that are left single."""
+        """A packer for rows of at most ``config.data.max_length`` tokens; None for sets that are not packed."""
         from sftkit_plugins.packing.rows import BestFit, Wrapped
 
         choice = self.strategy if split == "train" or self.eval is True else self.eval
@@ -79,11 +84,12 @@ class Packing(Plugin):
     @hookimpl
     @contextmanager
     def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
-        """The model keeps the documents of a row apart, which is proven on entry."""
+        """The model isolates the documents of a row, which is proved on entry."""
+        from sftkit.api import autocast_type
         from sftkit_plugins.packing.isolation import isolated
 
         sizes = [config.train.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)]
         if self.eval:
             sizes.append(config.train.get("per_device_eval_batch_size", DEFAULT_BATCH_SIZE))
-        with isolated(model, batch_size=max(map(int, sizes))):
+        with isolated(model, max(map(int, sizes)), autocast_type(config.train)):
             yield

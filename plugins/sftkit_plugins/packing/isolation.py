@@ -1,7 +1,7 @@
 # ruff: noqa: N806 (suffixes are shapes)
-"""Whether the documents of a packed row see each other, tried on the model itself, and what keeps them apart.
+"""Isolation of the documents of a packed row: proved on the model itself, or enforced by a mask.
 
-Legend: B rows, T positions a row.
+Legend: B rows, T positions of a row.
 """
 
 from __future__ import annotations
@@ -12,43 +12,47 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import ConfigError, Problem, evaluating
+from sftkit.api import ConfigError, Problem, base_model, evaluating
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-LENGTH = 8  # tokens of each document tried
-MASKED = ("sdpa", "eager")  # attention implementations that take a mask of one's own
+LENGTH = 8  # tokens of each document in the test
+MASKED = ("sdpa", "eager")  # attention implementations that accept a custom mask
 
 
 @contextmanager
-def isolated(model: Any, batch_size: int) -> Iterator[None]:
-    """The model, inside, keeps the documents of packed rows apart: by itself, or by a mask that it is given.
+def isolated(model: Any, batch_size: int, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """A context in which the model isolates the documents of packed rows: by itself, or by a block-diagonal mask.
+
+    Args:
+        model: the model.
+        batch_size: rows of a batch.
+        autocast: type of mixed precision in training; some attention kernels take nothing else.
 
     Raises:
-        ConfigError: if it does so in neither way.
+        ConfigError: if neither works.
     """
     with ExitStack() as stack:
         try:
-            prove_isolation(model, batch_size)
+            prove_isolation(model, batch_size, autocast)
         except ConfigError as leak:
             if not _takes_position_ids(model) or getattr(model.config, "_attn_implementation", None) not in MASKED:
                 raise
             stack.enter_context(_masked(model))
             try:
-                prove_isolation(model, batch_size)
-            except Exception:  # a model may raise anything for a mask that it does not know
+                prove_isolation(model, batch_size, autocast)
+            except Exception:  # a model may raise anything for a mask that it does not support
                 raise leak from None
-            told = (
-                "packing: model type %s does not look where documents begin, and gets a mask of tokens x tokens a row"
-            )
-            logging.getLogger("sftkit").info(told, model.config.model_type)
+            text = "packing: model type %s ignores document boundaries; a block-diagonal mask is added"
+            logging.getLogger("sftkit").info(text, model.config.model_type)
         yield
 
 
 @contextmanager
 def _masked(model: Any) -> Iterator[None]:
-    """Gives each part of the model that makes masks the one of its documents, where there is no other."""
+    """Pass the block-diagonal mask to each part of the model that makes masks, unless it has another mask."""
 
     def enter(part: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         positions = kwargs.get("position_ids")
@@ -59,9 +63,9 @@ def _masked(model: Any) -> Iterator[None]:
             "attention_mask": document_mask(positions, part.dtype, part.config._attn_implementation),
         }
 
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = base_model(model)
     with ExitStack() as hooks:
-        # An adapter calls the model's forward past its hooks, and some models their decoder's past its wrapper's.
+        # Adapters call the model's forward without its hooks, and some models their decoder's without its wrapper's.
         for part in causal.modules():
             if part is not causal and hasattr(part, "set_attn_implementation"):
                 hooks.callback(part.register_forward_pre_hook(enter, with_kwargs=True).remove)
@@ -69,15 +73,15 @@ def _masked(model: Any) -> Iterator[None]:
 
 
 def document_mask(position_ids: Tensor, dtype: Any, implementation: str) -> Tensor:
-    """What each position sees: itself and those before it in its document, which begins where positions restart.
+    """The block-diagonal causal mask: a document begins where positions restart.
 
     Args:
         position_ids: ``[B, T]``.
-        dtype: of the mask that eager attention adds to its scores.
+        dtype: type of the mask that eager attention adds to its scores.
         implementation: ``sdpa`` or ``eager``.
 
     Returns:
-        ``[B, 1, T, T]``: bool for sdpa, else 0 and the type's least number.
+        ``[B, 1, T, T]``: bool for sdpa, otherwise 0 and the type's smallest number.
     """
     import torch
 
@@ -89,12 +93,12 @@ def document_mask(position_ids: Tensor, dtype: Any, implementation: str) -> Tens
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def prove_isolation(model: Any, batch_size: int) -> None:
-    """Changes the first document of a packed row, and compares the logits of the second.
+def prove_isolation(model: Any, batch_size: int, autocast: torch.dtype | None = None) -> None:
+    """Change the first document of a packed row, and compare the logits of the second.
 
-    Two rows of two documents of 8 tokens, ``position_ids`` restarting and no ``attention_mask``, as in training. They
-    go through the model in one batch where training has several rows a batch: some attention implementations isolate
-    the documents of single rows only. The model, its modes and the random state are left as they were.
+    The test uses two rows of two documents of 8 tokens each, with ``position_ids`` that restart and no
+    ``attention_mask``, as in training. They form one batch if training has several rows per batch, since some attention
+    implementations isolate documents only in batches of one row. Model, modes and random state are unchanged.
 
     Raises:
         ConfigError: if the second document's logits change, or the model takes no ``position_ids``.
@@ -108,19 +112,19 @@ def prove_isolation(model: Any, batch_size: int) -> None:
     first, other, second = torch.arange(3 * LENGTH, device=device).view(3, LENGTH) % len(embedding.weight)
     ids = torch.stack([torch.cat([first, second]), torch.cat([other, second])])
     position_ids = torch.arange(LENGTH, device=device).repeat(2, 2)
-    with evaluating(model):
+    with evaluating(model, autocast):
         parts = zip(ids.split(min(batch_size, 2)), position_ids.split(min(batch_size, 2)), strict=True)
         outputs = [model(input_ids=part, position_ids=places, use_cache=False).logits for part, places in parts]
     logits = torch.cat(outputs)[:, LENGTH:].float()
-    # A masked score adds exactly nothing to the softmax, so that equal documents differ by rounding at most.
+    # A masked score contributes exactly 0 to the softmax, so equal documents differ at most by rounding.
     tolerance = max(1e-5, 2 * torch.finfo(outputs[0].dtype).eps) * float(logits.abs().max())
     apart = float((logits[0] - logits[1]).abs().max())
     if not apart <= tolerance:
-        raise _leaks(model, batch_size, f"another first document moves the second's logits by {apart:.2g}")
+        raise _leaks(model, batch_size, f"changing the first document moves the logits of the second by {apart:.2g}")
 
 
 def _takes_position_ids(model: Any) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     parameters = inspect.signature(base.forward).parameters
     return "position_ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

@@ -1,7 +1,7 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
-"""Which piece of which document comes into which row.
+"""Which part of which document goes into which row.
 
-Legend: N documents, P pieces (a document, or what a row's border leaves of it), R rows.
+Legend: N documents, P pieces (documents, or parts of documents cut by row borders), R rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pieces(NamedTuple):
-    """Pieces of the flat token array, in the order in which they fill the rows (integers, P each)."""
+    """Pieces of the flat token array, in the order in which they fill rows (integers, P each)."""
 
     starts: np.ndarray
     lengths: np.ndarray
@@ -23,16 +23,16 @@ class Pieces(NamedTuple):
 
 
 def best_fit(lengths_N: np.ndarray, capacity: int) -> Pieces:
-    """Whole documents by the best-fit decreasing rule over all of them; rows stand in the order of the data.
+    """Place whole documents by the best-fit decreasing rule; rows keep the order of the data.
 
     Args:
         lengths_N: tokens of each document, each from 1 to ``capacity``.
-        capacity: tokens a row, at most.
+        capacity: maximum number of tokens of a row.
     """
     import numpy as np
 
     rows_N, made = _best_fit_decreasing(lengths_N, capacity)
-    # Documents come in their order, so that the first of each row is where the row is met first.
+    # A row's rank is the rank of its first document.
     _, first_R = np.unique(rows_N, return_index=True)
     rank_R = np.empty(made, np.int32)
     rank_R[np.argsort(first_R)] = np.arange(made, dtype=np.int32)
@@ -45,8 +45,8 @@ def best_fit(lengths_N: np.ndarray, capacity: int) -> Pieces:
 def _best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """The row of each document, and the number of rows.
 
-    Documents of one length are placed together: one step of the loop fills all rows with the same free space, so that
-    its steps grow with the distinct lengths and spaces, not with the documents.
+    Documents of one length are placed together, and one step of the loop fills all rows with the same free space. So
+    the number of steps grows with the number of distinct lengths and spaces, not of documents.
     """
     import numpy as np
 
@@ -66,7 +66,7 @@ def _best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> tuple[np.ndarr
                 made += new
             space = spaces[at]
             rows = rows_by_space[space]
-            # The tightest row stays the tightest until the length no longer fits: it takes as many as it can.
+            # The tightest row stays the tightest until the length no longer fits, so it takes as many as it can.
             each = min(space // length, left)
             taken = rows[-min(len(rows), left // each) :]
             del rows[-len(taken) :]
@@ -85,12 +85,12 @@ def _best_fit_decreasing(lengths_N: np.ndarray, capacity: int) -> tuple[np.ndarr
 
 
 def wrapped(lengths_N: np.ndarray, capacity: int, endless: bool) -> Pieces:
-    """All documents in one stream, cut into rows of ``capacity`` tokens.
+    """Cut the stream of all documents into rows of ``capacity`` tokens.
 
     Args:
         lengths_N: tokens of each document, at least 1.
-        capacity: tokens a row.
-        endless: fill the last row by starting over with the first documents; else it stays short.
+        capacity: tokens of a row.
+        endless: fill the last row with the first documents; otherwise it stays short.
     """
     import numpy as np
 

@@ -1,5 +1,5 @@
 # ruff: noqa: N806 (suffixes are shapes)
-"""Packed rows from examples: whole-column work, no per-row Python.
+"""Packed rows from examples, with whole-column operations instead of a Python loop over rows.
 
 Legend: N documents, S tokens in all of them, T tokens of some packed rows, P pieces, R rows.
 """
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-AT_ONCE = 1 << 10  # pieces gathered in one step: their indices stay in the processor's cache
-TABLE = 1 << 20  # tokens of a table, about: what is held in memory at once
+AT_ONCE = 1 << 10  # pieces gathered in one step, so that their indices stay in the processor's cache
+TABLE = 1 << 20  # approximate number of tokens of a table, and so in memory
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BestFit(Packer):
 
 @dataclass(frozen=True)
 class Wrapped(Packer):
-    """All documents as one stream, cut into rows of ``max_length``; a cut document sees nothing of its first part."""
+    """All documents as one stream, cut into rows of ``max_length``; the parts of a cut document are isolated."""
 
     split: str
     max_length: int
@@ -49,14 +49,14 @@ class Wrapped(Packer):
 
     @property
     def cuts_documents(self) -> bool:
-        """True: no document is too long."""
+        """True, since no document is too long."""
         return True
 
     def __call__(self, examples: Examples) -> Iterator[pa.Table]:
-        """The rows; the last is short, unless the stream starts over to fill it or it is left out.
+        """The rows; the last is short, unless it is filled from the start of the stream or dropped.
 
         Raises:
-            DataError: if there is no row but the short one that is left out.
+            DataError: if the only row is a short one, which is dropped.
         """
         import numpy as np
 
@@ -67,7 +67,7 @@ class Wrapped(Packer):
         if token is not None:
             unended_N = ids_S[ends_N - 1] != token
             ends_M = ends_N[unended_N]
-            # The token ends its document: it is trained, and counts, as the document's own last token.
+            # The token ends its document, so its label and weight follow the document's last token.
             added_M = np.where(labels_S[ends_M - 1] != IGNORE_INDEX, token, IGNORE_INDEX)
             weights_S = examples.weights_S
             if weights_S is not None:
@@ -85,16 +85,16 @@ class Wrapped(Packer):
         tokens = int(pieces.lengths.sum())
         rows, rest = divmod(tokens, self.max_length)
         if not rows:
-            what = f"no row is left: the data has {tokens} tokens, and a row needs data.max_length: {self.max_length}"
-            fix = "give more data, lower data.max_length, or drop keep_short of plugin packing"
+            what = f"no full row: the data has {tokens} tokens, and a row takes {self.max_length} (data.max_length)"
+            fix = "add data, lower data.max_length, or set keep_short: true in plugin packing"
             raise DataError(Problem(what, f"data.{self.split}", fix))
         if rest:
-            self.counts.add(self.split, "tokens of a last, short row left out", rest)
+            self.counts.add(self.split, "tokens of a short last row dropped", rest)
         return Pieces(*(part[pieces.rows < rows] for part in pieces))
 
 
 def fill(examples: Examples, pieces: Pieces, documents: int, split: str, counts: Counts) -> Iterator[pa.Table]:
-    """The rows of a plan, some `TABLE` tokens at a time; the first label of each piece has no context and is masked."""
+    """The rows of a plan, about `TABLE` tokens at a time; each piece's first label has no context and is masked."""
     import numpy as np
 
     ends_P = np.cumsum(pieces.lengths)
@@ -110,7 +110,7 @@ def fill(examples: Examples, pieces: Pieces, documents: int, split: str, counts:
         ids_T, labels_T, position_ids_T, weights_T = _gather(examples, some)
         firsts_P = np.cumsum(some.lengths) - some.lengths
         if lost := int((labels_T[firsts_P] != IGNORE_INDEX).sum()):
-            counts.add(split, "trained tokens at a row's start, without context", lost)
+            counts.add(split, "trained tokens without context at the start of a row", lost)
         labels_T[firsts_P] = IGNORE_INDEX
         start = ends_R[low_R - 1] if low_R else 0
         offsets_R1 = np.append(0, ends_R[low_R:high_R] - start)
@@ -136,5 +136,5 @@ def _gather(examples: Examples, pieces: Pieces) -> tuple[np.ndarray, np.ndarray,
         ids_T[here], labels_T[here], position_ids_T[here] = ids_S[index_T], labels_S[index_T], position_T
         if weights_S is not None and weights_T is not None:
             weights_T[here] = weights_S[index_T]
-        examples.release()  # pieces lie anywhere, and each that is read maps the pages around it too
+        examples.release()  # reading a piece maps the pages around it, too
     return ids_T, labels_T, position_ids_T, weights_T

@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 
 class ConstantLengthDataset(IterableDataset):
-    """Pieces of exactly ``seq_length`` tokens, cut from the texts of a data set laid one behind the other.
+    """Pieces of exactly ``seq_length`` tokens, cut from the concatenated texts of a data set.
 
-    Documents that share a piece see each other, and each token is trained on all that stands before it in its piece:
-    nothing keeps them apart, unlike in the rows of the plugin. What is left at a buffer's end and shorter is dropped.
+    Unlike in the plugin's rows, documents that share a piece are not isolated: each token attends to everything before
+    it in its piece. A shorter rest at the end of a buffer is dropped.
 
     Args:
-        tokenizer: its EOS is put behind each text.
+        tokenizer: its EOS is appended to each text.
         dataset: rows, as mappings.
-        dataset_text_field: name of the column that holds the text; not used beside ``formatting_func``.
+        dataset_text_field: column that holds the text; ignored if there is a ``formatting_func``.
         formatting_func: makes the text of a row.
         infinite: start over at the end of the data.
         seq_length: tokens of a piece.
-        num_of_sequences: pieces that a buffer of texts should give, about.
-        chars_per_token: characters that a token stands for, about.
-        eos_token_id: put behind each text if the tokenizer has no EOS.
+        num_of_sequences: approximate number of pieces per buffer of texts.
+        chars_per_token: approximate number of characters per token.
+        eos_token_id: appended to each text if the tokenizer has no EOS.
         shuffle: shuffle the texts of a buffer, and its pieces, by Python's `random`.
-        append_concat_token: whether EOS is put behind each text.
+        append_concat_token: whether EOS is appended to each text.
         add_special_tokens: whether the tokenizer adds its special tokens to each text.
 
     Attributes:
-        concat_token_id: what is put behind each text.
+        concat_token_id: the token that is appended to each text.
         max_buffer_size: characters of a buffer.
-        current_size: pieces given so far.
+        current_size: number of pieces so far.
 
     Raises:
         ValueError: if there is neither a column nor a function; while iterating, if ``infinite`` data holds no text.
@@ -67,7 +67,7 @@ class ConstantLengthDataset(IterableDataset):
         if tokenizer.eos_token_id is None:
             warnings.warn(
                 f"The passed tokenizer does not have an EOS token. Texts are ended with eos_token_id={eos_token_id}; "
-                "give another one if the model ends its texts otherwise.",
+                "pass another one if the model ends its texts with another token.",
                 stacklevel=2,
             )
         self.seq_length, self.infinite, self.shuffle = seq_length, infinite, shuffle
@@ -93,7 +93,7 @@ class ConstantLengthDataset(IterableDataset):
                 yield {"input_ids": torch.tensor(piece), "labels": torch.tensor(piece)}
 
     def _buffers(self) -> Iterator[list[str]]:
-        """Texts whose characters reach ``max_buffer_size``; at the end of the data, what there is."""
+        """Buffers of texts of about ``max_buffer_size`` characters; the last may be smaller."""
         texts: list[str] = []
         size = 0
         for text in self._texts():
@@ -115,7 +115,7 @@ class ConstantLengthDataset(IterableDataset):
             if not self.infinite:
                 return
             if not characters:
-                raise ValueError("there is no text in the data, and infinite would look for it for ever")
+                raise ValueError("the data holds no text, so an infinite stream would never end")
             warnings.warn("The dataset reached end and the iterator is reset to the start.", stacklevel=2)
 
     def _pieces(self, texts: list[str]) -> list[list[int]]:
@@ -129,10 +129,10 @@ class ConstantLengthDataset(IterableDataset):
 def _formatting(text_field: str | None, function: Callable[[Any], str] | None) -> Callable[[Any], str]:
     if function is None:
         if text_field is None:
-            raise ValueError("give dataset_text_field, the column that holds the text, or formatting_func")
+            raise ValueError("pass dataset_text_field, the column that holds the text, or formatting_func")
         return itemgetter(text_field)
     if text_field is not None:
-        warnings.warn("dataset_text_field is not used: formatting_func makes the texts.", stacklevel=3)
+        warnings.warn("dataset_text_field is ignored: formatting_func makes the texts.", stacklevel=3)
     if _positional(function) > 1:
         warnings.warn(
             "The passed formatting_func has more than one argument. It is called with one only, a row of the data.",
@@ -142,7 +142,7 @@ def _formatting(text_field: str | None, function: Callable[[Any], str] | None) -
 
 
 def _positional(function: Callable[..., Any]) -> int:
-    """Number of a function's positional parameters; 0 for a builtin that does not tell."""
+    """Number of a function's positional parameters; 0 for a builtin without a signature."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:

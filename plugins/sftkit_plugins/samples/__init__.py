@@ -23,13 +23,13 @@ class Samples(Plugin):
 
     rows: Annotated[int, Field(gt=0, description="held-out rows completed for the exact match")] = 128
     shown: Annotated[int, Field(ge=0, description="rows written to samples.jsonl, from the first")] = 5
-    max_new_tokens: Annotated[int, Field(gt=0, description="tokens a completion, at most")] = 64
+    max_new_tokens: Annotated[int, Field(gt=0, description="maximum number of tokens of a completion")] = 64
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuses a run without held-out rows."""
+        """Refuse a run without held-out rows."""
         if config.data.eval is None:
-            fix = "set data.eval, as in data.eval=0.05, or drop samples"
+            fix = "set data.eval, for instance data.eval=0.05, or drop the plugin samples"
             yield Problem("there are no held-out rows to complete", "plugin samples", fix, ("plugins", "samples"))
 
     @hookimpl

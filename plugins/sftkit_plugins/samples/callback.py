@@ -20,7 +20,7 @@ FILE = "samples.jsonl"
 
 
 class Sample(NamedTuple):
-    """A held-out row: the ids in front of its last trained run, and the ids of that run."""
+    """A held-out row: the ids before its last trained run of tokens, and the ids of that run."""
 
     prompt: list[int]
     reference: list[int]
@@ -29,8 +29,8 @@ class Sample(NamedTuple):
 class CompleteSamples(TrainerCallback):
     """Completes held-out rows before and after training, and logs how many match the reference exactly.
 
-    A resumed run keeps what was completed before its first step; every rank completes the same rows, since sharded
-    models need all of them, and one writes.
+    A resumed run keeps the completions from before its first step. Every rank completes the same rows, since sharded
+    models need all ranks; only one writes.
     """
 
     def __init__(self, rows: int, shown: int, max_new_tokens: int) -> None:
@@ -40,7 +40,7 @@ class CompleteSamples(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **trainer: Any
     ) -> None:
-        """Takes the rows, and completes them with the model as it is before training."""
+        """Choose the rows, and complete them with the untrained model."""
         self.samples = held_out(trainer.get("eval_dataloader"), self.rows)
         if state.global_step == 0:
             completions = self._complete(state, **trainer)
@@ -49,7 +49,7 @@ class CompleteSamples(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **trainer: Any
     ) -> None:
-        """Completes the same rows with the trained model, and writes both beside each other."""
+        """Complete the same rows with the trained model, and write both completions."""
         completions = self._complete(state, **trainer)
         self._write(args, state, trainer["processing_class"], "after", completions)
 
@@ -64,7 +64,7 @@ class CompleteSamples(TrainerCallback):
     def _write(
         self, args: TrainingArguments, state: TrainerState, processing_class: Any, when: str, completions: list[str]
     ) -> None:
-        """Writes the rows shown; what another time (``before``) has put there is kept."""
+        """Write the rows to show, and keep the completions from before training."""
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / FILE
@@ -86,7 +86,7 @@ class CompleteSamples(TrainerCallback):
 
 
 def show(samples: list[dict[str, Any]]) -> None:
-    """Prints the shown rows: what was asked, what was expected, and the completions before and after."""
+    """Print the rows: prompt, reference, and the completions before and after training."""
     columns = ("prompt", "reference", "before", "after")
     rows = [[" ".join(str(sample[column] or "").split())[-80:] for column in columns] for sample in samples]
     show_table(console(), "Samples (greedy, held out)", columns, rows)

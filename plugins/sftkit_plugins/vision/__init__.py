@@ -1,4 +1,4 @@
-"""Models that see pictures: conversations with images, for any processor and image-text model of transformers."""
+"""Image-text models: conversations with images, for any image-text model of transformers and its processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import field_validator
 
-from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl, load_model, load_tokenizer, parts_of
+from sftkit.api import (
+    ConfigError,
+    Field,
+    Plugin,
+    Problem,
+    dataclass,
+    has_adapter,
+    hookimpl,
+    load_model,
+    load_tokenizer,
+    parts_of,
+)
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -17,50 +28,51 @@ if TYPE_CHECKING:
 
     from sftkit.api import Collator, Formatter, RunConfig
 
-#: Plugins that cannot work on rows with pictures, and why.
+#: Plugins that do not work with images, and why.
 UNSUITED = {
-    "packing": "a packed row holds several documents, and a model finds the places of its pictures by row",
-    "samples": "it completes prompts from their tokens alone, without their pictures",
-    "gptq": "it quantizes a model by running it on text alone",
-    "unsloth": "it loads the model and its tokenizer itself",
+    "packing": "a packed row holds several documents, but models locate images by row",
+    "samples": "samples completes prompts from their tokens alone, without images",
+    "gptq": "gptq quantizes a model by running it on text alone",
+    "unsloth": "unsloth loads the model and its tokenizer itself",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vision(Plugin):
-    """Conversations with pictures, for image-text models (LLaVA, Qwen-VL, SmolVLM, Gemma 3, ...)."""
+    """Conversations with images, for image-text models (LLaVA, Qwen-VL, SmolVLM, Gemma 3, ...)."""
 
     requires: ClassVar[tuple[str, ...]] = ("pillow>=10",)
 
-    image_folder: Annotated[str, Field(description="where relative paths of pictures begin", validate_default=True)] = (
-        "."
-    )
-    verify: Annotated[bool, Field(description="read each picture whole when data is prepared, to find broken ones")] = (
-        False
-    )
-    freeze_vision: Annotated[bool, Field(description="do not train the weights of the vision tower")] = True
+    image_folder: Annotated[
+        str, Field(description="the folder to which relative image paths refer", validate_default=True)
+    ] = "."
+    verify: Annotated[bool, Field(description="decode every image when data is prepared, to find broken ones")] = False
+    freeze_vision: Annotated[bool, Field(description="do not train the vision tower")] = True
     freeze_projector: Annotated[
-        bool, Field(description="do not train what leads from the vision tower to the language model")
+        bool, Field(description="do not train the projector between vision tower and language model")
     ] = False
+    projector_modules: Annotated[
+        list[str], Field(description="names of modules inside the vision tower that belong to the projector")
+    ] = dataclasses.field(default_factory=lambda: ["merger", "deepstack_merger_list"])
     processor_options: Annotated[
         dict[str, Any],
-        Field(description="further arguments of `AutoProcessor.from_pretrained`, as size; for one loaded by name"),
+        Field(description="further arguments of `AutoProcessor.from_pretrained`, such as size"),
     ] = dataclasses.field(default_factory=dict)
 
     @field_validator("image_folder")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        # Prepared data depends on the folder, and is kept by the plugins' options as they are.
+        # Prepared data depends on the folder, and the cache identifies it by the plugins' options.
         return str(Path(value).expanduser().absolute())
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Plugins that cannot work on pictures."""
+        """Plugins that do not work with images."""
         for name, why in UNSUITED.items():
             if name in config.plugins:
-                yield Problem(why, f"plugin {name}", f"drop {name}, or vision", ("plugins", name))
+                yield Problem(why, f"plugin {name}", f"drop plugin {name} or vision", ("plugins", name))
         if config.plugins.get("flash_attn", {}).get("padding_free"):
-            why = "a row of several examples, and a model finds the places of its pictures by row"
+            why = "padding-free rows hold several examples, but models locate images by row"
             fix = "set padding_free: false"
             yield Problem(why, "plugin flash_attn, option padding_free", fix, ("plugins", "flash_attn"))
 
@@ -69,19 +81,19 @@ class Vision(Plugin):
         """The model's processor.
 
         Raises:
-            ConfigError: if it cannot be loaded, or is no processor of pictures.
+            ConfigError: if it cannot be loaded, or does not process images.
         """
         from transformers import AutoProcessor
 
         loaded = load_tokenizer(config, AutoProcessor, **self.processor_options)
         if getattr(loaded, "image_processor", None) is None:
-            what = f"{config.model.name!r} has no processor of pictures, only {type(loaded).__name__}"
-            raise ConfigError(Problem(what, "model.name", "give a model that sees pictures, or drop vision"))
+            what = f"{config.model.name!r} has no image processor, only {type(loaded).__name__}"
+            raise ConfigError(Problem(what, "model.name", "use an image-text model, or drop plugin vision"))
         return loaded
 
     @hookimpl
     def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel:
-        """The image-text model with its weights; an adapter directory gives its base with the adapter."""
+        """The image-text model with its weights."""
         from transformers import AutoModelForImageTextToText
 
         return load_model(config, options, AutoModelForImageTextToText)
@@ -90,46 +102,46 @@ class Vision(Plugin):
     def make_formatter(
         self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any, config: RunConfig
     ) -> Generator[None, Formatter | None, Formatter | None]:
-        """The data's formatter, around which pictures are taken from the rows and their tokens written out.
+        """Wraps the formatter of the data: takes the images out of the rows, and writes their tokens.
 
-        It is the outermost of wrappers: what it attaches to documents is lost in none of them.
+        It is the outermost wrapper, so that no other one loses what it attaches to documents.
 
         Raises:
-            ConfigError: if the run's tokenizer comes without its processor, which must have the options that are asked
-                for, or the chat template writes no pictures.
+            ConfigError: if the tokenizer was passed without its processor, the processor lacks the configured options,
+                or the chat template writes no images.
         """
-        from sftkit_plugins.vision.formatter import PICTURES, Pictured
+        from sftkit_plugins.vision.formatter import IMAGES, ImageFormatter
+        from sftkit_plugins.vision.image_tokens import ImageTokens
         from sftkit_plugins.vision.options import option_problems
-        from sftkit_plugins.vision.picture_tokens import PictureTokens
-        from sftkit_plugins.vision.template import taking_text
+        from sftkit_plugins.vision.template import accepting_text
 
         if processor is None:
-            what = "the tokenizer was given without the processor that it is a part of"
-            raise ConfigError(Problem(what, "tokenizer", "give the processor in its place"))
-        tokens = PictureTokens.of(processor)
+            what = "the tokenizer was passed without the processor that it belongs to"
+            raise ConfigError(Problem(what, "tokenizer", "pass the processor instead"))
+        tokens = ImageTokens.of(processor)
         if problems := list(option_problems(self.processor_options, processor)):
             raise ConfigError(problems)
-        with taking_text(tokenizer, tokens.placeholder):
+        with accepting_text(tokenizer, tokens.placeholder):
             inner = yield
         if inner is not None and inner.needs_original_rows:
-            columns = {name: feature for name, feature in columns.items() if name in PICTURES}
-        return inner and Pictured.of(inner, columns, tokens, self.image_folder, self.verify)
+            columns = {name: feature for name, feature in columns.items() if name in IMAGES}
+        return inner and ImageFormatter.of(inner, columns, tokens, self.image_folder, self.verify)
 
     @hookimpl(wrapper=True, tryfirst=True)
     def make_collator(self, processor: Any) -> Generator[None, Collator | None, Collator | None]:
-        """The collator of the tokens, to whose batches pictures are added."""
-        from sftkit_plugins.vision.collate import PictureCollator
+        """Wraps the collator of the tokens: adds the images to its batches."""
+        from sftkit_plugins.vision.collate import ImageCollator
 
         inner = yield
-        return inner and PictureCollator.of(inner, processor)
+        return inner and ImageCollator.of(inner, processor)
 
     @hookimpl(wrapper=True)
     def adapt_model(self, model: PreTrainedModel) -> Generator[None, Any, Any]:
-        """Freezes what is not to be trained, before adapters come on it."""
+        """Freezes the parts that are not trained, before any adapter is added. Changes the model."""
         frozen = {"vision": self.freeze_vision, "projector": self.freeze_projector, "language": False}
-        if not hasattr(model, "peft_config"):
+        if not has_adapter(model):
             modules = dict(model.named_modules())
-            for name, part in parts_of(model).items():
+            for name, part in parts_of(model, self.projector_modules).items():
                 if frozen[part]:
                     for parameter in modules[name].parameters(recurse=False):
                         parameter.requires_grad = False

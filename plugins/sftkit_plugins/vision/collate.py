@@ -1,5 +1,5 @@
 # ruff: noqa: N806 (suffixes are shapes)
-"""Batches with pictures, which are opened when a batch is made, in the data workers where there are some.
+"""Batches with images, which are opened when a batch is made, in the data workers if there are any.
 
 Legend: B rows, T positions.
 """
@@ -11,50 +11,49 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftkit.api import Collator, ConfigError, DataError, Problem
-from sftkit_plugins.vision.picture_tokens import PictureTokens
-from sftkit_plugins.vision.pictures import open_picture, told
+from sftkit_plugins.vision.image_tokens import ImageTokens
+from sftkit_plugins.vision.images import describe, open_image
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What a processor says of each token, beside what it is: whether it stands for a picture.
+#: Tensors in which a processor marks the tokens that stand for images.
 TYPES = ("mm_token_type_ids", "token_type_ids")
 _TEXT = ("input_ids", "attention_mask", *TYPES)
 
 
 @dataclass(frozen=True)
-class PictureCollator:
-    """Adds what the model needs of the pictures to the batches of another collator.
+class ImageCollator:
+    """Adds the tensors of the images to the batches of another collator.
 
     Attributes:
         inner: makes a batch of the tokens.
-        tokens: of pictures.
-        types: of each token id that has another type than 0, by the name of the tensor that says so.
-        by_row: the tensors that have an entry for each row with pictures; others have one for each picture, or each of
-            its patches.
+        tokens: the tokens of images.
+        types: for each tensor that marks tokens by type, the types by token id; all others have type 0.
+        by_row: the tensors with one entry per row with images; the others have one per image, or per patch.
     """
 
     inner: Collator
-    tokens: PictureTokens
+    tokens: ImageTokens
     types: Mapping[str, Mapping[int, int]]
     by_row: frozenset[str]
 
     @classmethod
-    def of(cls, inner: Collator, processor: Any) -> PictureCollator:
-        """Finds out what the processor makes, from two rows of blank pictures.
+    def of(cls, inner: Collator, processor: Any) -> ImageCollator:
+        """A collator for a processor, whose tensors are found by letting it process two rows of blank images.
 
         Raises:
-            ConfigError: if it says more of tokens than is known here.
+            ConfigError: if the processor makes unknown tensors with one entry per token.
         """
         from PIL import Image
 
-        tokens = PictureTokens.of(processor)
+        tokens = ImageTokens.of(processor)
         blank = Image.new("RGB", (64, 64))
         made = tokens.process([[blank, blank], [blank]])
         ids_BT = made["input_ids"]
         of_tokens = [name for name, value in made.items() if value.shape[:2] == ids_BT.shape]
         if unknown := [name for name in of_tokens if name not in _TEXT]:
-            what = f"{type(processor).__name__} makes {', '.join(unknown)}, which plugin vision does not know"
+            what = f"{type(processor).__name__} makes {', '.join(unknown)}, which plugin vision does not support"
             raise ConfigError(Problem(what, "model.name", "use another model"))
         types = {}
         for name in set(of_tokens) & {*TYPES}:
@@ -64,10 +63,10 @@ class PictureCollator:
         return cls(inner, tokens, types, rows)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch; one without a picture has none of their tensors.
+        """The batch; it has no image tensors if none of its rows has an image.
 
         Raises:
-            DataError: if a picture cannot be read, or has changed since its tokens were written.
+            DataError: if an image cannot be read, or has changed since the data was prepared.
         """
         batch: dict[str, Any] = self.inner(examples)
         ids_BT = batch["input_ids"]
@@ -75,43 +74,46 @@ class PictureCollator:
             batch[name] = ids_BT.new_zeros(ids_BT.shape)
             for token, value in values.items():
                 batch[name][ids_BT == token] = value
-        pictures = [list(example.get("attached", ())) for example in examples]
-        rows = [row for row, some in enumerate(pictures) if some]
+        images = [list(example.get("attached", ())) for example in examples]
+        rows = [row for row, some in enumerate(images) if some]
         if rows:
-            batch |= self._pixels(examples, pictures, rows)
+            batch |= self._image_tensors(examples, images, rows)
         return batch
 
-    def _pixels(self, examples: Sequence[dict[str, Any]], pictures: list[list[Any]], rows: list[int]) -> dict[str, Any]:
+    def _image_tensors(
+        self, examples: Sequence[dict[str, Any]], images: list[list[Any]], rows: list[int]
+    ) -> dict[str, Any]:
         import torch
 
-        made = self.tokens.process([[open_picture(each) for each in pictures[row]] for row in rows])
-        marks = torch.tensor(self.tokens.ids)
+        made = self.tokens.process([[open_image(each) for each in images[row]] for row in rows])
+        ids = torch.tensor(self.tokens.ids)
         for number, row in enumerate(rows):
-            found = int(torch.isin(made["input_ids"][number], marks).sum())
-            known = int(torch.isin(torch.as_tensor(examples[row]["input_ids"]), marks).sum())
-            if found != known:
-                what = f"{', '.join(map(told, pictures[row]))}: {found} tokens, and {known} when the data was prepared"
-                fix = "a file of another size stands there now; prepare anew (sftkit cache clear)"
+            now = int(torch.isin(made["input_ids"][number], ids).sum())
+            before = int(torch.isin(torch.as_tensor(examples[row]["input_ids"]), ids).sum())
+            if now != before:
+                shown = ", ".join(map(describe, images[row]))
+                what = f"{shown}: {now} image tokens, but {before} when the data was prepared"
+                fix = "the size of the file has changed; run `sftkit cache clear` and prepare the data again"
                 raise DataError(Problem(what, "a batch", fix))
-        pixels = {name: value for name, value in made.items() if name not in _TEXT}
-        counts = torch.tensor([len(some) for some in pictures])
+        tensors = {name: value for name, value in made.items() if name not in _TEXT}
+        counts_B = torch.tensor([len(some) for some in images])
         batch: dict[str, Any] = {"row_shares": {}}
-        for name, value in pixels.items():
+        for name, value in tensors.items():
             batch[name] = value
-            shares = counts.clamp(max=1) if name in self.by_row else _shares(value, counts, pixels)
-            batch["row_shares"][name] = shares
+            shares_B = counts_B.clamp(max=1) if name in self.by_row else _shares(value, counts_B, tensors)
+            batch["row_shares"][name] = shares_B
         return batch
 
 
-def _shares(value: Tensor, counts_B: Tensor, pixels: Mapping[str, Tensor]) -> Tensor | None:  # noqa: N803
-    """How many entries each row has; None where that cannot be told."""
+def _shares(value: Tensor, counts_B: Tensor, tensors: Mapping[str, Tensor]) -> Tensor | None:  # noqa: N803
+    """The number of entries of each row; None if it is unknown."""
     import torch
 
     total = int(counts_B.sum())
     if len(value) == total:
         return counts_B
-    if "image_grid_thw" in pixels:
-        patches = pixels["image_grid_thw"].prod(1)
+    if "image_grid_thw" in tensors:
+        patches = tensors["image_grid_thw"].prod(1)
         if int(patches.sum()) == len(value):
             row = torch.repeat_interleave(torch.arange(len(counts_B)), counts_B)
             return torch.zeros_like(counts_B).index_add(0, row, patches)

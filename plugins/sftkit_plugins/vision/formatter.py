@@ -1,4 +1,4 @@
-"""Documents in which each picture's tokens are written out, with what its batch needs attached."""
+"""Documents with the tokens of each image written out, and the images attached."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from sftkit.api import (
     Skipped,
     Span,
 )
+from sftkit_plugins.vision.image_tokens import ImageTokens
+from sftkit_plugins.vision.images import ImageError, Reference, size_of
 from sftkit_plugins.vision.messages import Row
-from sftkit_plugins.vision.picture_tokens import PictureTokens
-from sftkit_plugins.vision.pictures import PictureError, Reference, size_of
 
-#: Columns that hold pictures, and conversations.
-PICTURES = ("images", "image")
+#: Columns of images, and of conversations.
+IMAGES = ("images", "image")
 CONVERSATIONS = ("messages", "conversations", "prompt", "completion")
 
 
 @dataclass(frozen=True)
-class Pictured(Formatter):
-    """The documents of another formatter, with pictures.
+class ImageFormatter(Formatter):
+    """The documents of another formatter, with images.
 
-    The text is the one that the processor would make: the placeholder that the chat template writes for a picture is
-    replaced by what the processor writes for one of its size. No part of it is ever trained.
+    The text is what the processor would make: the placeholder that the chat template writes for an image is replaced by
+    the processor's text for an image of that size. None of it is trained.
 
     Attributes:
-        inner: formats the conversations, whose pictures are marks in their text.
-        tokens: of pictures.
-        column: of the data's pictures, if it has one.
-        conversations: the columns that may hold some.
-        folder: where relative paths begin.
-        verify: whether pictures are read whole, to see that they can be.
+        inner: formats the conversations, in whose text marks stand for images.
+        tokens: the tokens of images.
+        column: the column of images, if there is one.
+        conversations: the columns whose messages may hold images.
+        folder: the folder to which relative paths refer.
+        verify: whether images are decoded, to find broken ones.
     """
 
     inner: Formatter
-    tokens: PictureTokens
+    tokens: ImageTokens
     column: str | None
     conversations: tuple[str, ...]
     folder: Path
@@ -55,18 +55,18 @@ class Pictured(Formatter):
         cls,
         inner: Formatter,
         columns: Mapping[str, Any],
-        tokens: PictureTokens,
+        tokens: ImageTokens,
         folder: str,
         verify: bool,
-    ) -> Pictured:
-        """For data with these columns.
+    ) -> ImageFormatter:
+        """A formatter for data with these columns.
 
         Raises:
-            ConfigError: for two columns of pictures, or a folder that is not there.
+            ConfigError: if there are two columns of images, or the folder does not exist.
         """
-        found = [name for name in PICTURES if name in columns]
+        found = [name for name in IMAGES if name in columns]
         if len(found) > 1:
-            what = f"the columns {' and '.join(found)} both hold pictures"
+            what = f"the columns {' and '.join(found)} both hold images"
             raise ConfigError(Problem(what, "data", "keep one of them"))
         if not Path(folder).is_dir():
             what = f"there is no folder {folder!r}"
@@ -76,77 +76,77 @@ class Pictured(Formatter):
 
     @property
     def adds_special_tokens(self) -> bool:
-        """As the inner formatter's."""
+        """As the inner formatter."""
         return self.inner.adds_special_tokens
 
     @property
     def rendered_special_tokens(self) -> Literal["once", "none"]:
-        """As a processor has them."""
+        """As a processor."""
         return "once"
 
     @property
     def attached_type(self) -> Any:
-        """The references of a row's pictures."""
+        """The type of a row's image references."""
         import pyarrow as pa
 
         return pa.list_(pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]))
 
     @property
     def uncut_ids(self) -> tuple[int, ...]:
-        """The tokens of pictures."""
+        """The tokens of images."""
         return self.tokens.ids
 
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
-        """The documents, each with its pictures attached.
+        """The documents, each with its images attached.
 
         Raises:
-            RowError: for a picture that cannot be had or has no place, and as the inner formatter does.
+            RowError: for an image that cannot be used or has no place, and from the inner formatter.
         """
         length = len(next(iter(rows.values())))
         plain: dict[str, list[Any]] = {name: list(values) for name, values in rows.items()}
-        pictures = []
+        images = []
         for index in range(length):
             try:
-                row = Row(self._given(rows, index), self.tokens.placeholder, self.folder)
-                texts = row.taken([rows[name][index] for name in self.conversations])
-            except PictureError as error:
+                row = Row(self._column_images(rows, index), self.tokens.placeholder, self.folder)
+                texts = row.extract([rows[name][index] for name in self.conversations])
+            except ImageError as error:
                 raise RowError(index, error.what, error.fix) from error
             for name, text in zip(self.conversations, texts, strict=True):
                 plain[name][index] = text
-            pictures.append(row.pictures)
+            images.append(row.images)
         documents = self.inner(plain)
         return [
-            document if isinstance(document, Skipped) else self._written(document, pictures[index], index)
+            document if isinstance(document, Skipped) else self._with_tokens(document, images[index], index)
             for index, document in enumerate(documents)
         ]
 
-    def _given(self, rows: Columns, index: int) -> Sequence[Any]:
+    def _column_images(self, rows: Columns, index: int) -> Sequence[Any]:
         value = None if self.column is None else rows[self.column][index]
         if value is None:
             return ()
         return value if isinstance(value, list | tuple) else (value,)
 
-    def _written(self, document: Document, pictures: list[Reference], index: int) -> DocumentWithAttachment:
-        """The document with the tokens of its pictures."""
+    def _with_tokens(self, document: Document, images: list[Reference], index: int) -> DocumentWithAttachment:
+        """The document with the tokens of its images."""
         places = sum(span.text.count(self.tokens.placeholder) for span in document)
-        if places != len(pictures):
-            what = f"the text shows {places} pictures ({self.tokens.placeholder}), and the row has {len(pictures)}"
-            raise RowError(index, what, "give a part {type: image} in a message for each, or use another template")
+        if places != len(images):
+            what = f"the text has {places} images ({self.tokens.placeholder}), but the row has {len(images)}"
+            raise RowError(index, what, "write a part {type: image} in a message for each, or use another template")
         try:
-            sizes = tuple(size_of(each, self.verify) for each in pictures)
-            written = iter(self.tokens.written(sizes) if pictures else ())
-        except PictureError as error:
+            sizes = tuple(size_of(each, self.verify) for each in images)
+            texts = iter(self.tokens.texts_for(sizes) if images else ())
+        except ImageError as error:
             raise RowError(index, error.what, error.fix) from error
         spans: list[Span] = []
         for span in document:
             first, *others = span.text.split(self.tokens.placeholder)
             spans.append(span._replace(text=first))
             for piece in others:
-                spans += [Span(next(written), False), span._replace(text=piece)]
-        return DocumentWithAttachment(spans, pictures, self._counts(spans, pictures))
+                spans += [Span(next(texts), False), span._replace(text=piece)]
+        return DocumentWithAttachment(spans, images, self._counts(spans, images))
 
-    def _counts(self, spans: list[Span], pictures: list[Reference]) -> dict[str, int]:
-        if not pictures:
-            return {"rows without pictures": 1}
-        written = sum(span.text.count(token) for span in spans for token in self.tokens.texts)
-        return {"pictures": len(pictures), "picture tokens": written}
+    def _counts(self, spans: list[Span], images: list[Reference]) -> dict[str, int]:
+        if not images:
+            return {"rows without images": 1}
+        tokens = sum(span.text.count(token) for span in spans for token in self.tokens.texts)
+        return {"images": len(images), "image tokens": tokens}

@@ -1,4 +1,4 @@
-"""Chat templates of image-text models, which take a message's content as a list of parts, made to take text."""
+"""Lets chat templates of image-text models, which expect contents as lists of parts, accept text with marks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sftkit.api import ConfigError, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Stands for a picture in the text of a message: a private-use character, which no data is likely to hold.
+#: Stands for an image in the text of a message: a private-use character, unlikely in any data.
 MARK = "\ue0f4"
-#: Splits text at the marks, in front of the template itself.
+#: Prepended to a template: splits text at the marks.
 _SPLIT = (
     "{%- set sft = namespace(messages=[], parts=[]) -%}"
     "{%- for message in messages -%}{%- if message['content'] is string -%}{%- set sft.parts = [] -%}"
@@ -28,14 +28,14 @@ _SPLIT = (
 
 
 @contextmanager
-def taking_text(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> Iterator[None]:
-    """Inside, the tokenizer's chat template takes contents as text with a `MARK` for each picture.
+def accepting_text(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> Iterator[None]:
+    """Inside, the tokenizer's chat template accepts contents as text with a `MARK` for each image.
 
-    So whoever renders conversations, and looks for turns in them, need know of nothing but text. Outside, the template
-    is what it was.
+    So code that renders conversations and finds turns in them only has to know text. The template is restored at the
+    exit.
 
     Raises:
-        ConfigError: if the template does not write pictures.
+        ConfigError: if the template writes no images.
     """
     template = tokenizer.chat_template
     if template is None:
@@ -53,7 +53,7 @@ def taking_text(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> Iterato
 
 
 def _check(tokenizer: Any, name: str, template: str, placeholder: str) -> None:
-    """That a template takes contents in parts, and writes one placeholder for a picture."""
+    """Checks that a template accepts contents in parts, and writes one placeholder for an image."""
     parts = [{"type": "image"}, {"type": "text", "text": "\ue0f5"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[1:]}]
     try:
@@ -62,10 +62,10 @@ def _check(tokenizer: Any, name: str, template: str, placeholder: str) -> None:
         text, why = "", f"it refuses contents in parts: {error}"
     else:
         printed = "'type'" in text or '"type"' in text
-        why = "it prints the parts of a content as they are" if printed else ""
+        why = "it writes the parts of a content as Python objects" if printed else ""
         if not why and text.count(placeholder) != 1:
-            why = f"it writes {placeholder!r} {text.count(placeholder)} times for one picture"
+            why = f"it writes {placeholder!r} {text.count(placeholder)} times for one image"
     if why:
-        what = f"the chat template ({name}) is not made for pictures: {why}"
-        fix = "use the model's own, as its processor has it (and drop -p chatml)"
+        what = f"the chat template ({name}) does not support images: {why}"
+        fix = "use the model's own template, and drop plugins such as chatml that replace it"
         raise ConfigError(Problem(what, "chat template", fix))

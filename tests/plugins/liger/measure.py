@@ -21,8 +21,9 @@ import triton.runtime.interpreter as triton_interpreter
 from sftkit import Pipeline
 from sftkit.errors import SftkitError
 from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
-from sftkit.training.head import LossHead, Targets
+from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
+from sftkit.training.targets import Targets
 from sftkit_plugins.liger import Liger
 
 IDS = torch.arange(3, 27).view(2, 12)

@@ -1,12 +1,12 @@
-"""Runs the plugin unsloth with the real package, and prints what it found as JSON.
+"""Runs the plugin unsloth with the real package, and prints the results as JSON.
 
-A program of its own, since unsloth must be imported before transformers, patches it for good, and needs an environment
-that it fits into. Without a GPU unsloth has a backend for the CPU with the same interface, which trains for real; only
-sftkit's look for a GPU is replaced:
+This is a separate program, because unsloth must be imported before transformers, patches it for the rest of the
+process, and needs its own environment. Without a GPU, unsloth trains with a CPU backend that has the same interface;
+only sftkit's check for a GPU is replaced:
 
     python tests/plugins/unsloth/measure.py train new_tokens
 
-`signatures` imports what unsloth has on a GPU instead, as its own tests do on machines without one, and calls nothing.
+`signatures` imports the code for GPUs instead, as unsloth's own tests do without a GPU, and trains nothing.
 """
 
 import inspect
@@ -20,8 +20,8 @@ from pathlib import Path
 import sftkit.plugin.registry
 from sftkit import Pipeline
 from sftkit.errors import SftkitError
-from sftkit.plugin.select import Choice
-from sftkit.testing import CHATML, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.plugin.select import Choice, select
+from sftkit.testing import CHATML, run_problems, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.unsloth import Unsloth
 
 sftkit.plugin.registry.has_gpu = lambda: True
@@ -32,7 +32,7 @@ PLAIN = {"dtype": "float32", "use_gradient_checkpointing": False}
 
 
 def save_model(directory):
-    """A tiny model with its tokenizer; by a process of its own, since it brings transformers in."""
+    """A tiny model with its tokenizer, saved by a separate process, because this imports transformers."""
     if "unsloth" not in sys.modules:
         program = f"import measure; measure.save_here({str(directory)!r})"
         subprocess.run([sys.executable, "-c", program], check=True, stdout=2, cwd=Path(__file__).parent)
@@ -47,7 +47,7 @@ def save_here(directory):
 
 
 def run(model, output, *plugins, **train):
-    """A run, and its losses."""
+    """The result of a run, and its losses."""
     result = Pipeline(
         model=model,
         data=tiny_conversations(8),
@@ -66,7 +66,7 @@ def logits(model):
 
 
 def train():
-    """LoRA by unsloth and by peft from the same seed, and unsloth's adapter reloaded by peft alone."""
+    """LoRA with unsloth and with peft from the same seed, and unsloth's adapter reloaded by peft alone."""
     with tempfile.TemporaryDirectory() as directory:
         model = save_model(Path(directory, "model"))
         result, losses = run(model, Path(directory, "run"), Unsloth(r=8, **PLAIN))
@@ -85,13 +85,13 @@ def train():
             "rank": adapter.r,
             "target_modules": sorted(adapter.target_modules),
             "reloaded": (logits(result.model) - logits(reloaded)).abs().max().item(),
-            "trained_on_rank": again.model.peft_config["default"].r,
+            "further_rank": again.model.peft_config["default"].r,
             "rewritten": [n for n, value in vars(Trainer).items() if "unsloth_get" in getattr(value, "__name__", "")],
         }
 
 
 def new_tokens():
-    """A run whose template brings tokens of its own, beside it one that trains every weight."""
+    """A run with new tokens, and one that trains every weight."""
     with tempfile.TemporaryDirectory() as directory:
         model = save_model(Path(directory, "model"))
         result, losses = run(model, Path(directory, "run"), Unsloth(r=8, **PLAIN), "chatml")
@@ -99,7 +99,7 @@ def new_tokens():
         trained = [name for name, p in result.model.named_parameters() if p.requires_grad]
         return {
             "losses": losses,
-            "trained_whole": [name for name in trained if "lora" not in name],
+            "trained_in_full": [name for name in trained if "lora" not in name],
             "rows": result.model.get_input_embeddings().weight.shape[0],
             "tokens": len(result.tokenizer),
             "whole_losses": whole_losses,
@@ -109,14 +109,12 @@ def new_tokens():
 
 
 def refusals():
-    """Errors of options that only the installed package can judge, and of a model that unsloth did not load."""
+    """Errors for options that only the installed package can check, and for a model that unsloth did not load."""
     import unsloth  # noqa: F401
 
-    found = [str(problem) for problem in Unsloth(options={"lora_droput": 0.1, "r": 4}).check_run(tiny_config())]
-    found += [
-        str(problem)
-        for problem in Unsloth(options={"use_dora": True, "layers_pattern": "layers"}).check_run(tiny_config())
-    ]
+    found = [str(problem) for problem in run_problems(Unsloth(options={"lora_droput": 0.1, "r": 4}))]
+    known = {"use_dora": True, "layers_pattern": "layers"}
+    found += [str(problem) for problem in run_problems(Unsloth(options=known))]
     for plugin, call in (
         (Unsloth(), lambda p: p.load_model(tiny_config(), {"attn_implementation": "eager"})),
         (Unsloth(), lambda p: p.load_model(tiny_config(model={"name": "/no/such/model"}), {})),
@@ -131,13 +129,13 @@ def refusals():
 
 
 def conflicts():
-    """What is told where peft is selected too."""
-    _, problems = sftkit.plugin.registry.select([Choice("unsloth", instance=Unsloth()), Choice("peft")])
+    """The problem if plugin peft is selected too."""
+    _, problems = select([Choice("unsloth", instance=Unsloth()), Choice("peft")])
     return [str(problem) for problem in problems if "exclude" in str(problem)]
 
 
 def signatures():
-    """The plugin's arguments, bound to the functions that unsloth has on a GPU; and its Trainer, put back."""
+    """The plugin's arguments, bound to the functions for GPUs; and the Trainer, restored."""
     os.environ["UNSLOTH_ALLOW_CPU"] = "1"
     from unsloth import FastLanguageModel
 
@@ -160,12 +158,12 @@ def signatures():
         rewritten = sorted(name for name, value in vars(Trainer).items() if before.get(name) is not value)
     return {
         "class": f"{FastLanguageModel.__mro__[1].__module__}",
-        "unnamed_when_loading": sorted(set(loading) - set(load.parameters)),
-        "unnamed_when_adapting": sorted(set(adapting) - set(adapt.parameters)),
-        "modes_there": [name for name in MODES if name in load.parameters],
+        "unknown_to_loader": sorted(set(loading) - set(load.parameters)),
+        "unknown_to_adapter": sorted(set(adapting) - set(adapt.parameters)),
+        "known_modes": [name for name in MODES if name in load.parameters],
         "known": sorted(adapter_arguments() & {"use_dora", "qat_scheme", "finetune_last_n_layers", "layers_pattern"}),
         "rewritten": rewritten,
-        "put_back": dict(vars(Trainer)) == before,
+        "restored": dict(vars(Trainer)) == before,
     }
 
 

@@ -1,0 +1,48 @@
+"""Methods of 2024's subclasses, which lack arguments that transformers has passed since."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+#: Arguments that transformers has added since 2024, by method of the trainer.
+ADDED = {"compute_loss": "num_items_in_batch", "training_step": "num_items_in_batch", "log": "start_time"}
+
+
+def accept_added_arguments(cls: type) -> bool:
+    """Make methods of a subclass accept the added arguments. Changes the class.
+
+    Returns:
+        Whether its loss ignores the number of items in the accumulated batches.
+    """
+    for name, added in ADDED.items():
+        method = getattr(cls, name)
+        if not _accepts(method, added):
+            setattr(cls, name, _without(method, added))
+    losses = [getattr(cls, name) for name in ("compute_loss", "training_step")]
+    return any(getattr(method, "ignores_number_of_items", False) for method in losses)
+
+
+def _accepts(method: Callable[..., Any], added: str) -> bool:
+    parameters = inspect.signature(method).parameters
+    return (
+        added in parameters
+        or getattr(method, "ignores_number_of_items", False)
+        or any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    )
+
+
+def _without(method: Callable[..., Any], added: str) -> Callable[..., Any]:
+    """The method, called without an argument that it does not have."""
+    parameters = inspect.signature(method).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+    @functools.wraps(method)
+    def called(*arguments: Any, **options: Any) -> Any:
+        options.pop(added, None)
+        return method(*arguments[: len(positional)], **options)
+
+    called.ignores_number_of_items = True  # type: ignore[attr-defined]
+    return called

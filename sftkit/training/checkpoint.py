@@ -1,0 +1,39 @@
+"""Checkpoints of models that are saved under other names than those of their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sftkit.errors import Problem, RunError
+
+
+def load_renamed(model: Any, checkpoint: Any, loaded: list[Any]) -> None:
+    """Load all weights of a checkpoint again if the Trainer has loaded only some. Changes the model.
+
+    The Trainer matches names literally. Some models, such as those with experts, are saved under other names, which
+    only ``from_pretrained`` translates.
+
+    Args:
+        model: the model, not wrapped.
+        checkpoint: its directory.
+        loaded: the results of ``load_state_dict`` in the Trainer.
+
+    Raises:
+        RunError: if the checkpoint lacks weights.
+    """
+    if not any(result.unexpected_keys or untied(model, result.missing_keys) for result in loaded):
+        return
+    saved, info = type(model).from_pretrained(
+        checkpoint, dtype="auto", attn_implementation="eager", use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):
+        what = f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        raise RunError(Problem(what, str(checkpoint), "resume from another checkpoint, or start again"))
+    model.load_state_dict(saved.state_dict())
+
+
+def untied(model: Any, names: list[str]) -> list[str]:
+    """The names whose weight has no other name."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    others = {id(weight) for name, weight in weights.items() if name not in names}
+    return [name for name in names if id(weights.get(name)) not in others]

@@ -1,0 +1,25 @@
+"""The largest batch of a run."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+
+from sftkit.memory.batch import largest_batch
+from sftkit.testing import tiny_config
+
+
+def test_the_largest_batch_has_the_longest_rows():
+    rows = Dataset.from_list([{"input_ids": [1] * n, "labels": [1] * n} for n in (3, 9, 5, 7, 1)])
+
+    def collator(examples):
+        return {"lengths": sorted(len(example["input_ids"]) for example in examples)}
+
+    config = tiny_config(train={"per_device_train_batch_size": 3})
+    assert largest_batch(rows, collator, config) == {"lengths": [5, 7, 9]}
+
+
+def test_the_largest_batch_of_a_stream_has_rows_of_full_length():
+    config = tiny_config(train={"per_device_train_batch_size": 2}, data={"max_length": 7})
+    stream = iter([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}])
+    (one, two) = largest_batch(stream, lambda examples: {"rows": examples}, config)["rows"]
+    assert one == two == {"input_ids": [1, 2, 3, 1, 2, 3, 1], "labels": [-100, 2, 3, -100, 2, 3, -100]}

@@ -1,0 +1,66 @@
+"""Resumed runs, and checkpoints that are loaded again."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from sftkit.errors import RunError
+from sftkit.testing import tiny_model
+
+SAVED_UNDER_OTHER_NAMES = ["mixtral", "qwen3_moe"]
+SAVING = {"save_steps": 2, "save_strategy": "steps", "lr_scheduler_type": "constant", "learning_rate": 1e-2}
+
+
+def whole_and_resumed(make_run, *, train=None, **options):
+    """The results of a run of four steps, and of one that is resumed after two."""
+    train = {**SAVING, **(train or {})}
+    whole = make_run("whole", train={**train, "max_steps": 4}, **options).run()
+    make_run("resumed", train={**train, "max_steps": 2}, **options).run()
+    return whole, make_run("resumed", train={**train, "max_steps": 4}, resume=True, **options).run()
+
+
+def test_a_resumed_run_ends_with_the_weights_of_a_whole_one(make_run, distance):
+    whole, resumed = whole_and_resumed(make_run, plugins=["neftune"])
+    assert distance(whole.model, resumed.model) == 0
+
+
+@pytest.mark.parametrize("architecture", SAVED_UNDER_OTHER_NAMES)
+def test_a_resumed_run_finds_weights_saved_under_other_names(make_run, distance, architecture):
+    whole, resumed = whole_and_resumed(make_run, model=tiny_model(architecture))
+    assert distance(whole.model, resumed.model) == 0
+
+
+def test_a_resumed_run_continues_to_count_trained_tokens(make_run, log_of):
+    results = whole_and_resumed(make_run, train={"logging_steps": 1})
+    counts = [[entry["trained_tokens"] for entry in log_of(result) if "trained_tokens" in entry] for result in results]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("architecture", SAVED_UNDER_OTHER_NAMES)
+def test_the_best_model_is_found_under_other_names(make_run, distance, rows, held_out, tmp_path, architecture):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    each_step = {"save_steps": 1, "save_strategy": "steps", "eval_steps": 1, "eval_strategy": "steps"}
+    train = {**best, **each_step, "learning_rate": 1e-2}
+    made = make_run(model=tiny_model(architecture), eval=held_out[:4], train=train).run()
+    first = type(made.model).from_pretrained(tmp_path / "run" / "checkpoint-1")  # the loss falls, and higher is better
+    assert distance(made.model, first) == 0
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(make_run, tmp_path):
+    train = {"save_steps": 1, "save_strategy": "steps"}
+    make_run(train=train).run()
+    path = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if "layers.0.mlp" not in name}
+    save_file(kept, path, {"format": "pt"})
+    with pytest.raises(RunError, match=r"checkpoint-2: the checkpoint lacks 3 weights of LlamaForCausalLM"):
+        make_run(train={**train, "max_steps": 4}, resume=True).run()
+
+
+def test_resuming_with_other_data_or_plugins_is_refused(make_run, rows):
+    train = {"save_steps": 1, "save_strategy": "steps"}
+    make_run(train=train).run()
+    with pytest.raises(RunError, match="the data has changed"):
+        make_run(data=rows[:6], train=train, resume=True).run()
+    with pytest.raises(RunError, match="neftune"):
+        make_run(plugins=["neftune"], train=train, resume=True).run()
