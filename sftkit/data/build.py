@@ -198,8 +198,8 @@ def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[RowBatch]:
     for start in range(0, number, size):
         if mapped and start and start % REMAP == 0:
             rows = pickle.loads(pickle.dumps(rows))  # stores the names of the files, and opens them again
-        stop = min(start + size, number)
+        part = slice(start, min(start + size, number))
         if picked is None:
-            yield np.arange(start, stop), read_rows(rows, slice(start, stop))
+            yield np.arange(part.start, part.stop), read_rows(rows, part)
         else:
-            yield picked[start:stop], read_rows(rows, picked[start:stop])
+            yield picked[part], read_rows(rows, picked[part])

@@ -45,25 +45,25 @@ def diagnose(files: Sequence[Path], where: str, kind: str) -> Iterator[Problem]:
 
 
 def _diagnose_json(path: Path, where: str) -> Iterator[Problem]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        if text.lstrip().startswith("["):
-            json.loads(text)
-            return
-    except json.JSONDecodeError as error:
-        yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{error.lineno}", JSON_FIX)
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    if is_array(path):
         try:
-            row = json.loads(line)
+            json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{number}", JSON_FIX)
-            return
-        if not isinstance(row, dict):
-            yield Problem(f"not a JSON object: {line[:60]!r}", f"{where}, {path}:{number}", JSON_FIX)
-            return
+            yield Problem(f"not valid JSON: {error.msg}", f"{where}, {path}:{error.lineno}", JSON_FIX)
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip() and (what := _line_problem(line)):
+                yield Problem(what, f"{where}, {path}:{number}", JSON_FIX)
+                return
+
+
+def _line_problem(line: bytes) -> str:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError as error:  # also for invalid UTF-8
+        return f"not valid JSON: {getattr(error, 'msg', error)}"
+    return "" if isinstance(row, dict) else f"not a JSON object: {line[:60].decode('utf-8', 'replace')!r}"
 
 
 def copy_without_bad_lines(path: Path, copy: Path, where: str, limit: int) -> int:
@@ -81,7 +81,7 @@ def copy_without_bad_lines(path: Path, copy: Path, where: str, limit: int) -> in
     try:
         with path.open("rb") as file, partial.open("wb") as out:
             for line in file:
-                if line.strip() and not _is_object(line):
+                if line.strip() and _line_problem(line):
                     bad, line = bad + 1, b"\n"
                     if bad > limit:
                         what = f"more than {limit} lines are not JSON objects"
@@ -92,10 +92,3 @@ def copy_without_bad_lines(path: Path, copy: Path, where: str, limit: int) -> in
     finally:
         partial.unlink(missing_ok=True)
     return bad
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line.decode("utf-8")), dict)
-    except ValueError:
-        return False

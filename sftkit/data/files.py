@@ -67,19 +67,17 @@ def find_files(name: str, where: str) -> list[Path] | None:
             raise DataError(Problem(f"unsupported file type: {name}", where, supported))
         return [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in BUILDERS and p.is_file())
-        if not files:
-            raise DataError(Problem(f"no data file in the directory {name}", where, supported))
-        return files
-    if any(char in name for char in "*?["):
-        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-        files = [file for file in files if file.is_file() and file.suffix.lower() in BUILDERS]
-        if not files:
-            raise DataError(Problem(f"no data file matches {name}", where, "correct the pattern"))
-        return files
-    if name.startswith((".", "/", "~")) or path.suffix.lower() in BUILDERS or name.count("/") > 1:
+        found, nothing = list(path.rglob("*")), Problem(f"no data file in the directory {name}", where, supported)
+    elif any(char in name for char in "*?["):
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        nothing = Problem(f"no data file matches {name}", where, "correct the pattern")
+    elif name.startswith((".", "/", "~")) or path.suffix.lower() in BUILDERS or name.count("/") > 1:
         raise DataError(Problem(f"no such file or directory: {name}", where, "correct the path"))
-    return None
+    else:
+        return None
+    if files := sorted(file for file in found if file.suffix.lower() in BUILDERS and file.is_file()):
+        return files
+    raise DataError(nothing)
 
 
 def read_files(files: Sequence[Path], data: DataSection, where: str) -> Read:

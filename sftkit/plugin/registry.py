@@ -66,7 +66,7 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
 def plugin_advice(key: str) -> str:
     """Which installed plugins a misplaced key belongs to, as the fix of an error; "" if there are none.
 
-    A key may be a field of TrainingArguments that a plugin replaces, an option of a plugin, or a plugin's name.
+    A key may be a field of TrainingArguments, or of TRL's, that a plugin replaces, or an option of a plugin.
     """
     known, options = discover(), []
     for name in known:
@@ -75,13 +75,14 @@ def plugin_advice(key: str) -> str:
         except ConfigError:  # a broken plugin is reported when it is selected
             continue
         if key in cls.replaces:
-            return f"use plugin {name}" + (f", option {cls.replaces[key]}" if cls.replaces[key] else "")
+            option = cls.replaces[key]
+            return f"select plugin {name}" + (f" and set its option {option}" if option else "")
         if key in option_names(cls):
             options.append(name)
     if options:
         places = " or ".join(f"plugins.{name}.{key}" for name in options)
         return f"it is an option of plugin {' and of plugin '.join(options)}: set {places}"
-    return f"use plugin {key}" if key in known else ""
+    return ""
 
 
 def check_class(cls: type[Plugin], name: str) -> list[Problem]:

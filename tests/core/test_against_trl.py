@@ -18,7 +18,7 @@ from sftkit.testing import CHATML, tiny_model
 
 trl = pytest.importorskip("trl")
 MASKED = -100
-MARKS_NEWLINE = CHATML.replace("<|im_end|>{% endgeneration %}", "<|im_end|>\n{% endgeneration %}")
+MARKS_NEWLINE = CHATML.replace("{{ eos_token }}{% endgeneration %}", "{{ eos_token }}\n{% endgeneration %}")
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_trl_trains_prompt_tokens_that_merge_differently_with_the_completion():
 
 def test_trl_trains_whitespace_after_the_closing_token(llama):
     llama.chat_template = MARKS_NEWLINE.replace("{% endif %}{{ '\\n' }}{% endfor %}", "\n{% endif %}{% endfor %}")
-    assert "<|im_end|>\n{% endgeneration %}" in llama.chat_template
+    assert "{{ eos_token }}\n{% endgeneration %}" in llama.chat_template
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}]
     ((their_ids, their_labels),) = theirs(rows, llama, assistant_only_loss=True)
     ((our_ids, our_labels),) = ours(rows, llama)
@@ -152,4 +152,4 @@ def test_trl_rejects_templates_without_markers(llama):
     with pytest.raises(RuntimeError, match="no assistant tokens"):
         theirs(rows, llama, assistant_only_loss=True)
     ((_, labels),) = ours(rows, llama)
-    assert llama.decode([label for label in labels if label != MASKED]).startswith("Ho<|im_end|>")
+    assert llama.decode([label for label in labels if label != MASKED]).startswith("Ho</s>")

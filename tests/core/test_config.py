@@ -63,9 +63,12 @@ def test_options_of_plugins_are_found_for_misplaced_keys(tmp_path):
         )
     )
     assert "sft.yaml:4, data.loss: no such key -> it is an option of plugin formats: set plugins.formats.loss" in text
-    assert "train.packing: no such training argument -> use plugin packing" in text
-    assert "train.neftune_noise_alpha: cannot be set here -> use plugin neftune, option alpha" in text
-    assert "train.dataset_text_field: no such training argument -> use plugin formats, option text_column" in text
+    assert "train.packing: no such training argument -> select plugin packing" in text
+    assert "train.neftune_noise_alpha: cannot be set here -> select plugin neftune and set its option alpha" in text
+    assert (
+        "train.dataset_text_field: no such training argument -> select plugin formats and set its option text_column"
+        in text
+    )
     assert "train.max_seq_length: no such training argument -> use data.max_length" in text
 
 

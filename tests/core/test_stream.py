@@ -123,7 +123,7 @@ def test_the_manifest_counts_what_happened_to_a_stream(tmp_path):
     ("data", "train", "message"),
     [
         ({}, {"max_steps": -1}, "a stream has no end, and train.max_steps is not set"),
-        ({"eval": 0.1}, {}, "no fraction of a stream can be held out"),
+        ({"eval": 0.1}, {}, "a fraction of a stream cannot be held out"),
         ({}, {"dataloader_num_workers": 2}, "not by data workers"),
     ],
 )

@@ -16,6 +16,7 @@ STRIPPING = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+SPECIAL = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "One?"},
@@ -26,7 +27,7 @@ TALK = [
 
 
 def trained(messages, template=CHATML, **options):
-    chat = Chat(columns=("messages",), template=template, special_tokens={"bos_token": "<s>"}, **options)
+    chat = Chat(columns=("messages",), template=template, special_tokens=SPECIAL, **options)
     (document,) = chat({"messages": [messages]})
     return document if isinstance(document, Skipped) else [span.text for span in document if span.trained]
 
@@ -101,7 +102,7 @@ def test_a_skeleton_does_not_match_any_other_text():
 
 
 def test_a_used_formatter_pickles_to_the_same_bytes_as_a_new_one():
-    chat = Chat(columns=("messages",), template=CHATML, special_tokens={"bos_token": "<s>"})
+    chat = Chat(columns=("messages",), template=CHATML, special_tokens=SPECIAL)
     before = pickle.dumps(chat)
     chat({"messages": [TALK]})
     assert pickle.dumps(chat) == before

@@ -28,7 +28,9 @@ TALK = [
 
 
 def spans(messages, template=CHATML, row_weight=None, **options):
-    chat = Chat(columns=("messages",), template=template, special_tokens={}, weighted=row_weight is not None, **options)
+    special = {"eos_token": "<|im_end|>"}
+    weighted = row_weight is not None
+    chat = Chat(columns=("messages",), template=template, special_tokens=special, weighted=weighted, **options)
     (document,) = chat({"messages": [messages], "weight": [row_weight]})
     return [(span.text, span.weight) for span in document if span.trained]
 

@@ -224,7 +224,7 @@ def test_formatters_can_be_pickled(row):
 @pytest.mark.parametrize("template", [CHATML, unmarked(CHATML)], ids=["marked", "unmarked"])
 def test_content_and_closing_token_of_assistant_turns_are_trained(template):
     (document,) = documents([{"messages": TURNS}], template)
-    assert trained(document) == ["1\n<|im_end|>", "2<|im_end|>"]
+    assert trained(document) == ["1\n</s>", "2</s>"]
     assert text(document).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n")
 
 
@@ -417,13 +417,13 @@ def test_an_exception_in_the_template_is_reported_with_the_row():
 @pytest.mark.parametrize("template", [CHATML, unmarked(CHATML)], ids=["marked", "unmarked"])
 def test_a_completion_of_messages_is_trained_after_the_generation_prompt(template):
     (document,) = documents([{"prompt": TURNS[:4], "completion": TURNS[4:]}], template)
-    assert trained(document) == ["2<|im_end|>"]
+    assert trained(document) == ["2</s>"]
     assert text(document) == text(documents([{"messages": TURNS}], template)[0])
 
 
 def test_loss_assistant_trains_the_assistant_turns_of_the_prompt_too():
     (document,) = documents([{"prompt": TURNS[:4], "completion": TURNS[4:]}], CHATML, loss="assistant")
-    assert trained(document) == ["1\n<|im_end|>", "2<|im_end|>"]
+    assert trained(document) == ["1\n</s>", "2</s>"]
 
 
 def test_a_completion_that_begins_with_a_user_turn_is_rejected():
