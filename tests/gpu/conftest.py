@@ -77,9 +77,7 @@ def pipeline(device: torch.device, tmp_path: Path) -> Callable[..., Any]:
     from sftkit import Pipeline
     from sftkit.testing import CHATML, tiny_conversations, tiny_tokenizer
 
-    def made(
-        model: Any, *plugins: Any, name: str = "run", train: Mapping[str, Any] | None = None, **options: Any
-    ) -> Any:
+    def made(model: Any, *plugins: Any, name: str = "run", train: Mapping[str, Any] = NOTHING, **options: Any) -> Any:
         values = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
         values |= {"save_strategy": "no", "lr_scheduler_type": "constant", "use_cpu": device.type == "cpu"}
         values |= {"output_dir": str(tmp_path / name), **train}

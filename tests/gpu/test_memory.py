@@ -153,12 +153,15 @@ CASES = {
     "all weights, bf16, packed": ([Packing()], {"bf16": True}),
     "lora, bf16": ([PEFT(r=8)], {"bf16": True}),
     "checkpointed, accumulated": ([Activations(checkpointing="full")], {"gradient_accumulation_steps": 2}),
+    "checkpointed, offloaded": ([Activations(checkpointing="full", offload=True)], {"bf16": True}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_takes_what_was_estimated(pipeline, model, rows, length, device, record_property, case):
     plugins, train = CASES[case]
+    if "offloaded" in case and device.type == "cpu":
+        pytest.skip("on a CPU there is nothing to offload to")
     train = {"per_device_train_batch_size": 8, "max_steps": 2, **train}
     options = {"data": rows, "train": train, "config": {"data": {"max_length": length}}}
     items = estimate_run(pipeline(model, *plugins, name="estimated", **options).prepare()).items
