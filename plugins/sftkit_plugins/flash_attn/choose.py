@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,12 +64,10 @@ def this_machine(config: RunConfig) -> Machine:
 
 
 def has_varlen() -> bool:
-    """Whether torch has ``varlen_attn`` with windows, grouped heads and a scale."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+    """Whether torch has ``varlen_attn`` with windows and a scale."""
+    from sftkit_plugins.flash_attn.kernels import varlen_parameters
+
+    return {"scale", "window_size"} <= varlen_parameters()
 
 
 def architecture(config: RunConfig) -> Any:
@@ -146,8 +143,8 @@ def obstacles(name: str, config: RunConfig, machine: Machine, model: Any, half: 
         what = f"flex has no backward on the device {machine.device}"
         yield Problem(what, where, "set implementation: varlen", key)
     if name == "varlen" and gpu and not machine.varlen:
-        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows, scale and grouped heads"
-        yield Problem(what, where, "install torch 2.13, or set implementation: sdpa_flash", key)
+        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows and scale"
+        yield Problem(what, where, "install torch 2.11, or set implementation: sdpa_flash", key)
     least = {"flash_attention_3": (9, 0), "flex": (0, 0)}.get(name, (8, 0))
     if gpu and machine.capability < least:
         what = f"{name} needs compute capability {least[0]}.{least[1]}, and the GPU has "

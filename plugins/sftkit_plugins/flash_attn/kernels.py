@@ -5,6 +5,7 @@ Legend: B rows, T positions, H heads, K key and value heads, D width of a head.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,6 +14,19 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sftkit.errors import Problem, RunError
 from sftkit_plugins.flash_attn.documents import Documents
+
+
+def varlen_parameters() -> frozenset[str]:
+    """Names of the parameters of torch's ``varlen_attn``; none where torch lacks it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+#: Whether ``varlen_attn`` takes grouped heads only when asked to. That of torch 2.11 passes them to the kernel unasked.
+ASKS_FOR_GROUPS = "enable_gqa" in varlen_parameters()
 
 
 @torch.compiler.disable
@@ -56,6 +70,7 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, s
     value = torch.nn.functional.pad(value, (0, width - value_width)) if value_width < width else value
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1).to(dtype) for tensor in (query, key, value))
     cu_seqlens = documents.cu_seqlens.to(query.device)
+    groups: dict[str, Any] = {"enable_gqa": grouped(query, key)} if ASKS_FOR_GROUPS else {}
     out: Any = varlen_attn(
         q,
         k,
@@ -67,7 +82,7 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, s
         scale=scaling,
         # The kernel counts the tokens before a token, transformers' window the token itself too.
         window_size=(-1 if documents.window is None else documents.window - 1, 0),
-        enable_gqa=grouped(query, key),
+        **groups,
     )
     made: Tensor = out.view(rows, columns, heads, width)[..., :value_width]
     return made
