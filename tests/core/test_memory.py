@@ -76,7 +76,7 @@ def allocated(model, batch, autocast=None):
 
 
 def refused_before(version):
-    """Expects that a model's forward asks for a value, which fake tensors lack, with transformers before ``version``."""
+    """Expect older versions of transformers to read a tensor's value in the forward, which fake tensors lack."""
     if Version(transformers.__version__) < Version(version):
         return pytest.raises(DataDependentOutputException)
     return contextlib.nullcontext()

@@ -181,7 +181,7 @@ def test_a_transparent_ground_is_what_the_processor_makes_of_it(kind: str, mode:
     if mode == "P":
         picture.info["transparency"] = 0
     ready = prepared(kind, [{"images": [picture], "messages": asked(1, "What?")}])
-    if TRANSFORMERS < Version("5.21"):  # whose processors drop the transparency
+    if Version("5.21") > TRANSFORMERS:  # whose processors drop the transparency
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     expected = ready.vocabulary.processor.image_processor(images=[[picture]], return_tensors="pt")
     assert torch.equal(ready.collator([ready.data.train[0]])["pixel_values"], expected["pixel_values"])
@@ -498,7 +498,7 @@ def test_options_go_to_a_processor_that_is_loaded_by_name(kind: str, tmp_path: P
     plugins = [{"vision": {"processor_options": {"size": size, "padding_side": "left"}}}]
     rows = [{"image": drawn("red"), "messages": asked(1, "What?")}]
     pipeline = Pipeline(str(tmp_path), data=rows, plugins=plugins)
-    if TRANSFORMERS < Version(WITHOUT_TORCHVISION[kind]) and not find_spec("torchvision"):
+    if Version(WITHOUT_TORCHVISION[kind]) > TRANSFORMERS and not find_spec("torchvision"):
         with pytest.raises(ConfigError, match="torchvision"):
             pipeline.prepare()
         return

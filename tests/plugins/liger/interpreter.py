@@ -1,8 +1,8 @@
 """Lets liger's kernels run under Triton's interpreter, on the CPU. Import this before anything that imports triton.
 
 The interpreter of triton 3.9 lacks two things that liger uses: floats as arguments of a kernel, which it leaves as
-Python floats without a `.to`, and the functions of CUDA's libdevice. That of triton 3.6 also makes an index with `int` of
-an array of one number, which numpy 2.5 refuses.
+Python floats without a `.to`, and the functions of CUDA's libdevice. That of triton 3.6 also makes an index of an array
+with one element by `int`, which numpy 2.5 refuses.
 """
 
 import os
