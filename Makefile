@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt# for Python 3.11 and newer; on 3.10 say `make demo CONSTRAINTS=`
 PYTEST_FLAGS ?=
+GPU_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench gpu clean
 
 help:  ## show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -32,6 +33,9 @@ lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files agai
 
 bench: $(VENV)/.dev  ## measure sftkit beside its peers, with full settings
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
+
+gpu: $(VENV)/.dev  ## check and measure sftkit on a GPU, in 330 s; GPU_FLAGS=--toy tries it on a CPU
+	$(BIN)/python scripts/gpu.py $(GPU_FLAGS)
 
 clean:  ## remove the virtual environment, the runs and the builds
 	rm -rf $(VENV) runs dist build

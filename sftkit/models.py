@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -191,14 +192,27 @@ def quantization_of(name: str) -> dict[str, Any] | None:
         return None  # the loader tells what is wrong with these files
 
 
+def autocast_type(train: Mapping[str, Any]) -> torch.dtype | None:
+    """The type of mixed precision that the section ``train`` asks for; None where training runs without autocast."""
+    import torch
+
+    return torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else None
+
+
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode and the random state are put back."""
+def undisturbed(model: Any, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Eval mode without gradients; each module's own mode and the random state are put back.
+
+    Args:
+        model: the model.
+        autocast: type of mixed precision; the Trainer turns it on only when training starts.
+    """
     import torch
 
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+    mixed = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), mixed:
         model.eval()
         try:
             yield

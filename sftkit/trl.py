@@ -28,6 +28,7 @@ from transformers import TrainingArguments
 from sftkit.console import Display
 from sftkit.data.columns import IGNORE, WEIGHTS
 from sftkit.errors import ConfigError, SftkitError
+from sftkit.models import autocast_type
 from sftkit.pipeline import Pipeline
 from sftkit.stages import Vocabulary
 from sftkit.training import trainer as training
@@ -332,7 +333,7 @@ class SFTTrainer(training.SFTTrainer):
             stack.callback(setattr, self, "_are_apart", False)
             stack.enter_context(self._flash_alone())
             try:
-                stack.enter_context(isolated(self.model, max(sizes)))
+                stack.enter_context(isolated(self.model, max(sizes), autocast_type(vars(self.args))))
             except ConfigError as leak:
                 warnings.warn(f"{leak}. As in TRL, the documents of a packed row see each other.", stacklevel=4)
                 self._join_documents()

@@ -91,18 +91,18 @@ def estimate_memory(
     Raises:
         Exception: whatever a model raises that cannot be run on fake tensors.
     """
-    import torch
-
     from sftkit.memory.trace import trace_step
+    from sftkit.models import autocast_type
     from sftkit.training.loss import HeadLoss
 
     train = config.train
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     here = next(iter(tensors)).device
     device = device_of(config) if here.type == "meta" else here
-    autocast = torch.bfloat16 if train.get("bf16") else torch.float16 if train.get("fp16") else None
     accumulates = int(train.get("gradient_accumulation_steps", 1)) > 1
-    peak = trace_step(model, batch, device, loss=loss or HeadLoss(), autocast=autocast, accumulates=accumulates)
+    peak = trace_step(
+        model, batch, device, loss=loss or HeadLoss(), autocast=autocast_type(train), accumulates=accumulates
+    )
     trained = [t for t in tensors if t.requires_grad]
     room = room_on(device)
     held = sum(t.nbytes for t in tensors if t.device.type == device.type)

@@ -227,6 +227,18 @@ def test_rows_without_padding_are_one_document_each_under_the_flash_kernel_too()
         torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("train", "dtype"), [({}, torch.float32), ({"bf16": True}, torch.bfloat16)])
+def test_what_is_tried_before_training_is_tried_in_its_precision(train, dtype):
+    model, seen = model_of("llama"), set()
+    model.lm_head.register_forward_hook(lambda *args: seen.add(args[2].dtype))
+    config = tiny_config(train={"use_cpu": True, **train})
+
+    with FlashAttn().training_context(model, config), Packing().training_context(model, config):
+        pass
+
+    assert seen == {dtype}
+
+
 def test_a_padded_batch_is_not_trained_on_by_the_flash_kernel():
     model = model_of("llama")
 
@@ -257,7 +269,8 @@ def varlen_by_definition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *,
     """What torch documents of varlen_attn: ``[T, H, D]``, (W, 0) for W tokens before a token, and itself."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert query.dtype in (torch.bfloat16, torch.float16)
-    assert query.shape[-1] == value.shape[-1]
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1]
+    assert query.shape[-1] % 8 == 0
     assert max_q == max_k == int(cu_seq_q.diff().max())
     assert window_size[1] == 0
     assert enable_gqa in (None, query.shape[1] != key.shape[1])
@@ -274,8 +287,8 @@ def varlen_by_definition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *,
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-@pytest.mark.parametrize("value_width", [8, 6])
-def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch, window, scaling, value_width):
+@pytest.mark.parametrize(("width", "value_width"), [(8, 8), (8, 6), (10, 10)])
+def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch, window, scaling, width, value_width):
     varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has no varlen_attn before 2.10")
     signature = inspect.signature(varlen.varlen_attn)
 
@@ -285,7 +298,7 @@ def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch
         return varlen_by_definition(*args, **kwargs)
 
     monkeypatch.setattr(varlen, "varlen_attn", bound)
-    query, key, value = heads(2, 16, value_width=value_width)
+    query, key, value = heads(2, 16, width=width, value_width=value_width)
     places = torch.tensor([[*range(7), *range(9)], [*range(16)]])
     documents = from_positions(places, apart=True).seen_through(window)
 
@@ -293,6 +306,23 @@ def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch
 
     expected = one_by_one(query, key, value, documents, scaling)
     torch.testing.assert_close(made, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_flag_for_grouped_heads_is_passed_where_torch_has_it(monkeypatch, flag):
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has no varlen_attn before 2.10")
+    passed = []
+
+    def seen(query, *args, **kwargs):
+        passed.append("enable_gqa" in kwargs)
+        return query
+
+    monkeypatch.setattr(varlen, "varlen_attn", seen)
+    monkeypatch.setattr("sftkit_plugins.flash_attn.kernels.HAS_GQA_FLAG", flag)
+
+    by_kernel(*heads(1, 16), from_positions(torch.arange(8).repeat(2)[None], apart=False), None)
+
+    assert passed == [flag]
 
 
 def test_the_kernel_gets_half_precision_where_norms_left_float32(monkeypatch):
@@ -306,35 +336,6 @@ def test_the_kernel_gets_half_precision_where_norms_left_float32(monkeypatch):
         assert by_kernel(query.float(), key.float(), value.float(), documents, None).dtype == torch.bfloat16
     with pytest.raises(RunError, match="half precision"):
         by_kernel(query.float(), key.float(), value.float(), documents, None)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's varlen_attn has no kernel for the CPU")
-@pytest.mark.parametrize("architecture", ["llama", "mistral"])
-def test_the_kernel_of_torch_equals_documents_alone_on_a_gpu(architecture):
-    options = {"head_dim": 64, "hidden_size": 256}
-    model, alone = (model_of(architecture, **options).cuda().bfloat16() for _ in range(2))
-    batch = {n: v.cuda() if torch.is_tensor(v) else v for n, v in PaddingFreeCollator()(EXAMPLES).items()}
-
-    with attending(model, "varlen"):
-        logits = forward(model, batch)[0]
-        logits.float().square().sum().backward()
-    expected = torch.cat([alone(input_ids=torch.tensor([row["input_ids"]]).cuda()).logits[0] for row in EXAMPLES])
-    expected.float().square().sum().backward()
-
-    torch.testing.assert_close(logits, expected, rtol=5e-2, atol=5e-2)
-    torch.testing.assert_close(gradients(model), gradients(alone), rtol=1e-1, atol=1e-1)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn runs on GPUs only")
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3"])
-def test_transformers_flash_attention_equals_documents_alone_on_a_gpu(implementation):
-    pytest.importorskip(
-        {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}[implementation]
-    )
-    model = model_of("llama", head_dim=64, hidden_size=256).cuda().bfloat16()
-
-    with attending(model, implementation):
-        prove_isolation(model, implementation)
 
 
 # What is refused, and when
@@ -432,6 +433,17 @@ def test_what_varlen_cannot_do_is_refused_by_name(architecture, options, match):
     for machine in (CPU, GPU):
         problems = in_the_way("varlen", machine, model, **HALF)
         assert [problem for problem in problems if match in problem.what], problems
+
+
+@pytest.mark.parametrize("name", ["varlen", "sdpa_flash", "flash_attention_2"])
+def test_heads_wider_than_the_kernels_take_are_refused_on_a_gpu(name):
+    model = tiny_model("llama", head_dim=512).config
+
+    (problem,) = in_the_way(name, GPU, model, **HALF)
+
+    assert "heads of width 512" in problem.what
+    assert not in_the_way("flex", GPU, model, **HALF)
+    assert not in_the_way("varlen", CPU, model)
 
 
 def test_dropout_is_refused_before_weights_are_read_and_an_option_of_the_model_mends_it(saved):

@@ -80,6 +80,7 @@ class FlashAttn(Plugin):
         Raises:
             ConfigError: for what could not be known before the model was loaded.
         """
+        from sftkit.models import autocast_type
         from sftkit_plugins.flash_attn.model import attending, prove_isolation
 
         half = half_precision(config, model)
@@ -91,5 +92,5 @@ class FlashAttn(Plugin):
         logging.getLogger("sftkit").info("flash_attn: %s; %s", chosen, batches)
         with attending(model, name):
             if self.padding_free:
-                prove_isolation(model, name)
+                prove_isolation(model, name, autocast_type(config.train))
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ LACKS = {
 }
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 SINKS = ("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash")
+WIDEST_HEAD = 256
 MEND = "choose another implementation, or run without flash_attn"
 
 
@@ -60,14 +62,17 @@ def this_machine(config: RunConfig) -> Machine:
     device = "cpu" if accelerator is None or config.train.get("use_cpu") else accelerator.type
     capability = torch.cuda.get_device_capability() if device == "cuda" else (0, 0)
     packages = frozenset(module for module, _ in PACKAGES.values() if find_spec(module))
-    return Machine(device, capability, packages, torch.__version__, has_varlen())
+    varlen = {"scale", "window_size"} <= varlen_arguments()  # since torch 2.11
+    return Machine(device, capability, packages, torch.__version__, varlen)
 
 
-def has_varlen() -> bool:
-    """Whether torch has ``varlen_attn`` with windows and a scale."""
-    from sftkit_plugins.flash_attn.kernels import varlen_parameters
-
-    return {"scale", "window_size"} <= varlen_parameters()
+def varlen_arguments() -> frozenset[str]:
+    """The arguments of torch's ``varlen_attn``; none where torch does not have it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def architecture(config: RunConfig) -> Any:
@@ -143,7 +148,7 @@ def obstacles(name: str, config: RunConfig, machine: Machine, model: Any, half: 
         what = f"flex has no backward on the device {machine.device}"
         yield Problem(what, where, "set implementation: varlen", key)
     if name == "varlen" and gpu and not machine.varlen:
-        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows and scale"
+        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows and a scale"
         yield Problem(what, where, "install torch 2.11, or set implementation: sdpa_flash", key)
     least = {"flash_attention_3": (9, 0), "flex": (0, 0)}.get(name, (8, 0))
     if gpu and machine.capability < least:
@@ -160,7 +165,9 @@ def _model_obstacles(name: str, config: RunConfig, machine: Machine, model: Any)
         return
     where = "plugin flash_attn, option implementation"
     asks = demands(model, config.data.max_length)
-    lacks = LACKS[name] + (("dropout",) if name == "sdpa_flash" and machine.device != "cuda" else ())
+    gpu = machine.device == "cuda"
+    lacks = LACKS[name] + (("dropout",) if name == "sdpa_flash" and not gpu else ())
+    lacks += ("wide heads",) if gpu and name != "flex" else ()
     for feature, (what, mend) in asks.items():
         if feature in lacks or feature == "states":
             yield Problem(f"{name} cannot do what model type {model.model_type} has: {what}", where, mend)
@@ -182,6 +189,9 @@ def demands(model: Any, max_length: int) -> dict[str, tuple[str, str]]:
     if window is not None and window < max_length and (not kinds or "sliding_attention" in kinds):
         mend = f"lower data.max_length to {window}, or set implementation: varlen"
         found["windows"] = (f"a sliding window of {window} tokens", mend)
+    widths = [getattr(text, key, None) for key in ("head_dim", "global_head_dim")]
+    if (width := max((width for width in widths if isinstance(width, int)), default=0)) > WIDEST_HEAD:
+        found["wide heads"] = (f"heads of width {width}, where flash kernels take at most {WIDEST_HEAD}", MEND)
     if "chunked_attention" in kinds:
         found["chunks"] = ("attention in chunks", MEND)
     if others := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):

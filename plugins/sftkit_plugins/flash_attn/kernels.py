@@ -5,28 +5,18 @@ Legend: B rows, T positions, H heads, K key and value heads, D width of a head.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sftkit.errors import Problem, RunError
+from sftkit_plugins.flash_attn.choose import varlen_arguments
 from sftkit_plugins.flash_attn.documents import Documents
 
-
-def varlen_parameters() -> frozenset[str]:
-    """Names of the parameters of torch's ``varlen_attn``; none where torch lacks it."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(inspect.signature(varlen_attn).parameters)
-
-
-#: Whether ``varlen_attn`` takes grouped heads only when asked to. That of torch 2.11 passes them to the kernel unasked.
-ASKS_FOR_GROUPS = "enable_gqa" in varlen_parameters()
+#: torch 2.11 takes grouped heads as they are; later it wants to be asked.
+HAS_GQA_FLAG = "enable_gqa" in varlen_arguments()
 
 
 @torch.compiler.disable
@@ -64,13 +54,12 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, s
     from torch.nn.attention.varlen import varlen_attn
 
     rows, heads, columns, width = query.shape
-    dtype = _half(query, key, value)
-    # The kernel has one width for all three; what is added to the values is cut off again.
-    value_width = value.shape[-1]
-    value = torch.nn.functional.pad(value, (0, width - value_width)) if value_width < width else value
-    q, k, v = (tensor.transpose(1, 2).flatten(0, 1).to(dtype) for tensor in (query, key, value))
+    dtype, value_width = _half(query, key, value), value.shape[-1]
+    # The kernel has one width for all three, a multiple of 8. Zeros change no score; those of the values are cut off.
+    full = -(-max(width, value_width) // 8) * 8
+    q, k, v = (_widened(tensor.transpose(1, 2).flatten(0, 1).to(dtype), full) for tensor in (query, key, value))
     cu_seqlens = documents.cu_seqlens.to(query.device)
-    groups: dict[str, Any] = {"enable_gqa": grouped(query, key)} if ASKS_FOR_GROUPS else {}
+    flag: dict[str, Any] = {"enable_gqa": grouped(query, key)} if HAS_GQA_FLAG else {}
     out: Any = varlen_attn(
         q,
         k,
@@ -79,13 +68,19 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, s
         cu_seqlens,
         documents.longest,
         documents.longest,
-        scale=scaling,
+        scale=width**-0.5 if scaling is None else scaling,
         # The kernel counts the tokens before a token, transformers' window the token itself too.
         window_size=(-1 if documents.window is None else documents.window - 1, 0),
-        **groups,
+        **flag,
     )
-    made: Tensor = out.view(rows, columns, heads, width)[..., :value_width]
+    made: Tensor = out.view(rows, columns, heads, full)[..., :value_width]
     return made
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    """The tensor with zeros behind its last dimension; as it is where nothing is missing."""
+    missing = width - tensor.shape[-1]
+    return pad(tensor, (0, missing)) if missing else tensor
 
 
 def _as_one_row(tensor: Tensor) -> Tensor:

@@ -112,8 +112,13 @@ def _documents_as_arguments(module: Any, args: Any, kwargs: dict[str, Any]) -> t
     return args, {**kwargs, **dict(zip(_FLASH_ARGUMENTS, values, strict=True))}
 
 
-def prove_isolation(model: Any, implementation: str) -> None:
+def prove_isolation(model: Any, implementation: str, autocast: torch.dtype | None = None) -> None:
     """Tries on the model that a document laid behind another has the logits that it has alone.
+
+    Args:
+        model: the model under the implementation.
+        implementation: its name.
+        autocast: type of mixed precision in training; flash kernels take nothing else.
 
     Raises:
         ConfigError: if they differ by more than rounding.
@@ -125,13 +130,13 @@ def prove_isolation(model: Any, implementation: str) -> None:
     cu_seqlens = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32, device=device)
     documents: dict[str, Any] = dict(zip(_FLASH_ARGUMENTS, (cu_seqlens, cu_seqlens, LENGTH, LENGTH), strict=True))
     try:
-        with undisturbed(model):
-            both = model(input_ids=ids, position_ids=places, use_cache=False, **documents).logits[0, LENGTH:].float()
-            alone = model(input_ids=ids[:, LENGTH:], use_cache=False).logits[0].float()
+        with undisturbed(model, autocast):
+            both = model(input_ids=ids, position_ids=places, use_cache=False, **documents).logits[0, LENGTH:]
+            alone = model(input_ids=ids[:, LENGTH:], use_cache=False).logits[0]
     except (TypeError, AttributeError) as error:
         raise _refusal(model, implementation, f"{type(error).__name__}: {error}") from error
-    eps = torch.finfo(next(model.parameters()).dtype).eps
-    apart = float((both - alone).abs().max())
+    eps = max(torch.finfo(dtype).eps for dtype in (next(model.parameters()).dtype, alone.dtype))
+    apart = float((both.float() - alone.float()).abs().max())
     # Half precision rounds at every layer, differently in batches of another shape; a leak moves logits by far more.
     if not apart <= max(1e-4, 16 * eps) * float(alone.abs().max()):
         raise _refusal(model, implementation, f"behind another document, the logits of one move by {apart:.2g}")

@@ -83,10 +83,11 @@ class Packing(Plugin):
     @contextmanager
     def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
         """The model keeps the documents of a row apart, which is proven on entry."""
+        from sftkit.models import autocast_type
         from sftkit_plugins.packing.isolation import isolated
 
         sizes = [config.train.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)]
         if self.eval:
             sizes.append(config.train.get("per_device_eval_batch_size", DEFAULT_BATCH_SIZE))
-        with isolated(model, batch_size=max(map(int, sizes))):
+        with isolated(model, max(map(int, sizes)), autocast_type(config.train)):
             yield

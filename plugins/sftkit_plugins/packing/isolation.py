@@ -16,6 +16,7 @@ from sftkit.errors import ConfigError, Problem
 from sftkit.models import undisturbed
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 LENGTH = 8  # tokens of each document tried
@@ -23,21 +24,26 @@ MASKED = ("sdpa", "eager")  # attention implementations that take a mask of one'
 
 
 @contextmanager
-def isolated(model: Any, batch_size: int) -> Iterator[None]:
+def isolated(model: Any, batch_size: int, autocast: torch.dtype | None = None) -> Iterator[None]:
     """The model, inside, keeps the documents of packed rows apart: by itself, or by a mask that it is given.
+
+    Args:
+        model: the model.
+        batch_size: rows of a batch.
+        autocast: type of mixed precision in training; some attention kernels take nothing else.
 
     Raises:
         ConfigError: if it does so in neither way.
     """
     with ExitStack() as stack:
         try:
-            prove_isolation(model, batch_size)
+            prove_isolation(model, batch_size, autocast)
         except ConfigError as leak:
             if not _takes_position_ids(model) or getattr(model.config, "_attn_implementation", None) not in MASKED:
                 raise
             stack.enter_context(_masked(model))
             try:
-                prove_isolation(model, batch_size)
+                prove_isolation(model, batch_size, autocast)
             except Exception:  # a model may raise anything for a mask that it does not know
                 raise leak from None
             told = (
@@ -90,7 +96,7 @@ def document_mask(position_ids: Tensor, dtype: Any, implementation: str) -> Tens
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def prove_isolation(model: Any, batch_size: int) -> None:
+def prove_isolation(model: Any, batch_size: int, autocast: torch.dtype | None = None) -> None:
     """Changes the first document of a packed row, and compares the logits of the second.
 
     Two rows of two documents of 8 tokens, ``position_ids`` restarting and no ``attention_mask``, as in training. They
@@ -109,7 +115,7 @@ def prove_isolation(model: Any, batch_size: int) -> None:
     first, other, second = torch.arange(3 * LENGTH, device=device).view(3, LENGTH) % len(embedding.weight)
     ids = torch.stack([torch.cat([first, second]), torch.cat([other, second])])
     position_ids = torch.arange(LENGTH, device=device).repeat(2, 2)
-    with undisturbed(model):
+    with undisturbed(model, autocast):
         parts = zip(ids.split(min(batch_size, 2)), position_ids.split(min(batch_size, 2)), strict=True)
         outputs = [model(input_ids=part, position_ids=places, use_cache=False).logits for part, places in parts]
     logits = torch.cat(outputs)[:, LENGTH:].float()

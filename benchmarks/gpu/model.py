@@ -1,4 +1,4 @@
-"""What all sides of the GPU benchmark begin with: the same rows, tokenizer and weights. Needs no sftkit."""
+"""What all sides start from: the same rows, tokenizer and weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,33 @@ import json
 from pathlib import Path
 from typing import Any
 
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAD, EOS, UNKNOWN, FIRST = 0, 1, 2, 3
 
 
+def lengths() -> tuple[list[tuple[int, int]], str]:
+    """Tokens of prompts and completions, and where they come from.
+
+    Those of Code Alpaca where the data lies beside the checkout, else drawn from log-normal distributions like them.
+    """
+    import numpy as np
+
+    path = SHARED / "code_alpaca_2k.json"
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        backend = Tokenizer.from_file(str(SHARED / "llama2_tokenizer" / "tokenizer.json"))
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        sides = [f"{row['instruction']}\n{row['input']}\n" for row in rows], [row["output"] for row in rows]
+        counts = [[len(found.ids) for found in backend.encode_batch_fast(side)] for side in sides]
+        return list(zip(*counts, strict=True)), "Code Alpaca"
+    random = np.random.default_rng(0)
+    drawn = [np.clip(random.lognormal(mean, 0.7, 2000).astype(int), 4, 2000).tolist() for mean in (3.6, 4.2)]
+    return list(zip(*drawn, strict=True)), "drawn, log-normal"
+
+
 def tokenizer_of(vocabulary: int) -> Any:
-    """A word a token, so that a row of text has as many tokens as it is to have, and ids from all of the vocabulary."""
+    """One token a word: text of as many tokens as asked for, with ids from the whole vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -21,13 +43,13 @@ def tokenizer_of(vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def rows_of(path: str, vocabulary: int) -> list[dict[str, str]]:
-    """Prompts and completions of random words, of the lengths that the file tells."""
+def rows_of(documents: list[tuple[int, int]], vocabulary: int) -> list[dict[str, str]]:
+    """Prompts and completions of random words, with these numbers of tokens."""
     import numpy as np
 
     random = np.random.default_rng(0)
     rows = []
-    for prompt, completion in json.loads(Path(path).read_text(encoding="utf-8")):
+    for prompt, completion in documents:
         words = [f"w{at}" for at in random.integers(FIRST, vocabulary, prompt + completion).tolist()]
         rows.append({"prompt": " ".join(words[:prompt]) + " ", "completion": " ".join(words[prompt:])})
     return rows
@@ -45,6 +67,7 @@ def model_of(shape: dict[str, Any], device: str, **options: Any) -> Any:
 
 
 def config_of(shape: dict[str, Any]) -> Any:
+    """The shape as a configuration of transformers."""
     from transformers import AutoConfig
 
     names = dict(shape)
@@ -53,9 +76,7 @@ def config_of(shape: dict[str, Any]) -> Any:
 
 
 def saved(shape: dict[str, Any], directory: str, device: str) -> str:
-    """A directory with these weights and the tokenizer, for what loads from one; made once."""
-    path = Path(directory)
-    if not (path / "config.json").exists():
-        model_of(shape, device).save_pretrained(path)
-        tokenizer_of(shape["vocab_size"]).save_pretrained(path)
-    return str(path)
+    """A directory with these weights and the tokenizer, for a trainer that loads from one."""
+    model_of(shape, device).save_pretrained(directory)
+    tokenizer_of(shape["vocab_size"]).save_pretrained(directory)
+    return directory

@@ -1,0 +1,1 @@
+"""Measuring training on one GPU; `scripts/gpu.py` runs it."""
