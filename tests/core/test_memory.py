@@ -11,7 +11,9 @@ import sys
 import psutil
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+import transformers
+from packaging.version import Version
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from sftkit import Pipeline
@@ -73,6 +75,13 @@ def allocated(model, batch, autocast=None):
     return peak
 
 
+def refused_before(version):
+    """Expect older versions of transformers to read a tensor's value in the forward, which fake tensors lack."""
+    if Version(transformers.__version__) < Version(version):
+        return pytest.raises(DataDependentOutputException)
+    return contextlib.nullcontext()
+
+
 def traced(model, batch, autocast=None, accumulates=False):
     return trace_step(model, batch, CPU, loss=HeadLoss(), autocast=autocast, accumulates=accumulates)
 
@@ -99,7 +108,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_traced_step_takes_what_the_profiler_sees_allocated(case):
     model, batch = model_of(**CASES[case]), batch_of()
-    assert traced(model, batch).total == pytest.approx(allocated(model, batch), rel=0.01)
+    with refused_before("5.23" if "opt" in case else "5.0"):
+        assert traced(model, batch).total == pytest.approx(allocated(model, batch), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -467,7 +477,8 @@ def test_what_a_forward_keeps_on_its_modules_is_not_left_without_values():
     rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
     model = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=16, max_position_embeddings=64)
     before = [dict(vars(module)) for module in model.modules()]
-    traced(model, batch_of())
+    with refused_before("5.21"):
+        traced(model, batch_of())
     after = [vars(module) for module in model.modules()]
     assert all(one.keys() == two.keys() for one, two in zip(before, after, strict=True))
     assert all(one[key] is two[key] for one, two in zip(before, after, strict=True) for key in one)

@@ -86,7 +86,7 @@ def size_of(picture: Reference, whole: bool = False) -> tuple[int, int]:
 
 
 def open_picture(picture: Reference) -> Image:
-    """The picture in RGB, upright; where it is transparent, on white, as image processors lay it.
+    """The picture in RGB, upright; where it is transparent, on white, as processors of transformers 5.21 do.
 
     Raises:
         DataError: if its file is no longer there, or broken.
