@@ -63,7 +63,12 @@ def test_the_wheel_holds_every_data_file(root, wheel):
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"sftkit", "sftkit_commands", "sftkit_plugins", "sftkit_trl"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "sftkit",
+        "sftkit_commands",
+        "sftkit_plugins",
+        "sftkit_trl",
+    }
 
 
 def test_the_code_of_the_wheel_runs(fresh, tmp_path):

@@ -302,6 +302,7 @@ def test_the_call_of_torchs_kernel_means_what_is_computed_one_by_one(monkeypatch
 
     def bound(*args, **kwargs):
         signature.bind(*args, **kwargs)
+        assert ("enable_gqa" in kwargs) == ("enable_gqa" in signature.parameters)  # torch 2.11 groups heads unasked
         return varlen_by_definition(*args, **kwargs)
 
     monkeypatch.setattr(varlen, "varlen_attn", bound)

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Documents:
     """The documents of a batch; it takes the place of the attention mask on the way to the layers.
 
     Layers are recomputed in the backward under gradient checkpointing, with the arguments that they had: what comes as
     an argument is right there too, and what a forward left behind somewhere is not.
+
+    Not changed once made, but not a frozen dataclass: in torch 2.11 torch.compile reads every field of one, ``lengths``
+    too.
 
     Attributes:
         cu_seqlens: where each document starts, and the end of the last (int32, ``[N + 1]``).
