@@ -83,7 +83,7 @@ def model_config(setting: Setting) -> Any:
 
 
 def make_run(setting: Setting, directory: Path) -> dict[str, Any]:
-    """Write a model's configuration, a tokenizer and rows of the setting's length; return the run's configuration."""
+    """Write a model's configuration, a tokenizer and rows; return the configuration of the run."""
     import torch
 
     from sftkit.testing import tiny_tokenizer

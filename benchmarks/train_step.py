@@ -4,9 +4,9 @@
 
 Completion-only loss on Code Alpaca with the Llama 2 tokenizer, batch 8, in float32, on a Llama of 4.8 million
 parameters (vocabulary 32,000, hidden 128, 4 layers). Each trainer runs in a separate process on the same tokenized rows
-in the same order. They take turns, since machines are shared: only ratios within one run count. The time of a step is the median
-over the steps after the first few; peak memory is that of the whole process with its imports, or of the GPU if there is
-one.
+in the same order. They take turns, since machines are shared: only ratios within one run count. The time of a step is
+the median over the steps after the first few; peak memory is that of the whole process with its imports, or of the GPU
+if there is one.
 """
 
 from __future__ import annotations
