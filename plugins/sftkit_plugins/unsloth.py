@@ -16,6 +16,7 @@ from sftkit.api import (
     Field,
     Plugin,
     Problem,
+    UnknownMemoryError,
     as_config_error,
     dataclass,
     has_adapter,
@@ -202,7 +203,10 @@ class Unsloth(Plugin):
 
         Raises:
             ConfigError: if unsloth did not load the model, or refuses the options.
+            UnknownMemoryError: for a model without weights, whose memory is to be estimated.
         """
+        if model.device.type == "meta":
+            raise UnknownMemoryError("unsloth adapts only models that it has loaded")
         from unsloth import FastLanguageModel
 
         if not hasattr(model, "max_seq_length"):

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import train_value
+from sftkit.data.columns import ATTACHED
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -65,10 +66,16 @@ def _longest(rows: Any, number: int) -> list[int]:
 
 
 def _lengthened(example: dict[str, Any], length: int) -> dict[str, Any]:
-    """An example of this length, with its columns repeated."""
+    """An example of this length, with its columns repeated.
+
+    One with attached media is repeated in whole copies, because its tokens must match the media.
+    """
     own = len(example["input_ids"])
-    times = -(-length // own)
-    return {
+    media = example.get(ATTACHED)
+    times = max(1, length // own) if media else -(-length // own)
+    longer = {
         name: (list(value) * times)[:length] if hasattr(value, "__len__") and len(value) == own else value
         for name, value in example.items()
+        if name != ATTACHED
     }
+    return longer | ({ATTACHED: media * times if isinstance(media, list) else media} if media else {})

@@ -38,7 +38,7 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
         sizes = None if quantized is None else quantized.sizes(model)
         with as_trained(model, prepared, batch):
             return estimate_memory(model, batch, prepared.config, quantized=sizes, more=TO_COME)
-    except (SftkitError, UnknownMemoryError):
+    except SftkitError:
         raise
     except Exception as error:  # a model's forward, or a plugin, may raise anything on tensors without data
         first = next(iter(str(error).splitlines()), "")

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.errors import SftkitError
 from sftkit.models.adapt import adapted_model
 from sftkit.models.adapters import base_of, is_adapter
 
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
     from sftkit.run.stages import PreparedRun
 
 
-class UnknownMemoryError(Exception):
-    """The memory of a run is not known before its model is loaded; the text says why."""
+class UnknownMemoryError(SftkitError):
+    """The memory of a run cannot be known before its model is loaded; says why.
+
+    A plugin raises it from ``adapt_model`` if it cannot adapt a model without weights (on the meta device).
+    """
 
 
 def unloaded_model(prepared: PreparedRun) -> tuple[Any, Quantized | None]:

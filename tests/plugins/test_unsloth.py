@@ -16,7 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from sftkit.errors import ConfigError
-from sftkit.testing import run_problems, tiny_config
+from sftkit.memory.unloaded import UnknownMemoryError
+from sftkit.testing import run_problems, tiny_config, tiny_model
 from sftkit_plugins.unsloth import Unsloth
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +229,15 @@ def test_unset_options_are_left_to_unsloth():
     assert not {"target_modules", "modules_to_save", "loftq_config"} & set(
         Unsloth()._adapter_arguments(tiny_config(), [])
     )
+
+
+def test_memory_is_unknown_before_unsloth_loads_the_model():
+    import torch
+
+    with torch.device("meta"):
+        model = tiny_model()
+    with pytest.raises(UnknownMemoryError, match="only models that it has loaded"):
+        Unsloth().adapt_model(model, tiny_config(), [])
 
 
 def test_a_rank_of_0_is_refused():

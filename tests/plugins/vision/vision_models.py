@@ -62,6 +62,8 @@ def drawn_image(colour: str, size: tuple[int, int] = (40, 30), shape: str = "squ
 def _tokenizer(*special: str) -> Any:
     tokenizer = tiny_tokenizer(bos=False)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    if "<|im_end|>" in special:
+        tokenizer.eos_token = "<|im_end|>"  # as the template ends answers
     return tokenizer
 
 
