@@ -133,9 +133,7 @@ class Liger(Plugin):
             return None
         head = type(model.get_output_embeddings())
         if self.fused_linear_cross_entropy and head is not nn.Linear:
-            what = (
-                f"the loss can be fused with a plain linear head only, and this is a {head.__module__}.{head.__name__}"
-            )
+            what = f"the fused loss needs a plain linear output head, but this is {head.__module__}.{head.__name__}"
             raise ConfigError(Problem(what, FUSED, "set cross_entropy: true instead"))
         return FusedLinearCrossEntropy(required=self.fused_linear_cross_entropy is True)
 
