@@ -172,7 +172,7 @@ def test_torchs_kernel_computes_attention_within_documents(device, assert_near, 
     inputs = [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes]
     weights = torch.randn(1, tokens, 8, value_width, generator=generator).to(device)
     places = torch.cat([torch.arange(length) for length in LENGTHS])[None].to(device)
-    within = from_positions(places, apart=device.type == "cpu").seen_through(window)
+    within = from_positions(places, apart=device.type == "cpu").with_window(window)
 
     def run(function, dtype):
         tensors = [tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs]

@@ -172,11 +172,11 @@ def ask(model, loss, weights=None):
     head = LossHead(model, loss)
     with head.installed():
         targets = Targets.of(labels, weights)
-        total, told, _ = head.ask(model, {"input_ids": IDS, "use_cache": False}, targets)
+        total, result, _ = head.ask(model, {"input_ids": IDS, "use_cache": False}, targets)
         (total / 7).backward()
         with torch.no_grad():
             evaluated, _, _ = head.ask(model, {"input_ids": IDS, "use_cache": False}, targets)
-    return (total / 7).item(), gradients(model), told, (evaluated / 7).item()
+    return (total / 7).item(), gradients(model), result, (evaluated / 7).item()
 
 
 def loss(kind):
@@ -186,17 +186,17 @@ def loss(kind):
         for weights in (None, torch.linspace(0.1, 1.5, IDS.numel()).view(IDS.shape)):
             model = model_of(kind, tie_word_embeddings=False)
             model.get_output_embeddings().weight.data *= 20
-            total, gradient, told, _ = ask(model, HeadLoss(), weights)
+            total, gradient, result, _ = ask(model, HeadLoss(), weights)
             with launches() as names:
-                liger_total, liger_gradient, liger_told, evaluated = ask(
+                liger_total, liger_gradient, liger_result, evaluated = ask(
                     model, liger_loss(model, **{name: True}), weights
                 )
             found[name if weights is None else f"{name}, weighted"] = {
                 "loss": abs(liger_total - total) / total,
                 "evaluated": abs(evaluated - total) / total,
-                "tokens": (liger_told.losses_K - told.losses_K).abs().max().item(),
+                "tokens": (liger_result.losses_K - result.losses_K).abs().max().item(),
                 "gradient": distance(liger_gradient, gradient),
-                "accuracy": (liger_told.measures["token_accuracy"] - told.measures["token_accuracy"])
+                "accuracy": (liger_result.measures["token_accuracy"] - result.measures["token_accuracy"])
                 .abs()
                 .sum()
                 .item(),
@@ -242,7 +242,7 @@ def adapted_head(kind):
         "loss": abs(liger_total - total),
         "gradient": distance(liger_gradient, gradient),
         "launched": sorted(names),
-        "told": logs,
+        "logs": logs,
         "error": error,
     }
 
