@@ -267,7 +267,7 @@ def run(tmp_path, *plugins, name="run", **train):
         model=tiny_model("llama"),
         tokenizer=tiny_tokenizer(chat_template=CHATML),
         data=tiny_conversations(24),
-        eval=tiny_conversations(6),
+        eval=tiny_conversations(6, first=100),
         plugins=plugins,
         train={**settings, "output_dir": str(tmp_path / name), **train},
     ).run()

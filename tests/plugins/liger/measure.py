@@ -256,7 +256,7 @@ def run(*plugins):
                 model=tiny_model("llama"),
                 tokenizer=tiny_tokenizer(chat_template=CHATML),
                 data=tiny_conversations(4),
-                eval=tiny_conversations(2),
+                eval=tiny_conversations(2, first=100),
                 plugins=[*plugins, *more],
                 train={
                     "output_dir": directory,
