@@ -1,6 +1,6 @@
 """Liger's kernels match transformers, its losses match the core, and nothing of it remains after training.
 
-They run in a process of their own, under Triton's interpreter: `tests/plugins/liger/measure.py`.
+They run in a separate process with Triton's interpreter: `tests/plugins/liger/measure.py`.
 """
 
 import json
