@@ -75,7 +75,7 @@ def download(requirement: Requirement, python: str, cache: Path) -> Wheel:
 def build(cache: Path) -> Wheel:
     """sftkit's own wheel."""
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", cache, ROOT)
-    return Wheel.read(next(cache.glob("sftkit-*.whl")))
+    return Wheel.read(next(cache.glob("sftkit_train-*.whl")))
 
 
 def read_have(path: Path) -> dict[str, Version | None]:
