@@ -1,11 +1,11 @@
-"""How near the estimate of a run's memory is to what the run takes.
+"""Accuracy of the estimate of a run's memory.
 
     python benchmarks/memory.py [--quick] [--json]
 
-Each setting is estimated in one process, as `sftkit check` does it, and trained for three steps in another, whose peak
-is read: resident memory on a CPU, allocated memory on a GPU. On a CPU the allocator maps blocks from 1 MiB one by one
-(MALLOC_MMAP_THRESHOLD_), or else glibc's holes between them are measured, which differ from run to run; --as-it-is
-measures them too.
+Each setting is estimated in one process, as in `sftkit check`, and trained for three steps in another, whose peak is
+measured: resident memory on a CPU, allocated memory on a GPU. On a CPU the allocator maps blocks from 1 MiB one by one
+(MALLOC_MMAP_THRESHOLD_); without this, an old glibc fragments its heap, by an amount that differs from run to run.
+--as-it-is measures that too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Setting:
     """A run to measure.
 
     Attributes:
-        name: for people.
-        length: tokens of the longer half of the rows; the others are a little shorter, as rows differ in real data.
+        name: shown in the table.
+        length: tokens of the longer half of the rows; the others are a little shorter, since rows differ in real data.
         architecture: a transformers model type.
-        plugins: selected in the run.
-        train: fields of the section.
-        sizes: fields of the model's configuration, besides those of all.
+        plugins: the selected plugins.
+        train: fields of the section `train`.
+        sizes: fields of the model's configuration, besides those of every setting.
     """
 
     name: str
@@ -66,7 +66,7 @@ QUICK = ("llama", "gpt2", "llama, lora")
 
 
 def model_config(setting: Setting) -> Any:
-    """The configuration of a setting's model: 4 layers of width 128, unless it says otherwise."""
+    """The configuration of a setting's model: 4 layers of width 128, unless the setting overrides it."""
     from transformers import AutoConfig
 
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4}
@@ -83,7 +83,7 @@ def model_config(setting: Setting) -> Any:
 
 
 def make_run(setting: Setting, directory: Path) -> dict[str, Any]:
-    """A directory with a model's configuration, a tokenizer and rows up to the setting's length; the run's mapping."""
+    """Write a model's configuration, a tokenizer and rows; return the configuration of the run."""
     import torch
 
     from sftkit.testing import tiny_tokenizer
@@ -103,7 +103,7 @@ def make_run(setting: Setting, directory: Path) -> dict[str, Any]:
 
 
 def estimated(setting: Setting) -> dict[str, Any]:
-    """What `sftkit check` says of a setting."""
+    """The estimate of `sftkit check` for a setting."""
     from sftkit import Pipeline
     from sftkit.memory.run import estimate_run
 
@@ -129,7 +129,7 @@ def measured(setting: Setting) -> dict[str, Any]:
 
 
 def in_child(what: str, setting: Setting) -> dict[str, Any]:
-    """The answer of `estimated` or `measured`, from a process of its own."""
+    """The result of `estimated` or `measured` in a separate process."""
     done = subprocess.run(
         [sys.executable, __file__, what, json.dumps(asdict(setting))],
         capture_output=True,
@@ -143,10 +143,10 @@ def in_child(what: str, setting: Setting) -> dict[str, Any]:
 
 
 def compare(setting: Setting) -> dict[str, Any]:
-    """Estimate and peak of a setting, and their ratio."""
-    told, peak = in_child("estimated", setting), in_child("measured", setting)["peak"]
-    print(f"{setting.name}: {told['total'] / peak:.2f}", file=sys.stderr)
-    return {**told, "setting": setting.name, "peak": peak, "ratio": round(told["total"] / peak, 3)}
+    """The estimate and the peak of a setting, and their ratio."""
+    estimate, peak = in_child("estimated", setting), in_child("measured", setting)["peak"]
+    print(f"{setting.name}: {estimate['total'] / peak:.2f}", file=sys.stderr)
+    return {**estimate, "setting": setting.name, "peak": peak, "ratio": round(estimate["total"] / peak, 3)}
 
 
 def main() -> None:
@@ -156,21 +156,21 @@ def main() -> None:
     device = found[0]["device"]
     target = TARGET_CPU if device == "cpu" else TARGET_GPU
     rows = [
-        [told["setting"], f"{told['total'] / 1e9:.2f}", f"{told['peak'] / 1e9:.2f}", f"{told['ratio']:.2f}"]
-        for told in found
+        [each["setting"], f"{each['total'] / 1e9:.2f}", f"{each['peak'] / 1e9:.2f}", f"{each['ratio']:.2f}"]
+        for each in found
     ]
     title = f"Peak memory on {device} ({versions('sftkit', 'transformers', 'torch')})"
     result = {"device": device, "target": target, "settings": found}
     report(result, title, ("setting", "estimated, GB", "measured, GB", "ratio"), rows, flags.json)
     if not flags.json:
-        worst = max(abs(told["ratio"] - 1) for told in found)
+        worst = max(abs(each["ratio"] - 1) for each in found)
         print(f"target, within {target:.0%}: {'met' if worst <= target else 'missed'} (worst {worst:.0%})")
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] in ("estimated", "measured"):
-        given = json.loads(sys.argv[2])
-        setting = Setting(**{**given, "plugins": tuple(given["plugins"])})
+        fields = json.loads(sys.argv[2])
+        setting = Setting(**{**fields, "plugins": tuple(fields["plugins"])})
         print("\n" + json.dumps((estimated if sys.argv[1] == "estimated" else measured)(setting)))
     else:
         main()

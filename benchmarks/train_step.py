@@ -1,12 +1,12 @@
-"""A training step: sftkit beside transformers' Trainer, TRL and bare loops, on the same model and rows.
+"""A training step of sftkit, transformers' Trainer, TRL and plain loops, on the same model and rows.
 
     python benchmarks/train_step.py [--quick] [--json] [--plugin NAME]...
 
-Completion-only loss on Code Alpaca with the Llama 2 tokenizer, batch 8, in float32: a Llama of 4.8 million parameters
-(vocabulary 32,000, hidden 128, 4 layers). Each trainer is a process of its own, which gets the same tokenized rows in
-the same order; they take turns, since machines are shared: the ratio counts, measured in one run. A step's time is the
-median over the steps behind the first few; peak memory is that of the whole process, imports included. On a GPU the
-same script runs there, and memory is the GPU's.
+Completion-only loss on Code Alpaca with the Llama 2 tokenizer, batch 8, in float32, on a Llama of 4.8 million
+parameters (vocabulary 32,000, hidden 128, 4 layers). Each trainer runs in a separate process on the same tokenized rows
+in the same order. They take turns, since machines are shared: only ratios within one run count. The time of a step is
+the median over the steps after the first few; peak memory is that of the whole process with its imports, or of the GPU
+if there is one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_MEMORY = 1.4  # GB
 
 
 def write_rows(directory: Path, number: int) -> None:
-    """Questions and answers in one random order, and the same as sftkit tokenizes them: all train on equal rows."""
+    """Write questions and answers in a random order, and the rows that sftkit makes of them, for the other trainers."""
     import random
 
     pairs = code_alpaca()
@@ -78,7 +78,7 @@ def make_model() -> Any:
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows padded on the right to the longest."""
+    """Pad rows on the right to the longest."""
     import torch
 
     width = max(len(row["input_ids"]) for row in rows)
@@ -107,7 +107,7 @@ def arguments(directory: str, steps: int) -> dict[str, Any]:
 
 
 class Clock:
-    """Times of steps, as a callback of the Trainer."""
+    """A callback of the Trainer that measures the time of each step."""
 
     def __new__(cls) -> Any:
         from transformers import TrainerCallback
@@ -180,7 +180,7 @@ def run_trl(rows: list[dict[str, Any]], steps: int) -> Any:
 
 
 def run_loop(rows: list[dict[str, Any]], steps: int, trained_only: bool) -> Any:
-    """No trainer: forward, backward, clip and AdamW, with logits of all positions or of trained ones alone."""
+    """Forward, backward, clipping and AdamW without a trainer; logits of all positions, or of the trained ones only."""
     import torch
     from torch.nn import functional
 
@@ -207,7 +207,7 @@ def run_loop(rows: list[dict[str, Any]], steps: int, trained_only: bool) -> Any:
 
 
 def child(name: str, directory: Path, steps: int, plugins: list[str]) -> None:
-    """One trainer's run; prints what was measured as JSON."""
+    """Run one trainer and print its measurements as JSON."""
     rows = read_rows(directory / "rows.jsonl")[: steps * BATCH]
     runs = {
         "sftkit": lambda: run_sftkit(directory, steps, []),
@@ -223,8 +223,8 @@ def child(name: str, directory: Path, steps: int, plugins: list[str]) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated()
-    told = {"ms": 1e3 * median(clock.times[WARM_UP:]), "times": clock.times[WARM_UP:], "gb": memory / 1e9}
-    print("RESULT " + json.dumps({**told, "losses": clock.losses[:steps]}))
+    found = {"ms": 1e3 * median(clock.times[WARM_UP:]), "times": clock.times[WARM_UP:], "gb": memory / 1e9}
+    print("RESULT " + json.dumps({**found, "losses": clock.losses[:steps]}))
 
 
 def measure(name: str, path: Path, steps: int, plugins: list[str]) -> dict[str, Any]:
@@ -256,16 +256,16 @@ def main() -> None:
         for _ in range(rounds):
             for name in names:
                 found[name].append(measure(name, path, steps, flags.plugin))
-    tell(found, flags)
+    show(found, flags)
 
 
-def tell(found: dict[str, list[dict[str, Any]]], flags: argparse.Namespace) -> None:
-    told: dict[str, Any] = {}
+def show(found: dict[str, list[dict[str, Any]]], flags: argparse.Namespace) -> None:
+    results: dict[str, Any] = {}
     for name, runs in found.items():
         ms = 1e3 * median([seconds for run in runs for seconds in run["times"]])
-        told[name] = {"ms": ms, "gb": max(run["gb"] for run in runs), "first_losses": runs[0]["losses"][:3]}
-    for name in told:
-        told[name]["sftkit is faster"] = round(told[name]["ms"] / told["sftkit"]["ms"], 2)
+        results[name] = {"ms": ms, "gb": max(run["gb"] for run in runs), "first_losses": runs[0]["losses"][:3]}
+    for name in results:
+        results[name]["sftkit is faster"] = round(results[name]["ms"] / results["sftkit"]["ms"], 2)
     rows = [
         [
             name,
@@ -274,15 +274,15 @@ def tell(found: dict[str, list[dict[str, Any]]], flags: argparse.Namespace) -> N
             f"{row['gb']:.2f}",
             f"{row['first_losses'][0]:.4f}",
         ]
-        for name, row in told.items()
+        for name, row in results.items()
     ]
     title = f"A step of {BATCH} rows, median ({versions('sftkit', 'torch', 'transformers', 'trl')})"
-    report(told, title, ("trainer", "ms", "times sftkit", "peak GB", "first loss"), rows, flags.json)
+    report(results, title, ("trainer", "ms", "times sftkit", "peak GB", "first loss"), rows, flags.json)
     if not flags.json:
         for name, target in TARGETS.items():
-            ratio = told[name]["sftkit is faster"]
+            ratio = results[name]["sftkit is faster"]
             print(f"target of {target} times {name}: {'met' if ratio >= target else 'missed'} ({ratio})")
-        memory = told["sftkit"]["gb"]
+        memory = results["sftkit"]["gb"]
         print(f"target of {MOST_MEMORY} GB at most: {'met' if memory <= MOST_MEMORY else 'missed'} ({memory:.2f})")
 
 

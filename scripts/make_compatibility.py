@@ -1,9 +1,9 @@
-"""Write docs/compatibility.md: which techniques work with which, found by running each pair.
+"""Write docs/compatibility.md, which shows the techniques that work together; every pair is run.
 
     python scripts/make_compatibility.py
 
 Each pair trains a tiny model for a few steps on the CPU, and evaluates it before and after. tests/e2e/test_compatibility.py
-runs the same pairs and holds them against the page.
+runs the same pairs and compares the results with the page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 
-#: Techniques by their name on the page, and the plugins that make them up.
+#: The techniques, by their names on the page, and the plugins of each.
 TECHNIQUES: dict[str, list[str]] = {
     "peft": ["peft:r=4"],
     "loss: dft": ["loss:type=dft"],
@@ -45,47 +45,48 @@ INTERPRETED = ("liger",)
 YES, GPU = "yes", "on a GPU"
 
 HEAD = """\
-# What works with what
+# Compatibility
 
-Each cell was run, not claimed: a tiny Llama is loaded from a directory, trained for a few steps on a CPU and evaluated before and
-after; `yes` means that held-out loss fell, or more tokens were right. With `vision` it is a tiny LLaVA, on drawn images. Liger's
-kernels ran under Triton's interpreter. What is refused is refused before weights are read, with the reason. `on a GPU`: the technique
-asks for one, and was not run. Written by `scripts/make_compatibility.py`; a test runs all cells again.
+Every cell is the result of a run: a tiny Llama is loaded from a directory, trained for a few steps on a CPU, and evaluated before and
+after. `yes` means that the held-out loss fell or that more tokens were predicted correctly. `refused` means that the run ended before
+weights were read, with the reason shown. `on a GPU` means that the technique needs a GPU and was not run. `vision` was run with a tiny
+LLaVA on drawn images. Liger's kernels were run with Triton's interpreter. This page is written by `scripts/make_compatibility.py`, and
+a test runs every cell again.
 
 """
 
 
 def run_pair(plugins: list[str], directory: Path) -> str:
-    """What comes of a run with these plugins: ``yes``, ``on a GPU`` or ``refused: why``."""
+    """The outcome of a run with these plugins: ``yes``, ``on a GPU`` or ``refused: REASON``."""
     from sftkit import Pipeline
     from sftkit.errors import SftkitError
 
-    model, rows = seeing(directory) if "vision" in plugins else reading(directory)
+    model, rows = vision_model(directory) if "vision" in plugins else text_model(directory)
     steps, batch = (2, 1) if "TRITON_INTERPRET" in os.environ else (5, 4)  # the interpreter is slow
     train = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 2e-2, "eval_on_start": True}
     output = tempfile.mkdtemp(dir=directory)
     try:
         result = Pipeline(
             model=str(model),
-            config={"data": {"train": "given", "max_length": 128}},
+            config={"data": {"train": "rows", "max_length": 128}},
             data=rows,
             eval=rows[:1],
-            plugins=plugins,
+            plugins=[*plugins, "no:checks"],  # the held-out row is a training row
             train={**train, "use_cpu": True, "save_strategy": "no", "output_dir": f"{output}/run"},
         ).run()
     except SftkitError as error:
         if any(re.search(r"\bGPU\b", str(problem)) for problem in error.problems):
             return GPU
         return f"refused: {error.problems[0].what}"
-    better = {"loss": -1, "token_accuracy": 1}  # dft's own loss is small before anything is learned
+    better = {"loss": -1, "token_accuracy": 1}  # the dft loss is small even before training
     gains = [
         sign * (result.metrics[f"eval_{name}"] - result.metrics[f"eval_{name}_before"]) for name, sign in better.items()
     ]
     return YES if max(gains) > 0 else f"no: {result.metrics}"
 
 
-def reading(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """A Llama, and what it is trained on."""
+def text_model(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """A tiny Llama and its training rows."""
     from sftkit.testing import tiny_model, tiny_tokenizer
 
     model = directory / "model"
@@ -100,12 +101,12 @@ def reading(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
     return model, rows
 
 
-def seeing(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """A LLaVA, and what it is trained on."""
+def vision_model(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """A tiny LLaVA and its training rows."""
     sys.path.insert(0, str(ROOT / "tests" / "plugins" / "vision"))
     from vision_models import drawn_image, tiny_vision_model
 
-    model = directory / "seeing"
+    model = directory / "vision"
     if not model.exists():
         for part in tiny_vision_model("llava"):
             part.save_pretrained(model)
@@ -116,7 +117,7 @@ def seeing(directory: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 
 def run_cell(technique: str, plugins: list[str], directory: Path) -> str:
-    """The same; Triton's kernels in a process of their own, whose interpreter is there before Triton is imported."""
+    """Like `run_pair`, but runs Triton kernels in a separate process, which loads the interpreter before Triton."""
     if technique not in INTERPRETED:
         return run_pair(plugins, directory)
     variables = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "tests" / "plugins" / "liger")}
@@ -126,7 +127,7 @@ def run_cell(technique: str, plugins: list[str], directory: Path) -> str:
 
 
 def cells(technique: str) -> dict[str, list[str] | None]:
-    """The plugins of each cell of a row; None where the column is in the row already."""
+    """The plugins of each cell in a row; None if the technique already includes the plugin of the column."""
     own = TECHNIQUES[technique]
     names = {plugin.partition(":")[0] for plugin in own}
     return {
@@ -136,14 +137,14 @@ def cells(technique: str) -> dict[str, list[str] | None]:
 
 
 def page(table: dict[str, dict[str, str]]) -> str:
-    """The page with the outcome of each cell."""
+    """The text of the page, from the outcome of each cell."""
     lines = [f"| | {' | '.join(WITH)} |", f"|{'---|' * (len(WITH) + 1)}"]
     lines += [f"| {name} | {' | '.join(row[column] for column in WITH)} |" for name, row in table.items()]
     return HEAD + "\n".join(lines) + "\n"
 
 
 def read_page() -> dict[str, dict[str, str]]:
-    """The outcome of each cell, from the page."""
+    """The outcome of each cell, read from the page."""
     rows = [
         [cell.strip() for cell in line.strip("|\n").split(" | ")]
         for line in PAGE.read_text(encoding="utf-8").splitlines()
@@ -155,7 +156,7 @@ def read_page() -> dict[str, dict[str, str]]:
 def main() -> None:
     logging.disable(logging.WARNING)
     if sys.argv[1:2] == ["--interpreted"]:
-        importlib.import_module("interpreter")  # before everything that imports triton
+        importlib.import_module("interpreter")  # before anything imports triton
         print(run_pair(sys.argv[3:], Path(sys.argv[2])))
         return
     table: dict[str, dict[str, Any]] = {}

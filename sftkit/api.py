@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from sftkit.cli.options import pipeline_from as pipeline_from
     from sftkit.config import DataSection as DataSection
     from sftkit.config import RunConfig as RunConfig
-    from sftkit.config.models import Loss as Loss
-    from sftkit.config.models import Role as Role
     from sftkit.config.train_fields import CHECKPOINTING_KEYS as CHECKPOINTING_KEYS
     from sftkit.config.train_fields import allowed_fields as allowed_fields
     from sftkit.config.train_fields import train_value as train_value
@@ -36,15 +34,15 @@ if TYPE_CHECKING:
     from sftkit.data.columns import flatten_column as flatten_column
     from sftkit.data.counts import Counts as Counts
     from sftkit.data.documents import WEIGHT_FIX as WEIGHT_FIX
-    from sftkit.data.documents import Attached as Attached
     from sftkit.data.documents import Columns as Columns
     from sftkit.data.documents import Document as Document
+    from sftkit.data.documents import DocumentWithAttachment as DocumentWithAttachment
     from sftkit.data.documents import Formatter as Formatter
     from sftkit.data.documents import RowError as RowError
     from sftkit.data.documents import Skipped as Skipped
     from sftkit.data.documents import Span as Span
     from sftkit.data.documents import is_weight as is_weight
-    from sftkit.data.media import detach_media as detach_media
+    from sftkit.data.media import detach_image as detach_image
     from sftkit.data.packs import Packer as Packer
     from sftkit.data.stats import DatasetStats as DatasetStats
     from sftkit.data.stats import hash_documents as hash_documents
@@ -94,6 +92,9 @@ if TYPE_CHECKING:
     from sftkit.plugin.requirements import install_command as install_command
     from sftkit.plugin.requirements import requirement_problem as requirement_problem
     from sftkit.plugin.selected import PluginSet as PluginSet
+    from sftkit.run.distributed import is_main_process as is_main_process
+    from sftkit.run.distributed import rank as rank
+    from sftkit.run.distributed import world_size as world_size
     from sftkit.run.pipeline import Pipeline as Pipeline
     from sftkit.run.pipeline import RunResult as RunResult
     from sftkit.run.stages import PreparedRun as PreparedRun
@@ -121,16 +122,15 @@ _MODULES = {
     "errors": "ConfigError DataError HookError Problem RunError SftkitError nearest",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection RunConfig",
-    "config.models": "Loss Role",
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     # Data
-    "data.documents": "Attached Columns Document Formatter RowError Skipped Span WEIGHT_FIX is_weight",
+    "data.documents": "Columns Document DocumentWithAttachment Formatter RowError Skipped Span WEIGHT_FIX is_weight",
     "data.columns": "ATTACHED Examples IGNORE_INDEX LOSS_WEIGHTS examples_table flatten_column",
     "data.packs": "Packer",
     "data.counts": "Counts",
     "data.stats": "DatasetStats hash_documents",
-    "data.media": "detach_media",
+    "data.media": "detach_image",
     "data.build": "WEIGHTED_TOKENS",
     "training.collate": "Collator",
     # Models
@@ -151,6 +151,7 @@ _MODULES = {
     "memory.unloaded": "UnknownMemoryError auto_class model_config",
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
+    "run.distributed": "is_main_process rank world_size",
     "run.pipeline": "Pipeline RunResult",
     "run.stages": "PreparedRun Stages Vocabulary",
     "run.verdict": "Status Verdict",

@@ -66,7 +66,8 @@ def run(
             code = process.wait()
     found = outcomes(log)
     lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    if code > 1 and not (code == 5 and left_out.stat().st_size > 2):  # 5: no test is left
+    nothing_left = code == 5 and left_out.stat().st_size > 2
+    if (code > 1 and not nothing_left) or (code == 1 and not found):
         reason = f"pytest ended with exit code {code}"
         found["pytest"] = {"outcome": "error", "seconds": 0.0, "reason": reason, "trace": lines[-30:]}
     return found

@@ -41,7 +41,7 @@ def page(data: dict[str, Any]) -> str:
         entries = {name: entry for name, entry in data["step"].items() if Case.of(name).group == group}
         parts += [f"### {group}", *_step(entries, len(data["runs"]))]
     parts += ["## The loss head alone", HEAD_NOTES, *_head(data["head"])]
-    parts += ["## Profile", PROFILE_NOTES, *_profile(data["profile"])]
+    parts += ["## Profile", PROFILE_NOTES, *_profile(data["profile"]), *_recorded(data["tests"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,6 +72,8 @@ def _overview(data: dict[str, Any]) -> Iterator[str]:
 
 
 def _cut(part: dict[str, Any]) -> str:
+    if "reason" in part:
+        return f" ({part['reason']})"
     return " (cut off)" if part.get("cut") else ""
 
 
@@ -94,12 +96,16 @@ def _tests(tests: dict[str, Any]) -> Iterator[str]:
         if found:
             rows = [[f"`{name}`", test["outcome"], test.get("reason", "")] for name, test in found.items()]
             yield _table(("test", "outcome", "reason"), rows)
+
+
+def _recorded(tests: dict[str, Any]) -> Iterator[str]:
     rows = [
         [f"`{name.rpartition('::')[2]}`", "; ".join(f"{what}: {value}" for what, value in test["values"].items())]
         for name, test in tests.items()
         if "values" in test
     ]
     if rows:
+        yield "## Recorded by the tests"
         yield _table(("test", "recorded"), rows)
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,16 @@ class Results:
         texts = {".json": json.dumps(self.data, indent=1) + "\n", ".md": page(self.data)}
         return [_write(self._directory / f"{self._stem}{suffix}", text) for suffix, text in texts.items()]
 
-    def open_cases(self, planned: Iterable[Case]) -> list[Case]:
-        """The cases that are still to be measured, and with them the TRL run that theirs are compared with."""
+    def open_cases(self, planned: Iterable[Case], missing: Callable[[Case], str]) -> list[Case]:
+        """The cases that are still to be measured, and TRL's where a setting of sftkit will be compared with it.
+
+        Args:
+            planned: all cases.
+            missing: why a case cannot be measured, or an empty string.
+        """
         planned = list(planned)
         found = [case for case in planned if self.data["step"].get(case.name, WAITING)["status"] != "done"]
-        groups = {case.group for case in found if case.ours}
+        groups = {case.group for case in found if case.ours and not missing(case)}
         return [case for case in planned if case in found or (case.setting == TRL and case.group in groups)]
 
     def passed_tests(self) -> list[str]:
@@ -115,6 +120,8 @@ class Results:
             if test["outcome"] in BAD
         ]
         lines += [] if self.data["tests"] else ["tests: not reached"]
+        parts = self.data["runs"][-1]["parts"]
+        lines += [f"{name}: {part['status']}: {part['reason']}" for name, part in parts.items() if "status" in part]
         entries = {**self.data["step"], **{f"loss head: {name}": value for name, value in self.data["head"].items()}}
         entries["profile"] = self.data["profile"]
         lines += [

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpu import cases, correctness, head
 from gpu.cases import Case
+from gpu.child import failure
 from gpu.environment import environment
 from gpu.jobs import Jobs
 from gpu.model import lengths
@@ -59,11 +60,14 @@ class Run:
 
     @contextmanager
     def _part(self, name: str) -> Iterator[dict[str, Any]]:
-        """A part, whose time is noted however it ends."""
+        """A part, whose time is noted however it ends; an error in it does not keep the others from running."""
         started, values = time.monotonic(), {"cut": True}
         try:
             yield values
             values["cut"] = values.pop("out_of_time", False)
+        except Exception as error:
+            values |= failure(error)
+            self._say(f"{name}: {values['reason']}")
         finally:
             self.results.end_part(name, seconds=round(time.monotonic() - started, 1), **values)
 
@@ -117,7 +121,7 @@ class Run:
         return cases.missing(case, self._on_gpu, self._device.get("gib", 1e9))
 
     def _step(self, part: dict[str, Any]) -> None:
-        for case in self.results.open_cases(self._planned):
+        for case in self.results.open_cases(self._planned, self._missing):
             name, left = case.name, self._left(HEAD + PROFILE)
             before = self.results.data["step"][name]
             if why := self._missing(case):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sftkit")
 
-#: From the one that computes least again to the one that keeps least.
+#: From the least recomputation to the least memory.
 KINDS = ("none", "selective", "full", "full, offloaded")
 FIX = (
     "lower train.per_device_train_batch_size and raise train.gradient_accumulation_steps, lower data.max_length, "
@@ -24,7 +24,7 @@ FIX = (
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(Plugin):
-    """Keeps less of the forward for the backward, and only as little as the memory makes it necessary.
+    """Keeps fewer activations for the backward pass, but only if the memory requires it.
 
     Sources: Chen et al., 2016 (arXiv 1604.06174); Korthikanti et al., 2022 (arXiv 2205.05198), section 5.
     """
@@ -32,48 +32,48 @@ class Activations(Plugin):
     checkpointing: Annotated[
         Literal["auto", "none", "selective", "full"],
         Field(
-            description="none: keep everything; selective: compute again all but matrix products and attention; "
-            "full: compute whole layers again; auto: the first of these that fits"
+            description="none: keep everything; selective: recompute all but matrix products and attention; "
+            "full: recompute whole layers; auto: the first of these that fits"
         ),
     ] = "auto"
     offload: Annotated[
         bool | Literal["auto"],
-        Field(description="hold what full checkpointing keeps in the host's memory; auto: where nothing else fits"),
+        Field(description="move what full checkpointing keeps to host memory; auto: only if nothing else fits"),
     ] = "auto"
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuses a second switch, and moving off a device what is not on one."""
+        """Refuses a second setting for checkpointing, and offloading that would have no effect."""
         from sftkit.api import CHECKPOINTING_KEYS, device_of
 
         for name in CHECKPOINTING_KEYS:
             if config.train.get(name):
-                what = "the plugin activations chooses what is checkpointed"
-                fix = f"drop train.{name}, or drop the plugin"
+                what = "the plugin activations already controls checkpointing"
+                fix = f"remove train.{name}, or drop the plugin"
                 yield Problem(what, f"train.{name}", fix, ("train", name))
         if self.offload is not True:
             return
         where, key = "plugin activations, option offload", ("plugins", "activations", "offload")
         if self.checkpointing != "full":
-            what = f"what is moved is what full checkpointing keeps, and checkpointing is {self.checkpointing}"
+            what = f"offload needs checkpointing: full, but checkpointing is {self.checkpointing}"
             yield Problem(what, where, "set checkpointing: full, or offload: auto", key)
         elif device_of(config).type == "cpu":
-            what = "the run is on a CPU, whose memory is the host's: nothing would be gained"
-            yield Problem(what, where, "drop offload", key)
+            what = "offloading has no effect on a CPU, whose memory is the host memory"
+            yield Problem(what, where, "remove offload", key)
 
     @hookimpl
     def reduce_activations(
         self, model: Any, config: RunConfig, batch: Mapping[str, Any]
     ) -> AbstractContextManager[None]:
-        """The chosen checkpointing inside the context; the model is as it was at its exit.
+        """Applies the chosen checkpointing inside the context, and restores the model on exit.
 
         Raises:
-            ConfigError: if checkpointing is on already; under ``auto``, if nothing fits, or if what the model takes
-                cannot be estimated.
+            ConfigError: if checkpointing is already on; with ``auto``, if nothing fits or if the memory cannot be
+                estimated.
         """
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            what = "the model's activations are checkpointed already, by itself or by another plugin"
-            fix = "switch it off there, or drop the plugin activations"
+            what = "the model's activations are already checkpointed, by the model itself or by another plugin"
+            fix = "turn that off, or drop the plugin activations"
             raise ConfigError(Problem(what, "plugin activations", fix))
         if self.checkpointing == "auto":
             kind = self._choose(model, config, batch)
@@ -89,14 +89,17 @@ class Activations(Plugin):
         for kind in kinds:
             found = tried[kind] = _estimate(kind, model, config, batch)
             if found.available.most is None:
-                what = f"how much memory there is on {found.available.device} is not known"
-                raise ConfigError(Problem(what, "plugin activations", "set its option checkpointing"))
+                what = f"the memory of {found.available.device} is not known"
+                fix = "set checkpointing to none, selective or full"
+                raise ConfigError(Problem(what, "plugin activations, option checkpointing", fix))
             if found.fits and not found.near:
-                sizes = ", ".join(f"{name} {told.total / 1e9:.2f} GB" for name, told in tried.items())
+                sizes = ", ".join(f"{name} {estimate.total / 1e9:.2f} GB" for name, estimate in tried.items())
                 most = f"{found.available.most / 1e9:.2f} GB on {found.available.device}"
-                logger.info("activations: checkpointing %s (a step takes about: %s; there is %s)", kind, sizes, most)
+                logger.info(
+                    "activations: checkpointing %s (estimated memory of a step: %s; available: %s)", kind, sizes, most
+                )
                 return kind
-        what = f"a step does not fit, with checkpointing {kind} either: {found.describe()}"
+        what = f"a step does not fit, even with checkpointing {kind}: {found.describe()}"
         raise ConfigError(Problem(what, "plugin activations", FIX))
 
 
@@ -108,15 +111,15 @@ def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]
             return estimate_memory(model, batch, config)
     except SftkitError:
         raise
-    except Exception as error:  # a model's forward may raise anything on tensors without data
+    except Exception as error:  # a forward on tensors without data may raise anything
         first = next(iter(str(error).splitlines()), "")
-        what = f"what the model takes cannot be estimated: {type(error).__name__}: {first}"
-        fix = "set its option checkpointing to none, selective or full"
+        what = f"the memory of the model cannot be estimated: {type(error).__name__}: {first}"
+        fix = "set checkpointing to none, selective or full"
         raise ConfigError(Problem(what, "plugin activations, option checkpointing", fix)) from error
 
 
 def keeping(kind: str, model: Any) -> AbstractContextManager[None]:
-    """A kind of checkpointing of `KINDS`, inside the context."""
+    """Applies one of the `KINDS` of checkpointing inside the context."""
     from sftkit.api import checkpointed, full_checkpointing, offloaded_checkpointing, selective_checkpointing
 
     if kind == "none":

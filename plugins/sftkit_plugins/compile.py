@@ -1,4 +1,4 @@
-"""torch.compile of the decoder's layers, once for all lengths."""
+"""Compiles the decoder layers with torch.compile, once for all lengths."""
 
 from __future__ import annotations
 
@@ -27,32 +27,30 @@ class Compile(Plugin):
 
     regions: Annotated[
         Literal["layers", "model"],
-        Field(
-            description="layers: the repeated decoder layers, which share what is compiled; model: the whole decoder"
-        ),
+        Field(description="layers: the repeated decoder layers, which share compiled code; model: the whole decoder"),
     ] = "layers"
     backend: Annotated[str, Field(description="inductor, aot_eager, eager, ...: any backend of torch.compile")] = (
         "inductor"
     )
-    mode: Annotated[Mode | None, Field(description="of inductor: what it optimises for")] = None
-    fullgraph: Annotated[bool, Field(description="an error where a region is not compiled as a whole")] = False
+    mode: Annotated[Mode | None, Field(description="what inductor optimises for")] = None
+    fullgraph: Annotated[bool, Field(description="raise an error if a region cannot be compiled as a whole")] = False
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuses what is compiled twice, an unknown backend, and a machine without a compiler."""
+        """Refuses a model that would be compiled twice, an unknown backend, and a machine without a compiler."""
         for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):
             if config.train.get(name):
-                what = "the model would be compiled twice: the plugin compile is selected too"
-                yield Problem(what, f"train.{name}", f"drop train.{name}", ("train", name))
+                what = "the model would be compiled twice, here and by the plugin compile"
+                yield Problem(what, f"train.{name}", f"remove train.{name}", ("train", name))
         yield from self._backend_problems()
         attention = config.plugins.get("flash_attn")
         if attention is None:
             return
         if self.regions == "model":
-            what = "plugin flash_attn finds the documents of a batch outside of the layers, which is not compiled"
+            what = "the plugin flash_attn finds the documents of a batch outside the layers, which cannot be compiled"
             yield Problem(what, "plugin compile, option regions", "set regions: layers", ("plugins", "compile"))
         elif self.fullgraph and not _on_gpu(config):
-            what = "without a GPU, plugin flash_attn attends to one document at a time, which is not compiled"
+            what = "without a GPU, the plugin flash_attn attends to one document at a time, which cannot be compiled"
             yield Problem(what, "plugin compile, option fullgraph", "set fullgraph: false", ("plugins", "compile"))
 
     def _backend_problems(self) -> Iterator[Problem]:
@@ -60,8 +58,8 @@ class Compile(Plugin):
         if self.backend == "inductor":
             compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
             if not any(shutil.which(name) for name in compilers if name):
-                fix = "install g++, or name your compiler in the variable CXX"
-                yield Problem("inductor needs a C++ compiler, and there is none", where + "backend", fix, key)
+                fix = "install g++, or set the environment variable CXX to your compiler"
+                yield Problem("inductor needs a C++ compiler, but none was found", where + "backend", fix, key)
             return
         from torch._dynamo import list_backends
 
@@ -70,15 +68,17 @@ class Compile(Plugin):
             fix = nearest(self.backend, known) or f"the backends are {', '.join(known)}"
             yield Problem(f"torch.compile has no backend {self.backend!r}", where + "backend", fix, key)
         if self.mode is not None:
-            yield Problem("mode is of the backend inductor only", where + "mode", "drop mode", key)
+            yield Problem(
+                "only the backend inductor has modes", where + "mode", "remove mode, or set backend: inductor", key
+            )
 
     @hookimpl
     @contextmanager
     def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
-        """Compiled inside the context; at its exit the model is plain, and what was compiled is given up.
+        """Compiles the model inside the context. On exit the model is plain again, and the compiled code is released.
 
         Raises:
-            ConfigError: if the model has no layers that can be told from the rest.
+            ConfigError: if the model does not declare its layers.
         """
         import torch
 
@@ -90,24 +90,25 @@ class Compile(Plugin):
         logger.info("compile: %d of %s with %s; the first steps take longer", len(regions), kinds, self.backend)
         calls: list[int] = [0]
         with ExitStack() as stack:
-            stack.callback(torch._dynamo.reset)  # it holds on to what was compiled, and to the model with it
+            stack.callback(torch._dynamo.reset)  # it keeps the compiled code alive, and with it the model
             for region in regions:
                 stack.enter_context(compiled(region, options, calls))
             yield
         if not calls[0]:
-            logger.warning("compile: no compiled %s was ever called", kinds)
+            logger.warning("compile: no compiled %s was called", kinds)
 
 
 @contextmanager
 def compiled(module: Any, options: dict[str, Any], calls: list[int]) -> Iterator[None]:
     """Compiles a module in place, so that its parameters keep their names.
 
-    Calls with a cache, as generation makes, are not compiled: each layer and each length of a cache would be, anew.
+    Calls with a cache, as in generation, are not compiled: every layer and every cache length would need its own
+    compilation.
 
     Args:
-        module: whose calls are compiled, but for those with a cache.
-        options: of `torch.compile`.
-        calls: its first element counts the compiled calls.
+        module: the module to compile.
+        options: arguments for `torch.compile`.
+        calls: a list of one element, which counts the compiled calls.
     """
     before = module.__dict__.get("_compiled_call_impl")
     module.compile(**options)
@@ -130,18 +131,18 @@ def compiled(module: Any, options: dict[str, Any], calls: list[int]) -> Iterator
 
 
 def has_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call is given a cache, or told to make one."""
+    """Whether a call receives a cache, or asks for one."""
     from transformers import Cache
 
     return bool(kwargs.get("use_cache")) or any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
 
 
 def mark_lengths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Tells torch.compile that batch size and length vary, so that the first compilation serves the next batches too.
+    """Marks batch size and length as variable, so that torch.compile can reuse the first compilation.
 
-    The first tensor is hidden states ``[B, T, H]`` or token ids ``[B, T]``. Positions are the second dimension of the
-    others too, but for masks ``[B, 1, T, T]``. What is marked is a hint: what varies besides is seen by torch.compile
-    when it does.
+    The first tensor holds hidden states ``[B, T, H]`` or token ids ``[B, T]``. The other tensors also have positions in
+    their second dimension, except masks, ``[B, 1, T, T]``. The marks are hints: torch.compile recompiles if another
+    dimension varies.
     """
     import torch
     from torch.utils._pytree import tree_leaves
@@ -159,7 +160,7 @@ def mark_lengths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    """The repeated layers: the members of the model's lists whose classes transformers never splits over devices.
+    """The repeated layers: members of the model's module lists whose classes transformers never splits over devices.
 
     Raises:
         ConfigError: if there are none.
@@ -171,17 +172,19 @@ def decoder_layers(model: Any) -> list[Any]:
     lists = [module for module in whole.modules() if isinstance(module, nn.ModuleList)]
     layers = [layer for members in lists for layer in members if type(layer).__name__ in names]
     if not layers:
-        what = f"the model type {model.config.model_type} does not tell which its layers are"
+        what = f"the model type {model.config.model_type} does not declare its layers"
         raise ConfigError(Problem(what, "plugin compile", "run without compile"))
     return layers
 
 
 def decoder_around(model: Any, layer: Any) -> Any:
-    """The innermost model around a layer: some call their decoder past what wraps it."""
+    """The innermost model that contains a layer: some models bypass the wrapper of their decoder."""
     from transformers import PreTrainedModel
 
-    around = [part for part in model.modules() if isinstance(part, PreTrainedModel) and layer in set(part.modules())]
-    return around[-1]
+    containing = [
+        part for part in model.modules() if isinstance(part, PreTrainedModel) and layer in set(part.modules())
+    ]
+    return containing[-1]
 
 
 def _on_gpu(config: RunConfig) -> bool:

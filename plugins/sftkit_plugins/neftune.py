@@ -26,9 +26,7 @@ class NEFTune(Plugin):
     Source: Jain et al., 2023, NEFTune: Noisy Embeddings Improve Instruction Finetuning (arXiv 2310.05914), algorithm 1.
     """
 
-    replaces: ClassVar[Mapping[str, str]] = {
-        "neftune_noise_alpha": "select plugin neftune, which scales the noise by the length of each document"
-    }
+    replaces: ClassVar[Mapping[str, str]] = {"neftune_noise_alpha": "alpha"}
 
     alpha: Annotated[float, Field(gt=0, description="scale of the noise; the paper uses 5, 10 and 15")] = 5.0
 

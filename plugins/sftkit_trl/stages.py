@@ -40,9 +40,7 @@ def stages_of(
         ConfigError: with every problem of the configuration.
     """
     data: dict[str, Any] = {
-        "loss": "all",
         "max_length": args.max_seq_length,
-        "text_column": sets.text_column,
         "special_tokens": "tokenizer" if sets.add_special_tokens else "none",
         "streaming": isinstance(sets.train, datasets.IterableDataset),
         "shuffle_buffer": 0,
@@ -53,7 +51,7 @@ def stages_of(
         model=model_section(model, args),
         data=[] if sets.train is None else sets.train,
         eval=sets.eval or None,
-        plugins=plugins,
+        plugins=[*plugins, {"formats": {"loss": "all", "text_column": sets.text_column}}],
         train=train_section(args),
         config={"data": data},
         tokenizer=tokenizer,

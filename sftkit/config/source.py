@@ -1,4 +1,4 @@
-"""Where configuration comes from: a YAML file and ``key=value`` overrides, each value with its place."""
+"""Raw configuration from a YAML file and ``key=value`` overrides, with the place of each value."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SHORT = {"model": "name", "data": "train"}  # `model: x` is short for `model: {n
 
 @dataclass
 class ConfigSource:
-    """Raw configuration values and the place each came from, for messages."""
+    """Raw configuration values, and the place that each comes from, for error messages."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
-        """Place and name of a key, as in ``sft.yaml:7, data.max_length``."""
+        """Place and name of a key, such as ``sft.yaml:7, data.max_length``."""
         name = ".".join(key)
         for end in range(len(key), 0, -1):
             if key[:end] in self.places:
@@ -33,13 +33,13 @@ class ConfigSource:
         return name
 
     def set(self, key: Key, value: Any, place: str) -> None:
-        """Set one value; what is a mapping merges, anything else replaces."""
+        """Set one value. A mapping is merged into an existing mapping; any other value replaces the old one."""
         section: dict[str, Any] = self.values
         for depth, part in enumerate(key[:-1], start=1):
             inner = section.get(part)
             if not isinstance(inner, dict):
                 short = SHORT.get(part) if depth == 1 else None
-                inner = {short: inner} if short and isinstance(inner, str | list) else {}  # else None: no options yet
+                inner = {short: inner} if short and isinstance(inner, str | list) else {}
                 section[part] = inner
             section = inner
         old = section.get(key[-1])
@@ -55,24 +55,28 @@ def read_yaml(path: Path) -> ConfigSource:
     """Read a YAML file safely.
 
     Raises:
-        ConfigError: if it cannot be read, is no mapping, or names a key twice; with file and line.
+        ConfigError: if it cannot be read, is not a mapping, or sets a key twice; with file and line.
     """
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except FileNotFoundError:
-        raise ConfigError(Problem("no such file", str(path), "give the path of a YAML file")) from None
+        raise ConfigError(Problem("no such file", str(path), "use the path of a YAML file")) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(Problem(f"cannot be read: {error}", str(path))) from None
+        raise ConfigError(
+            Problem(f"cannot read the file: {error}", str(path), "check the file and its permissions")
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(Problem(f"not valid YAML: {getattr(error, 'problem', error)}", where)) from None
+        raise ConfigError(
+            Problem(f"not valid YAML: {getattr(error, 'problem', error)}", where, "correct the line")
+        ) from None
     if values is None:
         return ConfigSource()
     if not isinstance(values, dict):
-        raise ConfigError(Problem("holds no mapping", f"{path}:1", "start it with `model:` and `data:`"))
+        raise ConfigError(Problem("the file is not a mapping", f"{path}:1", "start it with `model:` and `data:`"))
     places: dict[Key, str] = {}
     problems = list(_collect_places(root, (), path, places))
     if problems:
@@ -86,7 +90,9 @@ def _collect_places(node: Any, key: Key, path: Path, places: dict[Key, str]) -> 
             inner = (*key, str(name.value))
             place = f"{path}:{name.start_mark.line + 1}"
             if inner in places:
-                yield Problem(f"named twice, first in {places[inner]}", f"{place}, {'.'.join(inner)}", "drop one")
+                yield Problem(
+                    f"the key is set twice, first in {places[inner]}", f"{place}, {'.'.join(inner)}", "remove one"
+                )
             places[inner] = place
             yield from _collect_places(value, inner, path, places)
     elif isinstance(node, yaml.SequenceNode):
@@ -101,9 +107,9 @@ _DECIMAL = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$")
 
 
 def parse_value(text: str) -> Any:
-    """The value of ``key=value``: YAML where it is quoted, a list, a mapping, a number, true, false or null.
+    """The value of ``key=value``, parsed as YAML if it is quoted, a list, a mapping, a number, true, false or null.
 
-    Anything else stays the text as it is, since ``### Answer:`` is a comment in YAML.
+    Any other text is kept unchanged: ``### Answer:``, for example, is a comment in YAML.
     """
     if _DECIMAL.match(text) and not text.lstrip("+-").isdigit():
         return float(text)  # YAML 1.1 reads 2e-5 as text
@@ -116,7 +122,7 @@ def parse_value(text: str) -> Any:
 
 
 def split_options(text: str) -> list[str]:
-    """Split ``a=1,b=[2,3]`` at the commas that are outside quotes and brackets, and start an option."""
+    """Split ``a=1,b=[2,3]`` at commas that are outside quotes and brackets and are followed by an option."""
     parts, depth, quote, start = [], 0, "", 0
     for index, char in enumerate(text):
         if quote:
@@ -134,7 +140,7 @@ def split_options(text: str) -> list[str]:
 
 
 def parse_assignment(text: str, place: str) -> tuple[str, Any]:
-    """``key=value`` as its two halves.
+    """Key and value of ``key=value``.
 
     Raises:
         ConfigError: if there is no ``=``.

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import operator
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
@@ -36,16 +36,16 @@ REFUSED = {
     "use_liger_kernel": "remove it, and use a plugin for it",
     "liger_kernel_config": "remove it, and use a plugin for it",
     "label_smoothing_factor": "remove it, and use a plugin for it",
-    "hub_token": "set HF_TOKEN in the environment: a secret does not belong in a configuration",
-    "remove_unused_columns": "remove it: the collator takes what the model needs",
-    "label_names": "remove it: the labels are `labels`",
+    "hub_token": "set HF_TOKEN in the environment: secrets do not belong in a configuration",
+    "remove_unused_columns": "remove it: the collator takes the columns that the model needs",
+    "label_names": "remove it: the labels are always in `labels`",
     "resume_from_checkpoint": "use --resume",
     "do_train": "remove it: a run always trains",
     "do_eval": "set data.eval and train.eval_strategy",
-    "do_predict": "remove it",
-    "auto_find_batch_size": "remove it: a batch that is too large is computed in halves, with the same gradients",
+    "do_predict": "remove it: a run does not predict",
+    "auto_find_batch_size": "remove it: batches that do not fit are halved, with the same gradients",
 }
-#: Names that transformers 5 renamed or removed, or that peers have, and what to write.
+#: Names that transformers 5 renamed or removed, or that other libraries use, and what to write instead.
 MOVED = {
     "evaluation_strategy": "use eval_strategy",
     "warmup_ratio": "use warmup_steps, which takes a fraction below 1 as well",
@@ -56,9 +56,8 @@ MOVED = {
     "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
     "max_seq_length": "use data.max_length",
     "max_length": "use data.max_length",
-    "dataset_text_field": "use data.text_column",
 }
-#: Fields that switch activation checkpointing on; the second name is in transformers since 5.23.
+#: Fields that turn on activation checkpointing; the second name exists since transformers 5.23.
 CHECKPOINTING_KEYS = ("gradient_checkpointing", "activation_checkpointing")
 _TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (str, int, float, bool, list, dict, tuple)},
@@ -71,7 +70,7 @@ _TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TrainField:
-    """One field: its type as pydantic understands it, its default and its help."""
+    """One field: its type, in a form that pydantic understands, its default and its help."""
 
     name: str
     annotation: Any
@@ -81,7 +80,7 @@ class TrainField:
 
 @functools.cache
 def training_fields(package: Path | None = None) -> dict[str, TrainField]:
-    """The fields by name, in their order.
+    """The fields by name, in order.
 
     Args:
         package: directory of transformers; by default the installed one.
@@ -99,7 +98,7 @@ def training_fields(package: Path | None = None) -> dict[str, TrainField]:
 
 
 def _enums(tree: ast.Module, package: Path) -> dict[str, Any]:
-    """The string enums that annotations use, as Literals; they stand here or in the modules imported from."""
+    """The string enums used in annotations, as Literals; defined in this module or in those it imports from."""
     trees = [tree]
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module in ("trainer_utils", "debug_utils"):
@@ -141,12 +140,12 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def _type(node: ast.expr, enums: Mapping[str, Any]) -> Any:
-    """An annotation as a type, without evaluating any code; an unknown name is Any."""
+    """An annotation as a type, without evaluating code; an unknown name becomes Any."""
     if isinstance(node, ast.Constant):
         return type(None) if node.value is None else node.value
     if isinstance(node, ast.BinOp):
         sides = [_type(side, enums) for side in (node.left, node.right)]
-        # `SchedulerType | str`: the string is one of the enum's values
+        # in `SchedulerType | str`, the string is one of the enum's values
         if any(typing.get_origin(side) is Literal for side in sides) and str in sides and _has_enum(node, enums):
             sides.remove(str)
         return sides[0] if len(sides) == 1 else functools.reduce(operator.or_, sides)
@@ -165,7 +164,7 @@ def _has_enum(node: ast.BinOp, enums: Mapping[str, Any]) -> bool:
 
 
 def allowed_fields() -> dict[str, TrainField]:
-    """The fields that a configuration may set."""
+    """The fields that a configuration can set."""
     return {name: field for name, field in training_fields().items() if name not in REFUSED}
 
 
@@ -184,32 +183,31 @@ def train_value(config: RunConfig, name: str) -> Any:
     return DEFAULTS[name] if name in DEFAULTS else training_fields()[name].default
 
 
-def check_train(
-    values: Mapping[str, Any], advice: Callable[[], Mapping[str, str]] = dict
-) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+def data_seed(config: RunConfig) -> int:
+    """The seed of the order of the data: ``train.data_seed``, else ``train.seed``."""
+    seed = train_value(config, "data_seed")
+    return int(train_value(config, "seed") if seed is None else seed)
+
+
+def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """Check names and types.
 
-    Args:
-        values: the section ``train``.
-        advice: returns the fixes of plugins for arguments that they replace; called only if one is refused or unknown.
-
     Returns:
-        The values, coerced (YAML reads ``2e-5`` as text), and a (key, message, fix) for each problem.
+        The values, coerced (YAML reads ``2e-5`` as text), and key, message and fix of each problem.
     """
     fields = allowed_fields()
     coerced, problems = {}, []
     for key, value in values.items():
         if key in REFUSED:
-            problems.append((key, "cannot be set here", advice().get(key, REFUSED[key])))
+            problems.append((key, "cannot be set here", REFUSED[key]))
         elif key not in fields:
-            fix = MOVED.get(key) or advice().get(key) or nearest(key, fields)
-            fix = fix or "any field of transformers.TrainingArguments is allowed"
+            fix = MOVED.get(key) or nearest(key, fields) or "use a field of transformers.TrainingArguments"
             problems.append((key, "no such training argument", fix))
         else:
             try:
                 coerced[key] = _coerce(value, fields[key].annotation)
             except ValueError:
-                problems.append((key, f"{value!r} is of the wrong type", f"give {_plain(fields[key].annotation)}"))
+                problems.append((key, f"{value!r} is of the wrong type", f"use {_plain(fields[key].annotation)}"))
     return coerced, problems
 
 
@@ -218,18 +216,18 @@ def _coerce(value: Any, annotation: Any) -> Any:
     if value is False and "no" in members:
         return "no"  # YAML reads `save_strategy: no` as false
     if isinstance(value, bool) and bool not in members and Any not in members and value not in members:
-        raise ValueError("a boolean is no number")
+        raise ValueError("a boolean is not a number")
     if isinstance(value, str) and str not in members and value.lower() in ("none", "null") and type(None) in members:
         return None
     try:
         coerced = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-        return value if coerced == value else coerced  # 10 steps stay 10, and are not 10.0
+        return value if coerced == value else coerced  # keep 10 steps as 10, not 10.0
     except ValidationError as error:
         raise ValueError(str(error)) from None
 
 
 def _plain(annotation: Any) -> str:
-    """A type in words: ``one of linear, cosine`` or ``int or None``."""
+    """A type in words, such as ``one of linear, cosine`` or ``int or None``."""
     if typing.get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, typing.get_args(annotation)))}"
     if typing.get_origin(annotation) is Union:

@@ -1,20 +1,19 @@
-"""Rows to examples, a batch at a time: format, encode, leave out what cannot be trained on."""
+"""Rows to examples, one batch at a time: format, encode, and drop what cannot be trained."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import pickle
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
-from sftkit.data.documents import Attached, Document, Formatter, RowError, Skipped
-from sftkit.data.encode import encode_stream
-from sftkit.data.length import NOTHING_TRAINED, drop_untrained, find_cut
+from sftkit.data.documents import Document, DocumentWithAttachment, Formatter, RowError, Skipped
+from sftkit.data.encode import NumberedDocuments, encode_stream
+from sftkit.data.length import NOTHING_TRAINED, check_length, drop_untrained, find_cut
 from sftkit.data.media import has_media, read_rows
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
@@ -22,6 +21,7 @@ from sftkit.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
@@ -31,23 +31,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sftkit")
 
 BATCH = 4000
-MEDIA_BATCH = 256  # rows that hold pictures, sounds or films, which may have a megabyte each
-WEIGHTED_TOKENS = "trained tokens with another weight than 1"
-SHOWN = 3  # bad rows that are skipped and told one by one
-#: Rows after which a memory-mapped source is mapped anew, so that the pages that were read are given back.
+MEDIA_BATCH = 256  # for rows with images, audio or video, which may take a megabyte each
+WEIGHTED_TOKENS = "trained tokens with a weight other than 1"
+SHOWN = 3  # skipped rows that are logged one by one
+#: Rows after which a memory-mapped source is opened again, to release the memory of pages that were read.
 REMAP = 12 * BATCH
 
 RowBatch = tuple["np.ndarray", dict[str, Any]]
 """The numbers of some rows, and the rows as columns."""
+Place = Callable[[int], str]
+"""Describes where the row of a number is, for error messages."""
 
 
 @dataclass
 class ExampleBuilder:
-    """Makes the examples of one split, and counts what is done on the way.
+    """Makes the examples of one split and counts what happens to its rows.
 
     Args:
-        processor: of models that see more than text; None of the others.
-        stats: what is learned of the examples; None where the split has no end.
+        processor: the processor that the tokenizer belongs to, if there is one.
+        stats: statistics of the examples; None for a stream, which has no end.
     """
 
     split: str
@@ -59,108 +61,78 @@ class ExampleBuilder:
     stats: DatasetStats | None = field(default_factory=DatasetStats)
     _trained: int = 0
     _bad_rows: int = 0
-    _shown: str = ""
-    _encoding: deque[tuple[int, Document]] = field(default_factory=deque)
-    """The row's number and the document of each example that is not encoded yet."""
+    _first_row: str = ""
 
     def examples(self, source: DataSource) -> Iterator[Examples]:
-        """The examples of a source with something to train on, batch by batch, not yet cut to length.
+        """The examples of a source that have a trained token, batch by batch, before they are cut to length.
 
         Raises:
-            DataError: for a row of a bad shape, or a source without rows.
+            DataError: for a malformed row, or a source without rows.
         """
         read = source.load()
         rows = read.rows
         if read.bad_lines:
             self._skip(read.bad_lines, "unreadable lines skipped")
         if not len(rows):
-            raise DataError(Problem("the data has no rows", source.where, "give data with rows"))
+            raise DataError(Problem("the data has no rows", source.where, "use data with at least one row"))
         picked = source.pick(len(rows)) if source.pick else None
         self.counts.add(self.split, "rows read", len(rows) if picked is None else len(picked))
         return self.encoded(batches(rows, picked), rows.features, source.place)
 
-    def encoded(self, rows: Iterable[RowBatch], columns: Features, place: Callable[[int], str]) -> Iterator[Examples]:
-        """The examples of batches of rows with these columns; ``place`` tells where a row is."""
-        special = self.tokenizer
-        tokens = {"bos": special.bos_token_id, "eos": special.eos_token_id}
-        formatter = self._formatter(columns)
+    def encoded(self, rows: Iterable[RowBatch], columns: Features, place: Place) -> Iterator[Examples]:
+        """The examples of batches of rows with these columns."""
+        formatter = self._make_formatter(columns)
         documents = (self._documents(batch, formatter, place) for batch in rows)
         rendered = formatter.rendered_special_tokens
-        around = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
-        for examples in encode_stream(documents, self.tokenizer, around):
-            examples = self._with_attached(examples, formatter, place)
-            self._trained += int(examples.trained_N.sum())
-            if self.stats is not None:
-                attached_N = examples.attached_N  # noqa: N806 (suffixes are shapes)
-                self.stats.add(examples.ids_S, examples.labels_S, examples.offsets_N1, attached_N=attached_N, **tokens)
-            if weighted := examples.weighted:
-                self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
+        special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
+        for source, examples in encode_stream(documents, self.tokenizer, special_tokens):
+            self._check_length(examples, source, formatter, place)
+            if formatter.attached_type is not None:
+                attached_N = self._attachments(source.documents, formatter.attached_type)  # noqa: N806 (a shape)
+                examples = dataclasses.replace(examples, attached_N=attached_N)
+            self._count(examples)
             yield drop_untrained(examples, self.split, self.counts)
 
-    def _with_attached(self, examples: Examples, formatter: Formatter, place: Callable[[int], str]) -> Examples:
-        """The examples with what the formatter attached to their documents.
-
-        Raises:
-            DataError: for an example that would lose what may not be cut.
-        """
-        import pyarrow as pa
-
-        here = [self._encoding.popleft() for _ in range(len(examples))]
-        data = self.config.data
-        if (at := find_cut(examples, formatter.uncut_ids, data)) is not None:
-            what = f"data.max_length={data.max_length} would cut into what may not be cut, as a picture"
-            what = f"{what}: the example has {examples.lengths_N[at]} tokens"
-            fix = "raise data.max_length, make it shorter (smaller or fewer pictures), or set data.truncation=drop"
-            raise DataError(Problem(what, place(here[at][0]), fix))
-        if formatter.attached_type is None:
-            return examples
-        documents = [document for _, document in here if isinstance(document, Attached)]
-        for document in documents:
-            for what, number in document.counts.items():
-                self.counts.add(self.split, what, number)
-        attached_N = pa.array([document.value for document in documents], formatter.attached_type)  # noqa: N806
-        return dataclasses.replace(examples, attached_N=attached_N)
-
     def nothing_left(self) -> DataError:
-        """Why no row is left, with the first one."""
-        where, done = f"data.{self.split}", self.counts.by_split[self.split]
+        """The error for a split without examples, with the reasons and the first row."""
+        where, counts = f"data.{self.split}", self.counts.by_split[self.split]
         if self._trained:
-            fix = "raise data.max_length, or shorten the prompts"
+            fix = "increase data.max_length, or shorten the prompts"
             what = f"no trained token is left within data.max_length={self.config.data.max_length}"
             return DataError(Problem(what, where, fix))
-        reasons = [what.removeprefix("rows dropped: ") for what in done if what.startswith("rows dropped: ")]
-        masked = ["every label is masked"] if done[NOTHING_TRAINED] else []
-        why = "; ".join(reasons + masked) or "every row is empty or bad"
-        fix = f"check what is trained (data.loss, the template); the first row is {self._shown!r}"
+        reasons = [what.removeprefix("rows dropped: ") for what in counts if what.startswith("rows dropped: ")]
+        masked = ["every label is masked"] if counts[NOTHING_TRAINED] else []
+        why = "; ".join(reasons + masked) or "every row is empty or malformed"
+        fix = f"check what the formatter and the chat template train; the first row is {self._first_row!r}"
         return DataError(Problem(f"no row can be trained on: {why}", where, fix))
 
-    def _formatter(self, columns: Features) -> Formatter:
+    def _make_formatter(self, columns: Features) -> Formatter:
         formatter = self.plugins.hook.make_formatter(
             columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
         )
         if formatter is None:
-            fix = "select a formatter plugin, or drop no:formats"
-            raise ConfigError(Problem(f"no plugin formats columns {', '.join(columns)}", f"data.{self.split}", fix))
+            fix = "select a plugin that formats them, or keep the default plugins"
+            raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
         return formatter
 
-    def _documents(self, batch: RowBatch, formatter: Formatter, place: Callable[[int], str]) -> list[Document]:
+    def _documents(self, batch: RowBatch, formatter: Formatter, place: Place) -> NumberedDocuments:
         numbers, columns = batch
-        if not self._shown:
-            self._shown = str({name: values[0] for name, values in columns.items()})[:400]
+        if not self._first_row:
+            self._first_row = str({name: values[0] for name, values in columns.items()})[:400]
         numbers, documents = self._format(numbers, columns, formatter, place)
-        for skipped in [document for document in documents if isinstance(document, Skipped)]:
-            self.counts.add(self.split, f"rows dropped: {skipped.reason}")
+        for document in documents:
+            if isinstance(document, Skipped):
+                self.counts.add(self.split, f"rows dropped: {document.reason}")
         pairs = zip(numbers.tolist(), documents, strict=True)
         kept = [(number, document) for number, document in pairs if not isinstance(document, Skipped)]
-        self._encoding.extend(kept)
-        return [document for _, document in kept]
+        return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
 
     def _format(
-        self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Callable[[int], str]
+        self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place
     ) -> tuple[np.ndarray, list[Document | Skipped]]:
         """The documents of a batch, and the numbers of their rows.
 
-        A row of a bad shape is an error, or taken out and the rest tried again.
+        A malformed row stops the run, or it is removed from the batch and the batch is formatted again.
         """
         import numpy as np
 
@@ -184,12 +156,40 @@ class ExampleBuilder:
         self.counts.add(self.split, what, number)
         limit = self.config.data.max_bad_rows
         if self._bad_rows > limit:
-            fix = "mend the data, or raise data.max_bad_rows"
+            fix = "fix the data, or increase data.max_bad_rows"
             raise DataError(Problem(f"more than {limit} bad rows", f"data.{self.split}", fix))
+
+    def _check_length(self, examples: Examples, source: NumberedDocuments, formatter: Formatter, place: Place) -> None:
+        """Raise a DataError for an example that is too long, or too long to keep its images."""
+        data = self.config.data
+        check_length(examples, data, lambda at: place(source.numbers[at]))
+        if (at := find_cut(examples, formatter.uncut_ids, data)) is not None:
+            what = f"data.max_length={data.max_length} would truncate an image or other tokens that must stay whole"
+            what = f"{what}: the example has {examples.lengths_N[at]} tokens"
+            fix = "increase data.max_length, use smaller or fewer images, or set data.truncation=drop"
+            raise DataError(Problem(what, place(source.numbers[at]), fix))
+
+    def _attachments(self, documents: Iterable[Document], kind: Any) -> pa.Array:
+        import pyarrow as pa
+
+        values = []
+        for document in documents:
+            if isinstance(document, DocumentWithAttachment):
+                values.append(document.attachment)
+                for what, number in document.counts.items():
+                    self.counts.add(self.split, what, number)
+        return pa.array(values, kind)
+
+    def _count(self, examples: Examples) -> None:
+        self._trained += int(examples.trained_N.sum())
+        if self.stats is not None:
+            self.stats.add(examples, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        if weighted := examples.weighted:
+            self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
 
 
 def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[RowBatch]:
-    """Rows as columns, some at a time, with their numbers; memory stays flat in the number of rows."""
+    """Some rows at a time, as columns with their numbers; memory use does not grow with the number of rows."""
     import numpy as np
 
     number = len(rows) if picked is None else len(picked)
@@ -197,9 +197,9 @@ def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[RowBatch]:
     mapped = bool(rows.cache_files)
     for start in range(0, number, size):
         if mapped and start and start % REMAP == 0:
-            rows = pickle.loads(pickle.dumps(rows))  # pickles the files' names, and maps them anew
-        stop = min(start + size, number)
+            rows = pickle.loads(pickle.dumps(rows))  # stores the names of the files, and opens them again
+        part = slice(start, min(start + size, number))
         if picked is None:
-            yield np.arange(start, stop), read_rows(rows, slice(start, stop))
+            yield np.arange(part.start, part.stop), read_rows(rows, part)
         else:
-            yield picked[start:stop], read_rows(rows, picked[start:stop])
+            yield picked[part], read_rows(rows, picked[part])

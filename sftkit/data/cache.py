@@ -1,7 +1,7 @@
-"""Prepared data on disk, found again by all that it depends on.
+"""Prepared data on disk, found again by everything that it depends on.
 
-An entry is a directory named by its key. It is built beside its place and renamed into it when it is whole, under a
-lock that the system lets go of if its holder dies; its files are checked against their hash before they are used.
+An entry is a directory named by its key. It is built next to its final place and renamed when it is complete, under a
+lock that the system releases if its holder dies. Its rows are compared with their checksum before they are used.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ROWS = "rows.arrow"
 
 
 def root() -> Path:
-    """Where prepared data is kept: ``$SFTKIT_CACHE``, else ``sftkit`` in the user's cache directory."""
-    if given := os.environ.get("SFTKIT_CACHE"):
-        return Path(given).expanduser()
+    """The cache directory: ``$SFTKIT_CACHE``, else ``sftkit`` in the user's cache directory."""
+    if directory := os.environ.get("SFTKIT_CACHE"):
+        return Path(directory).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftkit"
 
 
 def key_of(parts: dict[str, Any]) -> str:
-    """The key of an entry: a hash over all that it depends on."""
+    """The key of an entry: a hash over everything that it depends on."""
     import xxhash
 
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
@@ -40,8 +40,8 @@ class Entry:
     """One prepared split.
 
     Attributes:
-        directory: where its files are.
-        told: what is known of it: ``summary``, ``counts``, ``stats``, and the ``parts`` of its key.
+        directory: the directory with its files.
+        info: ``summary``, ``counts`` and ``stats`` of its rows, and the ``parts`` of its key.
     """
 
     directory: Path
@@ -49,35 +49,35 @@ class Entry:
 
     @property
     def rows(self) -> Path:
-        """The Arrow file of its rows."""
+        """The Arrow file with its rows."""
         return self.directory / ROWS
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
         return sum(file.stat().st_size for file in self.directory.iterdir())
 
 
 def find(directory: Path) -> Entry | None:
-    """The entry in a directory, if it is whole and its rows are what was written."""
+    """The entry in a directory, or None if it is incomplete or its rows do not match their checksum."""
     try:
-        told = json.loads((directory / ENTRY).read_text(encoding="utf-8"))
-        whole = checksum(directory / ROWS) == told["checksum"]
+        info = json.loads((directory / ENTRY).read_text(encoding="utf-8"))
+        intact = checksum(directory / ROWS) == info["checksum"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Entry(directory, told) if whole else None
+    return Entry(directory, info) if intact else None
 
 
 def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Entry, bool]:
-    """The entry of a key, built if it is not there or not whole.
+    """The entry of a key; it is built if it does not exist or is damaged.
 
     Args:
-        key: its name.
-        parts: what the key was made of, kept for people to read.
-        build: writes ``rows.arrow`` into the directory it is given, and returns what is to be told of it.
+        key: the entry's name.
+        parts: what the key was computed from; stored for people to read.
+        build: writes ``rows.arrow`` into a directory and returns the entry's ``info``.
 
     Returns:
-        The entry, and whether it was there.
+        The entry, and whether it already existed.
     """
     from filelock import FileLock
 
@@ -87,26 +87,26 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
         if (entry := find(place)) is not None:
             return entry, True
         shutil.rmtree(place, ignore_errors=True)
-        partial = place.with_name(f"{key}.partial")  # only the lock's holder makes one: any that is there is left over
+        partial = place.with_name(f"{key}.partial")  # only the holder of the lock writes here: an old one is left over
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            told = build_entry(partial, parts, build)
+            info = build_entry(partial, parts, build).info
             partial.replace(place)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return Entry(place, told), False
+    return Entry(place, info), False
 
 
-def build_entry(directory: Path, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Build an entry in a directory of its own."""
-    told = {**build(directory), "parts": parts, "created": time.time(), "checksum": checksum(directory / ROWS)}
-    (directory / ENTRY).write_text(json.dumps(told, default=str) + "\n", encoding="utf-8")
-    return told
+def build_entry(directory: Path, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Entry:
+    """Build an entry in an empty directory."""
+    info = {**build(directory), "parts": parts, "created": time.time(), "checksum": checksum(directory / ROWS)}
+    (directory / ENTRY).write_text(json.dumps(info, default=str) + "\n", encoding="utf-8")
+    return Entry(directory, info)
 
 
 def entries() -> Iterator[Entry]:
-    """All entries, the newest first; none is checked."""
+    """All entries, newest first. Their rows are not checked."""
     found = []
     for path in root().glob(f"data/*/{ENTRY}"):
         try:
@@ -117,12 +117,12 @@ def entries() -> Iterator[Entry]:
 
 
 def clear(older_than: float = 0.0) -> tuple[int, int]:
-    """Remove what was made more than ``older_than`` seconds ago: entries, what broken builds left, copies of files.
+    """Remove what is older than ``older_than`` seconds: entries, remains of failed builds, and copies of files.
 
-    An entry that another process is building is left alone.
+    Entries that another process is building are kept.
 
     Returns:
-        How many directories, and their bytes.
+        The number of directories removed, and their size in bytes.
     """
     from filelock import FileLock, Timeout
 

@@ -1,11 +1,11 @@
 # ruff: noqa: N802, N803, N806, N815 (suffixes are shapes)
-"""Examples as flat arrays and Arrow tables: whole-column work without per-row Python.
+"""Examples as flat arrays and Arrow tables, so that whole columns are processed without a Python loop over rows.
 
 Legend: N examples, S tokens in all of them; ``offsets_N1`` is where each example starts (N + 1 numbers, the last is S).
 
-Prepared rows have the columns ``input_ids`` and ``labels``, packed ones ``position_ids``, and a split in which some
-token counts more or less than others ``loss_weights``. Where a formatter attaches something to its documents, rows
-have it as ``attached``, one value each.
+Prepared rows have the columns ``input_ids`` and ``labels``. Packed rows also have ``position_ids``, and a split in
+which some tokens have a weight other than 1 has ``loss_weights``. If the formatter attaches a value to each document,
+the rows have it as ``attached``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ ATTACHED = "attached"
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded documents, one behind the other.
+    """Encoded documents, one after the other.
 
     Attributes:
         ids_S: token ids (int32).
-        labels_S: unshifted labels (int32), -100 where not trained; the first of each example always is.
+        labels_S: unshifted labels (int32), -100 for tokens that are not trained; the first label of each example
+            is always -100.
         offsets_N1: where each example starts (int64).
-        weights_S: how much the loss of each label counts (float32, more than 0; 1 where not trained); None where all
-            count the same.
-        attached_N: what the formatter attached to each (an Arrow array); None where it attaches nothing.
+        weights_S: the weight of each label (float32, greater than 0; 1 for tokens that are not trained); None if all
+            weights are 1.
+        attached_N: the value attached to each document (an Arrow array), or None.
     """
 
     ids_S: np.ndarray
@@ -61,21 +62,22 @@ class Examples:
 
     @property
     def weighted(self) -> int:
-        """Number of tokens whose weight is not 1."""
+        """Number of tokens with a weight other than 1."""
         return 0 if self.weights_S is None else int((self.weights_S != 1).sum())
 
     def tokens(self, which: np.ndarray, offsets_M1: np.ndarray, attached_M: pa.Array | None = None) -> Examples:
-        """Examples of some of the tokens, by a mask (bool, S) or their numbers.
+        """Examples made of some of the tokens.
 
         Args:
-            offsets_M1: where each starts.
-            attached_M: what is attached to each.
+            which: a mask (bool, S), or positions of tokens.
+            offsets_M1: where each new example starts.
+            attached_M: the value attached to each.
         """
         weights_S = None if self.weights_S is None else self.weights_S[which]
         return Examples(self.ids_S[which], self.labels_S[which], offsets_M1, weights_S, attached_M)
 
     def take(self, index_M: np.ndarray) -> Examples:
-        """The examples at these numbers, in their order."""
+        """The examples at these positions, in this order."""
         import numpy as np
 
         lengths_M = self.lengths_N[index_M]
@@ -85,7 +87,7 @@ class Examples:
         return self.tokens(token, offsets_M1, attached_M)
 
     def where(self, keep_N: np.ndarray) -> Examples:
-        """The examples that a mask (bool, N) keeps."""
+        """The examples for which a mask (bool, N) is True."""
         if keep_N.all():
             return self
         attached_M = None if self.attached_N is None else self.attached_N.filter(keep_N)
@@ -93,7 +95,7 @@ class Examples:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Examples]) -> Examples:
-        """All examples of the parts."""
+        """The examples of all parts, in order."""
         import numpy as np
         import pyarrow as pa
 
@@ -111,26 +113,26 @@ class Examples:
 
     @property
     def all_weights_S(self) -> np.ndarray:
-        """The weights, 1 where there are none (float32, S)."""
+        """The weights (float32, S); all 1 if there are none."""
         import numpy as np
 
         return np.ones(len(self.ids_S), np.float32) if self.weights_S is None else self.weights_S
 
     def table(self) -> pa.Table:
-        """An Arrow table, one example a row."""
+        """An Arrow table with one example per row."""
         made = examples_table(self.offsets_N1, self.weights_S, input_ids=self.ids_S, labels=self.labels_S)
         return made if self.attached_N is None else made.append_column(ATTACHED, self.attached_N)
 
     def release(self) -> None:
-        """Give back memory, if what was read lies on disk; called now and then while reading in order."""
+        """Release the memory of pages that were read, if the examples are on disk; call it from time to time."""
 
 
 def examples_table(offsets_N1: np.ndarray, weights_S: np.ndarray | None = None, **columns_S: np.ndarray) -> pa.Table:
-    """An Arrow table of int32 list columns that share their offsets.
+    """An Arrow table of int32 list columns with the same offsets.
 
     Args:
         offsets_N1: where each row starts.
-        weights_S: the column ``loss_weights`` (float32); None for a table without it.
+        weights_S: the column ``loss_weights`` (float32), or None for a table without it.
         columns_S: the other columns.
     """
     import pyarrow as pa
@@ -158,7 +160,7 @@ def flatten_column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray
 
 
 def examples_of(dataset: Dataset) -> Examples:
-    """The examples of a data set with the columns ``input_ids``, ``labels`` and perhaps ``loss_weights``, in memory."""
+    """The examples of a data set with the columns ``input_ids``, ``labels`` and optional ``loss_weights``."""
     table = dataset.with_format("arrow")[:]
     ids, offsets = flatten_column(table, "input_ids")
     weights = flatten_column(table, LOSS_WEIGHTS)[0] if LOSS_WEIGHTS in table.column_names else None
@@ -166,7 +168,7 @@ def examples_of(dataset: Dataset) -> Examples:
 
 
 def tokens_of(keep_N: np.ndarray, offsets_N1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens (bool, S) of the examples that a mask (bool, N) keeps, and where each of those then starts."""
+    """The tokens (bool, S) of the examples for which a mask (bool, N) is True, and where each of these starts."""
     import numpy as np
 
     lengths_N = np.diff(offsets_N1)
@@ -174,7 +176,7 @@ def tokens_of(keep_N: np.ndarray, offsets_N1: np.ndarray) -> tuple[np.ndarray, n
 
 
 def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
-    """Number of labels that are trained, of each example (int64, N)."""
+    """Number of trained labels in each example (int64, N)."""
     import numpy as np
 
     filled_N = offsets_N1[1:] > offsets_N1[:-1]

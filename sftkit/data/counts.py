@@ -1,4 +1,4 @@
-"""Counts of what was done to the data, so that nothing is done silently."""
+"""Counts of what was done to the data, so that nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Counts:
-    """Counts by split and by what was done, as in ``counts.add("train", "rows truncated", 3)``."""
+    """Counts by split and by event, as in ``counts.add("train", "rows truncated", 3)``."""
 
     by_split: dict[str, Counter[str]] = field(default_factory=dict)
 

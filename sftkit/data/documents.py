@@ -1,4 +1,4 @@
-"""The pieces between a row and its tokens: spans, and the formatter that makes them."""
+"""What lies between a row and its tokens: spans, documents, and the formatter that makes them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from typing_extensions import Self
+
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
-"""A batch of rows as columns: name → one value a row."""
+"""A batch of rows as columns: each name maps to one value per row."""
 
 
 class Span(NamedTuple):
-    """A piece of a document's text, whether the model is trained on it, and how much its loss counts.
+    """A piece of a document's text.
 
-    A weight of 1 is as usual, 0.5 half of that; with 0 the piece is not trained.
+    Attributes:
+        text: the text.
+        trained: whether the model is trained on it.
+        weight: a factor on its loss: 1 is the usual weight, 0.5 is half of it, and 0 does not train the text.
     """
 
     text: str
@@ -24,16 +29,16 @@ class Span(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A row that cannot be trained on and why, in words that do not vary by row: rows are counted by reason."""
+    """A row that cannot be trained on. Rows are counted by reason, so the reason must not contain data of the row."""
 
     reason: str
 
 
 class RowError(ValueError):
-    """A row is of a bad shape.
+    """A malformed row.
 
     Args:
-        index: position of the row in the batch given to the formatter, from 0.
+        index: position of the row in the batch passed to the formatter, from 0.
         message: what is wrong, with the column or role.
         fix: what the user can do.
     """
@@ -46,31 +51,31 @@ class RowError(ValueError):
 Document: TypeAlias = Sequence[Span]
 
 
-class Attached(list[Span]):
-    """A document's spans, and what its batch needs besides its tokens, as pictures.
+class DocumentWithAttachment(list[Span]):
+    """A document's spans, and a value that its batch needs in addition to the tokens, such as images.
 
     Args:
-        spans: of the document.
-        value: of the formatter's ``attached_type``; the collator finds it in the example, as ``attached``.
-        counts: what is to be counted of the document, by name, as in ``{"pictures": 2}``.
+        spans: the spans of the document.
+        attachment: a value of the formatter's ``attached_type``; the collator gets it as ``example["attached"]``.
+        counts: what to count for this document, by name, as in ``{"images": 2}``.
     """
 
-    def __init__(self, spans: Sequence[Span], value: Any, counts: Mapping[str, int]) -> None:
+    def __init__(self, spans: Sequence[Span], attachment: Any, counts: Mapping[str, int]) -> None:
         super().__init__(spans)
-        self.value, self.counts = value, counts
+        self.attachment, self.counts = attachment, counts
 
 
-WEIGHT_FIX = "a weight is a number of at least 0: 0 is not trained, 1 as usual, 0.5 half as much"
+WEIGHT_FIX = "use a number of at least 0: 0 does not train, 1 is the usual weight, 0.5 is half of it"
 
 
 def is_weight(value: Any) -> bool:
-    """Whether a value can be the weight of a loss: 0, or a number whose sums are neither 0 nor infinite in float32."""
+    """Whether a value can be a weight: 0, or a number whose sums neither vanish nor overflow in float32."""
     return isinstance(value, Real) and (value == 0 or 1e-30 <= float(value) <= 1e30)
 
 
 @dataclass(frozen=True)
 class Formatter(ABC):
-    """Turns rows into spans and does nothing else; the spans' texts joined are the document.
+    """Turns rows into spans and does nothing else. The joined text of the spans is the document.
 
     A formatter holds plain data, so that it can be pickled.
     """
@@ -79,32 +84,49 @@ class Formatter(ABC):
     def adds_special_tokens(self) -> bool:
         """Whether encoding adds special tokens around the text, as ``data.special_tokens`` says.
 
-        False where the text is complete as it is, as from a chat template.
+        False if the text already contains them, as the text of a chat template does.
         """
         return True
 
     @property
     def rendered_special_tokens(self) -> Literal["once", "none"]:
-        """What encoding puts around a text that is complete as it is.
+        """What encoding adds if ``adds_special_tokens`` is False.
 
-        Nothing, or as processors do: ``once``, what the tokenizer does unless the text begins with it.
+        ``none`` adds nothing. ``once`` does what processors do: it adds the tokenizer's special tokens, but none at
+        the start of a text that already begins with them.
         """
         return "none"
 
     @property
     def attached_type(self) -> Any:
-        """The Arrow type of what its documents have attached; with None they are plain, else all are `Attached`."""
+        """The Arrow type of attachments. With None, documents have none; else each is a `DocumentWithAttachment`."""
         return None
 
     @property
     def uncut_ids(self) -> tuple[int, ...]:
-        """Tokens that no truncation may cut off a document, as those that stand for a picture."""
+        """Tokens that truncation must not remove, such as those of an image."""
         return ()
+
+    @property
+    def needs_original_rows(self) -> bool:
+        """Whether the formatter must get the rows unchanged; a wrapper then leaves all columns alone."""
+        return False
+
+    def defer_loss(self, plugin: str) -> Self:
+        """A formatter of the same texts, for a plugin that decides itself what to train.
+
+        Args:
+            plugin: the plugin's name.
+
+        Raises:
+            ConfigError: if the user has set what this formatter trains.
+        """
+        return self
 
     @abstractmethod
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
-        """The spans of each row of the batch, or why a row is skipped.
+        """The spans of each row of the batch, or the reason why a row is skipped.
 
         Raises:
-            RowError: where a row is of a bad shape.
+            RowError: for a malformed row.
         """

@@ -1,9 +1,9 @@
-"""What prepared data depends on: rows, tokenizer, template, plugins and their options, and the code itself."""
+"""What prepared data depends on: rows, tokenizer, chat template, plugins with their options, and the code itself."""
 
 from __future__ import annotations
 
 import functools
-import importlib
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from sftkit.data.sources import DataSource, StreamSource
     from sftkit.plugin.selected import PluginSet
 
-#: Hooks whose plugins decide what the examples are. What loads the tokenizer is seen in the tokenizer.
+#: Hooks that decide what the examples are. Plugins that load or change the tokenizer are covered by the tokenizer.
 HOOKS = ("make_formatter", "make_packer")
 LIBRARIES = ("datasets", "jinja2", "numpy", "pyarrow", "tokenizers", "transformers")
-#: Settings of the section ``data`` that say where rows come from, or how they are kept: seen in the sources.
-ELSEWHERE = frozenset({"train", "eval", "mix", "mix_until", "cache", "streaming", "subset", "split", "formatting"})
+#: Keys of the section ``data`` that only say where rows come from or how they are kept; the sources cover them.
+ELSEWHERE = frozenset({"train", "eval", "mix", "mix_until", "cache", "streaming", "subset", "split"})
 
 
 def parts_of(
@@ -32,13 +32,12 @@ def parts_of(
     plugins: PluginSet,
     processor: Any = None,
 ) -> dict[str, Any]:
-    """All that the rows of a split depend on, as plain data."""
+    """Everything that the rows of a split depend on, as plain data."""
     more = {} if processor is None else {"processor": processor.to_dict()}
     return more | {
         "split": split,
         "sources": [source.identity for source in sources],
         "data": config.data.model_dump(mode="json", exclude=set(ELSEWHERE)),
-        "formatting": _function(config.data.formatting),
         "tokenizer": _tokenizer(tokenizer),
         "plugins": _plugins(plugins, config),
         "code": code_of("sftkit.data"),
@@ -63,7 +62,7 @@ def _plugins(plugins: PluginSet, config: RunConfig) -> dict[str, Any]:
     filling = {impl.plugin_name for hook in HOOKS for impl in getattr(plugins.hook, hook).get_hookimpls()}
     return {
         item.name: {
-            "options": config.plugins.get(item.name, {}),
+            "options": {name: _option(value) for name, value in config.plugins.get(item.name, {}).items()},
             "version": item.version,
             "code": code_of(type(item.plugin).__module__),
         }
@@ -72,27 +71,20 @@ def _plugins(plugins: PluginSet, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _function(function: Any) -> dict[str, str] | None:
-    """The user's formatting function: its bytecode and what it closes over, and the module that it stands in."""
-    if function is None:
-        return None
-    if isinstance(function, str):
-        module = function.partition(":")[0]
-        return {"name": function, "code": code_of(module)}
-    from datasets.fingerprint import Hasher
+def _option(value: Any) -> Any:
+    """An option's value; of a function, or the name ``module:function`` of one, also its code."""
+    if callable(value):
+        from datasets.fingerprint import Hasher
 
-    return {"hash": Hasher.hash(function), "code": code_of(getattr(function, "__module__", ""))}
+        return {"hash": Hasher.hash(value), "code": code_of(getattr(value, "__module__", ""))}
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value):
+        return {"name": value, "code": code_of(value.partition(":")[0])}
+    return value
 
 
 def code_of(module: str) -> str:
-    """A hash of the source of a module, or of every file of the package it is or lies in; empty where there is none."""
-    loaded = sys.modules.get(module)
-    if loaded is None:
-        try:
-            loaded = importlib.import_module(module)
-        except (ImportError, ValueError):
-            return ""
-    file = getattr(loaded, "__file__", None)
+    """A hash of the source of an imported module, or of all files of a package; empty if it has no source."""
+    file = getattr(sys.modules.get(module), "__file__", None)
     if not file:
         return ""
     path = Path(file)

@@ -1,5 +1,5 @@
 # ruff: noqa: N806 (suffixes are shapes)
-"""Fitting examples into ``data.max_length``, with every loss counted."""
+"""Fitting examples into ``data.max_length``; everything that is lost is counted."""
 
 from __future__ import annotations
 
@@ -17,38 +17,29 @@ if TYPE_CHECKING:
 NOTHING_TRAINED = "rows without a trained token dropped"
 
 
-def fit_length(
-    examples: Examples, split: str, data: DataSection, counts: Counts, place: Callable[[int], str] | None = None
-) -> Examples:
+def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts) -> Examples:
     """Examples of at most ``data.max_length`` tokens, by the policy ``data.truncation``.
 
-    Examples that lose their last trained token are dropped. Everything is counted in ``counts``.
-
-    Args:
-        place: where an example comes from, for the error's message.
+    Examples that lose all their trained tokens are dropped. All losses are counted in ``counts``.
 
     Raises:
         DataError: with the policy ``error``, for the first example that is too long.
     """
     import numpy as np
 
+    check_length(examples, data, lambda at: f"data.{split}, example {at + 1}")
     limit, lengths_N = data.max_length, examples.lengths_N
     long_N = lengths_N > limit
     if not long_N.any():
         return examples
-    if data.truncation == "error":
-        row = int(np.argmax(long_N))
-        what = f"the example has {lengths_N[row]} tokens, more than data.max_length={limit}"
-        where = place(row) if place else f"data.{split}, example {row + 1}"
-        raise DataError(Problem(what, where, "raise data.max_length, or set data.truncation=keep_start"))
     if data.truncation == "drop":
         counts.add(split, f"rows longer than {limit} tokens dropped", int(long_N.sum()))
         return examples.where(~long_N)
     kept_N = np.minimum(lengths_N, limit)
     cut_M = (lengths_N - kept_N)[long_N]
-    behind_M = examples.offsets_N1[1:][long_N] - np.cumsum(cut_M)  # where each cut begins, less what is cut before it
+    starts_M = examples.offsets_N1[1:][long_N] - np.cumsum(cut_M)  # where each cut begins, minus the earlier cuts
     keep_S = np.ones(len(examples.ids_S), bool)
-    keep_S[np.repeat(behind_M, cut_M) + np.arange(cut_M.sum())] = False
+    keep_S[np.repeat(starts_M, cut_M) + np.arange(cut_M.sum())] = False
     offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
     fitted = examples.tokens(keep_S, offsets_N1, examples.attached_N)
     counts.add(split, "rows truncated", int(long_N.sum()))
@@ -57,8 +48,30 @@ def fit_length(
     return drop_untrained(fitted, split, counts)
 
 
+def check_length(examples: Examples, data: DataSection, place: Callable[[int], str]) -> None:
+    """Refuse examples that are too long, if ``data.truncation`` is ``error``.
+
+    Args:
+        place: describes where the example at a position comes from.
+
+    Raises:
+        DataError: for the first example that has trained tokens and is too long.
+    """
+    import numpy as np
+
+    if data.truncation != "error":
+        return
+    long_N = (examples.lengths_N > data.max_length) & (examples.trained_N > 0)
+    if long_N.any():
+        at = int(np.argmax(long_N))
+        what = f"the example has {examples.lengths_N[at]} tokens, more than data.max_length={data.max_length}"
+        raise DataError(
+            Problem(what, place(at), "increase data.max_length, or set data.truncation to keep_start or drop")
+        )
+
+
 def find_cut(examples: Examples, ids: tuple[int, ...], data: DataSection) -> int | None:
-    """The first example of which ``data.truncation`` would cut off one of these token ids."""
+    """The first example that would lose one of these token ids by ``data.truncation``."""
     import numpy as np
 
     if not ids or data.truncation != "keep_start" or not (examples.lengths_N > data.max_length).any():
@@ -69,7 +82,7 @@ def find_cut(examples: Examples, ids: tuple[int, ...], data: DataSection) -> int
 
 
 def drop_untrained(examples: Examples, split: str, counts: Counts) -> Examples:
-    """The examples with at least one trained token; the others are counted and dropped."""
+    """The examples with at least one trained token; the others are dropped and counted."""
     trained_N = examples.trained_N > 0
     if not trained_N.all():
         counts.add(split, NOTHING_TRAINED, int((~trained_N).sum()))

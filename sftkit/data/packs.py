@@ -1,4 +1,4 @@
-"""What a packer is."""
+"""The interface of packers."""
 
 from __future__ import annotations
 
@@ -16,53 +16,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packer(ABC):
-    """Rearranges examples into rows of at most ``data.max_length`` tokens; plain data, so that it can be pickled."""
+    """Rearranges examples into rows of at most ``data.max_length`` tokens.
+
+    A packer holds plain data, so that it can be pickled.
+    """
 
     @property
     def cuts_documents(self) -> bool:
-        """Whether it takes documents of any length and cuts them itself.
+        """Whether the packer accepts documents of any length and cuts them itself.
 
-        Where False, examples come fitted to ``data.max_length``. With ``data.truncation`` drop or error, they do in
-        any case.
+        If False, examples are cut to ``data.max_length`` first. If ``data.truncation`` is ``drop`` or ``error``, no
+        longer example reaches the packer in any case.
         """
         return False
 
     @abstractmethod
     def __call__(self, examples: Examples) -> Iterator[pa.Table]:
-        """The packed rows, a table at a time.
+        """The packed rows, one table at a time.
 
         Args:
-            examples: all the examples of a split, or of a window of a stream. They may lie on disk: read them in
-                order where you can, and call ``examples.release()`` now and then.
+            examples: all examples of a split, or of a window of a stream. They may be on disk: read them in order if
+                possible, and call ``examples.release()`` now and then.
 
         Yields:
-            Tables made by `sftkit.data.columns.table` with the columns ``input_ids``, ``labels`` and ``position_ids``,
-            which restart from 0 at each document, and ``loss_weights`` where the examples have ``weights_S``. The
-            first label of each document is -100.
+            Tables made by `examples_table` with the columns ``input_ids``, ``labels`` and ``position_ids``, which
+            restart at 0 for each document, and ``loss_weights`` if the examples have ``weights_S``. The first label of
+            each document is -100.
         """
 
 
 def check_packable(examples: Examples) -> None:
-    """That examples are nothing but tokens.
+    """Check that nothing is attached to the examples.
 
     Raises:
-        ConfigError: if something is attached to them, which has no place in rows of several documents.
+        ConfigError: if something is: a row of several documents has no place for it.
     """
     if examples.attached_N is not None:
-        what = "a packed row holds several documents, and something is attached to each, as pictures"
-        raise ConfigError(Problem(what, "the packing plugin", "drop it"))
+        what = "documents with attachments, such as images, cannot be packed"
+        raise ConfigError(Problem(what, "the packing plugin", "deselect the plugin"))
 
 
 def packed(packer: Packer, examples: Examples) -> Iterator[pa.Table]:
     """The packer's rows.
 
     Raises:
-        ConfigError: if it leaves out the weights that the examples have, or something is attached to them.
+        ConfigError: if the packer drops the weights of the examples, or something is attached to the examples.
     """
     check_packable(examples)
     for table in packer(examples):
         if examples.weights_S is not None and LOSS_WEIGHTS not in table.column_names:
-            what = f"{type(packer).__name__} leaves out how much each token counts (loss_weights), which the data says"
-            fix = "use another packer (-p packing), or take the weights out of the data"
+            what = f"the data has token weights, and {type(packer).__name__} drops them (column loss_weights)"
+            fix = "use a packer that keeps them, or remove the weights from the data"
             raise ConfigError(Problem(what, "the packing plugin", fix))
         yield table

@@ -1,4 +1,4 @@
-"""Splits ready for batches: prepared batch by batch onto disk, or found there."""
+"""Splits ready for batches: prepared batch by batch on disk, or found in the cache."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The examples of each split, and what was done to the data on the way.
+    """The examples of each split, and what happened to the data.
 
     Attributes:
         splits: rows ready for the collator, by split: a Dataset, or the Stream to train on.
         counts: what was done to the data.
-        stats: what is known of the examples as encoded, before they were cut or packed.
+        stats: statistics of the examples as encoded, before they were cut or packed.
         described: rows, tokens, trained tokens and a fingerprint of each split.
-        cached: the splits that were prepared before.
+        cached: the splits that were found in the cache.
+        directory: the temporary directory of rows that are not cached. It is removed together with this object, so
+            keep the object as long as rows are read.
     """
 
     splits: dict[str, Any]
@@ -52,6 +54,7 @@ class PreparedData:
     stats: dict[str, DatasetStats] = field(default_factory=dict)
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
+    directory: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def train(self) -> Dataset | Stream:
@@ -64,19 +67,17 @@ class PreparedData:
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
 
     def with_stream(self, stream: Stream) -> PreparedData:
-        """With a stream to train on."""
+        """This data, with a stream to train on."""
         return dataclasses.replace(self, splits={"train": stream, **self.splits})
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
-        told = {name: {**self.described[name], **self.counts.by_split[name]} for name in self.described}
+        splits = {name: {**described, **self.counts.by_split[name]} for name, described in self.described.items()}
         train = self.splits.get("train")
-        if train is not None and "train" not in self.described:
-            told = {
-                "train": {"streaming": True, "fingerprint": train.fingerprint, **train.counts.by_split["train"]},
-                **told,
-            }
-        return told
+        if train is None or "train" in self.described:
+            return splits
+        stream = {"streaming": True, "fingerprint": train.fingerprint, **train.counts.by_split["train"]}
+        return {"train": stream, **splits}
 
 
 def prepare(
@@ -86,40 +87,44 @@ def prepare(
     plugins: PluginSet,
     processor: Any = None,
 ) -> PreparedData:
-    """Prepare every split, or find it prepared.
+    """Prepare every split, or find it in the cache.
 
     Args:
-        sources: where the rows of each split come from; ``train`` is one of them.
+        sources: the sources of each split.
         tokenizer: the run's tokenizer, with its chat template.
-        processor: what the model's inputs are made with, where that is more than a tokenizer.
+        config: the run as resolved.
+        plugins: the selected plugins.
+        processor: the processor that the tokenizer belongs to, if there is one.
 
     Raises:
-        DataError: for a row of a bad shape, or a split with nothing to train on.
+        DataError: for a malformed row, or a split with nothing to train on.
     """
-    prepared = PreparedData({}, Counts())
+    directory = None if config.data.cache else tempfile.TemporaryDirectory(prefix="sftkit-")
+    entries: dict[str, cache.Entry] = {}
     cached = set()
     for split, parts in sources.items():
         build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor))
-        if config.data.cache:
+        if directory is None:
             key = parts_of(split, parts, tokenizer, config, plugins, processor)
-            entry, was_there = cache.get(cache.key_of(key), key, build)
-            if was_there:
-                cached.add(split)
-            prepared.splits[split] = open_rows(entry.rows)
+            entries[split], existed = cache.get(cache.key_of(key), key, build)
+            cached |= {split} if existed else set()
         else:
-            holder = tempfile.TemporaryDirectory(prefix="sftkit-")
-            entry = cache.Entry(Path(holder.name), cache.build_entry(Path(holder.name), {}, build))
-            prepared.splits[split] = open_rows(entry.rows)
-            prepared.splits[split]._sftkit_directory = holder  # lives as long as the rows do
-        prepared.described[split] = entry.info["summary"]
-        prepared.stats[split] = DatasetStats.from_dict(entry.info["stats"])
-        prepared.counts.by_split[split] = Counter(entry.info["counts"])
-    return PreparedData(prepared.splits, prepared.counts, prepared.stats, prepared.described, frozenset(cached))
+            place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
+            place.mkdir()
+            entries[split] = cache.build_entry(place, {}, build)
+    return PreparedData(
+        splits={split: open_rows(entry.rows) for split, entry in entries.items()},
+        counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
+        stats={split: DatasetStats.from_dict(entry.info["stats"]) for split, entry in entries.items()},
+        described={split: entry.info["summary"] for split, entry in entries.items()},
+        cached=frozenset(cached),
+        directory=directory,
+    )
 
 
 @contextmanager
 def _libraries_uncollected() -> Iterator[None]:
-    """The many objects of a batch would have the collector look at all of the libraries again and again."""
+    """Exclude the objects of libraries from garbage collection, which a batch's many objects would trigger often."""
     gc.freeze()
     try:
         yield
@@ -129,28 +134,25 @@ def _libraries_uncollected() -> Iterator[None]:
 
 @_libraries_uncollected()
 def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) -> dict[str, Any]:
-    """Write the rows of a split into ``directory``, and tell what they are and what was done to them."""
+    """Write the rows of a split into a directory, and return the ``info`` of its cache entry."""
     split, config, counts, path = builder.split, builder.config, builder.counts, directory / cache.ROWS
     packer = builder.plugins.hook.make_packer(split=split, config=config, counts=counts)
     encoded = (part for source in sources for part in builder.examples(source))
     if packer is not None:
-        told = pack(encoded, packer, path, split, config, counts)
+        summary = pack(encoded, packer, path, split, config, counts)
     else:
-        told = write_rows(path, (fit_length(part, split, config.data, counts).table() for part in encoded))
-        told.pop("untrained")
-    if not told["rows"]:
+        summary = write_rows(path, (fit_length(part, split, config.data, counts).table() for part in encoded))
+        summary.pop("untrained")
+    if not summary["rows"]:
         raise builder.nothing_left()
-    return {
-        "summary": told,
-        "counts": counts.as_dict()[split],
-        "stats": builder.stats.as_dict() if builder.stats else {},
-    }
+    stats = builder.stats.as_dict() if builder.stats else {}
+    return {"summary": summary, "counts": counts.as_dict()[split], "stats": stats}
 
 
 def pack(
     parts: Iterable[Examples], packer: Packer, path: Path, split: str, config: RunConfig, counts: Counts
 ) -> dict[str, Any]:
-    """Write the packer's rows of all the examples; see `write_rows` for what is told."""
+    """Write the packer's rows of all examples; returns the totals of `write_rows`, without ``untrained``."""
     whole = packer.cuts_documents and config.data.truncation == "keep_start"
 
     def tables(examples: Examples) -> Iterator[pa.Table]:
@@ -163,7 +165,7 @@ def pack(
         for part in parts:
             check_packable(part)
             spool.append(part if whole else fit_length(part, split, config.data, counts))
-        told = write_rows(path, tables(spool.examples()))
-    if untrained := told.pop("untrained"):
+        totals = write_rows(path, tables(spool.examples()))
+    if untrained := totals.pop("untrained"):
         counts.add(split, NOTHING_TRAINED, untrained)
-    return told
+    return totals

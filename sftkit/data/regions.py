@@ -1,4 +1,4 @@
-"""Documents as whole texts, and the runs of characters in them that are trained."""
+"""Documents as whole texts, and the runs of trained characters in them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 from sftkit.data.documents import WEIGHT_FIX, Document, is_weight
 from sftkit.errors import DataError, Problem
 
-PIECE = 1 << 21  # characters tokenized at once, about: what the tokenizer tells of them takes some 30 bytes each
+PIECE = 1 << 21  # characters to tokenize at once, roughly: the tokenizer's result takes about 30 bytes for each
 
 
 class Texts(NamedTuple):
-    """Documents as whole texts, and all their regions.
+    """Documents as whole texts, and all their regions: runs of trained characters with the same weight.
 
     Attributes:
-        texts: of the documents.
-        owners: whose each region is.
-        starts: its first character.
-        ends: the character behind it.
-        weights: its weight.
+        texts: one per document.
+        owners: the index of the text that each region lies in.
+        starts: the first character of each region.
+        ends: the character after each region.
+        weights: the weight of each region.
     """
 
     texts: list[str]
@@ -30,7 +30,7 @@ class Texts(NamedTuple):
 
     @classmethod
     def pieces_of(cls, documents: Sequence[Document]) -> Iterator[Texts]:
-        """Some documents at a time, about `PIECE` characters."""
+        """The documents in pieces of roughly `PIECE` characters."""
         piece, characters = cls([], [], [], [], []), 0
         texts, owners, starts, ends, weights = piece
         for spans in documents:
@@ -41,7 +41,7 @@ class Texts(NamedTuple):
             owner, end, last = len(texts), 0, -1
             for text, trained, weight in spans:
                 start, end = end, end + len(text)
-                if trained and text and (weight == 1 or _counts(weight)):
+                if trained and text and (weight == 1 or _is_trained(weight)):
                     if last == start and weights[-1] == weight:
                         ends[-1] = end
                     else:
@@ -55,8 +55,7 @@ class Texts(NamedTuple):
         yield piece
 
 
-def _counts(weight: float) -> bool:
-    """Whether a span of this weight is trained."""
+def _is_trained(weight: float) -> bool:
     if not is_weight(weight):
-        raise DataError(Problem(f"a span's weight is {weight!r}", "the formatter", WEIGHT_FIX))
+        raise DataError(Problem(f"a span has the weight {weight!r}", "the formatter", WEIGHT_FIX))
     return weight > 0

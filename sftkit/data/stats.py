@@ -1,5 +1,5 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
-"""What is known of examples as they are encoded, before they are cut or packed: counted batch by batch.
+"""Statistics of encoded examples, before they are cut or packed; computed batch by batch.
 
 Legend: N examples, S tokens in all of them, L lengths up to `LONGEST`.
 """
@@ -10,31 +10,31 @@ import pickle
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import IGNORE_INDEX
+from sftkit.data.columns import Examples
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-LONGEST = 1 << 16  # longer examples are counted with these
-_FACTOR = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing; from the golden ratio, as in splitmix64
+LONGEST = 1 << 16  # longer examples are counted as this long
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so multiplying by it is invertible; derived from the golden ratio, as in splitmix64
 
 
 @dataclass
 class DatasetStats:
-    """Counts over batches of examples.
+    """Statistics over batches of examples.
 
     Attributes:
-        rows: examples.
-        tokens: tokens of all of them.
-        trained: trained tokens.
-        longest: tokens of the longest.
-        eos_trained: examples in which an EOS is trained.
-        bos_doubled: examples that begin with BOS twice.
-        without_bos: examples that do not begin with BOS, where there is one.
-        duplicates: examples whose tokens were there before.
-        lengths: number of examples by the power of two that holds them: at most 1 token, 2, 4, 8 and so on.
-        percentiles: tokens of the example at 50, 95 and 99 %.
+        rows: number of examples.
+        tokens: number of tokens.
+        trained: number of trained tokens.
+        longest: number of tokens in the longest example.
+        eos_trained: number of examples with a trained EOS.
+        bos_doubled: number of examples that begin with two BOS tokens.
+        without_bos: number of examples that do not begin with BOS; 0 if the tokenizer has none.
+        duplicates: number of examples that are equal to an earlier one.
+        lengths: number of examples by length, rounded up to a power of two: 1, 2, 4, 8 and so on.
+        percentiles: the length in tokens at the 50th, 95th and 99th percentile.
     """
 
     rows: int = 0
@@ -52,34 +52,23 @@ class DatasetStats:
         self._counts_L: Any = None
         self._hashes: list[np.ndarray] = []
 
-    def add(
-        self,
-        ids_S: np.ndarray,
-        labels_S: np.ndarray,
-        offsets_N1: np.ndarray,
-        *,
-        bos: int | None,
-        eos: int | None,
-        attached_N: pa.Array | None = None,
-    ) -> None:
-        """Count a batch.
+    def add(self, examples: Examples, bos: int | None, eos: int | None) -> None:
+        """Add a batch.
 
         Args:
-            ids_S: token ids.
-            labels_S: unshifted labels, -100 where not trained.
-            offsets_N1: where each example starts.
-            bos: the tokenizer's BOS, if it has one.
-            eos: its EOS, if it has one.
-            attached_N: what is attached to each example, if anything is.
+            examples: the batch.
+            bos: id of the tokenizer's BOS token, if it has one.
+            eos: id of its EOS token, if it has one.
         """
         import numpy as np
 
-        lengths_N = np.diff(offsets_N1)
+        ids_S, labels_S, offsets_N1 = examples.ids_S, examples.labels_S, examples.offsets_N1
+        lengths_N = examples.lengths_N
         filled_N = lengths_N > 0
         starts_N, lasts_N = offsets_N1[:-1][filled_N], offsets_N1[1:][filled_N] - 1
         self.rows += len(lengths_N)
         self.tokens += len(ids_S)
-        self.trained += int((labels_S != IGNORE_INDEX).sum())
+        self.trained += int(examples.trained_N.sum())
         self.longest = max(self.longest, int(lengths_N.max(initial=0)))
         if eos is not None:
             running = np.append(0, np.cumsum(labels_S == eos))
@@ -90,29 +79,28 @@ class DatasetStats:
             self.bos_doubled += int(((ids_S[longer] == bos) & (ids_S[longer + 1] == bos)).sum())
         counts_L = np.bincount(np.minimum(lengths_N, LONGEST), minlength=LONGEST + 1)
         self._counts_L = counts_L if self._counts_L is None else self._counts_L + counts_L
-        self._hashes.append(hash_documents(ids_S, offsets_N1, attached_N))
+        self._hashes.append(hash_documents(ids_S, offsets_N1, examples.attached_N))
 
     def as_dict(self) -> dict[str, Any]:
-        """The counts as plain data."""
+        """The statistics as plain data."""
         import numpy as np
 
         if self._counts_L is not None:
             self.duplicates = self.rows - len(np.unique(np.concatenate(self._hashes)))
             self.lengths = _by_power_of_two(self._counts_L)
             running = np.cumsum(self._counts_L)
-            self.percentiles = {
-                f"p{share}": int(np.searchsorted(running, self.rows * share / 100)) for share in (50, 95, 99)
-            }
+            ranks = {f"p{percent}": self.rows * percent / 100 for percent in (50, 95, 99)}
+            self.percentiles = {name: int(np.searchsorted(running, rank)) for name, rank in ranks.items()}
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DatasetStats:
-        """The counts from plain data; no batch can be added to them."""
+        """Statistics from plain data; batches cannot be added to them."""
         return cls(**values)
 
 
 def hash_documents(ids_S: np.ndarray, offsets_N1: np.ndarray, attached_N: pa.Array | None = None) -> np.ndarray:
-    """A 64-bit hash of each example (uint64, N): its ids, as a polynomial in an odd constant, and what is attached."""
+    """A 64-bit hash of each example (uint64, N): a polynomial of its ids in an odd constant, plus its attachment."""
     import numpy as np
 
     lengths_N = np.diff(offsets_N1)

@@ -1,5 +1,5 @@
 # ruff: noqa: N806 (suffixes are shapes)
-"""Examples on disk: written batch by batch, read back through the page cache, so that memory stays flat.
+"""Examples on disk: written batch by batch and memory-mapped, so that memory use does not grow with the data.
 
 Legend: N examples, S tokens in all of them.
 """
@@ -21,29 +21,30 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BLOCK = 1 << 22
-HELD = 1 << 23  # tokens that a spool holds before it writes
+HELD = 1 << 23  # tokens that a spool keeps in memory before it writes them
 
 
 def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
-    """Write tables with ``input_ids``, ``labels`` and perhaps more as one Arrow stream; rows untrained are left out.
+    """Write tables with ``input_ids``, ``labels`` and optional columns as one Arrow stream.
 
-    Where one of the tables has ``loss_weights``, the file has: the others' tokens have a weight of 1.
+    Rows without a trained token are left out. If any table has ``loss_weights``, the file has the column, with a weight
+    of 1 for the tokens of other tables.
 
     Returns:
-        ``rows``, ``tokens``, ``trained tokens``, a ``fingerprint`` over ids, labels, borders and what is attached, and
-        how many rows were ``untrained``.
+        The totals: ``rows``, ``tokens``, ``trained tokens``, the number of ``untrained`` rows left out, and a
+        ``fingerprint`` over ids, labels, weights, row boundaries and attachments.
     """
     import numpy as np
     import pyarrow as pa
     import xxhash
 
-    digest, told = xxhash.xxh3_128(), {"rows": 0, "tokens": 0, "trained tokens": 0, "untrained": 0}
+    digest, totals = xxhash.xxh3_128(), {"rows": 0, "tokens": 0, "trained tokens": 0, "untrained": 0}
     with _RowFile(path) as file:
         for part in tables:
             labels_S, offsets_N1 = flatten_column(part, "labels")
             trained_N = count_trained(labels_S, offsets_N1)
             if not trained_N.all():
-                told["untrained"] += int((trained_N == 0).sum())
+                totals["untrained"] += int((trained_N == 0).sum())
                 part = part.filter(pa.array(trained_N > 0)).combine_chunks()
                 labels_S, offsets_N1 = flatten_column(part, "labels")
             ids_S, _ = flatten_column(part, "input_ids")
@@ -53,15 +54,15 @@ def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
             if ATTACHED in part.column_names:
                 for batch in part.select([ATTACHED]).combine_chunks().to_batches():
                     digest.update(memoryview(batch.serialize()))
-            told["rows"] += len(part)
-            told["tokens"] += len(ids_S)
-            told["trained tokens"] += int(trained_N.sum())
+            totals["rows"] += len(part)
+            totals["tokens"] += len(ids_S)
+            totals["trained tokens"] += int(trained_N.sum())
             file.write(part)
-    return {**told, "fingerprint": digest.hexdigest()}
+    return {**totals, "fingerprint": digest.hexdigest()}
 
 
 class _RowFile(AbstractContextManager["_RowFile"]):
-    """An Arrow stream of tables, to which the column ``loss_weights`` is added when the first table with it comes."""
+    """An Arrow stream of tables. It gets the column ``loss_weights`` when the first table with this column comes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -70,11 +71,11 @@ class _RowFile(AbstractContextManager["_RowFile"]):
         self._names: list[str] = []
 
     def write(self, part: pa.Table) -> None:
-        """A table behind the last."""
+        """Append a table."""
         if not self._names:
             self._open(part)
         if LOSS_WEIGHTS in part.column_names and LOSS_WEIGHTS not in self._names:
-            self._write_anew(part)
+            self._rewrite(part)
         self._writer.write_table(self._whole(part).combine_chunks())
 
     def _whole(self, part: pa.Table) -> pa.Table:
@@ -86,8 +87,8 @@ class _RowFile(AbstractContextManager["_RowFile"]):
         self._file = pa.OSFile(str(self._path), "wb")
         self._writer, self._names = pa.ipc.new_stream(self._file, part.schema), part.column_names
 
-    def _write_anew(self, first: pa.Table) -> None:
-        """What was written, with weights of 1, into a new file in its place."""
+    def _rewrite(self, first: pa.Table) -> None:
+        """Write the tables so far again, with weights of 1."""
         import pyarrow as pa
 
         self._close()
@@ -104,14 +105,14 @@ class _RowFile(AbstractContextManager["_RowFile"]):
             self._file.close()
 
     def __exit__(self, *_: object) -> None:
-        """End the stream; a file of no table is empty."""
+        """Close the stream; without any table, the file is empty."""
         if self._writer is None:
             self._path.touch()
         self._close()
 
 
 def _with_weights(part: pa.Table) -> pa.Table:
-    """A table with a weight of 1 for each token."""
+    """The table, with a weight of 1 for each token."""
     import numpy as np
 
     plain = [name for name in part.column_names if name != ATTACHED]
@@ -122,14 +123,14 @@ def _with_weights(part: pa.Table) -> pa.Table:
 
 
 def open_rows(path: Path) -> Dataset:
-    """The rows of a file that `write_rows` wrote, memory-mapped; each column gives numpy arrays."""
+    """The memory-mapped rows of a file that `write_rows` wrote; its columns give numpy arrays."""
     from datasets import Dataset
 
     return Dataset.from_file(str(path)).with_format("numpy")
 
 
 def checksum(path: Path) -> str:
-    """A hash of a file's bytes (xxh3, 128 bits)."""
+    """A hash of the bytes of a file (xxh3, 128 bits)."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -141,7 +142,7 @@ def checksum(path: Path) -> str:
 
 @dataclass
 class Spool(AbstractContextManager["Spool"]):
-    """Examples on their way to a packer: appended batch by batch, then read as one; on disk if they are many."""
+    """Collects examples batch by batch for a packer, which reads them all together; on disk if there are many."""
 
     directory: Path
     _held: list[Examples] = field(default_factory=list)
@@ -150,14 +151,14 @@ class Spool(AbstractContextManager["Spool"]):
     _files: dict[str, Any] = field(default_factory=dict)
 
     def append(self, examples: Examples) -> None:
-        """A batch of examples behind the last."""
+        """Append a batch of examples."""
         self._held.append(examples)
         self._held_tokens += len(examples.ids_S)
         if self._held_tokens > HELD:
             self._write()
 
     def examples(self) -> Examples:
-        """All of them; memory-mapped if they lie on disk."""
+        """All examples; memory-mapped if they are on disk."""
         import numpy as np
 
         if not self._files:
@@ -172,25 +173,22 @@ class Spool(AbstractContextManager["Spool"]):
     def _write(self) -> None:
         import numpy as np
 
-        if not self._files:
-            self._files = {name: self._open(name) for name in ("ids", "labels")}
         for examples in self._held:
-            if examples.weights_S is not None and "weights" not in self._files:
-                self._files["weights"] = self._open("weights")
-                for lengths_N in self._lengths:  # what was written before has weights of 1
-                    self._files["weights"].write(np.ones(int(lengths_N.sum()), np.float32).data)
-            self._files["ids"].write(np.ascontiguousarray(examples.ids_S).data)
-            self._files["labels"].write(np.ascontiguousarray(examples.labels_S).data)
-            if "weights" in self._files:
-                self._files["weights"].write(np.ascontiguousarray(examples.all_weights_S).data)
+            arrays = {"ids": examples.ids_S, "labels": examples.labels_S}
+            if "weights" in self._files or examples.weights_S is not None:
+                arrays["weights"] = examples.all_weights_S
+            for name, values_S in arrays.items():
+                if name not in self._files:
+                    self._files[name] = (self.directory / f"{name}.bin").open("w+b")
+                    if name == "weights":  # examples written before have weights of 1
+                        for lengths_N in self._lengths:
+                            self._files[name].write(np.ones(int(lengths_N.sum()), np.float32).data)
+                self._files[name].write(np.ascontiguousarray(values_S).data)
             self._lengths.append(examples.lengths_N.astype(np.int32))
         for file in self._files.values():
             file.flush()
         self._held.clear()
         self._held_tokens = 0
-
-    def _open(self, name: str) -> Any:
-        return (self.directory / f"{name}.bin").open("w+b")
 
     def __exit__(self, *_: object) -> None:
         """Remove the files."""
@@ -204,7 +202,7 @@ class _Mapped(Examples):
     maps: tuple[Any, ...] = ()
 
     def release(self) -> None:
-        """The pages that were read no longer count as this process's memory; the data stays in the page cache."""
+        """Let pages that were read no longer count as memory of this process; they stay in the page cache."""
         for mapped in self.maps:
             if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)

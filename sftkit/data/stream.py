@@ -1,8 +1,7 @@
-"""Data that is never whole: read, formatted, encoded and packed window by window while the run goes on."""
+"""Training data that is never complete: read, formatted, encoded and packed window by window during the run."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
+from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
 from sftkit.data.build import BATCH, MEDIA_BATCH, ExampleBuilder, RowBatch
 from sftkit.data.columns import ATTACHED, Examples, flatten_column
@@ -33,21 +33,26 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 SPLIT = "train"
-LOOKED_AT = 100  # rows whose columns are the stream's
+FIRST_ROWS = 100  # rows that determine the columns of a stream
 
 
 class Stream(IterableDataset):
-    """Rows ready for the collator, without an end: a source that runs out starts again, in another order.
+    """Rows ready for the collator, without an end: a source that is used up starts again, in another order.
 
-    The same rows come in the same order each time it is iterated, so that a resumed run finds its place by skipping.
+    Each iteration gives the same rows in the same order, so that a resumed run can skip the rows that it has used.
     Each process reads its own share of the rows.
 
     Args:
-        sources: what is read, with weights; a window takes rows from each in proportion, drawn with the run's seed.
+        sources: the sources, with weights; a window takes rows from each in proportion, drawn with the run's seed.
+        tokenizer: the run's tokenizer, with its chat template.
+        config: the run as resolved.
+        plugins: the selected plugins.
+        processor: the processor that the tokenizer belongs to, if there is one.
+        rank: the number of this process.
+        world_size: the number of processes.
 
     Attributes:
-        counts: what was done to the data since the last iteration began; one window is prepared ahead.
-        fingerprint: a hash over all that the rows depend on.
+        fingerprint: a hash over everything that the rows depend on.
     """
 
     def __init__(
@@ -57,14 +62,18 @@ class Stream(IterableDataset):
         config: RunConfig,
         plugins: PluginSet,
         processor: Any = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._sources, self._tokenizer, self._config, self._plugins = sources, tokenizer, config, plugins
-        self._processor = processor
+        self._processor, self._rank, self._world_size = processor, rank, world_size
+        self._seed = data_seed(config)
         self._builder = self._new_builder()
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
-        seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": _world()}
+        seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": world_size}
         self.fingerprint = cache.key_of({**parts, **seeds})
-        # An IterableDataset keeps its place in itself, and an iteration that was left may still prepare a window.
+        # An IterableDataset stores its own position, and the thread of an abandoned iteration may still be reading.
         self._reading = threading.Lock()
 
     def _new_builder(self) -> ExampleBuilder:
@@ -72,18 +81,14 @@ class Stream(IterableDataset):
 
     @property
     def counts(self) -> Counts:
-        """What was done to the data since the last iteration began."""
+        """What was done to the data since the last iteration began; includes one window that is prepared ahead."""
         return self._builder.counts
 
-    @property
-    def _seed(self) -> int:
-        return int(self._config.train.get("data_seed") or self._config.train.get("seed", 42))
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Examples as mappings of numpy arrays, as a prepared data set gives them.
+        """Examples as mappings of numpy arrays, like those of a prepared data set.
 
         Raises:
-            DataError: for a row of a bad shape, or a window with nothing to train on.
+            DataError: for a malformed row, or a window with nothing to train on.
         """
         self._builder = self._new_builder()
         windows = self._windows(self._builder)
@@ -106,9 +111,10 @@ class Stream(IterableDataset):
         config, counts = self._config, builder.counts
         packer = self._plugins.hook.make_packer(split=SPLIT, config=config, counts=counts)
         whole = packer is not None and packer.cuts_documents and config.data.truncation == "keep_start"
-        feeds = [_Feed(source, self._seed + number, builder) for number, (source, _) in enumerate(self._sources)]
+        share = (self._rank, self._world_size)
+        feeds = [_Feed(source, self._seed + number, share, builder) for number, (source, _) in enumerate(self._sources)]
         weights = np.array([weight for _, weight in self._sources])
-        random = np.random.default_rng([self._seed, *_rank_of()])
+        random = np.random.default_rng([self._seed, self._rank])
         while True:
             sizes = random.multinomial(config.data.window, weights / weights.sum())
             parts = [feed.take(int(count)) for feed, count in zip(feeds, sizes, strict=True)]
@@ -123,10 +129,18 @@ class Stream(IterableDataset):
 
 @dataclass
 class _Feed:
-    """The examples of one source, one pass after the other."""
+    """The examples of one source, pass after pass.
+
+    Attributes:
+        source: the source.
+        seed: seed of its order.
+        share: rank and world size.
+        builder: makes the examples.
+    """
 
     source: StreamSource
     seed: int
+    share: tuple[int, int]
     builder: ExampleBuilder
     _passes: int = 0
     _left: Examples | None = None
@@ -172,15 +186,15 @@ class _Feed:
         import numpy as np
         from datasets.distributed import split_dataset_by_node
 
-        rank, world = _rank_of()[0], _world()
-        own = split_dataset_by_node(rows, rank, world) if world > 1 else rows
+        rank, world_size = self.share
+        own = split_dataset_by_node(rows, rank, world_size) if world_size > 1 else rows
         start = 0
         try:
             for batch in own.iter(batch_size=MEDIA_BATCH if has_media(columns) else BATCH):
                 number = len(next(iter(batch.values())))
-                if unseen := [name for name in batch if name not in columns]:
-                    what = f"column {unseen[0]!r} is not in the first {LOOKED_AT} rows, and in rows behind them"
-                    fix = "let one of the first rows have it too, or take it out"
+                if unknown := [name for name in batch if name not in columns]:
+                    what = f"a later row has the column {unknown[0]!r}, which none of the first {FIRST_ROWS} rows has"
+                    fix = "add the column to one of the first rows, or remove it"
                     raise DataError(Problem(what, self.source.where, fix))
                 self.builder.counts.add(SPLIT, "rows read", number)
                 yield np.arange(start, start + number), {name: batch.get(name, [None] * number) for name in columns}
@@ -189,8 +203,8 @@ class _Feed:
             raise
         except Exception as error:  # datasets wraps whatever its readers raise
             cause = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-            what = f"the stream cannot be read on: {cause[0]}"
-            raise DataError(Problem(what, self.source.where, "mend the files")) from error
+            what = f"cannot read more of the stream: {cause[0]}"
+            raise DataError(Problem(what, self.source.where, "fix the data files")) from error
 
     def _place(self, row: int) -> str:
         order = "shuffled " if self.source.shuffle_buffer else ""
@@ -200,8 +214,7 @@ class _Feed:
 def _columns(rows: Any) -> Features:
     from datasets import Dataset
 
-    first = list(rows.take(LOOKED_AT))
-    return Dataset.from_list(first).features
+    return Dataset.from_list(list(rows.take(FIRST_ROWS))).features
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -211,11 +224,3 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         if ATTACHED in table.column_names:
             example[ATTACHED] = table[ATTACHED][row].as_py()
         yield example
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _rank_of() -> tuple[int]:
-    return (int(os.environ.get("RANK", "0")),)

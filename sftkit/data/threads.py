@@ -1,4 +1,4 @@
-"""A thread for what is prepared ahead."""
+"""A background thread that works ahead."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def thread_ahead() -> Iterator[ThreadPoolExecutor]:
-    """A pool of one thread, which is not waited for at the end.
+    """A pool of one thread; leaving the context does not wait for it.
 
-    A generator that is left half-way may be ended by the garbage collector, in any thread and while that holds any
-    lock: waiting for another thread there, as the pool's own context does, can wait for ever.
+    A generator that is not exhausted may be closed by the garbage collector, in any thread and while that thread holds
+    any lock. Waiting there for another thread, as the pool's own context does, can deadlock.
     """
     pool = ThreadPoolExecutor(1)
     try:

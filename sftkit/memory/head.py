@@ -6,7 +6,6 @@ Legend: K trained positions, N all positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sftkit.training.attributes import replaced
 from sftkit.training.head import LossHead
-from sftkit.training.logits import PROBED, Probe, Replay
+from sftkit.training.logits import PROBED, Post, probe, replay
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead
 from sftkit.training.targets import Targets
 
@@ -40,7 +39,7 @@ class TracedHead(LossHead):
         weights_K = None if targets.weights_K is None else torch.zeros(trained, device=device)
         targets = replace(targets, positions_K=at_K, tokens_K=at_K, weights_K=weights_K)
         with self.installed():
-            return self.ask(model, inputs, targets).total
+            return self.ask(model, inputs, targets)[0]
 
     def _losses(self, inputs_ND: Tensor, head: OutputHead, targets: Targets) -> tuple[Tensor, LossResult]:
         with replaced(self._counted, "kind", "head"):
@@ -50,12 +49,11 @@ class TracedHead(LossHead):
         """Every weight is: fake tensors have another type than real ones."""
         return True
 
-    def _find_post(self, model: Any) -> tuple[int, Callable[[Tensor], Tensor] | None]:
+    def _find_post(self, model: Any) -> tuple[int, Post | None]:
         """Without values, logits count as changed if the model returns another tensor than that of its head."""
         module: Any = self._intercept.module
         vocabulary: int = module.weight.shape[0]
         with torch.no_grad():
-            probe = Probe(self._intercept, model, lambda hidden: hidden.new_empty(1, PROBED, vocabulary))
-        changed = probe.chosen is not None and probe.returned is not probe.chosen
-        post = Replay(self._intercept, probe.decoder_output) if changed and probe.decoder_output else None
-        return vocabulary, post
+            found = probe(self._intercept, model, lambda hidden: hidden.new_empty(1, PROBED, vocabulary))
+        changed = found.chosen is not None and found.returned is not found.chosen
+        return vocabulary, replay(self._intercept, found.decoder_output) if changed and found.decoder_output else None

@@ -26,22 +26,13 @@ FULL_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Quantized(NamedTuple):
-    """The weights of a model that are quantized once it is loaded.
-
-    Attributes:
-        weights: in full size.
-        size: bytes that they take when quantized, with their scales.
-    """
+    """The weights of a model that are quantized once it is loaded, in full size, and their bytes when quantized."""
 
     weights: list[Tensor]
     size: int
 
     def sizes(self, model: Any) -> tuple[int, int]:
-        """Bytes of all weights of the model, and of the largest quantized one when it is restored for a product.
-
-        Args:
-            model: the model that has these weights, perhaps with adapters.
-        """
+        """Bytes of all weights of the model, adapters too, and of the largest quantized one restored for a product."""
         known = {id(weight) for weight in self.weights}
         tensors = {id(value): value for value in (*model.parameters(), *model.buffers())}
         rest = sum(value.nbytes for key, value in tensors.items() if key not in known)
@@ -49,14 +40,10 @@ class Quantized(NamedTuple):
 
 
 def stored_quantized(model: Any, directory: Path) -> Quantized:
-    """The weights that are quantized in a checkpoint.
-
-    Args:
-        model: the model in full size, without adapters.
-        directory: of the checkpoint's safetensors files.
+    """The weights of a model (in full size, without adapters) that are quantized in its checkpoint.
 
     Raises:
-        ValueError: if a layer of the model is not found there by its name.
+        ValueError: if the checkpoint has no tensor of one of the layers.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
@@ -88,10 +75,9 @@ def _stored_tensors(directory: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def loaded_quantized(model: Any, settings: Any) -> Quantized:
-    """The weights that transformers quantizes while it loads a model.
+    """The weights of a model (on the meta device, without adapters) that transformers quantizes while it loads it.
 
     Args:
-        model: the model in full size, on the meta device, without adapters.
         settings: a ``quantization_config`` of transformers.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sftkit.memory.batch import as_rows
@@ -64,8 +64,11 @@ class LiveBytes(TorchDispatchMode):
         self.peak = dict(self.live)
         self.in_heap = self.most_in_heap = 0
         self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
+        self._replaced: dict[int, torch.Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._replaced:
+            args, kwargs = tree_map(lambda value: self._replaced.get(id(value), value), (args, kwargs))
         grouped = func is torch.ops.aten._grouped_mm.default
         out = _grouped_product(*args, **(kwargs or {})) if grouped else func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
@@ -76,6 +79,10 @@ class LiveBytes(TorchDispatchMode):
     def ignore(self, tensor: torch.Tensor) -> None:
         """Do not count this tensor and its views."""
         self._known[tensor.untyped_storage()] = [0, self.kind]
+
+    def replace(self, tensor: torch.Tensor, fake: torch.Tensor) -> None:
+        """Compute with ``fake`` in every operation that gets this tensor."""
+        self._replaced[id(tensor)] = fake
 
     def is_gradient(self, tensor: torch.Tensor) -> None:
         """Count this tensor as a gradient from now on."""
@@ -187,7 +194,8 @@ def fake_weights(
 ) -> Iterator[list[torch.Tensor]]:
     """The model with fake parameters and buffers inside the context; yields those with a gradient.
 
-    Tensors of other classes, such as quantized weights, stay: an operation that meets one makes it fake.
+    Tensors of other classes, such as quantized weights, stay in their modules, which read their attributes. Operations
+    get a fake in their place, unless the class handles operations itself.
     """
     places = [
         (table, name, value)
@@ -201,6 +209,8 @@ def fake_weights(
         if id(value) not in made:
             made[id(value)] = _fake_weight(value, fake, device)
             counted.ignore(made[id(value)])
+            if type(value) not in _PLAIN and type(value).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+                counted.replace(value, made[id(value)])  # torch 2.13 does so by itself, 2.11 does not
     plain = [place for place in places if type(place[2]) in _PLAIN]
     try:
         for table, name, value in plain:

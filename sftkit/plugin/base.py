@@ -38,7 +38,7 @@ class Plugin:
     conflicts: ClassVar[tuple[str, ...]] = ()
     #: Modules that must be imported before transformers is.
     import_first: ClassVar[tuple[str, ...]] = ()
-    #: Training arguments whose work the plugin does, and the advice for whoever sets one of them.
+    #: Fields of TrainingArguments that the plugin takes the place of, each with its option for them, or "" for none.
     replaces: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="wrap")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from sftkit.errors import ConfigError, Problem, nearest
-from sftkit.plugin.base import Plugin
+from sftkit.plugin.base import Plugin, option_names
 from sftkit.plugin.requirements import has_gpu, requirement_problem
 
 GROUP = "sftkit"
@@ -64,13 +63,26 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
     return cls
 
 
-def plugin_advice() -> dict[str, str]:
-    """What the installed plugins advise on the training arguments that they replace; broken ones have no say."""
-    advice: dict[str, str] = {}
-    for name in (known := discover()):
-        with contextlib.suppress(ConfigError):
-            advice |= load_class(name, known).replaces
-    return advice
+def plugin_advice(key: str) -> str:
+    """Which installed plugins a misplaced key belongs to, as the fix of an error; "" if there are none.
+
+    A key may be a field of TrainingArguments, or of TRL's, that a plugin replaces, or an option of a plugin.
+    """
+    known, options = discover(), []
+    for name in known:
+        try:
+            cls = load_class(name, known)
+        except ConfigError:  # a broken plugin is reported when it is selected
+            continue
+        if key in cls.replaces:
+            option = cls.replaces[key]
+            return f"select plugin {name}" + (f" and set its option {option}" if option else "")
+        if key in option_names(cls):
+            options.append(name)
+    if options:
+        places = " or ".join(f"plugins.{name}.{key}" for name in options)
+        return f"it is an option of plugin {' and of plugin '.join(options)}: set {places}"
+    return ""
 
 
 def check_class(cls: type[Plugin], name: str) -> list[Problem]:

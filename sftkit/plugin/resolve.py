@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from sftkit import demo
 from sftkit.config.models import DataSection, ModelSection, RunConfig
 from sftkit.config.source import SHORT, ConfigSource
-from sftkit.config.train_fields import check_train
+from sftkit.config.train_fields import MOVED, allowed_fields, check_train
 from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.plugin.registry import plugin_advice
 
 if TYPE_CHECKING:
     from sftkit.plugin.select import Choice
@@ -86,8 +87,9 @@ def _depth(cls: type[BaseModel], loc: tuple[Any, ...]) -> int:
 
 def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
     if item["type"] == "extra_forbidden":
-        keys = list(cls.model_fields)
-        return Problem("no such key", where, nearest(str(item["loc"][0]), keys) or f"its keys are: {', '.join(keys)}")
+        key, keys = str(item["loc"][0]), list(cls.model_fields)
+        fix = plugin_advice(key) or nearest(key, keys) or f"its keys are: {', '.join(keys)}"
+        return Problem("no such key", where, fix)
     if item["type"] == "missing":
         return Problem("is missing", where, "set it")
     if not item["loc"]:  # of the section as a whole
@@ -102,10 +104,12 @@ def _train(source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:
     if not isinstance(raw, Mapping):
         fix = "write `train: {learning_rate: 2.0e-5}`"
         return {}, [Problem("must be a mapping", source.where(("train",)), fix)]
-    from sftkit.plugin.registry import plugin_advice
-
-    values, wrong = check_train(raw, plugin_advice)
-    return values, [Problem(message, source.where(("train", key)), fix) for key, message, fix in wrong]
+    values, wrong = check_train(raw)
+    problems = []
+    for key, what, fix in wrong:
+        advice = "" if key in MOVED or key in allowed_fields() else plugin_advice(key)
+        problems.append(Problem(what, source.where(("train", key)), advice or fix))
+    return values, problems
 
 
 def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> list[Problem]:

@@ -23,18 +23,11 @@ def config_schema() -> dict[str, Any]:
         "required": ["model", "data"],
         "properties": {
             "model": {"anyOf": [{"type": "string"}, ModelSection.model_json_schema()]},
-            "data": {"anyOf": [{"type": "string"}, _data_schema()]},
+            "data": {"anyOf": [{"type": "string"}, DataSection.model_json_schema()]},
             "train": train_schema(),
             "plugins": {"anyOf": [plugins, named]},
         },
     }
-
-
-def _data_schema() -> dict[str, Any]:
-    schema = DataSection.model_json_schema(mode="serialization")
-    # The serialization schema requires every field; everything with a default may be left out.
-    schema["required"] = ["train"]
-    return schema
 
 
 def _plugins() -> dict[str, Any]:

@@ -126,9 +126,9 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
         else:
             merged[choice.name] = choice
             dropped.discard(choice.name)
-    for name in DEFAULTS:
-        if name not in merged and name not in dropped:
-            merged[name] = Choice(name)
+    for name in DEFAULTS:  # last even if they were named, so that any other plugin overrides them
+        if name in merged or name not in dropped:
+            merged[name] = merged.pop(name, Choice(name))
     return list(merged.values()), problems
 
 

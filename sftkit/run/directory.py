@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 
+from sftkit.config.train_fields import data_seed, train_value
 from sftkit.errors import Problem, RunError
 from sftkit.run.distributed import is_main_process
 
@@ -107,7 +108,6 @@ class RunDirectory:
 
 def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) -> dict[str, Any]:
     """The manifest at the start of a run."""
-    seed = int(config.train.get("seed", 42))
     return {
         "status": "running",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -116,7 +116,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) ->
             item.name: {"distribution": item.distribution, "version": item.version} for item in plugins.selected
         },
         "data": data,
-        "seeds": {"seed": seed, "data_seed": config.train.get("data_seed") or seed},
+        "seeds": {"seed": train_value(config, "seed"), "data_seed": data_seed(config)},
         "versions": versions(plugins),
         "git_commit": git_commit(),
         "metrics": {},

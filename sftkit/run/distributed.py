@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 
 
+def rank() -> int:
+    """The number of this process, from 0, as the launcher sets it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of processes of the run, as the launcher sets it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
-    """Whether this process writes files and shows output; the launcher sets RANK."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process writes files and shows output."""
+    return rank() == 0
 
 
 def end_process_group() -> None:

@@ -58,7 +58,6 @@ class Pipeline:
         train: fields of `transformers.TrainingArguments`.
         config: path of a YAML file, or a mapping of all sections; the other arguments override it.
         tokenizer: name, or a loaded tokenizer, or a loaded processor, which is then saved with the model.
-        formatting: your formatting function.
         collator: used instead of the collator plugin.
         callbacks: further `transformers.TrainerCallback` objects.
         resume: continue from the newest checkpoint in ``train.output_dir``.
@@ -78,7 +77,6 @@ class Pipeline:
         train: Mapping[str, Any] | None = None,
         config: str | Path | Mapping[str, Any] | ConfigSource | None = None,
         tokenizer: Any = None,
-        formatting: Callable[..., Any] | str | None = None,
         collator: Callable[[list[dict[str, Any]]], Any] | None = None,
         callbacks: Iterable[Any] = (),
         resume: bool = False,
@@ -89,7 +87,7 @@ class Pipeline:
         self._choices: list[Choice | Any] = list(plugins)
         named, inputs = split_inputs(model, data, eval, tokenizer)
         self._inputs = RunInputs(**inputs, collator=collator, callbacks=tuple(callbacks))
-        for key, value in {**named, ("data", "formatting"): formatting, ("train",): train}.items():
+        for key, value in {**named, ("train",): train}.items():
             if value is not None:
                 self._source.set(key, copy.copy(value), "Pipeline()")
         self._source.values.setdefault("train", {})

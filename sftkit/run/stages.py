@@ -113,9 +113,10 @@ class Stages:
             sources = load_sources(self.config, self.inputs.train, self.inputs.eval)
             return prepare(sources, tokenizer, self.config, self.plugins, processor)
         from sftkit.data.stream import Stream
+        from sftkit.run.distributed import rank, world_size
 
-        streams = load_streams(self.config, self.inputs.train)
-        stream = Stream(streams, tokenizer, self.config, self.plugins, processor)
+        streams, share = load_streams(self.config, self.inputs.train), {"rank": rank(), "world_size": world_size()}
+        stream = Stream(streams, tokenizer, self.config, self.plugins, processor, **share)
         next(iter(stream))  # so that problems of the data are reported now
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
 

@@ -11,13 +11,7 @@ _ABSENT = object()
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """The owner's attribute has ``value`` inside the context, and its former value after it.
-
-    Args:
-        owner: an object with attributes of its own.
-        name: the attribute; if the owner's class defines it, the owner has none of its own again after the context.
-        value: its value meanwhile.
-    """
+    """The attribute has ``value`` inside the context, and its former value, or that of the class again, after it."""
     before = vars(owner).get(name, _ABSENT)
     setattr(owner, name, value)
     try:

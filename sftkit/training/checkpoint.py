@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sftkit.errors import Problem, RunError
+from sftkit.training.attributes import replaced
 
 
-def load_renamed(model: Any, checkpoint: Any, loaded: list[Any]) -> None:
-    """Load all weights of a checkpoint again if the Trainer has loaded only some. Changes the model.
+@contextmanager
+def loading_all_weights(trainer: Any, checkpoint: Any) -> Iterator[None]:
+    """The Trainer loads a checkpoint inside; weights that it has missed are loaded after it.
 
     The Trainer matches names literally. Some models, such as those with experts, are saved under other names, which
     only ``from_pretrained`` translates.
 
-    Args:
-        model: the model, not wrapped.
-        checkpoint: its directory.
-        loaded: the results of ``load_state_dict`` in the Trainer.
-
     Raises:
         RunError: if the checkpoint lacks weights.
     """
-    if not any(result.unexpected_keys or untied(model, result.missing_keys) for result in loaded):
+    results: list[Any] = []
+    with replaced(trainer, "_issue_warnings_after_load", results.append):
+        yield
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not any(result.unexpected_keys or untied(model, result.missing_keys) for result in results):
         return
     saved, info = type(model).from_pretrained(
         checkpoint, dtype="auto", attn_implementation="eager", use_safetensors=True, output_loading_info=True

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +15,10 @@ from sftkit.training.head import LossHead
 from sftkit.training.measures import or_one
 
 
-@dataclass(frozen=True)
-class RowSums:
+class RowSums(NamedTuple):
     """Sums over the trained tokens of each row of a batch.
 
-    They are kept by row because some rows of a process's last batch only fill it up, and are left out later.
+    They are kept by row because rows that only fill up the last batch of a process are left out later.
 
     Attributes:
         names: of the columns: ``loss``, ``weights``, ``tokens``, and the measures.
@@ -57,22 +55,11 @@ class RowSums:
         return self.table[:, 0].sum() / or_one(self.table[:, 1].sum())
 
 
-class EvaluationSums:
-    """The sums of the rows of an evaluation set."""
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._tables: list[Tensor] = []
-
-    def add(self, names: list[str], table: Tensor) -> None:
-        """Add the rows of a batch, over all processes."""
-        self._names = names
-        self._tables.append(table)
-
-    def means(self) -> dict[str, float]:
-        """The mean loss and the mean of each measure over the trained tokens; empty if there were no batches."""
-        if not self._tables:
-            return {}
-        totals = dict(zip(self._names, torch.cat(self._tables).double().sum(0).tolist(), strict=True))
-        loss, weights, tokens = (totals.pop(name) for name in ("loss", "weights", "tokens"))
-        return {"loss": loss / (weights or 1.0), **{n: total / max(tokens, 1.0) for n, total in totals.items()}}
+def token_means(sums: Sequence[RowSums]) -> dict[str, float]:
+    """The mean loss and the mean of each measure over all trained tokens; empty if there are no sums."""
+    if not sums:
+        return {}
+    table = torch.cat([part.table for part in sums])
+    totals = dict(zip(sums[0].names, table.double().sum(0).tolist(), strict=True))
+    loss, weights, tokens = (totals.pop(name) for name in ("loss", "weights", "tokens"))
+    return {"loss": loss / (weights or 1.0), **{name: total / max(tokens, 1.0) for name, total in totals.items()}}

@@ -7,32 +7,18 @@ Legend: B rows, T positions, N all positions, K trained positions, V vocabulary,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from sftkit.training.intercept import Call, HeadIntercept
-from sftkit.training.logits import UnsuitedError, find_post
+from sftkit.training.logits import Post, UnsuitedError, find_post
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead, summed_loss
 from sftkit.training.targets import Targets
 
 logger = logging.getLogger("sftkit")
-
-
-class LossOutput(NamedTuple):
-    """The answer to a request for a loss.
-
-    Attributes:
-        total: the sum of the losses (a scalar).
-        result: the losses of the tokens.
-        outputs: the model's outputs.
-    """
-
-    total: Tensor
-    result: LossResult
-    outputs: Any
 
 
 class LossHead:
@@ -57,7 +43,7 @@ class LossHead:
         self.full_logits = False
         self._intercept = HeadIntercept(model)
         self._vocabulary = 0  # not known before the first request
-        self._post: Callable[[Tensor], Tensor] | None = None
+        self._post: Post | None = None
 
     @contextmanager
     def installed(self) -> Iterator[LossHead]:
@@ -65,8 +51,10 @@ class LossHead:
         with self._intercept.installed():
             yield self
 
-    def ask(self, model: Any, inputs: dict[str, Any], targets: Targets, logits: bool = False) -> LossOutput:
-        """Run the model and compute the sum of its losses.
+    def ask(
+        self, model: Any, inputs: dict[str, Any], targets: Targets, logits: bool = False
+    ) -> tuple[Tensor, LossResult, Any]:
+        """The sum of the losses (a scalar), the losses of the tokens, and the model's outputs.
 
         Args:
             model: the model, perhaps wrapped for several processes.
@@ -80,7 +68,7 @@ class LossHead:
             outputs = model(**inputs)
             logits_ND = outputs["logits"][:, -targets.shape[1] :].flatten(0, 1)
             identity = OutputHead(logits_ND.shape[-1], lambda logits: logits)
-            return LossOutput(*self._losses(logits_ND, identity, targets), outputs)
+            return *self._losses(logits_ND, identity, targets), outputs
         assert self._intercept.module is not None
         call = _LossCall(self, targets)
         hook = self._intercept.module.register_forward_hook(call.leave_module)
@@ -90,7 +78,7 @@ class LossHead:
         finally:
             hook.remove()
         assert call.result is not None
-        return LossOutput(outputs["loss"], call.result, outputs)
+        return outputs["loss"], call.result, outputs
 
     def _losses(self, inputs_ND: Tensor, head: OutputHead, targets: Targets) -> tuple[Tensor, LossResult]:
         device = inputs_ND.device
@@ -124,17 +112,12 @@ class LossHead:
                 error,
             )
 
-    def _find_post(self, model: Any) -> tuple[int, Callable[[Tensor], Tensor] | None]:
+    def _find_post(self, model: Any) -> tuple[int, Post | None]:
         return find_post(self._intercept, model)
 
 
 class _LossCall(Call):
-    """A call of a model that returns a loss in place of logits.
-
-    Args:
-        head: computes the loss.
-        targets: the trained tokens.
-    """
+    """A call of a model that returns a loss in place of logits."""
 
     def __init__(self, head: LossHead, targets: Targets) -> None:
         self._head, self._targets = head, targets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -15,27 +14,19 @@ from sftkit.models.inspect import base_model
 from sftkit.training.attributes import replaced
 
 
-class Call(ABC):
-    """One call of a model whose head gives another output than logits."""
-
-    @abstractmethod
-    def answer(self, hidden: Tensor) -> Tensor:
-        """The head's output, from its input (``[B, T, D]``)."""
-
-    def finish(self, outputs: Any) -> Any:
-        """The model's outputs, as its forward returns them."""
-        return outputs
-
-
-class Answer(Call):
-    """A call whose head gives the output of a function."""
+class Call:
+    """A call of a model whose head returns ``function`` of its input (``[B, T, D]``) in place of logits."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self._function = function
 
     def answer(self, hidden: Tensor) -> Tensor:
-        """The function's output."""
+        """The head's output."""
         return self._function(hidden)
+
+    def finish(self, outputs: Any) -> Any:
+        """The model's outputs, as its forward returns them."""
+        return outputs
 
 
 class Forwards(NamedTuple):
@@ -48,7 +39,7 @@ class Forwards(NamedTuple):
 class HeadIntercept:
     """The two forwards of a causal language model that a `Call` changes: its own and that of its output embeddings.
 
-    They stay replaced between calls: what wraps or compiles the model keeps the functions that it finds.
+    They stay replaced between calls: whatever wraps or compiles the model keeps the functions that it finds.
 
     Args:
         model: the model, bare or with adapters.
@@ -75,15 +66,15 @@ class HeadIntercept:
         ):
             yield
 
-    def calling(self, call: Call) -> AbstractContextManager[None]:
-        """The model's forwards belong to this call inside the context."""
-        return replaced(self, "_call", call)
-
     @property
     def original(self) -> Forwards:
         """The forwards before they were replaced; only inside `installed`."""
         assert self._original is not None, "the forwards are not installed"
         return self._original
+
+    def calling(self, call: Call) -> AbstractContextManager[None]:
+        """Inside the context, the forwards belong to this call."""
+        return replaced(self, "_call", call)
 
     @torch.compiler.disable
     def _head_forward(self, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -97,10 +88,9 @@ class HeadIntercept:
 @contextmanager
 def replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """The module with another forward of the same signature; yields the former one."""
-    before = module.forward
+    before, own = module.forward, "forward" in vars(module)
     # A plain function: accelerate takes a bound method apart and binds it to the model.
     made = functools.wraps(before)(lambda *arguments, **options: forward(*arguments, **options))
-    own = "forward" in vars(module)
     try:
         with replaced(module, "forward", made):
             yield before

@@ -16,8 +16,8 @@ from sftkit.training.attributes import replaced
 def stream_loader(stream: Stream, batch_size: int, collator: Any, pin_memory: bool, device: torch.device) -> Any:
     """A loader of a stream. Each process reads a share of it, so it is not divided among processes again."""
     loader = DataLoader(stream, batch_size=batch_size, collate_fn=collator, pin_memory=pin_memory)
-    options = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
-    return prepare_data_loader(loader, device, **options)
+    whole = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
+    return prepare_data_loader(loader, device, put_on_device=True, **whole)
 
 
 def grouping_by_tokens(trainer: Any) -> AbstractContextManager[None]:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sftkit.models.inspect import evaluating
-from sftkit.training.intercept import Answer, HeadIntercept, replaced_forward
+from sftkit.training.intercept import Call, HeadIntercept, replaced_forward
 
 PROBED = 4  # tokens of the trial
+Post = Callable[[Tensor], Tensor]
 
 
 class UnsuitedError(Exception):
-    """The loss cannot be computed in place of the head's logits; its text follows the model's name."""
+    """The loss cannot be computed in place of the head's logits; the text follows the model's name."""
 
 
-class Probe:
-    """A trial call of a model that returns chosen logits from the head.
-
-    Args:
-        intercept: of the model, installed.
-        model: the model, perhaps wrapped for several processes.
-        logits: maps the head's input to the logits that it returns.
+class Probe(NamedTuple):
+    """A trial call of a model, whose head returned chosen logits.
 
     Attributes:
         chosen: the logits that the head returned; None if it was not called.
@@ -33,28 +29,33 @@ class Probe:
         decoder_output: the class of the decoder's output; None if the decoder is not called as a module.
     """
 
-    def __init__(self, intercept: HeadIntercept, model: Any, logits: Callable[[Tensor], Tensor]) -> None:
-        self.chosen: Tensor | None = None
-        self.decoder_output: type | None = None
-        weight = intercept.causal.get_input_embeddings().weight
-        tokens = torch.arange(PROBED, device=weight.device)[None] % max(len(weight), 1)
-
-        def answer(hidden: Tensor) -> Tensor:
-            if self.chosen is None:
-                self.chosen = logits(hidden)
-            return self.chosen
-
-        def note(module: Any, inputs: Any, output: Any) -> None:
-            self.decoder_output = type(output)
-
-        with ExitStack() as stack:
-            if intercept.decoder is not None:
-                stack.callback(intercept.decoder.register_forward_hook(note).remove)
-            stack.enter_context(intercept.calling(Answer(answer)))
-            self.returned: Tensor | None = model(input_ids=tokens, use_cache=False)["logits"]
+    chosen: Tensor | None
+    returned: Tensor | None
+    decoder_output: type | None
 
 
-def find_post(intercept: HeadIntercept, model: Any) -> tuple[int, Callable[[Tensor], Tensor] | None]:
+def probe(intercept: HeadIntercept, model: Any, logits: Callable[[Tensor], Tensor]) -> Probe:
+    """Call the model, perhaps wrapped, on a few tokens; ``logits`` chooses those of the head from its input."""
+    chosen: list[Tensor] = []
+    decoder_outputs: list[type] = []
+    weight = intercept.causal.get_input_embeddings().weight
+    tokens = torch.arange(PROBED, device=weight.device)[None] % max(len(weight), 1)
+
+    def answer(hidden: Tensor) -> Tensor:
+        if not chosen:
+            chosen.append(logits(hidden))
+        return chosen[0]
+
+    with ExitStack() as stack:
+        if intercept.decoder is not None:
+            hook = intercept.decoder.register_forward_hook(lambda _, __, output: decoder_outputs.append(type(output)))
+            stack.callback(hook.remove)
+        stack.enter_context(intercept.calling(Call(answer)))
+        returned = model(input_ids=tokens, use_cache=False)["logits"]
+    return Probe(next(iter(chosen), None), returned, next(iter(decoder_outputs), None))
+
+
+def find_post(intercept: HeadIntercept, model: Any) -> tuple[int, Post | None]:
     """The size of the vocabulary, and the function that the model applies to its logits; None if there is none.
 
     Args:
@@ -64,21 +65,17 @@ def find_post(intercept: HeadIntercept, model: Any) -> tuple[int, Callable[[Tens
     Raises:
         UnsuitedError: if the model computes its logits elsewhere, or changes them in a way that cannot be repeated.
     """
-
-    def logits(hidden: Tensor) -> Tensor:
-        return torch.randn_like(intercept.original.head(hidden)) * 30  # large enough for a softcap to show
-
-    with evaluating(model):
-        probe = Probe(intercept, model, logits)
-    chosen, returned = probe.chosen, probe.returned
+    with evaluating(model):  # logits so large that a softcap shows
+        found = probe(intercept, model, lambda hidden: torch.randn_like(intercept.original.head(hidden)) * 30)
+    chosen, returned, decoder_output = found
     if chosen is None or returned is None or returned.shape != chosen.shape:
         raise UnsuitedError("computes its logits elsewhere than in its output embeddings")
     if torch.equal(returned.float(), chosen.float()):
         return chosen.shape[-1], None
-    if probe.decoder_output is None:
+    if decoder_output is None:
         prefix = intercept.causal.base_model_prefix
         raise UnsuitedError(f"changes its logits, and does not call its {prefix} as a module")
-    post = Replay(intercept, probe.decoder_output)
+    post = replay(intercept, decoder_output)
     try:
         with torch.no_grad():
             again = post(chosen)
@@ -91,25 +88,15 @@ def find_post(intercept: HeadIntercept, model: Any) -> tuple[int, Callable[[Tens
     return chosen.shape[-1], post
 
 
-class Replay:
-    """The function that a model applies to its logits: its forward without the decoder and the head.
+def replay(intercept: HeadIntercept, decoder_output: type) -> Post:
+    """The function that a model applies to its logits (``[1, k, V]``): its forward without the decoder and the head."""
 
-    Args:
-        intercept: of the model.
-        decoder_output: the class of its decoder's output.
-    """
-
-    def __init__(self, intercept: HeadIntercept, decoder_output: type) -> None:
-        self._intercept, self._decoder_output = intercept, decoder_output
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """The logits (``[1, k, V]``) as the model returns them."""
+    def post(logits: Tensor) -> Tensor:
         hidden = logits.new_zeros(1, 2, 1)  # two tokens: some models compute the logits of a single one elsewhere
+        output = decoder_output(last_hidden_state=hidden)
         tokens = torch.zeros(1, 2, dtype=torch.long, device=logits.device)
-        output = self._decoder_output(last_hidden_state=hidden)
-        with (
-            replaced_forward(self._intercept.decoder, lambda *_, **__: output),
-            self._intercept.calling(Answer(lambda _: logits)),
-        ):
-            made: Tensor = self._intercept.original.model(input_ids=tokens, use_cache=False)["logits"]
+        with replaced_forward(intercept.decoder, lambda *_, **__: output), intercept.calling(Call(lambda _: logits)):
+            made: Tensor = intercept.original.model(input_ids=tokens, use_cache=False)["logits"]
         return made
+
+    return post

@@ -37,12 +37,10 @@ class RowLimit:
         inputs: dict[str, Any],
         start_over: Callable[[], None] | None = None,
     ) -> T:
-        """Compute something of a batch, in as few micro-batches as fit.
+        """What ``compute`` returns for the micro-batches of a batch; if memory runs out, for smaller ones.
 
         Args:
-            compute: called with the micro-batches; called again with smaller ones if memory runs out.
-            inputs: the batch.
-            start_over: undoes what a failed call left; called before the next one.
+            start_over: called before the next try, to undo what the failed one left.
 
         Raises:
             RunError: if the batch cannot be split.
@@ -77,12 +75,9 @@ class RowLimit:
 
 
 class Window:
-    """An accumulation window, whose gradients are computed again if memory runs out.
+    """An accumulation window, whose gradients are all computed again if memory runs out.
 
     A backward that fails may have added a part of its gradients, so those of the whole window are dropped.
-
-    Args:
-        limit: of the rows that are computed at once.
     """
 
     def __init__(self, limit: RowLimit) -> None:
@@ -92,15 +87,11 @@ class Window:
     def add(
         self, inputs: dict[str, Any], backward: Callable[[list[dict[str, Any]]], T], forget: Callable[[], None]
     ) -> T:
-        """Add the gradients of a batch.
+        """Add the gradients of a batch, and return what ``backward`` does.
 
         Args:
-            inputs: the batch.
             backward: adds the gradients of micro-batches.
             forget: drops the gradients and measures of the window.
-
-        Raises:
-            RunError: if memory runs out and the batch cannot be split.
         """
 
         def start_over() -> None:

@@ -14,8 +14,8 @@ from transformers import Trainer
 from sftkit.data.stream import Stream
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import Batch, WithPositions, window_weight
-from sftkit.training.checkpoint import load_renamed
-from sftkit.training.evaluation import EvaluationSums, RowSums
+from sftkit.training.checkpoint import loading_all_weights
+from sftkit.training.evaluation import RowSums, token_means
 from sftkit.training.head import LossHead
 from sftkit.training.loaders import grouping_by_tokens, stream_loader
 from sftkit.training.loss import HeadLoss
@@ -58,7 +58,7 @@ class TokenLossTrainer(Trainer):
         self._train_rows = RowLimit(training=True, obstacle=obstacle)
         self._eval_rows = RowLimit(training=False, obstacle=obstacle)
         self._window = Window(self._train_rows)
-        self._evaluation: EvaluationSums | None = None  # of the evaluation that is running
+        self._evaluated: list[RowSums] | None = None  # by the evaluation that is running
 
     def _obstacle_to_splitting(self) -> str:
         if self._own_loss:
@@ -196,12 +196,12 @@ class TokenLossTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """As in the Trainer, with loss and measures as means over all trained tokens."""
-        sums = EvaluationSums()
-        with replaced(self, "_evaluation", sums):
+        sums: list[RowSums] = []
+        with replaced(self, "_evaluated", sums):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
             )
-        for name, mean in sums.means().items():
+        for name, mean in token_means(sums).items():
             if name != "loss" or not self._own_loss:
                 output.metrics[f"{metric_key_prefix}_{name}"] = mean
         if not output.num_samples:
@@ -221,8 +221,8 @@ class TokenLossTrainer(Trainer):
             return RowSums.joined([RowSums.of(self.loss_head, model, part, logits) for part in parts])
 
         sums = self._eval_rows.run(compute, inputs)
-        if self._evaluation is not None:
-            self._evaluation.add(sums.names, self.accelerator.gather_for_metrics(sums.table))
+        if self._evaluated is not None:
+            self._evaluated.append(RowSums(sums.names, self.accelerator.gather_for_metrics(sums.table), None))
         return sums.mean_loss, sums.outputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -244,16 +244,12 @@ class TokenLossTrainer(Trainer):
             return super()._save_checkpoint(*arguments, **options)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        results: list[Any] = []
-        with replaced(self, "_issue_warnings_after_load", results.append):
+        with loading_all_weights(self, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_renamed(self.accelerator.unwrap_model(self.model), resume_from_checkpoint, results)
 
     def _load_best_model(self) -> None:
-        results: list[Any] = []
-        with replaced(self, "_issue_warnings_after_load", results.append):
+        with loading_all_weights(self, self.state.best_model_checkpoint):
             super()._load_best_model()
-        load_renamed(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint, results)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

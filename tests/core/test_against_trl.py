@@ -1,7 +1,7 @@
-"""The same token ids and labels as TRL's SFTTrainer prepares, row by row, wherever TRL is right; and where it is not.
+"""Token ids and labels compared with those of TRL's SFTTrainer, row by row, with the known differences.
 
-Both begin with the same rows and the same tokenizer. TRL's preparation runs without a model. The label of a row's first
-token is left out of the comparison: no loss ever looks at it, sftkit masks it and TRL does not.
+Both start from the same rows and the same tokenizer. TRL's preparation runs without a model. The label of the first
+token of a row is not compared: no loss uses it, sftkit masks it and TRL does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sftkit.testing import CHATML, tiny_model
 
 trl = pytest.importorskip("trl")
 MASKED = -100
-MARKS_NEWLINE = CHATML.replace("<|im_end|>{% endgeneration %}", "<|im_end|>\n{% endgeneration %}")
+MARKS_NEWLINE = CHATML.replace("{{ eos_token }}{% endgeneration %}", "{{ eos_token }}\n{% endgeneration %}")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def theirs(rows, tokenizer, max_length=512, **options):
 
 
 def differing(first, second):
-    """The rows that differ, but for the first label."""
+    """The rows that differ in more than the first label."""
     assert len(first) == len(second)
     return [
         at
@@ -62,13 +62,13 @@ def differing(first, second):
 
 
 @pytest.mark.parametrize("max_length", [64, 512])
-def test_text_is_the_same(pairs, llama, max_length):
+def test_text_gives_the_same_examples(pairs, llama, max_length):
     rows = [{"text": question + answer} for question, answer in pairs]
     assert differing(ours(rows, llama, max_length), theirs(rows, llama, max_length)) == []
 
 
 @pytest.mark.parametrize("max_length", [64, 512])
-def test_prompt_and_completion_are_the_same(pairs, llama, max_length):
+def test_prompt_and_completion_give_the_same_examples(pairs, llama, max_length):
     rows = [{"prompt": question, "completion": answer} for question, answer in pairs]
     found = ours(rows, llama, max_length)
     assert differing(found, theirs(rows, llama, max_length)) == []
@@ -76,7 +76,7 @@ def test_prompt_and_completion_are_the_same(pairs, llama, max_length):
 
 
 @pytest.mark.parametrize("max_length", [64, 512])
-def test_assistant_turns_are_the_same_as_by_markers(pairs, llama, max_length):
+def test_conversations_give_the_same_examples(pairs, llama, max_length):
     llama.chat_template = CHATML
     rows = [
         {
@@ -89,31 +89,31 @@ def test_assistant_turns_are_the_same_as_by_markers(pairs, llama, max_length):
     assert differing(ours(rows, llama, max_length), theirs(rows, llama, max_length, assistant_only_loss=True)) == []
 
 
-def test_a_completion_of_messages_is_the_same(pairs, llama):
+def test_completions_of_messages_give_the_same_examples(pairs, llama):
     llama.chat_template = CHATML
     rows = [
         {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
         for question, answer in pairs[:100]
     ]
     expected = theirs(rows, llama, 2048)
-    for _, labels in expected:  # CHATML ends a turn with a line break, which TRL trains with the completion
+    for _, labels in expected:  # CHATML ends a turn with a line break, which TRL trains as part of the completion
         assert labels[-1] != MASKED
         labels[-1] = MASKED
     assert differing(ours(rows, llama, 2048), expected) == []
 
 
-# Where they differ, and why.
+# Known differences
 
 
-def test_bos_in_the_text_is_doubled_by_trl_and_not_here(llama):
+def test_trl_adds_a_second_bos_to_text_with_bos(llama):
     rows = [{"text": "<s>Hello there"}]
     ((their_ids, _),), ((our_ids, _),) = theirs(rows, llama), ours(rows, llama)
     assert their_ids[:2] == [llama.bos_token_id] * 2
     assert our_ids == their_ids[1:]
 
 
-def test_prompt_tokens_that_merge_otherwise_with_the_completion_are_trained_by_trl_and_not_here():
-    """TRL trains from where the tokens of the prompt alone and of the whole diverge: here a token inside the prompt."""
+def test_trl_trains_prompt_tokens_that_merge_differently_with_the_completion():
+    """TRL trains from the first token that differs from the prompt's own tokens; here it is inside the prompt."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -122,16 +122,16 @@ def test_prompt_tokens_that_merge_otherwise_with_the_completion_are_trained_by_t
     backend = Tokenizer(models.BPE(vocab, merges))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>")
-    rows = [{"prompt": "abc", "completion": "d"}]  # alone a bc, with the completion ab cd
+    rows = [{"prompt": "abc", "completion": "d"}]  # tokens of the prompt alone: a bc; with the completion: ab cd
     ((their_ids, their_labels),), ((our_ids, our_labels),) = theirs(rows, tokenizer), ours(rows, tokenizer)
     assert our_ids == their_ids == [vocab["ab"], vocab["cd"], 0]
     assert their_labels == [vocab["ab"], vocab["cd"], 0]
     assert our_labels == [MASKED, vocab["cd"], 0]
 
 
-def test_white_space_behind_the_closing_token_is_trained_by_trl_and_not_here(llama):
+def test_trl_trains_whitespace_after_the_closing_token(llama):
     llama.chat_template = MARKS_NEWLINE.replace("{% endif %}{{ '\\n' }}{% endfor %}", "\n{% endif %}{% endfor %}")
-    assert "<|im_end|>\n{% endgeneration %}" in llama.chat_template
+    assert "{{ eos_token }}\n{% endgeneration %}" in llama.chat_template
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}]
     ((their_ids, their_labels),) = theirs(rows, llama, assistant_only_loss=True)
     ((our_ids, our_labels),) = ours(rows, llama)
@@ -141,15 +141,15 @@ def test_white_space_behind_the_closing_token_is_trained_by_trl_and_not_here(lla
     assert trained[0] != trained[1]
 
 
-def test_empty_rows_are_trained_by_trl_and_dropped_here(llama):
+def test_trl_keeps_empty_rows(llama):
     rows = [{"text": ""}, {"text": "Hello"}]
     assert [len(found) for found in (theirs(rows, llama), ours(rows, llama))] == [2, 1]
 
 
-def test_messages_without_markers_are_refused_by_trl_and_found_here(llama):
+def test_trl_rejects_templates_without_markers(llama):
     llama.chat_template = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}]
     with pytest.raises(RuntimeError, match="no assistant tokens"):
         theirs(rows, llama, assistant_only_loss=True)
     ((_, labels),) = ours(rows, llama)
-    assert llama.decode([label for label in labels if label != MASKED]).startswith("Ho<|im_end|>")
+    assert llama.decode([label for label in labels if label != MASKED]).startswith("Ho</s>")

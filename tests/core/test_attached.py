@@ -1,4 +1,4 @@
-"""What a formatter attaches to its documents comes to the collator, through every way that data takes."""
+"""Attachments of documents reach the collator, whichever way the data takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets import Dataset, Image
 
 from sftkit import Pipeline, Plugin, dataclass, hookimpl
 from sftkit.data.columns import Examples
-from sftkit.data.documents import Attached, Formatter, Span
+from sftkit.data.documents import DocumentWithAttachment, Formatter, Span
 from sftkit.data.media import read_rows
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import tiny_model, tiny_tokenizer
@@ -21,7 +21,7 @@ from sftkit.testing import tiny_model, tiny_tokenizer
 
 @plain_dataclass(frozen=True)
 class Numbered(Formatter):
-    """Texts with their number attached."""
+    """Attaches a number to each text."""
 
     uncut: tuple[int, ...] = ()
 
@@ -36,7 +36,7 @@ class Numbered(Formatter):
     def __call__(self, rows: Any) -> Any:
         pairs = zip(rows["text"], rows["number"], strict=True)
         return [
-            Attached([Span(text, True)], {"number": number, "name": f"n{number}"}, {"numbers": 1})
+            DocumentWithAttachment([Span(text, True)], {"number": number, "name": f"n{number}"}, {"numbers": 1})
             for text, number in pairs
         ]
 
@@ -63,33 +63,33 @@ def rows(number: int = 6) -> list[dict[str, Any]]:
 
 def ready(data: Any, plugins: Any = ("numbers",), **settings: Any) -> Any:
     chosen = [Numbers() if name == "numbers" else name for name in plugins]
-    given = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "data": data}
-    return Pipeline(**given, plugins=chosen, config={"data": settings}, train={"max_steps": 1}).prepare()
+    run = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "data": data}
+    return Pipeline(**run, plugins=chosen, config={"data": settings}, train={"max_steps": 1}).prepare()
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_each_example_has_its_own(cache: bool) -> None:
+def test_each_example_has_its_attachment(cache: bool) -> None:
     found = ready(rows(), cache=cache)
     assert [example["attached"]["number"] for example in found.data.train] == list(range(6))
     assert found.data.train[2]["attached"]["name"] == "n2"
     assert found.data.counts.by_split["train"]["numbers"] == 6
 
 
-def test_rows_that_are_cut_or_dropped_take_it_along() -> None:
+def test_truncation_keeps_attachments() -> None:
     dropped = ready(rows(), max_length=4, truncation="drop").data.train  # BOS, the text, EOS
     assert [example["attached"]["number"] for example in dropped] == [0, 1]
     cut = ready(rows(), max_length=4).data.train
     assert [example["attached"]["number"] for example in cut] == list(range(6))
 
 
-def test_a_stream_has_it_too() -> None:
+def test_a_stream_keeps_attachments() -> None:
     found = ready(Dataset.from_list(rows()).to_iterable_dataset(), streaming=True, window=6)
     stream = iter(found.data.train)
     for example in (next(stream) for _ in range(6)):
         assert len(example["input_ids"]) == example["attached"]["number"] + 3
 
 
-def test_data_that_differs_only_in_it_is_other_data() -> None:
+def test_fingerprints_and_duplicates_depend_on_attachments() -> None:
     other = [{**row, "number": 7} for row in rows()]
     prints = [ready(data).data.described["train"]["fingerprint"] for data in (rows(), other)]
     assert prints[0] != prints[1]
@@ -97,21 +97,21 @@ def test_data_that_differs_only_in_it_is_other_data() -> None:
     assert ready(same).data.stats["train"].duplicates == 2
 
 
-def test_tokens_that_may_not_be_cut_are_an_error_with_their_row() -> None:
+def test_truncating_an_uncut_token_is_an_error_with_its_row() -> None:
     data = [{"text": "aa", "number": 0}, {"text": "bbbbbbbbbbbbX", "number": 1}]
-    given = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "data": data, "plugins": [Numbers(uncut="X")]}
-    with pytest.raises(DataError, match="would cut into what may not be cut") as caught:
-        Pipeline(**given, config={"data": {"max_length": 8}}).prepare()
+    run = {"model": tiny_model(), "tokenizer": tiny_tokenizer(), "data": data, "plugins": [Numbers(uncut="X")]}
+    with pytest.raises(DataError, match="would truncate an image") as caught:
+        Pipeline(**run, config={"data": {"max_length": 8}}).prepare()
     assert "row 2" in str(caught.value)
-    Pipeline(**given, config={"data": {"max_length": 8, "truncation": "drop"}}).prepare()
+    Pipeline(**run, config={"data": {"max_length": 8, "truncation": "drop"}}).prepare()
 
 
-def test_it_is_not_packed() -> None:
-    with pytest.raises(ConfigError, match="something is attached to each"):
+def test_documents_with_attachments_cannot_be_packed() -> None:
+    with pytest.raises(ConfigError, match="attachments, such as images, cannot be packed"):
         ready(rows(), ["numbers", "packing"])
 
 
-def test_examples_are_picked_with_it() -> None:
+def test_selecting_examples_keeps_attachments() -> None:
     import numpy as np
 
     parts = [
@@ -124,9 +124,9 @@ def test_examples_are_picked_with_it() -> None:
     assert both.table()["attached"].to_pylist() == ["a", "b", "c", "d"]
 
 
-def test_pictures_in_rows_are_read_as_they_are_stored() -> None:
-    data = Dataset.from_list([{"picture": PIL.Image.new("RGB", (8, 8), "red"), "text": "a"}])
-    assert isinstance(data.features["picture"], Image)
-    (value,) = read_rows(data, slice(0, 1))["picture"]
+def test_images_in_rows_are_read_without_decoding() -> None:
+    data = Dataset.from_list([{"image": PIL.Image.new("RGB", (8, 8), "red"), "text": "a"}])
+    assert isinstance(data.features["image"], Image)
+    (value,) = read_rows(data, slice(0, 1))["image"]
     assert value["bytes"].startswith(b"\x89PNG")
-    assert data.features["picture"].decode
+    assert data.features["image"].decode

@@ -1,12 +1,14 @@
-"""Prepared data is found again where nothing it depends on has changed, and only there."""
+"""Prepared data is found again if and only if nothing that it depends on has changed."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +54,7 @@ def as_lists(prepared):
     return {name: rows.with_format(None).to_list() for name, rows in prepared.splits.items()}
 
 
-def test_unchanged_data_is_not_prepared_again_and_gives_the_same(data):
+def test_unchanged_data_is_prepared_once(data):
     first, second = prepare(data, eval=0.2), prepare(data, eval=0.2)
     assert first.cached == frozenset()
     assert second.cached == {"train", "eval"}
@@ -63,13 +65,13 @@ def test_unchanged_data_is_not_prepared_again_and_gives_the_same(data):
     }
 
 
-def test_a_hit_reads_no_row(data, monkeypatch):
+def test_cached_data_is_used_without_reading_rows(data, monkeypatch):
     prepare(data)
-    monkeypatch.setattr("sftkit.data.sources.read", lambda *_: pytest.fail("the rows were read"))
+    monkeypatch.setattr("sftkit.data.sources.read_files", lambda *_: pytest.fail("the rows were read"))
     assert was_cached(data)
 
 
-def test_changed_rows_miss(data):
+def test_changed_rows_are_prepared_again(data):
     prepare(data)
     write(data, 30, answer="not")  # as many bytes as before
     assert not was_cached(data)
@@ -77,20 +79,26 @@ def test_changed_rows_miss(data):
 
 @pytest.mark.parametrize(
     "change",
-    [{"max_length": 16}, {"truncation": "drop"}, {"loss": "all"}, {"on_bad_row": "skip"}, {"plugins": ["packing"]}],
+    [
+        {"max_length": 16},
+        {"truncation": "drop"},
+        {"on_bad_row": "skip"},
+        {"plugins": ["formats:loss=all"]},
+        {"plugins": ["packing"]},
+    ],
 )
-def test_a_changed_setting_misses(data, change):
+def test_a_changed_option_prepares_the_data_again(data, change):
     prepare(data)
     assert not was_cached(data, **change)
 
 
-def test_a_changed_plugin_option_misses_and_a_plugin_without_a_part_in_the_data_does_not(data):
+def test_only_plugins_that_change_the_data_matter(data):
     prepare(data, plugins=["packing"])
     assert not was_cached(data, plugins=["packing:strategy=wrapped"])
     assert was_cached(data, plugins=["packing", "neftune"])
 
 
-def test_a_changed_tokenizer_or_template_misses(data):
+def test_a_changed_tokenizer_or_template_prepares_the_data_again(data):
     prepare(data)
     more = tiny_tokenizer()
     more.add_tokens(["<new>"])
@@ -100,12 +108,12 @@ def test_a_changed_tokenizer_or_template_misses(data):
     assert not was_cached(data, tokenizer=other)
 
 
-def test_another_seed_of_the_held_out_rows_misses(data):
+def test_a_changed_seed_of_held_out_rows_prepares_the_data_again(data):
     prepare(data, eval=0.2)
     assert not was_cached(data, eval=0.2, seed=1)
 
 
-def test_changed_code_misses(data, monkeypatch):
+def test_changed_code_prepares_the_data_again(data, monkeypatch):
     prepare(data)
     real = cache.key_of
     from sftkit.data import identity
@@ -116,13 +124,16 @@ def test_changed_code_misses(data, monkeypatch):
     assert real is cache.key_of
 
 
-def test_a_changed_formatting_function_misses(data, tmp_path, monkeypatch):
+def test_the_code_of_a_named_formatting_function_matters(data, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "mine_to_format.py"
     module.write_text("def form(row):\n    return row['prompt']\n")
-    prepare(data, formatting="mine_to_format:form")
-    assert was_cached(data, formatting="mine_to_format:form")
-    code = "from sftkit.data.identity import code_of; print(code_of('mine_to_format'))"
+    plugins = [{"formats": {"formatting": "mine_to_format:form"}}]
+    prepare(data, plugins=plugins)
+    assert was_cached(data, plugins=plugins)
+    code = (
+        "import mine_to_format; from sftkit.data.identity import _option; print(_option('mine_to_format:form')['code'])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     hashes = []
     for body in ("row['prompt']", "row['completion']"):
@@ -133,17 +144,17 @@ def test_a_changed_formatting_function_misses(data, tmp_path, monkeypatch):
     assert hashes[0] != hashes[1]
 
 
-def test_callables_are_told_apart_by_what_they_close_over(data):
+def test_callables_with_different_closures_are_different(data):
     def form(word: str) -> Any:
-        return lambda row: row["prompt"] + word
+        return [{"formats": {"formatting": lambda row: row["prompt"] + word}}]
 
-    prepare(data, formatting=form("a"))
-    assert was_cached(data, formatting=form("a"))
-    assert not was_cached(data, formatting=form("b"))
+    prepare(data, plugins=form("a"))
+    assert was_cached(data, plugins=form("a"))
+    assert not was_cached(data, plugins=form("b"))
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove", "meta"])
-def test_a_corrupt_entry_is_rebuilt(data, harm):
+def test_a_damaged_entry_is_rebuilt(data, harm):
     good = as_lists(prepare(data))
     (entry,) = cache.entries()
     if harm == "flip":
@@ -162,7 +173,7 @@ def test_a_corrupt_entry_is_rebuilt(data, harm):
     assert was_cached(data)
 
 
-def test_what_a_killed_process_left_is_built_anew(data):
+def test_the_remains_of_a_killed_process_are_replaced(data):
     good = as_lists(prepare(data))
     (entry,) = cache.entries()
     partial = entry.directory.with_name(f"{entry.directory.name}.partial")
@@ -172,7 +183,7 @@ def test_what_a_killed_process_left_is_built_anew(data):
     assert not partial.exists()
 
 
-def test_a_failed_preparation_leaves_nothing(data):
+def test_a_failed_preparation_leaves_no_files(data):
     data.write_text('{"prompt": "x", "completion": null}\n')
     with pytest.raises(Exception, match="completion"):
         prepare(data)
@@ -180,7 +191,7 @@ def test_a_failed_preparation_leaves_nothing(data):
     assert not list(cache.root().glob("data/*.partial"))
 
 
-def test_two_processes_that_prepare_at_once_do_not_harm_each_other(data, tmp_path):
+def test_two_processes_can_prepare_the_same_data_at_once(data, tmp_path):
     write(data, 4000)
     code = f"""
 from sftkit import Pipeline
@@ -190,16 +201,25 @@ ready = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data={{"train":
 print(len(ready.data.train), ready.data.described["train"]["fingerprint"], "train" in ready.data.cached)
 """
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert told[0][:2] == told[1][:2]
-    assert told[0][0] == "4000"
-    assert sorted(item[2] for item in told) == ["False", "True"]
+    printed = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert printed[0][:2] == printed[1][:2]
+    assert printed[0][0] == "4000"
+    assert sorted(cached for _, _, cached in printed) == ["False", "True"]
 
 
-def test_without_the_cache_nothing_is_kept(data):
+def test_no_entry_is_kept_without_the_cache(data):
     assert len(prepare(data, cache=False).train) == 30
     assert not was_cached(data, cache=False)
     assert list(cache.entries()) == []
+
+
+def test_uncached_rows_are_removed_with_the_prepared_data(data):
+    prepared = prepare(data, eval=0.2, cache=False)
+    directory = Path(prepared.directory.name)
+    assert len(list(directory.rglob("*.arrow"))) == 2
+    del prepared
+    gc.collect()
+    assert not directory.exists()
 
 
 def test_the_cache_is_listed_and_cleared(data, cli, tmp_path):
@@ -222,7 +242,7 @@ class Shout(Formatter):
 
 @dataclass(frozen=True, kw_only=True)
 class Shouting(Plugin):
-    """Makes every text loud."""
+    """Writes every text in upper case."""
 
     mark: str = "!"
 
@@ -231,7 +251,7 @@ class Shouting(Plugin):
         return Shout(self.mark)
 
 
-def test_a_plugin_given_as_an_object_is_known_by_its_options(data):
+def test_a_plugin_object_is_identified_by_its_options(data):
     prepare(data, plugins=[Shouting()])
     assert was_cached(data, plugins=[Shouting()])
     assert not was_cached(data, plugins=[Shouting(mark="?")])

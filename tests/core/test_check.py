@@ -214,7 +214,7 @@ def test_weighted_tokens_are_reported_and_ok(tmp_path, model):
     checked = report(tmp_path, model, rows)
     (verdict,) = [verdict for verdict in checked.verdicts if verdict.name == "weights"]
     stats = checked.data["train"]
-    weighted = stats["trained tokens with another weight than 1"]
+    weighted = stats["trained tokens with a weight other than 1"]
     trained = stats["trained tokens"]
     assert verdict.what == f"train: {weighted:,} of {trained:,} trained tokens have a weight other than 1"
     assert 0 < weighted < stats["trained tokens"]

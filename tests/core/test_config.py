@@ -1,4 +1,4 @@
-"""Configuration comes from YAML, overrides and Python; every mistake is told with its place and mend, all at once."""
+"""Configuration from YAML, overrides and Python; all mistakes are reported at once, with their place and a fix."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from sftkit.cli.run import gather
+from sftkit.cli.options import gather
 from sftkit.config.source import ConfigSource, parse_value, read_yaml, split_options
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.registry import discover
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.schema import config_schema
 from sftkit.run.pipeline import Pipeline
+from sftkit.testing import tiny_config
 
 
 def write(tmp_path, text):
@@ -28,13 +29,13 @@ def problems_of(path):
     return str(raised.value)
 
 
-def test_short_and_long_forms_are_the_same(tmp_path):
+def test_short_and_long_forms_are_equal(tmp_path):
     short, _ = resolve(ConfigSource({"model": {"name": "demo", "init": "random"}, "data": "a.jsonl"}))
     long, _ = resolve(ConfigSource({"model": {"name": "demo", "init": "random"}, "data": {"train": "a.jsonl"}}))
     assert short == long
 
 
-def test_every_unknown_key_is_told_with_file_line_and_key(tmp_path):
+def test_every_unknown_key_is_reported_with_file_and_line(tmp_path):
     text = problems_of(
         write(
             tmp_path,
@@ -48,18 +49,43 @@ def test_every_unknown_key_is_told_with_file_line_and_key(tmp_path):
     assert "sft.yaml:1, model.nmae: no such key -> did you mean 'name'?" in text
     assert "sft.yaml:4, data.max_lenght: no such key -> did you mean 'max_length'?" in text
     assert "sft.yaml:6, train.lerning_rate: no such training argument -> did you mean 'learning_rate'?" in text
-    assert "sft.yaml:7, train.max_steps: 'many' is of the wrong type -> give int" in text
+    assert "sft.yaml:7, train.max_steps: 'many' is of the wrong type -> use int" in text
     assert "sft.yaml:10, plugins.neftune.alhpa: no such option -> did you mean 'alpha'?" in text
     assert "sft.yaml:11, modle: no such section -> did you mean 'model'?" in text
 
 
-def test_a_wrong_value_in_a_section_says_what_is_allowed(tmp_path):
+def test_options_of_plugins_are_found_for_misplaced_keys(tmp_path):
+    text = problems_of(
+        write(
+            tmp_path,
+            "model: demo\ndata:\n  train: a\n  loss: all\n"
+            "train: {packing: true, neftune_noise_alpha: 5, dataset_text_field: body, max_seq_length: 64}\n",
+        )
+    )
+    assert "sft.yaml:4, data.loss: no such key -> it is an option of plugin formats: set plugins.formats.loss" in text
+    assert "train.packing: no such training argument -> select plugin packing" in text
+    assert "train.neftune_noise_alpha: cannot be set here -> select plugin neftune and set its option alpha" in text
+    assert (
+        "train.dataset_text_field: no such training argument -> select plugin formats and set its option text_column"
+        in text
+    )
+    assert "train.max_seq_length: no such training argument -> use data.max_length" in text
+
+
+def test_functions_are_named_in_a_configuration_as_json():
+    plugins = {"formats": {"formatting": write, "loss": None}}
+    config = tiny_config(plugins=plugins)
+    assert config.plugins["formats"]["formatting"] is write
+    assert config.model_dump(mode="json")["plugins"] == {"formats": {"formatting": f"{__name__}:write", "loss": None}}
+
+
+def test_an_invalid_value_is_reported_once_with_what_is_allowed(tmp_path):
     text = problems_of(write(tmp_path, "model: demo\ndata: {train: a, max_length: 0, eval: 1.5}\n"))
     assert "data.max_length: Input should be greater than 0" in text
     assert text.count("data.eval") == 1
 
 
-def test_missing_sections_are_told(tmp_path):
+def test_missing_sections_are_reported(tmp_path):
     text = problems_of(write(tmp_path, "train: {max_steps: 1}\n"))
     assert "model: is missing" in text
     assert "data: is missing" in text
@@ -69,17 +95,17 @@ def test_missing_sections_are_told(tmp_path):
     ("text", "what"),
     [
         ("model: [1\n", "not valid YAML"),
-        ("- a\n", "holds no mapping"),
-        ("model: a\nmodel: b\n", "named twice"),
+        ("- a\n", "the file is not a mapping"),
+        ("model: a\nmodel: b\n", "the key is set twice"),
         ("model: !!python/object/apply:os.system [true]\n", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_plain_configuration_is_refused(tmp_path, text, what):
+def test_an_invalid_file_is_rejected(tmp_path, text, what):
     with pytest.raises(ConfigError, match=what):
         read_yaml(write(tmp_path, text))
 
 
-def test_overrides_go_on_top_of_the_file(tmp_path):
+def test_overrides_replace_values_of_the_file(tmp_path):
     path = write(
         tmp_path,
         "model: {name: demo, init: random}\ndata: a.jsonl\n"
@@ -92,13 +118,13 @@ def test_overrides_go_on_top_of_the_file(tmp_path):
     assert config.plugins["neftune"]["alpha"] == 3
 
 
-def test_a_model_without_data_does_not_fall_back_to_the_embedded_data():
+def test_a_model_without_data_does_not_use_the_embedded_data():
     source, choices = gather([], [], model="demo")
     with pytest.raises(ConfigError, match="data: is missing"):
         Pipeline(config=source, plugins=choices)._resolve()
 
 
-def test_values_on_the_command_line_keep_text_that_yaml_would_lose():
+def test_command_line_values_keep_text_that_yaml_would_drop():
     assert parse_value("### Answer:") == "### Answer:"
     assert parse_value("[1, 2]") == [1, 2]
     assert parse_value("true") is True
@@ -106,21 +132,23 @@ def test_values_on_the_command_line_keep_text_that_yaml_would_lose():
     assert parse_value('"a\\nb"') == "a\nb"
 
 
-def test_options_are_split_at_commas_that_start_an_option():
+def test_options_are_split_at_commas_before_an_option():
     assert split_options("a=1,b=x, y,c=[1,2]") == ["a=1", "b=x, y", "c=[1,2]"]
 
 
-def test_scientific_numbers_that_yaml_reads_as_text_become_floats(tmp_path):
+def test_scientific_notation_becomes_a_float(tmp_path):
     config, _ = resolve(
         read_yaml(write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {learning_rate: 2e-5}\n"))
     )
     assert config.train["learning_rate"] == 2e-5
 
 
-def test_a_bad_configuration_is_reported_without_torch_or_transformers(tmp_path):
-    path = write(tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {lerning_rate: 1}\n")
+def test_errors_are_reported_without_importing_torch_or_transformers(tmp_path):
+    path = write(
+        tmp_path, "model: {name: demo, init: random}\ndata: a.jsonl\ntrain: {lerning_rate: 1, packing: true}\n"
+    )
     code = (
-        "import sys\nfrom sftkit.cli.run import gather\nfrom sftkit.run.pipeline import Pipeline\n"
+        "import sys\nfrom sftkit.cli.options import gather\nfrom sftkit.run.pipeline import Pipeline\n"
         f"source, choices = gather([{str(path)!r}], ['packing'])\n"
         "problems = Pipeline(config=source, plugins=choices).check()\n"
         "assert 'lerning_rate' in str(problems[0]), problems\n"
@@ -129,7 +157,7 @@ def test_a_bad_configuration_is_reported_without_torch_or_transformers(tmp_path)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_schema_has_every_section_training_argument_and_plugin():
+def test_the_schema_covers_all_sections_training_arguments_and_plugins():
     schema = config_schema()["properties"]
     assert set(schema) == {"model", "data", "train", "plugins"}
     assert schema["train"]["properties"]["learning_rate"]["type"] == "number"
@@ -138,13 +166,13 @@ def test_the_schema_has_every_section_training_argument_and_plugin():
     assert "alpha" in named["neftune"]["anyOf"][0]["properties"]
 
 
-def test_arguments_of_the_pipeline_are_never_changed(tmp_path):
+def test_the_pipeline_does_not_change_its_arguments(tmp_path):
     train, data, plugins = {"max_steps": 1}, {"train": "a.jsonl"}, [{"neftune": {"alpha": 1}}]
     Pipeline(model="demo", data=data, plugins=plugins, train=train).check()
     assert (train, data, plugins) == ({"max_steps": 1}, {"train": "a.jsonl"}, [{"neftune": {"alpha": 1}}])
 
 
-def test_a_missing_data_file_is_an_error_before_weights_are_read(tmp_path):
+def test_a_missing_data_file_is_an_error_before_weights_are_loaded(tmp_path):
     pipeline = Pipeline(
         model={"name": "demo", "init": "random"},
         data=str(tmp_path / "no.jsonl"),

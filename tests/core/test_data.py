@@ -1,4 +1,4 @@
-"""Sources are read or refused with file and line; everything done to the rows is counted."""
+"""Sources are read, or rejected with file and line; everything that happens to rows is counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read(train, **data):
 
 
 def rows_of(splits):
-    """The rows of each split, read and picked as a run does."""
+    """The rows of each split, as a run reads and picks them."""
     return {
         name: Dataset.from_list([row for source in sources for row in picked(source)])
         for name, sources in splits.items()
@@ -83,13 +83,13 @@ def test_globs_directories_and_lists_of_files_are_read_together(tmp_path):
     assert len(rows_of(both)["train"]) == 6
 
 
-def test_loaded_objects_are_taken_as_they_are():
+def test_loaded_objects_can_be_data():
     dataset = Dataset.from_list(ROWS)
     for value in (dataset, DatasetDict(train=dataset), ROWS):
         assert texts(rows_of(load_sources(tiny_config(), value))["train"]) == [row["text"] for row in ROWS]
 
 
-def test_a_fraction_is_held_out_with_the_seed_of_the_run(tmp_path):
+def test_the_held_out_fraction_depends_on_the_seed_only(tmp_path):
     path = write(tmp_path / "a.jsonl", lines(ROWS))
     one, two = (read(path, eval=0.5), read(path, eval=0.5))
     assert len(one["train"]) == len(one["eval"]) == 3
@@ -98,7 +98,7 @@ def test_a_fraction_is_held_out_with_the_seed_of_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("loaded", [True, False])
-def test_an_evaluation_set_cannot_take_the_training_datas_name(tmp_path, loaded):
+def test_an_evaluation_set_cannot_be_named_train(tmp_path, loaded):
     named = {"train": Dataset.from_list(ROWS)} if loaded else None
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     files = str(tmp_path / "rows.jsonl")
@@ -107,28 +107,28 @@ def test_an_evaluation_set_cannot_take_the_training_datas_name(tmp_path, loaded)
         load_sources(config, evaluation=named)
 
 
-def test_a_transform_of_a_loaded_data_set_is_refused():
+def test_a_data_set_with_a_transform_is_rejected():
     dataset = Dataset.from_list(ROWS).with_transform(lambda rows: {"text": [text[::-1] for text in rows["text"]]})
     with pytest.raises(DataError, match="the data set has a transform"):
         load_sources(tiny_config(), dataset)
 
 
 class Failing(list):
-    """Examples of which none can be had."""
+    """Examples that cannot be read."""
 
     def __getitem__(self, index):
-        raise DataError(Problem("the file is broken", "pictures/a.png", "mend it"))
+        raise DataError(Problem("the file is broken", "images/a.png", "fix it"))
 
 
-def test_the_error_of_a_data_worker_is_told_as_any_other():
+def test_the_error_of_a_data_worker_keeps_its_message():
     from torch.utils.data import DataLoader
 
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         next(iter(DataLoader(Failing([1, 2]), num_workers=1)))
-    assert str(told.value) == "pictures/a.png: the file is broken -> mend it"
+    assert str(caught.value) == "images/a.png: the file is broken -> fix it"
 
 
-def test_an_error_is_pickled_with_its_problems():
+def test_an_error_keeps_its_problems_when_pickled():
     error = DataError([Problem("a", "b", "c"), Problem("d")])
     assert pickle.loads(pickle.dumps(error)).problems == error.problems
 
@@ -139,21 +139,21 @@ def test_several_evaluation_sets_keep_their_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("a.jsonl", '{"text": "x"}\n{"text": \n', r"not valid JSON.*"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl:2"),
         ("a.json", '[{"text": "x"},\n{"text" "y"}]', r"a\.json:2"),
         ("a.jsonl", "", "the file is empty"),
-        ("a.xlsx", "x", "unknown kind"),
+        ("a.xlsx", "x", "unsupported file type"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, name, text, told):
-    with pytest.raises(DataError, match=told):
+def test_an_unreadable_file_is_reported_with_its_line(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message):
         read(write(tmp_path / name, text))
 
 
-def test_bad_utf8_is_named_with_its_line(tmp_path):
+def test_invalid_utf8_is_reported_with_its_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "x"}\n{"text": "\xff"}\n')
     with pytest.raises(DataError, match=re.escape(f"{path}:2: not valid UTF-8")):
@@ -161,7 +161,7 @@ def test_bad_utf8_is_named_with_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["no.jsonl", "dir/no/", "*.jsonl"])
-def test_what_is_not_there_is_an_error(tmp_path, name):
+def test_a_missing_file_is_an_error(tmp_path, name):
     with pytest.raises(DataError, match=r"no such file|no data file"):
         read(tmp_path / name)
 
@@ -179,7 +179,7 @@ def fitted(policy, dataset, limit=3):
 LONG = examples(([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 3, 4], [-100, -100, -100, 4]), ([1, 2], [-100, 2]))
 
 
-def test_truncation_keeps_the_start_and_counts_all_that_is_lost():
+def test_truncation_keeps_the_start_and_counts_what_is_lost():
     result, counts = fitted("keep_start", LONG)
     assert [result.ids_S[a:b].tolist() for a, b in pairwise(result.offsets_N1)] == [[1, 2, 3], [1, 2]]
     assert counts["rows truncated"] == 2
@@ -188,7 +188,7 @@ def test_truncation_keeps_the_start_and_counts_all_that_is_lost():
     assert counts["rows without a trained token dropped"] == 1
 
 
-def test_longer_examples_can_be_dropped_or_refused():
+def test_longer_examples_can_be_dropped_or_rejected():
     result, counts = fitted("drop", LONG)
     assert len(result) == 1
     assert counts == {"rows longer than 3 tokens dropped": 2}

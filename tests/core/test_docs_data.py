@@ -1,4 +1,4 @@
-"""The examples of the data page are what preview shows."""
+"""The examples of docs/data.md are what preview shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 import pytest
 
 from sftkit import Pipeline
-from sftkit_commands.preview.page import as_text, read_batch
+from sftkit_commands.preview.rows import read_batch
+from sftkit_commands.preview.text import as_text
 
 EXAMPLE = re.compile(r"```json\n(?P<row>[^`]*)\n```\n\n```text\n(?P<shown>[^`]*)\n```")
 
@@ -19,7 +20,7 @@ def examples(root):
     return found
 
 
-def test_each_example_of_the_data_page_is_what_preview_shows(examples, tmp_path):
+def test_examples_of_the_data_page_are_what_preview_shows(examples, tmp_path):
     for number, example in enumerate(examples):
         path = tmp_path / f"{number}.jsonl"
         path.write_text(example["row"], encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tokens and labels carry the spans over by characters; an independent re-implementation agrees."""
+"""Spans are mapped to tokens by characters; an independent implementation gives the same ids and labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(documents, tokenizer, special=True):
 
 
 def reference(document, tokenizer):
-    """Token by token, with the public tokenizer call: a token is trained if its last character is."""
+    """Token by token, with the tokenizer's public call: a token is trained if its last character is."""
     text = "".join(span.text for span in document)
     flags = [span.trained for span in document for _ in span.text]
     out = tokenizer(text, return_offsets_mapping=True)
@@ -42,7 +42,7 @@ def real_tokenizer(name):
     return AutoTokenizer.from_pretrained(SHARED / name)
 
 
-def test_labels_are_the_ids_of_trained_spans_and_of_the_closing_eos():
+def test_trained_spans_and_the_eos_after_them_have_labels():
     tokenizer = tiny_tokenizer()
     ((ids, labels),) = rows([[Span("### Question: a\n", False), Span("Paris", True)]], tokenizer)
     trained = [token for token in labels if token != -100]
@@ -50,21 +50,21 @@ def test_labels_are_the_ids_of_trained_spans_and_of_the_closing_eos():
     assert ids[0] == tokenizer.bos_token_id
 
 
-def test_eos_is_not_trained_where_the_end_of_the_document_is_not():
+def test_eos_is_not_trained_after_an_untrained_end():
     tokenizer = tiny_tokenizer()
     ((ids, labels),) = rows([[Span("Paris", True), Span(" is", False)]], tokenizer)
     assert ids[-1] == tokenizer.eos_token_id
     assert labels[-1] == -100
 
 
-def test_bos_is_never_doubled_and_eos_is_appended_once():
+def test_documents_have_one_bos_and_one_eos():
     tokenizer = tiny_tokenizer()
     ((ids, _),) = rows([[Span("<s>Paris</s>", True)]], tokenizer)
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_a_token_across_a_border_belongs_to_the_part_it_ends_in():
+def test_a_token_across_a_boundary_belongs_to_the_later_span():
     tokenizer = tiny_tokenizer()
     whole = tokenizer("Paris", add_special_tokens=False)["input_ids"]
     ((ids, labels),) = rows([[Span("x Par", False), Span("is", True), Span(" the", False)]], tokenizer, special=False)
@@ -83,18 +83,18 @@ def test_the_first_token_of_a_document_is_never_trained():
     assert labels[1] != -100
 
 
-def test_a_templated_document_gets_no_special_tokens():
+def test_a_document_of_a_chat_template_gets_no_special_tokens():
     tokenizer = tiny_tokenizer(chat_template=CHATML)
     ((ids, _),) = rows([[Span("Hello", True)]], tokenizer, special=False)
     assert tokenizer.bos_token_id not in ids
     assert tokenizer.eos_token_id not in ids
 
 
-def test_an_empty_document_gives_no_trained_token():
+def test_an_empty_document_has_no_trained_token():
     assert all(label == -100 for _, labels in rows([[Span("", True)]], tiny_tokenizer()) for label in labels)
 
 
-def test_spaces_at_a_border_are_labelled_by_their_own_span():
+def test_spaces_at_a_boundary_are_labelled_by_their_span():
     tokenizer = tiny_tokenizer()
     documents = [[Span("a:", False), Span("    b", True)], [Span("a:    ", False), Span("b", True)]]
     for document, (ids, labels) in zip(documents, rows(documents, tokenizer), strict=True):
@@ -113,8 +113,8 @@ def test_labels_equal_an_independent_implementation_on_real_rows(name):
         assert found == reference(document, tokenizer)
 
 
-def test_texts_can_have_the_tokenizers_own_special_tokens_or_none():
-    """GPT-2's puts none around a text, and a template of `<s> ... </s>` both; what it puts behind is trained."""
+def test_special_tokens_can_be_those_of_the_tokenizer_or_none():
+    """A tokenizer may add nothing, only BOS, or BOS and EOS; an EOS that it adds is trained."""
     from tokenizers.processors import TemplateProcessing
 
     document = [[Span("Paris is ", False), Span("a city", True)]]

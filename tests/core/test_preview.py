@@ -1,4 +1,4 @@
-"""The preview shows the collator's own batch: each token trained, context or padding, and the documents of a pack."""
+"""The preview shows the collator's batch: which tokens are trained, context or padding, and packed documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from transformers import LlamaConfig
 
 from sftkit.testing import tiny_tokenizer
-from sftkit_commands.preview.page import as_text, read_batch, write_html
+from sftkit_commands.preview.page import write_html
+from sftkit_commands.preview.rows import read_batch
+from sftkit_commands.preview.text import as_text
 from sftkit_plugins.pad import PadCollator
 
 CHROMIUM = next(
@@ -30,7 +32,7 @@ def preview(*examples, collator=None):
     return read_batch(examples, collator or PadCollator(pad_id=2), tiny_tokenizer())
 
 
-def test_tokens_are_trained_where_the_collators_labels_are():
+def test_trained_tokens_are_those_with_labels():
     tokenizer = tiny_tokenizer()
     one = example("what is one plus one? ", "it is two", tokenizer)
     (row,) = preview(one)
@@ -40,7 +42,7 @@ def test_tokens_are_trained_where_the_collators_labels_are():
     assert "".join(piece.text for piece in row.pieces) == "what is one plus one? it is two"
 
 
-def test_the_shorter_row_of_a_batch_is_padded():
+def test_padding_of_shorter_rows_is_counted():
     tokenizer = tiny_tokenizer()
     short, long = example("a ", "b", tokenizer), example("a longer one ", "with more of it", tokenizer)
     rows = preview(short, long)
@@ -49,7 +51,7 @@ def test_the_shorter_row_of_a_batch_is_padded():
     assert "padding" in rows[0].title
 
 
-def test_each_document_of_a_packed_row_opens_with_a_border_and_padding_does_not():
+def test_documents_of_a_packed_row_are_separated():
     tokenizer = tiny_tokenizer()
     parts = [example(f"question {n} ", "answer", tokenizer, packed=True) for n in range(2)]
     packed = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -57,29 +59,29 @@ def test_each_document_of_a_packed_row_opens_with_a_border_and_padding_does_not(
     rows = preview(packed, longer)
     assert [row.documents for row in rows] == [2, 3]
     assert rows[0].count("padding") == len(parts[0]["input_ids"])
-    border = next(piece for piece in rows[0].pieces if piece.opens)
-    assert border.at == len(parts[0]["input_ids"])
+    first = next(piece for piece in rows[0].pieces if piece.opens)
+    assert first.at == len(parts[0]["input_ids"])
     assert as_text(rows[0], ids=False, colour=False).plain.count("next document") == 1
 
 
-def test_a_label_that_is_not_its_token_is_shown_as_such():
+def test_a_label_that_differs_from_its_token_is_shown():
     def shifting(examples):
         batch = PadCollator(pad_id=2)(examples)
         return {**batch, "labels": batch["labels"].roll(-1, dims=1)}
 
     (row,) = preview(example("a ", "b c d", tiny_tokenizer()), collator=shifting)
     assert row.count("other") > 0
-    assert "trained to give another token" in row.title
+    assert "trained to predict another token" in row.title
 
 
-def test_characters_of_several_tokens_are_shown_whole():
+def test_characters_of_several_tokens_are_shown_together():
     tokenizer = tiny_tokenizer()
     (row,) = preview(example("snow ☃ and ", "日本 é", tokenizer))
     assert "".join(piece.text for piece in row.pieces) == "snow ☃ and 日本 é"
     assert any(len(piece.ids) > 1 for piece in row.pieces)
 
 
-def test_without_colour_marks_tell_what_is_trained():
+def test_marks_show_what_is_trained_without_colour():
     (row,) = preview(example("question? ", "answer", tiny_tokenizer()))
     assert as_text(row, ids=False, colour=False).plain == "question? ⟦answer⟧"
     assert re.search(r"\[\d+\]", as_text(row, ids=True, colour=False).plain)
@@ -90,7 +92,7 @@ def weighted(prompt, completion, weight, tokenizer):
     return {**made, "loss_weights": np.where(made["labels"] != -100, weight, 1).astype(np.float32)}
 
 
-def test_weights_stand_behind_the_tokens_that_have_them_and_are_counted():
+def test_weights_are_shown_after_their_tokens_and_counted():
     tokenizer = tiny_tokenizer()
     rows = preview(weighted("question? ", "half", 0.5, tokenizer), example("question? ", "whole", tokenizer))
     shown = [as_text(row, ids=False, colour=False).plain for row in rows]
@@ -103,13 +105,13 @@ def test_weights_stand_behind_the_tokens_that_have_them_and_are_counted():
     assert "half×0.5" in as_text(rows[0], ids=False, colour=True).plain
 
 
-def test_the_page_shows_weights_and_explains_them_only_where_there_are_some(tmp_path):
+def test_the_page_explains_weights_only_if_there_are_any(tmp_path):
     tokenizer = tiny_tokenizer()
     texts = []
     for made in (weighted("question? ", "half", 0.5, tokenizer), example("question? ", "whole", tokenizer)):
         write_html(tmp_path / "page.html", preview(made), "title", ids=False)
         texts.append((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert [text.count("<b>×0.5</b>") for text in texts] == [2, 0]  # behind the tokens, and in the legend
+    assert [text.count("<b>×0.5</b>") for text in texts] == [2, 0]  # after the tokens, and in the legend
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def page(tmp_path):
     return path, rows
 
 
-def test_the_page_escapes_the_data_and_needs_nothing_else(page):
+def test_the_page_escapes_the_data_and_is_self_contained(page):
     text = page[0].read_text(encoding="utf-8")
     assert "<script" not in text
     assert "<b>bold" not in text
@@ -129,7 +131,7 @@ def test_the_page_escapes_the_data_and_needs_nothing_else(page):
     assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", text)
 
 
-def test_the_page_marks_as_many_pieces_as_are_trained(page):
+def test_the_page_marks_every_trained_piece(page):
     path, (row,) = page
     trained = sum(piece.kind == "trained" for piece in row.pieces)
     assert len(re.findall(r'<span class="trained" title', path.read_text(encoding="utf-8"))) == trained
@@ -139,32 +141,32 @@ def test_the_page_marks_as_many_pieces_as_are_trained(page):
 def test_a_browser_shows_the_page(page, tmp_path):
     path, (row,) = page
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu"]
-    picture = tmp_path / "page.png"
+    screenshot = tmp_path / "page.png"
     dump = subprocess.run([CHROMIUM, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
     assert dump.stdout.count('<span class="trained" title') == sum(p.kind == "trained" for p in row.pieces)
-    shot = [CHROMIUM, *flags, f"--screenshot={picture}", "--window-size=1000,800", path.as_uri()]
+    shot = [CHROMIUM, *flags, f"--screenshot={screenshot}", "--window-size=1000,800", path.as_uri()]
     subprocess.run(shot, check=True, capture_output=True, timeout=120)
-    assert picture.stat().st_size > 10_000
+    assert screenshot.stat().st_size > 10_000
 
 
-def test_the_command_previews_the_embedded_data_without_a_model(cli, tmp_path):
-    told = cli("preview", "-p", "packing", "data.max_length=64", "--rows", "2", cwd=tmp_path).stdout
-    assert "next document" in told
-    assert "⟦" in told
-    assert "row 2 · 64 tokens" in told
+def test_the_command_previews_the_embedded_data(cli, tmp_path):
+    shown = cli("preview", "-p", "packing", "data.max_length=64", "--rows", "2", cwd=tmp_path).stdout
+    assert "next document" in shown
+    assert "⟦" in shown
+    assert "row 2 · 64 tokens" in shown
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_previews_an_evaluation_set_by_name(cli, tmp_path):
+def test_the_command_previews_a_named_evaluation_set(cli, tmp_path):
     assert "row 5" in cli("preview", "--split", "eval", "--row", "5", "--rows", "1", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize(("arguments", "told"), [(("--split", "evil"), "eval"), (("--row", "999999"), "rows")])
-def test_what_is_not_there_is_an_error(cli, tmp_path, arguments, told):
-    assert told in cli("preview", *arguments, cwd=tmp_path, code=2).stderr
+@pytest.mark.parametrize(("arguments", "message"), [(("--split", "evil"), "eval"), (("--row", "999999"), "rows")])
+def test_an_unknown_split_or_row_is_an_error(cli, tmp_path, arguments, message):
+    assert message in cli("preview", *arguments, cwd=tmp_path, code=2).stderr
 
 
-def test_a_directory_without_weights_is_enough(cli, tmp_path):
+def test_the_command_needs_no_weights(cli, tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     LlamaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
         tmp_path / "model"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 from packaging.requirements import Requirement
 
@@ -16,10 +14,6 @@ from sftkit.run.directory import versions
 from sftkit.testing import check_plugin
 from sftkit_plugins.hf import HF
 from sftkit_plugins.peft import PEFT
-
-
-def no_advice() -> Mapping[str, str]:
-    raise AssertionError("plugins were asked without need")
 
 
 @pytest.mark.parametrize("name", ["neftune_noise_alpha", "use_liger_kernel", "label_smoothing_factor", "packing"])
@@ -36,8 +30,10 @@ def test_without_such_a_plugin_the_argument_is_to_be_removed() -> None:
     assert fix.startswith("remove it")
 
 
-def test_plugins_are_asked_only_about_refused_arguments() -> None:
-    assert check_train({"learning_rate": "2e-5"}, no_advice) == ({"learning_rate": 2e-5}, [])
+def test_plugins_are_loaded_only_for_unknown_or_refused_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sftkit.plugin.resolve.plugin_advice", lambda key: pytest.fail(f"asked about {key}"))
+    with pytest.raises(ConfigError, match="'many' is of the wrong type"):
+        resolve(ConfigSource({"model": "demo", "data": "demo", "train": {"seed": "many", "max_seq_length": 64}}))
 
 
 def test_the_fix_for_a_missing_package_installs_what_is_required() -> None:

@@ -1,4 +1,4 @@
-"""Rows of a bad shape are named by file and line, or skipped and counted; sources are mixed and held out."""
+"""Malformed rows are reported by file and line, or skipped and counted; sources are mixed and held out."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ def texts(rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("a.jsonl", lines(GOOD, "", NULL), r"a\.jsonl:3: column 'completion' is null"),
         ("a.json", json.dumps([GOOD, NULL]), r"a\.json, row 2: column 'completion' is null"),
         ("a.csv", 'prompt,completion\n"two\nlines",yes\nq,\n', r"a\.csv:4: column 'completion' is null"),
     ],
 )
-def test_a_row_of_a_bad_shape_is_named_by_file_and_line(tmp_path, name, text, told):
-    with pytest.raises(DataError, match=told):
+def test_a_malformed_row_is_reported_by_file_and_line(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message):
         prepare(tmp_path, write(tmp_path / name, text))
 
 
-def test_a_bad_row_of_the_second_file_is_named_by_that_file(tmp_path):
+def test_a_bad_row_of_the_second_file_is_reported_by_that_file(tmp_path):
     write(tmp_path / "a.jsonl", lines(GOOD, GOOD))
     write(tmp_path / "b.jsonl", lines(GOOD, NULL))
     with pytest.raises(DataError, match=r"b\.jsonl:2: "):
         prepare(tmp_path, tmp_path)
 
 
-def test_a_bad_row_among_held_out_ones_keeps_its_line(tmp_path):
+def test_a_bad_row_keeps_its_line_when_rows_are_held_out(tmp_path):
     path = write(tmp_path / "a.jsonl", lines(*[GOOD] * 9, NULL))
     with pytest.raises(DataError, match=r"a\.jsonl:10: "):
         prepare(tmp_path, path, eval=0.5)
 
 
-def test_bad_rows_are_skipped_counted_and_the_first_of_them_named(tmp_path, caplog):
+def test_bad_rows_are_skipped_counted_and_logged(tmp_path, caplog):
     caplog.set_level(logging.WARNING, logger="sftkit")
     path = write(tmp_path / "a.jsonl", lines(GOOD, NULL, GOOD, NULL))
     data = prepare(tmp_path, path, on_bad_row="skip").data
@@ -77,7 +77,7 @@ def test_bad_rows_are_skipped_counted_and_the_first_of_them_named(tmp_path, capl
     assert "a.jsonl:4" in caplog.text
 
 
-def test_lines_that_are_no_json_are_skipped_too_and_those_behind_keep_their_numbers(tmp_path, caplog):
+def test_lines_of_invalid_json_are_skipped_and_others_keep_their_numbers(tmp_path, caplog):
     caplog.set_level(logging.WARNING, logger="sftkit")
     path = write(tmp_path / "a.jsonl", lines(GOOD, "{broken", GOOD, "[1]", NULL))
     data = prepare(tmp_path, path, on_bad_row="skip").data
@@ -86,7 +86,7 @@ def test_lines_that_are_no_json_are_skipped_too_and_those_behind_keep_their_numb
     assert "a.jsonl:5" in caplog.text
 
 
-def test_bytes_that_are_no_utf8_are_skipped_too(tmp_path):
+def test_lines_of_invalid_utf8_are_skipped(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(GOOD).encode() + b'{"prompt": "\xff", "completion": "x"}\n' + lines(GOOD).encode())
     data = prepare(tmp_path, path, on_bad_row="skip").data
@@ -95,16 +95,22 @@ def test_bytes_that_are_no_utf8_are_skipped_too(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [NULL, "{broken"])
-def test_too_many_bad_rows_are_an_error_all_the_same(tmp_path, bad):
+def test_too_many_bad_rows_are_an_error(tmp_path, bad):
     path = write(tmp_path / "a.jsonl", lines(GOOD, bad, bad, bad))
     with pytest.raises(DataError, match=r"more than 2 "):
         prepare(tmp_path, path, on_bad_row="skip", max_bad_rows=2)
 
 
-def test_the_policy_error_names_the_row_that_is_too_long(tmp_path):
+def test_the_policy_error_reports_the_long_row_by_file_and_line(tmp_path):
     path = write(tmp_path / "a.jsonl", lines(GOOD, {"prompt": "long " * 50, "completion": "x"}))
-    with pytest.raises(DataError, match=r"example 2: the example has \d+ tokens, more than data.max_length=64"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the example has \d+ tokens, more than data.max_length=64"):
         prepare(tmp_path, path, truncation="error")
+
+
+def test_an_unreadable_json_array_is_an_error_even_if_bad_rows_are_skipped(tmp_path):
+    path = write(tmp_path / "a.json", '[{"prompt": "q", "completion": "a"},\n{"prompt": }]')
+    with pytest.raises(DataError, match=r"a\.json:2: not valid JSON"):
+        prepare(tmp_path, path, on_bad_row="skip")
 
 
 def mixture(tmp_path, left=30, right=10):
@@ -113,7 +119,7 @@ def mixture(tmp_path, left=30, right=10):
     return [str(write(tmp_path / f"{name}.jsonl", lines(*rows))) for name, rows in (("one", one), ("two", two))]
 
 
-def test_sources_of_several_formats_are_mixed_by_weight_until_the_first_is_used_up(tmp_path):
+def test_sources_are_mixed_by_weight_until_the_first_is_used_up(tmp_path):
     one, two = mixture(tmp_path)
     found = texts(prepare(tmp_path, {one: 2, two: 1}).data.train)
     assert sum("left" in text for text in found) == 20
@@ -121,7 +127,7 @@ def test_sources_of_several_formats_are_mixed_by_weight_until_the_first_is_used_
     assert len(set(found)) == 30
 
 
-def test_until_all_are_used_up_the_smaller_ones_repeat(tmp_path):
+def test_smaller_sources_repeat_until_all_are_used_up(tmp_path):
     one, two = mixture(tmp_path)
     found = texts(prepare(tmp_path, {one: 1, two: 1}, mix_until="all").data.train)
     assert sum("left" in text for text in found) == 30
@@ -129,7 +135,7 @@ def test_until_all_are_used_up_the_smaller_ones_repeat(tmp_path):
     assert len(set(found)) == 40
 
 
-def test_rows_are_held_out_of_every_source_of_a_mixture(tmp_path):
+def test_rows_are_held_out_of_every_source_of_a_mix(tmp_path):
     one, two = mixture(tmp_path)
     data = prepare(tmp_path, {one: 2, two: 1}, eval=0.2).data
     train, held_out = set(texts(data.train)), set(texts(data.eval["eval"]))
@@ -138,13 +144,13 @@ def test_rows_are_held_out_of_every_source_of_a_mixture(tmp_path):
     assert any("left" in text for text in held_out)
 
 
-def test_a_mixture_and_a_source_exclude_each_other(tmp_path):
+def test_train_and_mix_cannot_be_combined(tmp_path):
     path = write(tmp_path / "a.jsonl", lines(GOOD))
-    with pytest.raises(ConfigError, match=r"one of data\.train and data\.mix"):
+    with pytest.raises(ConfigError, match=r"either data\.train or data\.mix"):
         prepare(tmp_path, path, mix={str(path): 1})
 
 
-def test_evaluation_sets_have_names_and_are_packed_only_where_asked(tmp_path):
+def test_named_evaluation_sets_are_packed_on_request_only(tmp_path):
     path = write(tmp_path / "a.jsonl", lines(*[GOOD] * 6))
     sets = {"first": str(path), "second": str(path)}
     data = prepare(tmp_path, path, eval=sets, plugins=["packing"]).data
@@ -156,13 +162,13 @@ def test_evaluation_sets_have_names_and_are_packed_only_where_asked(tmp_path):
 
 
 @pytest.mark.parametrize("plugins", [(), ("packing",)])
-def test_rows_whose_every_label_is_masked_fail_packed_or_not(tmp_path, plugins):
+def test_data_without_trained_tokens_is_an_error(tmp_path, plugins):
     rows = [{"prompt": "long " * 40, "completion": "x"}] * 3
     with pytest.raises(DataError, match=r"no trained token is left within data\.max_length=16"):
         prepare(tmp_path, write(tmp_path / "a.jsonl", lines(*rows)), max_length=16, plugins=plugins)
 
 
-def test_what_was_lost_is_counted(tmp_path):
+def test_losses_are_counted(tmp_path):
     rows = [GOOD, {"prompt": "q ", "completion": "long " * 30}, {"prompt": "long " * 40, "completion": "x"}]
     data = prepare(tmp_path, write(tmp_path / "a.jsonl", lines(*rows)), max_length=24).data
     counts = data.counts.by_split["train"]
@@ -174,7 +180,7 @@ def test_what_was_lost_is_counted(tmp_path):
     assert data.described["train"]["rows"] == 2
 
 
-def test_a_loaded_data_set_is_prepared_in_its_own_order(tmp_path):
+def test_a_loaded_data_set_keeps_its_order(tmp_path):
     rows = Dataset.from_list([{"text": f"row {n}"} for n in range(2500)])
     ready = Pipeline(
         model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, train={"output_dir": str(tmp_path / "run")}

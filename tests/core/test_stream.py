@@ -1,4 +1,4 @@
-"""A stream gives the rows that a prepared data set gives, in an order of its own, the same each time."""
+"""A stream gives the rows of a prepared data set, in another order that is the same each time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sftkit.errors import ConfigError, DataError
 from sftkit.testing import tiny_model, tiny_tokenizer
 
 TRAIN = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "use_cpu": True, "save_steps": 3}
-TRAIN["lr_scheduler_type"] = "constant"  # the same rate however many steps a run is told to take
+TRAIN["lr_scheduler_type"] = "constant"  # the same learning rate for any number of steps
 
 
 def rows(number, name="row"):
@@ -38,14 +38,14 @@ def as_tuples(examples):
     return sorted((tuple(row["input_ids"].tolist()), tuple(row["labels"].tolist())) for row in examples)
 
 
-def test_a_pass_over_a_stream_gives_the_examples_of_the_prepared_data(tmp_path):
+def test_one_pass_of_a_stream_gives_the_examples_of_prepared_data(tmp_path):
     path = write(tmp_path / "a.jsonl", rows(20))
     stream = pipeline(tmp_path, {"train": path, "window": 20}).prepare().data.train
     prepared = pipeline(tmp_path, {"train": path, "streaming": False}).prepare().data.train
     assert as_tuples(islice(stream, 20)) == as_tuples(prepared)
 
 
-def test_a_stream_gives_the_same_rows_each_time_and_another_order_in_the_next_pass(tmp_path):
+def test_iterations_are_equal_and_each_pass_has_another_order(tmp_path):
     path = write(tmp_path / "a.jsonl", rows(20))
     stream = pipeline(tmp_path, {"train": path, "window": 20}).prepare().data.train
     first = texts(stream, 40)
@@ -55,10 +55,18 @@ def test_a_stream_gives_the_same_rows_each_time_and_another_order_in_the_next_pa
     assert stream.counts.by_split["train"]["times data.train began again"] >= 1
 
 
-def test_the_order_is_drawn_with_the_seed(tmp_path):
+def test_the_order_depends_on_the_seed(tmp_path):
     path = write(tmp_path / "a.jsonl", rows(20))
     one, two = (pipeline(tmp_path, {"train": path}, train={"seed": seed}).prepare().data.train for seed in (1, 2))
     assert texts(one, 16) != texts(two, 16)
+
+
+def test_a_data_seed_of_zero_is_used(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(20))
+    seeds = [{"seed": 1}, {"seed": 1, "data_seed": 0}, {"data_seed": 0}]
+    first, zero, other = (pipeline(tmp_path, {"train": path}, train=seed).prepare().data.train for seed in seeds)
+    assert texts(first, 16) != texts(zero, 16)
+    assert texts(zero, 16) == texts(other, 16)
 
 
 def test_sources_are_mixed_by_their_weights(tmp_path):
@@ -68,7 +76,7 @@ def test_sources_are_mixed_by_their_weights(tmp_path):
     assert 0.68 < share < 0.82
 
 
-def test_a_window_is_packed_without_losing_a_document(tmp_path):
+def test_packing_a_window_keeps_every_document(tmp_path):
     path = write(tmp_path / "a.jsonl", rows(16))
     stream = pipeline(tmp_path, {"train": path, "window": 16}, plugins=["packing"]).prepare().data.train
     packed = []
@@ -80,7 +88,7 @@ def test_a_window_is_packed_without_losing_a_document(tmp_path):
     assert all(f"row {n}: it is {n}" in tiny_tokenizer().decode(packed) for n in range(16))
 
 
-def test_each_process_reads_a_share_of_its_own(tmp_path, monkeypatch):
+def test_each_process_reads_its_own_share(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", rows(20))
     seen = []
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -92,7 +100,7 @@ def test_each_process_reads_a_share_of_its_own(tmp_path, monkeypatch):
     assert not seen[0] & seen[1]
 
 
-def test_a_resumed_stream_ends_where_an_undisturbed_one_does(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
     from safetensors.torch import load_file
 
     data = {"train": write(tmp_path / "a.jsonl", rows(20))}
@@ -103,29 +111,29 @@ def test_a_resumed_stream_ends_where_an_undisturbed_one_does(tmp_path):
     assert all(whole[name].equal(parts[name]) for name in whole)
 
 
-def test_what_was_done_to_a_stream_is_in_the_manifest(tmp_path):
+def test_the_manifest_counts_what_happened_to_a_stream(tmp_path):
     data = {"train": write(tmp_path / "a.jsonl", rows(20)), "max_length": 8}
     pipeline(tmp_path, data).run()
-    told = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]["train"]
-    assert told["streaming"]
-    assert told["rows truncated"] > 0
+    counts = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]["train"]
+    assert counts["streaming"]
+    assert counts["rows truncated"] > 0
 
 
 @pytest.mark.parametrize(
-    ("data", "train", "told"),
+    ("data", "train", "message"),
     [
         ({}, {"max_steps": -1}, "a stream has no end, and train.max_steps is not set"),
-        ({"eval": 0.1}, {}, "no fraction of a stream can be held out"),
+        ({"eval": 0.1}, {}, "a fraction of a stream cannot be held out"),
         ({}, {"dataloader_num_workers": 2}, "not by data workers"),
     ],
 )
-def test_what_a_stream_cannot_do_is_told_before_it_is_read(tmp_path, data, train, told):
+def test_unsupported_options_are_configuration_errors(tmp_path, data, train, message):
     run = pipeline(tmp_path, {"train": write(tmp_path / "a.jsonl", rows(3)), **data}, train=train)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         run.prepare()
 
 
-def test_a_stream_with_nothing_to_train_on_fails_before_weights_are_read(tmp_path):
+def test_a_stream_without_trained_tokens_is_an_error(tmp_path):
     empty = [{"prompt": "a question", "completion": ""}] * 3
     path = write(tmp_path / "a.jsonl", empty)
     tokenizer = tiny_tokenizer()
@@ -140,7 +148,7 @@ def test_a_stream_with_nothing_to_train_on_fails_before_weights_are_read(tmp_pat
         run.prepare()
 
 
-def test_a_bad_row_ends_the_run_or_is_skipped_and_counted(tmp_path):
+def test_a_bad_row_is_an_error_or_is_skipped(tmp_path):
     path = write(tmp_path / "a.jsonl", [*rows(5), {"prompt": "x", "completion": None}])
     with pytest.raises(DataError, match="column 'completion' is null"):
         pipeline(tmp_path, {"train": path}).prepare()
@@ -149,7 +157,7 @@ def test_a_bad_row_ends_the_run_or_is_skipped_and_counted(tmp_path):
     assert stream.counts.by_split["train"]["bad rows skipped"] >= 1
 
 
-def test_a_column_that_comes_late_is_an_error_and_not_left_out():
+def test_a_column_that_appears_late_is_an_error():
     from datasets import IterableDataset
 
     def generate():
@@ -158,11 +166,11 @@ def test_a_column_that_comes_late_is_an_error_and_not_left_out():
     rows = IterableDataset.from_generator(generate)
     config = {"data": {"streaming": True, "shuffle_buffer": 0}, "train": {"max_steps": 1, "output_dir": "unused"}}
     run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, config=config)
-    with pytest.raises(DataError, match="column 'weight' is not in the first 100 rows"):
+    with pytest.raises(DataError, match="column 'weight', which none of the first 100 rows has"):
         run.prepare()
 
 
-def test_what_prepares_ahead_is_not_waited_for_where_it_is_left():
+def test_closing_a_generator_does_not_wait_for_its_thread():
     import threading
 
     from sftkit.data.threads import thread_ahead
@@ -179,6 +187,6 @@ def test_what_prepares_ahead_is_not_waited_for_where_it_is_left():
     generator = numbers()
     next(generator)
     asked.wait()
-    generator.close()  # as the garbage collector does it; with a pool's own context this would wait for `going`
+    generator.close()  # as the garbage collector does; with the pool's own context this would wait for `going`
     assert not going.is_set()
     going.set()

@@ -1,4 +1,4 @@
-"""How much each token counts: carried from spans to batches by characters, and not there where all count alike."""
+"""Weights of tokens: mapped from spans to batches by characters, and absent if all are 1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from sftkit import ConfigError, DataError, Formatter, Pipeline, Plugin, Span, hookimpl
-from sftkit.data.columns import Examples, examples_of, flatten_column
+from sftkit.data.columns import Examples, examples_of, examples_table, flatten_column
 from sftkit.data.counts import Counts
 from sftkit.data.encode import encode
 from sftkit.data.length import fit_length
@@ -38,7 +38,7 @@ def rows(documents, tokenizer, special=True):
 
 
 def reference(document, tokenizer):
-    """Token by token, with the public tokenizer call: a token counts as its last character does."""
+    """Token by token, with the tokenizer's public call: a token has the weight of its last character."""
     text = "".join(span.text for span in document)
     weights = [span.weight if span.trained else 0.0 for span in document for _ in span.text]
     out = tokenizer(text, return_offsets_mapping=True)
@@ -52,7 +52,7 @@ def reference(document, tokenizer):
 
 
 def weighted(*weights, starts=(0,)):
-    """Examples with these weights; their ids are numbers from 3 on."""
+    """Examples with these weights; their ids count from 3."""
     ids = np.arange(3, 3 + len(weights), dtype=np.int32)
     labels = ids.copy()
     labels[list(starts)] = -100
@@ -81,7 +81,7 @@ def test_a_token_has_the_weight_of_its_last_character(bos):
         assert found == reference(document, tokenizer)
 
 
-def test_a_token_over_the_border_of_two_weights_has_that_of_the_second():
+def test_a_token_across_a_boundary_has_the_later_weight():
     tokenizer, text = tiny_tokenizer(bos=False), "what is the capital of France"
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     number, start = next((at, start) for at, (start, end) in enumerate(offsets) if at and end - start > 1)
@@ -108,34 +108,34 @@ def test_weights_equal_an_independent_implementation_on_real_rows(real_data):
         assert found == reference(document, tokenizer)
 
 
-def test_the_eos_has_the_weight_of_what_it_ends():
+def test_eos_has_the_weight_of_the_last_span():
     ids, labels, found = rows([[Span("a b c", True, 0.25)]], tiny_tokenizer())[0]
     assert ids[-1] == labels[-1] == tiny_tokenizer().eos_token_id
     assert found[-1] == 0.25
 
 
-def test_a_weight_of_zero_is_as_not_trained():
+def test_a_weight_of_zero_does_not_train():
     documents = [[Span("a b ", trained, weight), Span("c", True)] for trained, weight in ((True, 0.0), (False, 1.0))]
     one, other = rows(documents, tiny_tokenizer())
     assert one == other
 
 
-def test_there_are_no_weights_where_all_are_one():
+def test_there_are_no_weights_if_all_are_one():
     assert encode([[Span("a b", True, 1.0)], [Span("c", True)]], tiny_tokenizer(), "bos_eos").weights_S is None
 
 
-def test_spans_side_by_side_are_one_region_only_if_they_weigh_the_same():
+def test_adjacent_spans_with_equal_weights_are_one_region():
     (texts,) = Texts.pieces_of([[Span("ab", True), Span("cd", True), Span("ef", True, 0.5), Span("g", True, 0.5)]])
     assert (texts.starts, texts.ends, texts.weights) == ([0, 4], [4, 7], [1.0, 0.5])
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 1e-40, "2", None])
-def test_a_span_whose_weight_is_none_is_refused(weight):
-    with pytest.raises(DataError, match="weight is"):
+def test_an_invalid_weight_of_a_span_is_rejected(weight):
+    with pytest.raises(DataError, match="a span has the weight"):
         encode([[Span("a b", True, weight)]], tiny_tokenizer(), "bos_eos")
 
 
-def test_weights_stay_with_their_tokens_when_examples_are_taken_kept_and_joined():
+def test_selecting_and_joining_examples_keeps_weights():
     examples = weighted(1, 2, 3, 4, 5, starts=(0, 2))
     assert examples.take(np.array([1, 0])).weights_S.tolist() == [3, 4, 5, 1, 2]
     assert examples.where(np.array([False, True])).weights_S.tolist() == [3, 4, 5]
@@ -145,7 +145,7 @@ def test_weights_stay_with_their_tokens_when_examples_are_taken_kept_and_joined(
     assert Examples.concatenate([plain(2), plain(1)]).weights_S is None
 
 
-def test_truncation_cuts_the_weights_with_the_tokens():
+def test_truncation_cuts_weights_and_tokens_together():
     data = tiny_config(data={"max_length": 2}).data
     assert fit_length(weighted(1, 2, 3, 4, 5, starts=(0, 3)), "train", data, Counts()).weights_S.tolist() == [
         1,
@@ -156,24 +156,24 @@ def test_truncation_cuts_the_weights_with_the_tokens():
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_a_file_has_the_column_for_all_rows_where_one_table_has_it(tmp_path, order):
+def test_a_file_has_weights_for_all_rows_if_one_table_has_them(tmp_path, order):
     parts = [plain(2, 1, 3), weighted(1, 0.5, 2, starts=(0, 1))]
-    told = write_rows(tmp_path / "rows.arrow", (parts[at].table() for at in order))
+    totals = write_rows(tmp_path / "rows.arrow", (parts[at].table() for at in order))
     found = examples_of(open_rows(tmp_path / "rows.arrow"))
     expected = Examples.concatenate([parts[at].where(parts[at].trained_N > 0) for at in order])
     assert found.weights_S.tolist() == expected.weights_S.tolist()
     assert found.ids_S.tolist() == expected.ids_S.tolist()
     assert found.offsets_N1.tolist() == expected.offsets_N1.tolist()
-    assert told["rows"] == len(expected)
+    assert totals["rows"] == len(expected)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.arrow"]
 
 
-def test_a_file_without_weights_has_no_column(tmp_path):
+def test_a_file_without_weights_has_no_column_for_them(tmp_path):
     write_rows(tmp_path / "rows.arrow", [plain(2, 3).table()])
     assert open_rows(tmp_path / "rows.arrow").column_names == ["input_ids", "labels"]
 
 
-def test_the_fingerprint_is_of_the_weights_too(tmp_path):
+def test_the_fingerprint_depends_on_the_weights(tmp_path):
     found = {
         write_rows(tmp_path / f"{at}.arrow", [part.table()])["fingerprint"]
         for at, part in enumerate([plain(3), weighted(1, 1, 2), weighted(1, 1, 3)])
@@ -182,7 +182,7 @@ def test_the_fingerprint_is_of_the_weights_too(tmp_path):
 
 
 @pytest.mark.parametrize("held", [0, 1 << 20])
-def test_a_spool_gives_back_the_weights_in_memory_or_from_disk(tmp_path, monkeypatch, held):
+def test_a_spool_keeps_weights_in_memory_and_on_disk(tmp_path, monkeypatch, held):
     monkeypatch.setattr("sftkit.data.store.HELD", held)
     parts = [plain(2, 3), weighted(1, 0.5, 2, starts=(0, 1)), plain(1), weighted(1, 7)]
     with Spool(tmp_path) as spool:
@@ -230,13 +230,13 @@ def test_packed_tokens_keep_their_weights(options):
         assert set(found) <= {*expected, *((299, weight) for weight in (0.5, 1.0, 2.0))}
 
 
-def test_a_token_added_behind_a_document_counts_as_the_token_before_it():
+def test_a_token_added_by_packing_has_the_weight_before_it():
     row = {"input_ids": [5, 6], "labels": [-100, 6], "loss_weights": [1.0, 0.5]}
     packed = packed_rows(Packing(strategy="wrapped", concat_token_id=9), [row, row], max_length=6)
     assert packed[0]["loss_weights"] == [1.0, 0.5, 0.5] * 2
 
 
-def test_rows_with_weights_give_a_column_and_rows_without_give_none():
+def test_only_data_with_weights_has_the_column():
     texts = ["some text here", "and other text"]
     assert "loss_weights" not in prepare([{"text": text, "weight": 1} for text in texts]).data.train.column_names
     data = prepare([{"text": text, "weight": weight} for text, weight in zip(texts, (1, 0.5), strict=True)]).data
@@ -245,7 +245,7 @@ def test_rows_with_weights_give_a_column_and_rows_without_give_none():
     assert data.train[1]["loss_weights"].dtype == np.float32
 
 
-def test_sources_with_and_without_weights_are_mixed(tmp_path):
+def test_sources_with_and_without_weights_can_be_mixed(tmp_path):
     for name, weight in (("a", {}), ("b", {"weight": 0.5})):
         lines = [json.dumps({"text": f"{name} text {at}", **weight}) for at in range(4)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -256,7 +256,7 @@ def test_sources_with_and_without_weights_are_mixed(tmp_path):
 
 
 @pytest.mark.parametrize("plugins", [(), ("packing",)])
-def test_a_stream_carries_weights(tmp_path, plugins):
+def test_a_stream_keeps_weights(tmp_path, plugins):
     lines = [json.dumps({"text": f"text {at}", "weight": 0.5 if at % 2 else 1}) for at in range(16)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     config = {
@@ -269,10 +269,10 @@ def test_a_stream_carries_weights(tmp_path, plugins):
     batch = ready.collator(examples)
     assert batch["loss_weights"].shape == batch["labels"].shape
     assert set(batch["loss_weights"][batch["labels"] != -100].tolist()) == {0.5, 1.0}
-    assert ready.data.train.counts.by_split["train"]["trained tokens with another weight than 1"] > 0
+    assert ready.data.train.counts.by_split["train"]["trained tokens with a weight other than 1"] > 0
 
 
-def test_another_weight_prepares_anew():
+def test_a_changed_weight_prepares_the_data_again():
     rows = [{"text": "some text", "weight": weight} for weight in (1.0, 0.5)]
     assert not prepare(rows, cache=True).data.cached
     assert prepare(rows, cache=True).data.cached
@@ -281,12 +281,12 @@ def test_another_weight_prepares_anew():
 
 def test_weighted_tokens_are_counted():
     summary = prepare([{"text": "a b"}, {"text": "c d"}]).data.summary()["train"]
-    assert "trained tokens with another weight than 1" not in summary
+    assert "trained tokens with a weight other than 1" not in summary
     data = prepare(
         [{"prompt": "a ", "completion": "b", "weight": 0.5}, {"prompt": "c ", "completion": "d", "weight": 1}]
     )
     trained = int((data.data.train[0]["labels"] != -100).sum())
-    assert data.data.summary()["train"]["trained tokens with another weight than 1"] == trained
+    assert data.data.summary()["train"]["trained tokens with a weight other than 1"] == trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,28 +295,26 @@ class Forgetful(Packer):
         table = dataclasses.replace(examples, weights_S=None).table()
         ids, offsets = flatten_column(table, "input_ids")
         places = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
-        from sftkit.data.columns import table as make
-
-        yield make(offsets, input_ids=ids, labels=flatten_column(table, "labels")[0], position_ids=places)
+        yield examples_table(offsets, input_ids=ids, labels=flatten_column(table, "labels")[0], position_ids=places)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetfulPacking(Plugin):
-    """Leaves the weights out."""
+    """Drops the weights."""
 
     @hookimpl
     def make_packer(self):
         return Forgetful()
 
 
-def test_a_packer_that_leaves_the_weights_out_is_refused():
+def test_a_packer_that_drops_weights_is_rejected():
     rows = [{"text": "some text", "weight": 0.5}]
-    with pytest.raises(ConfigError, match="Forgetful leaves out"):
+    with pytest.raises(ConfigError, match="Forgetful drops them"):
         prepare(rows, ForgetfulPacking())
     assert len(prepare([{"text": "some text"}], ForgetfulPacking()).data.train) == 1
 
 
-def test_a_collator_that_leaves_the_weights_out_is_refused_before_weights_are_read():
+def test_a_collator_that_drops_weights_is_rejected():
     def collate(examples):
         return {name: [example[name] for example in examples] for name in ("input_ids", "labels")}
 
@@ -335,13 +333,13 @@ class Halves(Formatter):
 
 @dataclass(frozen=True, kw_only=True)
 class HalfFormat(Plugin):
-    """A formatter of one's own, whose spans have weights."""
+    """A formatter whose spans have weights."""
 
     @hookimpl
     def make_formatter(self, columns):
         return Halves() if "body" in columns else None
 
 
-def test_any_formatters_spans_may_have_weights():
+def test_the_spans_of_any_formatter_can_have_weights():
     found = prepare([{"body": "some text"}], HalfFormat()).data.train[0]
     assert set(found["loss_weights"][found["labels"] != -100].tolist()) == {0.5}

@@ -1,4 +1,4 @@
-"""docs/compatibility.md says what comes of each pair of techniques: each is run again."""
+"""Runs each pair of techniques again, and compares the outcome with docs/compatibility.md."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def shared_directory(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("technique", "column", "plugins"), PAIRS)
-def test_what_comes_of_a_pair_is_what_the_page_says(shared_directory, technique, column, plugins):
-    told = compatibility.read_page()[technique][column]
+def test_the_outcome_of_each_pair_matches_the_page(shared_directory, technique, column, plugins):
+    expected = compatibility.read_page()[technique][column]
     outcome = compatibility.run_cell(technique, plugins, shared_directory)
     if "pip install" in outcome or "is not installed" in outcome:
         pytest.skip(f"a package is missing here: {outcome}")
-    if told == compatibility.GPU and has_gpu():
+    if expected == compatibility.GPU and has_gpu():
         assert outcome in (compatibility.YES, compatibility.GPU)
     else:
-        assert outcome == told
+        assert outcome == expected
 
 
 def test_the_page_has_every_technique_and_column():

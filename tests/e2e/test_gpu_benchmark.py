@@ -241,5 +241,17 @@ def test_the_newest_readable_results_of_the_card_are_found(module, tmp_path, cap
     assert results.newest("NVIDIA H200", [first, second]) is None
 
 
+def test_trl_is_measured_again_with_a_setting_that_is_compared_with_it(module, tmp_path):
+    case = module("cases").Case.of
+    names = ("0.6B full packed: trl", "0.6B full packed: sftkit", "8B lora packed: trl", "8B lora packed: sftkit")
+    step = {names[0]: entry(1.0), names[2]: entry(1.0), names[1]: {"status": "failed"}, names[3]: {"status": "missing"}}
+    base = {"card": "any", "runs": [], "tests": {}, "step": step, "head": {}, "profile": {}}
+    results = module("results").Results("any", tmp_path, base)
+    planned = [case(name) for name in names]
+    absent = {names[3]: "the package liger_kernel is not installed"}
+    found = results.open_cases(planned, lambda case: absent.get(case.name, ""))
+    assert [case.name for case in found] == [names[0], names[1], names[3]]
+
+
 def test_file_names_come_from_the_card(module):
     assert module("results").slug("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"

@@ -151,6 +151,13 @@ def test_a_file_that_cannot_be_collected_is_an_error_with_its_reason(correctness
     assert "nothing_of_this_name" in found["tests/gpu/test_some.py"]["reason"]
 
 
+def test_a_pytest_that_cannot_start_is_an_error(correctness, checkout, tmp_path):
+    (checkout / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+    found = correctness.run(checkout / "tests" / "gpu", tmp_path, 300, True, [], lambda _: None)
+    assert found["pytest"]["outcome"] == "error"
+    assert any("--no-such-option" in line for line in found["pytest"]["trace"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_leaves_its_results_and_another_completes_them(checkout, tmp_path, number):
@@ -188,6 +195,8 @@ def test_a_failed_setting_is_reported_with_its_traceback_and_the_others_go_on(ch
     broken = code.read_text().replace(line, f'    raise RuntimeError("broken")\n{line}')
     assert broken != code.read_text()
     code.write_text(broken)
+    code = checkout / "benchmarks" / "gpu" / "head.py"
+    code.write_text(code.read_text().replace("def missing(", "def missed("))  # an error outside of any measurement
     process = script(checkout, "--toy", "--out", tmp_path / "out")
     output, _ = process.communicate(timeout=1000)
     assert process.returncode == 1
@@ -196,6 +205,8 @@ def test_a_failed_setting_is_reported_with_its_traceback_and_the_others_go_on(ch
     assert (loop["status"], loop["reason"]) == ("failed", "RuntimeError: broken")
     assert any("in run_loop" in line for line in loop["trace"])
     assert [name for name, status in statuses(data).items() if status == "failed"] == ["toy full packed: plain loop"]
+    assert data["runs"][0]["parts"]["head"]["reason"].startswith("AttributeError")
+    assert data["profile"]["status"] == "done"
     assert "open, toy full packed: plain loop: failed: RuntimeError: broken" in output
     assert "test_fails: failed: assert 1 == 2" in output
 

@@ -47,31 +47,37 @@ def run(fresh: Path, *command: str, cwd: Path) -> str:
 
 
 def files_beside_code(package: Path) -> set[str]:
-    """What is no Python in a package's directory: data, templates, the mark of its types."""
+    """Files in a package's directory that are not Python: data, templates, the type marker."""
     files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(package.parent)) for path in files if path.suffix != ".py"}
 
 
-def test_the_wheel_holds_every_file_that_lies_beside_the_code(root, wheel):
+def test_the_wheel_holds_every_data_file(root, wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = files_beside_code(root / "sftkit") | files_beside_code(root / "plugins" / "sftkit_plugins")
+    sources = [root / "sftkit", *(root / "plugins").glob("sftkit_*")]
+    expected = set().union(*map(files_beside_code, sources))
     assert {"sftkit/py.typed", "sftkit_plugins/py.typed", "sftkit/demo/run.yaml"} <= expected
     assert any(name.endswith(".jinja") for name in expected)
     assert expected <= names
 
 
-def test_the_wheel_holds_two_packages_and_nothing_of_the_checkout_besides(wheel):
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"sftkit", "sftkit_plugins"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "sftkit",
+        "sftkit_commands",
+        "sftkit_plugins",
+        "sftkit_trl",
+    }
 
 
-def test_the_wheels_code_runs_and_not_the_checkouts(fresh, tmp_path):
+def test_the_code_of_the_wheel_runs(fresh, tmp_path):
     code = "import sftkit, sftkit_plugins; print(sftkit.__file__); print(sftkit_plugins.__file__)"
     for line in run(fresh, "python", "-c", code, cwd=tmp_path).splitlines():
         assert Path(line).is_relative_to(fresh.parent)
 
 
-def test_the_installed_program_trains_the_embedded_model_with_plugins(fresh, tmp_path):
+def test_the_installed_program_trains_with_plugins(fresh, tmp_path):
     flags = ("--plugin", "packing", "--plugin", "neftune", "--output", "out")
     run(fresh, "sftkit", "run", *flags, "train.max_steps=3", cwd=tmp_path)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

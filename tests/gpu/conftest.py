@@ -26,6 +26,7 @@ GPU_SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 
 GPU_SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
 TOY_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TOY_SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+NOTHING: Mapping[str, Any] = {}
 GPT2 = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 
 
@@ -72,16 +73,14 @@ def build(device: torch.device) -> Callable[..., Any]:
 
 @pytest.fixture
 def pipeline(device: torch.device, tmp_path: Path) -> Callable[..., Any]:
-    """Makes a run of a few steps on the device, whose directory is called ``name``."""
+    """Makes a run of a few steps on the device: ``pipeline(model, *plugins, name=, train=, ...)``."""
     from sftkit import Pipeline
     from sftkit.testing import CHATML, tiny_conversations, tiny_tokenizer
 
-    def made(
-        model: Any, *plugins: Any, name: str = "run", train: Mapping[str, Any] | None = None, **options: Any
-    ) -> Any:
+    def made(model: Any, *plugins: Any, name: str = "run", train: Mapping[str, Any] = NOTHING, **options: Any) -> Any:
         values = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
         values |= {"save_strategy": "no", "lr_scheduler_type": "constant", "use_cpu": device.type == "cpu"}
-        values |= {"output_dir": str(tmp_path / name), **(train or {})}
+        values |= {"output_dir": str(tmp_path / name), **train}
         options = {"data": tiny_conversations(24), "config": {"data": {"max_length": 128}}} | options
         tokenizer = tiny_tokenizer(chat_template=CHATML)
         return Pipeline(model=model, tokenizer=tokenizer, plugins=plugins, train=values, **options)

@@ -1,4 +1,4 @@
-"""Layers compiled for the device: one compilation serves all lengths, and the steps are those uncompiled."""
+"""Layers compiled for the device: all lengths share what is compiled, and the steps are those uncompiled."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sftkit_plugins.flash_attn.model import attending
 pytestmark = pytest.mark.gpu
 
 PRECISIONS = (torch.float32, torch.bfloat16)
+#: The first two are of both kinds that kernels may tell apart: odd, and a multiple of 16.
 LENGTHS = (17, 32, 5, 40, 8, 23, 50, 64, 11, 31)
 #: Compiled code keeps more in float32, and so misses it by less; never by this many times as much.
 FACTOR = 1.5
@@ -69,7 +70,9 @@ def graphs():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_one_compilation_serves_ten_lengths_with_the_same_steps(build, steps, distance, device, architecture):
+def test_ten_lengths_share_what_is_compiled_and_have_the_same_steps(
+    build, steps, distance, device, record_property, architecture
+):
     if device.type == "cpu" and architecture != "llama":
         pytest.skip("compiling for a CPU takes long, and one model tries it")
     exact, plain = (steps(build(architecture, kind), padded) for kind in PRECISIONS)
@@ -78,7 +81,9 @@ def test_one_compilation_serves_ten_lengths_with_the_same_steps(build, steps, di
     with compiling(model):
         found = steps(model, padded)
 
-    assert graphs() == 1
+    record_property("compilations", graphs())
+    # On a GPU torch pads a mask where its length is no multiple of 16: the second length may be compiled once more.
+    assert 1 <= graphs() <= (1 if device.type == "cpu" else 2)
     assert distance(found, exact) <= FACTOR * distance(plain, exact) < 0.1
 
 

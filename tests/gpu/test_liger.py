@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,12 @@ import torch
 from sftkit.testing import check_plugin, tiny_config
 from sftkit.training.head import LossHead, Targets
 from sftkit.training.loss import HeadLoss
-
-pytest.importorskip("liger_kernel", reason="needs liger-kernel")
-
 from sftkit_plugins.liger import Liger
 from sftkit_plugins.liger.catalogue import KERNELS
 from sftkit_plugins.packing import Packing
 
 pytestmark = pytest.mark.gpu
+pytest.importorskip("liger_kernel", reason="needs liger-kernel")
 
 FACTOR = 2.0
 OTHER = {"cross_entropy": True}
@@ -36,7 +33,7 @@ INTERPRETER = Path(__file__).parents[1] / "plugins" / "liger" / "interpreter.py"
 @pytest.fixture(scope="module", autouse=True)
 def interpreted(device):
     """On a CPU, Triton's interpreter in the place of its compiler."""
-    if device.type == "cpu" and "interpreter" not in sys.modules:
+    if device.type == "cpu":
         spec = importlib.util.spec_from_file_location("interpreter", INTERPRETER)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

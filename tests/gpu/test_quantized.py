@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -12,12 +10,9 @@ from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations
 from sftkit_plugins.bitsandbytes import BitsAndBytes
 from sftkit_plugins.peft import PEFT
 
+pytestmark = pytest.mark.gpu
 pytest.importorskip("peft", reason="needs peft")
-# bitsandbytes writes to the log where its library does not load; only its use tells.
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"),
-]
+pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
 
 #: 4 bits: the forward multiplies by the dequantized weights. 8 bits: on a GPU it rounds the activations to 8 bits, too,
 #: which moves these gradients by 3 % where it is done to the inputs of the plain model's layers.

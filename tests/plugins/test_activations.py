@@ -1,4 +1,4 @@
-"""Activation checkpointing changes what a step takes, and nothing of what it computes."""
+"""Activation checkpointing changes the memory of a step, but not its results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batch(packed=False):
 
 
 def step(model, kind, inputs=None, autocast=False):
-    """The loss and every gradient of a step, from a fixed random state."""
+    """The loss and all gradients of a step, from a fixed random state."""
     model.zero_grad()
     torch.manual_seed(7)
     with keeping(kind, model), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -51,20 +51,20 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", DROPOUT)
-def test_losses_and_gradients_are_those_without_it_with_dropout(architecture, kind):
+def test_losses_and_gradients_are_unchanged_with_dropout(architecture, kind):
     model = tiny_model(architecture, **DROPOUT[architecture]).train()
     assert_same(step(model, kind), step(model, "none"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_they_are_on_packed_rows_and_in_mixed_precision(kind):
+def test_losses_and_gradients_are_unchanged_on_packed_rows_in_mixed_precision(kind):
     model = tiny_model().train()
     assert_same(step(model, kind, batch(packed=True)), step(model, "none", batch(packed=True)))
     assert_same(step(model, kind, autocast=True), step(model, "none", autocast=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_they_are_with_adapters_with_dropout(kind):
+def test_losses_and_gradients_are_unchanged_with_adapters_that_have_dropout(kind):
     peft = pytest.importorskip("peft")
     options = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", lora_dropout=0.2)
     model = peft.get_peft_model(tiny_model(), options).train()
@@ -76,7 +76,7 @@ def test_so_they_are_with_adapters_with_dropout(kind):
     assert_same(step(model, kind), plain)
 
 
-def test_so_they_are_when_layers_are_offloaded():
+def test_losses_and_gradients_are_unchanged_with_offloading():
     model = tiny_model(attention_dropout=0.2).train()
     plain = step(model, "none")
     with checkpointed(model, offloaded_checkpointing(full_checkpointing(), pin_memory=False)):
@@ -94,7 +94,7 @@ def peaks(model):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
-def test_each_kind_keeps_less_than_the_one_before(architecture):
+def test_each_kind_keeps_less_than_the_previous_one(architecture):
     layers = {"n_layer": 8} if architecture == "gpt2" else {"num_hidden_layers": 8}
     found = peaks(tiny_model(architecture, **layers))
     assert found["full"] < 0.8 * found["selective"] < 0.8 * 0.9 * found["none"]
@@ -105,7 +105,7 @@ def state(model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_model_is_as_it_was_at_the_end_also_after_an_exception(kind):
+def test_the_model_is_restored_even_after_an_exception(kind):
     model = tiny_model()
     before = state(model)
     with keeping(kind, model):
@@ -121,7 +121,7 @@ def deep_model():
 
 
 @pytest.mark.parametrize("room", ["none", "selective", "full"])
-def test_auto_takes_the_first_kind_that_fits_and_says_so(monkeypatch, caplog, room):
+def test_auto_chooses_the_first_kind_that_fits_and_logs_it(monkeypatch, caplog, room):
     from sftkit.memory import estimate_memory
 
     model = deep_model()
@@ -130,9 +130,9 @@ def test_auto_takes_the_first_kind_that_fits_and_says_so(monkeypatch, caplog, ro
     for kind in ("none", "selective", "full"):
         with keeping(kind, model):
             totals[kind] = estimate_memory(model, inputs, CONFIG)
-    held = totals[room].room.held
+    held = totals[room].available.held
     most = totals[room].total + 1000
-    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.DeviceMemory("cpu", held, most))
+    monkeypatch.setattr("sftkit.memory.estimate.memory_of", lambda _: device.DeviceMemory("cpu", held, most))
     monkeypatch.setattr("sftkit.memory.estimate.NEAR", 1.0)
     before = state(model)
     with caplog.at_level(logging.INFO, "sftkit"), Activations().reduce_activations(model, CONFIG, inputs):
@@ -143,13 +143,13 @@ def test_auto_takes_the_first_kind_that_fits_and_says_so(monkeypatch, caplog, ro
     assert "GB" in line
 
 
-def test_auto_says_what_takes_how_much_where_nothing_fits(monkeypatch):
-    monkeypatch.setattr("sftkit.memory.estimate.room_on", lambda _: device.DeviceMemory("cpu", 10**8, 10**8))
-    with pytest.raises(ConfigError, match=r"does not fit, with checkpointing full either.*weights.*per_device"):
+def test_auto_reports_the_memory_of_each_part_if_nothing_fits(monkeypatch):
+    monkeypatch.setattr("sftkit.memory.estimate.memory_of", lambda _: device.DeviceMemory("cpu", 10**8, 10**8))
+    with pytest.raises(ConfigError, match=r"does not fit, even with checkpointing full.*weights.*per_device"):
         Activations().reduce_activations(tiny_model(), CONFIG, batch())
 
 
-def test_a_model_that_cannot_be_estimated_is_an_error_that_names_the_option():
+def test_a_failed_estimate_is_an_error_that_names_the_option():
     model = tiny_model()
     model.register_forward_pre_hook(lambda *_: bool(torch.zeros(1).sum().item() > 0))
     with pytest.raises(ConfigError, match="option checkpointing"):
@@ -161,7 +161,7 @@ def test_a_model_without_layers_to_checkpoint_is_refused():
         pass
 
 
-def test_a_model_that_is_checkpointed_already_is_refused():
+def test_a_model_that_is_already_checkpointed_is_refused():
     model = tiny_model()
     with keeping("full", model), pytest.raises(ConfigError, match="already"):
         Activations(checkpointing="none").reduce_activations(model, CONFIG, batch())
@@ -172,12 +172,12 @@ def problems(plugin, **train):
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
-def test_a_second_switch_is_refused(key):
+def test_a_second_setting_for_checkpointing_is_refused(key):
     assert problems(Activations(), **{key: True}) == [f"train.{key}"]
     assert problems(Activations()) == []
 
 
-def test_offloading_is_refused_on_a_cpu_and_without_full_checkpointing():
+def test_offloading_is_refused_on_a_cpu_or_without_full_checkpointing():
     assert problems(Activations(offload=True, checkpointing="full")) == ["plugin activations, option offload"]
     assert problems(Activations(offload=True)) == ["plugin activations, option offload"]
     assert problems(Activations(offload=False, checkpointing="full")) == []
@@ -190,7 +190,7 @@ def run(tmp_path, name, plugins):
 
 
 @pytest.mark.parametrize("others", [[], ["packing", "peft", "neftune"]])
-def test_a_run_learns_the_same_with_it_and_leaves_no_trace(tmp_path, others):
+def test_a_run_learns_the_same_and_the_model_is_restored(tmp_path, others):
     pytest.importorskip("peft")
     plain = run(tmp_path, "plain", others)
     less = run(tmp_path, "less", [*others, "activations:checkpointing=selective"])

@@ -1,7 +1,7 @@
-"""The assistant's turns, found in chat templates of the field: with markers, without, and against transformers' own.
+"""Assistant turns in published chat templates: with markers, without them, and compared with transformers.
 
-The templates are those of the installed ``trl``, which has for many models one with markers; the markers are taken out
-of a copy in memory, and both must give the same turns, or the one without markers be refused.
+The templates are those of the installed ``trl``, which has one with markers for many models. The markers are removed
+from a copy in memory. Both must give the same turns, or the template without markers must be rejected.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ CONVERSATIONS = {
         assistant("<think>\nTwo and two.\n</think>\n\nFour."),
     ],
 }
-# Without markers it cannot be told whose the tag behind a tool call is, or the turn does not begin as it is prompted.
-REFUSED_WITHOUT_MARKERS = {
+# Without markers, a tag after a tool call may belong to the call or to the result, or the turn does not begin with its
+# generation prompt.
+REJECTED_WITHOUT_MARKERS = {
     ("deepseekv3_training", "tool calls twice"),
     ("diffusion_gemma_training", "tool calls"),
     ("diffusion_gemma_training", "tool calls twice"),
@@ -69,7 +70,7 @@ REFUSED_WITHOUT_MARKERS = {
 
 
 def without_markers(template):
-    """The same template: a block that is always true gives the same white space control."""
+    """The same template: a block that is always true has the same whitespace control."""
     template = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)
     return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", template)
 
@@ -86,7 +87,7 @@ def turns(template, messages):
     return text, regions
 
 
-def or_refused(template, messages):
+def or_rejected(template, messages):
     try:
         return turns(template, messages)
     except RowError:
@@ -95,10 +96,10 @@ def or_refused(template, messages):
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 @pytest.mark.parametrize("name", TRAINING)
-def test_the_turns_are_the_same_with_markers_and_without(name, kind):
-    marked = or_refused(TEMPLATES[name], CONVERSATIONS[kind])
-    found = or_refused(without_markers(TEMPLATES[name]), CONVERSATIONS[kind])
-    if (name, kind) in REFUSED_WITHOUT_MARKERS:
+def test_turns_are_the_same_with_and_without_markers(name, kind):
+    marked = or_rejected(TEMPLATES[name], CONVERSATIONS[kind])
+    found = or_rejected(without_markers(TEMPLATES[name]), CONVERSATIONS[kind])
+    if (name, kind) in REJECTED_WITHOUT_MARKERS:
         assert found is None
         assert marked is not None
     else:
@@ -107,11 +108,11 @@ def test_the_turns_are_the_same_with_markers_and_without(name, kind):
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 @pytest.mark.parametrize("name", TRAINING)
-def test_of_what_the_markers_enclose_only_prompt_and_white_space_are_left_out(name, kind):
+def test_only_prompt_and_whitespace_inside_the_markers_are_not_trained(name, kind):
     messages = CONVERSATIONS[kind]
-    ours = or_refused(TEMPLATES[name], messages)
+    ours = or_rejected(TEMPLATES[name], messages)
     if ours is None:
-        pytest.skip("the template does not take such a conversation whole")
+        pytest.skip("the template does not render the whole conversation")
     text, regions = ours
     tools = TOOLS if any(message["role"] == "tool" for message in messages) else None
     plain = [read_messages([message], 0, "messages")[0] for message in messages]
@@ -130,10 +131,10 @@ def test_of_what_the_markers_enclose_only_prompt_and_white_space_are_left_out(na
 
 @pytest.mark.parametrize("kind", ["single", "multi", "same", "tool calls", "reasoning"])
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - set(TRAINING)))
-def test_what_is_found_in_templates_as_their_models_have_them_is_what_the_assistant_wrote(name, kind):
-    found = or_refused(TEMPLATES[name], CONVERSATIONS[kind])
+def test_turns_in_original_templates_are_what_the_assistant_wrote(name, kind):
+    found = or_rejected(TEMPLATES[name], CONVERSATIONS[kind])
     if found is None:
-        pytest.skip("refused")
+        pytest.skip("the template is rejected")
     text, regions = found
     written = [message for message in CONVERSATIONS[kind] if message["role"] == "assistant"]
     assert len(regions) == len(written)
@@ -144,11 +145,11 @@ def test_what_is_found_in_templates_as_their_models_have_them_is_what_the_assist
         for other in CONVERSATIONS[kind]:
             if other is not message and other["content"] not in ("", message["content"]):
                 assert other["content"] not in turn
-        # of the other roles' headers nothing: gpt-oss and muse write an assistant's messages in parts, with headers
+        # no header of another role: gpt-oss and muse split an assistant's message into parts with headers
         assert not re.search(r"(?<!to=)\b(user|system)\b", turn)
 
 
-def test_what_transformers_takes_for_reasoning_reaches_every_template():
+def test_each_name_of_reasoning_reaches_the_template():
     for key in ("reasoning_content", "reasoning", "thinking"):
         messages = [user("1+1?"), assistant("Two.", **{key: "One and one."})]
         for name in ("gptoss_training", "qwen3_training"):
@@ -185,16 +186,16 @@ FIRST_TURN_REWRITTEN = (
         (FIRST_TURN_REWRITTEN, ["Hello, friend.</s>", "THINK Yes, again.</s>"]),
     ],
 )
-def test_templates_of_other_kinds_are_right(template, expected):
+def test_turns_are_found_in_unusual_templates(template, expected):
     text, regions = turns(template, CONVERSATIONS["multi"])
     assert [text[start:end] for start, end in regions] == expected
 
 
 @pytest.mark.parametrize("template", [ALWAYS_PROMPTING, EOS_IF_LAST])
-def test_a_template_that_does_not_tell_is_refused_with_the_message_and_a_mend(template):
+def test_an_ambiguous_template_is_rejected_with_the_message_and_a_fix(template):
     with pytest.raises(RowError) as caught:
         turns(template, CONVERSATIONS["multi"])
-    assert "does not let the text of message" in caught.value.message
+    assert "cannot be located in the chat template's output" in caught.value.message
     assert "generation" in caught.value.fix
 
 
@@ -205,13 +206,13 @@ def test_a_template_that_does_not_tell_is_refused_with_the_message_and_a_mend(te
         ([user("a"), assistant("b", thinking="why")], "reasoning_content"),
     ],
 )
-def test_a_template_that_leaves_out_what_is_to_be_learnt_is_refused(messages, part):
+def test_a_template_that_leaves_out_trained_text_is_rejected(messages, part):
     template = without_markers(FIRST_TURN_REWRITTEN)
     with pytest.raises(RowError, match=f"leaves out the {part} of message 2"):
         turns(template, messages)
 
 
-def test_thinking_that_the_template_cuts_from_the_last_turn_is_refused():
+def test_a_template_that_drops_the_thinking_of_the_last_turn_is_rejected():
     cutting = UNPROMPTED.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
     with pytest.raises(RowError, match="leaves out the thinking in the content of message 2"):
         turns(cutting, [user("a"), assistant("<think>why</think>b")])

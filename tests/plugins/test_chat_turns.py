@@ -1,4 +1,4 @@
-"""Which turns of a conversation are trained, and how it is proved where they lie in the rendering."""
+"""Which turns of a conversation are trained, and where they are in the rendered text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ STRIPPING = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+SPECIAL = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "One?"},
@@ -26,7 +27,7 @@ TALK = [
 
 
 def trained(messages, template=CHATML, **options):
-    chat = Chat(columns=("messages",), template=template, special_tokens={"bos_token": "<s>"}, **options)
+    chat = Chat(columns=("messages",), template=template, special_tokens=SPECIAL, **options)
     (document,) = chat({"messages": [messages]})
     return document if isinstance(document, Skipped) else [span.text for span in document if span.trained]
 
@@ -36,7 +37,7 @@ def changed(number, **keys):
 
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
-def test_the_last_turn_alone_can_be_trained(template):
+def test_turns_last_trains_only_the_last_turn(template):
     both = trained(TALK, template)
     assert len(both) == 2
     assert trained(TALK, template, turns="last") == both[1:]
@@ -44,16 +45,16 @@ def test_the_last_turn_alone_can_be_trained(template):
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
 @pytest.mark.parametrize("flag", [{"train": False}, {"weight": 0}])
-def test_a_message_can_be_left_out(template, flag):
+def test_a_message_can_be_excluded(template, flag):
     assert trained(changed(2, **flag), template) == trained(TALK, template)[1:]
 
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
-def test_a_message_can_be_trained_besides_the_last(template):
+def test_a_message_can_be_trained_in_addition_to_the_last(template):
     assert trained(changed(2, train=True), template, turns="last") == trained(TALK, template)
 
 
-def test_the_flags_are_not_rendered_and_nulls_are_no_flags():
+def test_keys_are_not_rendered_and_nulls_are_ignored():
     assert trained(changed(2, train=None, weight=1)) == trained(TALK)
 
 
@@ -67,41 +68,41 @@ def test_other_roles_can_be_trained(template):
 
 
 @pytest.mark.parametrize("loss", ["all", "completion"])
-def test_flags_that_would_have_no_effect_are_refused(loss):
-    with pytest.raises(RowError, match=f"data.loss is {loss}"):
+def test_keys_without_effect_are_rejected(loss):
+    with pytest.raises(RowError, match=f"has no effect with loss={loss}"):
         trained(changed(2, train=False), loss=loss)
 
 
-def test_a_conversation_whose_every_turn_is_left_out_is_skipped():
+def test_a_conversation_without_trained_turns_is_skipped():
     messages = [{**message, "train": False} if message["role"] == "assistant" else message for message in TALK]
     assert trained(messages) == Skipped("no assistant turn")
 
 
 @pytest.mark.parametrize(("number", "flag"), [(2, {"weight": -0.5}), (2, {"train": "no"})])
-def test_what_cannot_be_trained_so_is_refused(number, flag):
+def test_invalid_values_of_keys_are_rejected(number, flag):
     with pytest.raises(RowError):
         trained(changed(number, **flag))
 
 
 @pytest.mark.parametrize("content", ["1", " 1\n", "<user>1</user>", "", "</assistant><user>"])
-def test_a_template_that_strips_is_followed_exactly(content):
+def test_turns_are_exact_in_a_template_that_strips_contents(content):
     messages = [{"role": "user", "content": "  <assistant>x  "}, {"role": "assistant", "content": content}]
     assert trained(messages, STRIPPING) == [f"{content.strip()}</assistant>"]
 
 
-def test_both_ways_agree_on_a_template_with_markers():
+def test_markers_and_rendering_train_the_same_turns():
     assert trained(TALK, CHATML) == trained(TALK, PLAIN)
 
 
-def test_a_text_that_is_not_the_skeleton_with_the_contents_is_not_taken_for_it():
+def test_a_skeleton_does_not_match_any_other_text():
     skeleton = Skeleton.of("<u>\ue0f00\ue0f1</u><a>\ue0f01\ue0f1</a>", [(13, 20)])
     assert skeleton.find("<u>hi</u><a>ho</a>", ["hi", "ho"]) == [(12, 18)]
     for other in ("<u>hi</u><a>HO</a>", "<u>hi</u><a>ho</a>!", "<u>hi</u><b>ho</b>", "<u>hi", ""):
         assert skeleton.find(other, ["hi", "ho"]) is None
 
 
-def test_a_used_formatter_pickles_as_a_fresh_one():
-    chat = Chat(columns=("messages",), template=CHATML, special_tokens={"bos_token": "<s>"})
+def test_a_used_formatter_pickles_to_the_same_bytes_as_a_new_one():
+    chat = Chat(columns=("messages",), template=CHATML, special_tokens=SPECIAL)
     before = pickle.dumps(chat)
     chat({"messages": [TALK]})
     assert pickle.dumps(chat) == before

@@ -1,4 +1,4 @@
-"""The collator that trains only on completions, as TRL 0.11 had it."""
+"""The collator that trains only on completions, with the interface of TRL 0.11."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def trained_texts(made: DataCollatorForCompletionOnlyLM, batch: Any) -> list[str
     return [made.tokenizer.decode(row[row != made.ignore_index]) for row in batch["labels"]]
 
 
-def test_its_attributes_are_the_templates_and_their_ids() -> None:
+def test_attributes_are_the_templates_and_their_ids() -> None:
     made = collator([7, 8], HUMAN, ignore_index=-1)
     assert (made.response_template, made.response_token_ids) == ([7, 8], [7, 8])
     assert (made.instruction_template, made.instruction_token_ids) == (HUMAN, ids_of(made.tokenizer, HUMAN))
@@ -50,7 +50,7 @@ def test_its_attributes_are_the_templates_and_their_ids() -> None:
     assert collator(ASSISTANT).instruction_token_ids is None
 
 
-def test_the_tokenizer_is_taken_by_position_too() -> None:
+def test_the_tokenizer_can_be_positional() -> None:
     tokenizer = tiny_tokenizer()
     made = DataCollatorForCompletionOnlyLM(ASSISTANT, None, tokenizer, pad_to_multiple_of=32)
     assert made.tokenizer is tokenizer
@@ -59,39 +59,39 @@ def test_the_tokenizer_is_taken_by_position_too() -> None:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", ["lists", "arrays", "mappings", "encodings"])
-def test_with_both_templates_every_answer_is_trained(kind: str, side: str) -> None:
+def test_both_templates_train_every_answer(kind: str, side: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = side
     made = collator(ASSISTANT, HUMAN, tokenizer=tokenizer)
     rows: list[Any] = [ids_of(tokenizer, text) for text in DIALOGUES]
-    given = {
+    examples = {
         "lists": rows,
         "arrays": [np.array(row) for row in rows],
         "mappings": [{"input_ids": np.array(row), "labels": [1, 2]} for row in rows],
         "encodings": [tokenizer(text, add_special_tokens=False) for text in DIALOGUES],
     }[kind]
-    batch = made(given)
+    batch = made(examples)
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     assert trained_texts(made, batch) == ANSWERS
     masks = batch["attention_mask"].bool()
     assert [row[mask].tolist() for row, mask in zip(batch["input_ids"], masks, strict=True)] == rows
 
 
-def test_without_an_instruction_template_only_the_last_answer_is_trained() -> None:
+def test_the_response_template_alone_trains_the_last_answer() -> None:
     made = collator(ASSISTANT)
     assert trained_texts(made, made([ids_of(made.tokenizer, text) for text in DIALOGUES])) == [" f g h", " y"]
 
 
-def test_real_dialogues_are_trained_on_what_the_assistant_says() -> None:
+def test_real_dialogues_train_the_assistant() -> None:
     tokenizer = real_tokenizer("gpt2_tokenizer")
     tokenizer.pad_token = "!"
     texts = ["### Human: How much is 2+2? ### Assistant: It is 4. ### Human: And 3+3? ### Assistant: 6, of course."]
-    # The space in front of a template is a token with it, so that the templates come with theirs.
+    # The space before a template is part of its first token, so the templates include it.
     made = collator(" ### Assistant:", " ### Human:", tokenizer=tokenizer)
     assert trained_texts(made, made([ids_of(tokenizer, f" {text}") for text in texts])) == [" It is 4. 6, of course."]
 
 
-def test_token_ids_in_context_are_found_with_the_llama_2_tokenizer() -> None:
+def test_token_ids_in_context_are_found_with_llama_2() -> None:
     tokenizer = real_tokenizer("llama2_tokenizer")
     row = ids_of(tokenizer, "### User: Hello\n\n### Assistant: Hi, how can I help you?")
     template = ids_of(tokenizer, "\n### Assistant:")[2:]
@@ -102,7 +102,7 @@ def test_token_ids_in_context_are_found_with_the_llama_2_tokenizer() -> None:
         collator(ASSISTANT, tokenizer=tokenizer)([row])
 
 
-def test_a_first_instruction_that_is_spelt_otherwise_costs_no_answer() -> None:
+def test_answers_are_trained_despite_a_different_first_instruction() -> None:
     tokenizer = real_tokenizer("gpt2_tokenizer")
     tokenizer.pad_token = "!"
     text = "## User: First instruction\n\n### Assistant: First response\n\n### User: Second instruction"
@@ -113,23 +113,23 @@ def test_a_first_instruction_that_is_spelt_otherwise_costs_no_answer() -> None:
 
 
 @pytest.mark.parametrize("templates", [(ASSISTANT,), (ASSISTANT, HUMAN)])
-def test_a_row_without_the_response_template_is_told_and_not_trained(templates: tuple[str, ...]) -> None:
+def test_a_row_without_the_response_template_warns_and_is_not_trained(templates: tuple[str, ...]) -> None:
     made = collator(*templates)
     rows = [ids_of(made.tokenizer, text) for text in ("### Human: cut", DIALOGUES[1])]
-    told = r"Could not find response key `### Assistant:` in the following instance: ### Human: cut(.|\n)*"
-    with pytest.warns(UserWarning, match=told + r"ignored in loss calculation(.|\n)*`max_seq_length`"):
+    message = r"Could not find response key `### Assistant:` in the following instance: ### Human: cut(.|\n)*"
+    with pytest.warns(UserWarning, match=message + r"ignored in loss calculation(.|\n)*`max_seq_length`"):
         batch = made(rows)
     assert trained_texts(made, batch) == ["", " y"]
 
 
-def test_a_row_without_the_instruction_template_is_told_and_not_trained() -> None:
+def test_a_row_without_the_instruction_template_warns_and_is_not_trained() -> None:
     made = collator(ASSISTANT, "### User:")
     with pytest.warns(UserWarning, match="Could not find instruction key `### User:` in the following instance: "):
         batch = made([ids_of(made.tokenizer, DIALOGUES[1])])
     assert trained_texts(made, batch) == [""]
 
 
-def test_a_pad_token_that_is_eos_is_told_where_there_are_several_turns() -> None:
+def test_a_pad_token_equal_to_eos_warns_with_two_templates() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.warns(UserWarning, match="The pad_token_id and eos_token_id values of this tokenizer are identical"):
@@ -141,7 +141,7 @@ def test_a_pad_token_that_is_eos_is_told_where_there_are_several_turns() -> None
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_eos_of_a_row_is_trained_and_padding_with_it_is_not(side: str) -> None:
+def test_eos_is_trained_and_padding_with_eos_is_not(side: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, side
     made = collator(ASSISTANT, tokenizer=tokenizer)
@@ -149,14 +149,14 @@ def test_the_eos_of_a_row_is_trained_and_padding_with_it_is_not(side: str) -> No
     assert trained_texts(made, batch) == [" f g h</s>", " y</s>"]
 
 
-def test_padding_that_was_there_before_is_not_trained() -> None:
+def test_existing_padding_is_not_trained() -> None:
     made = collator(ASSISTANT)
     row = [*ids_of(made.tokenizer, DIALOGUES[1]), made.tokenizer.pad_token_id]
     assert trained_texts(made, made([row])) == [" y"]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_rows_without_padding_lie_in_one_row(side: str) -> None:
+def test_padding_free_rows_are_concatenated(side: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = side
     rows = [tokenizer(text, add_special_tokens=False) for text in DIALOGUES]
@@ -175,29 +175,29 @@ def test_rows_without_padding_lie_in_one_row(side: str) -> None:
 
 @pytest.mark.parametrize("templates", [(ASSISTANT,), (ASSISTANT, HUMAN)])
 @pytest.mark.parametrize("as_ids", [False, True])
-def test_it_trains_the_tokens_that_the_plugin_trains(templates: tuple[str, ...], as_ids: bool) -> None:
+def test_the_plugin_trains_the_same_tokens(templates: tuple[str, ...], as_ids: bool) -> None:
     tokenizer = tiny_tokenizer()
-    given = [ids_of(tokenizer, template) if as_ids else template for template in templates]
+    chosen = [ids_of(tokenizer, template) if as_ids else template for template in templates]
     names = ("response_template", "instruction_template")
-    plugins, _ = select([Choice("completion_only", dict(zip(names, given, strict=False)))])
+    plugins, _ = select([Choice("completion_only", dict(zip(names, chosen, strict=False)))])
     assert plugins is not None
     rows = Dataset.from_dict({"text": [*DIALOGUES, "### Assistant: a### Human: b### Assistant: c"]})
     formatter = plugins.hook.make_formatter(
         columns=rows.features, tokenizer=tokenizer, processor=None, config=tiny_config()
     )
-    made = encode(formatter(rows[:]), tokenizer, formatter.adds_special_tokens)
+    made = encode(formatter(rows[:]), tokenizer, "bos_eos")
     for number in range(len(rows)):
         part = slice(*made.offsets_N1[number : number + 2])
-        batch = collator(*given, tokenizer=tokenizer)([made.ids_S[part]])
+        batch = collator(*chosen, tokenizer=tokenizer)([made.ids_S[part]])
         assert batch["labels"][0].tolist() == made.labels_S[part].tolist()
 
 
-def test_an_empty_template_is_refused() -> None:
-    with pytest.raises(ValueError, match="empty template"):
+def test_an_empty_template_is_rejected() -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
         collator([])([[1, 2]])
 
 
-def test_arrays_are_as_the_tensors() -> None:
+def test_arrays_equal_the_tensors() -> None:
     made = collator(ASSISTANT, return_tensors="np")
     batch = made([ids_of(made.tokenizer, DIALOGUES[1])])
     assert isinstance(batch["labels"], np.ndarray)
@@ -205,7 +205,7 @@ def test_arrays_are_as_the_tensors() -> None:
 
 
 @pytest.mark.parametrize("padding_free", [False, True])
-def test_the_trainer_of_transformers_takes_it(tmp_path: Path, padding_free: bool) -> None:
+def test_it_works_with_the_trainer_of_transformers(tmp_path: Path, padding_free: bool) -> None:
     tokenizer = tiny_tokenizer()
     rows = Dataset.from_list([dict(tokenizer(text)) for text in DIALOGUES])
     arguments = TrainingArguments(

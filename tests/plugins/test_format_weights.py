@@ -1,4 +1,4 @@
-"""What messages and rows say of how much their loss counts."""
+"""Weights of messages and rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from datasets import Features, Json, Value
 
 from sftkit import DataError
 from sftkit.data.documents import RowError
-from sftkit.testing import CHATML, tiny_config, tiny_tokenizer
+from sftkit.testing import CHATML, tiny_tokenizer
 from sftkit_plugins.completion_only import CompletionOnly, ResponsesOnly
+from sftkit_plugins.formats import Formats
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
 from sftkit_plugins.formats.recognise import recognise
@@ -27,7 +28,9 @@ TALK = [
 
 
 def spans(messages, template=CHATML, row_weight=None, **options):
-    chat = Chat(columns=("messages",), template=template, special_tokens={}, weighted=row_weight is not None, **options)
+    special = {"eos_token": "<|im_end|>"}
+    weighted = row_weight is not None
+    chat = Chat(columns=("messages",), template=template, special_tokens=special, weighted=weighted, **options)
     (document,) = chat({"messages": [messages], "weight": [row_weight]})
     return [(span.text, span.weight) for span in document if span.trained]
 
@@ -43,43 +46,43 @@ def test_a_turn_has_the_weight_of_its_message(template):
 
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
-def test_a_weight_takes_in_a_turn_of_another_role(template):
+def test_a_weight_trains_a_turn_of_another_role(template):
     assert spans(changed(0, weight=0.5), template)[0] == ("One?<|im_end|>", 0.5)
 
 
-def test_a_weight_of_one_is_as_none_and_zero_as_not_trained():
+def test_weight_one_changes_nothing_and_weight_zero_does_not_train():
     assert spans(changed(1, weight=1)) == spans(changed(1, weight=1.0)) == spans(TALK)
     assert spans(changed(1, weight=0)) == spans(changed(1, weight=0.0)) == spans(changed(1, train=False))
     assert spans(changed(1, weight=True)) == spans(changed(1, train=True)) == spans(TALK)
 
 
-def test_a_message_may_say_both_if_they_agree():
+def test_a_message_may_have_both_keys_if_they_agree():
     assert spans(changed(1, train=True, weight=0.5)) == spans(changed(1, weight=0.5))
     assert spans(changed(1, train=False, weight=0)) == spans(changed(1, train=False))
 
 
 @pytest.mark.parametrize("keys", [{"train": False, "weight": 0.5}, {"train": True, "weight": 0}])
-def test_a_message_that_contradicts_itself_is_refused(keys):
-    with pytest.raises(RowError, match=r"message 2: train is .*, and weight is"):
+def test_a_message_that_contradicts_itself_is_rejected(keys):
+    with pytest.raises(RowError, match=r"message 2: train is .*, but weight is"):
         spans(changed(1, **keys))
 
 
 @pytest.mark.parametrize("weight", [-0.5, float("nan"), float("inf"), "0.5", [1]])
-def test_a_message_whose_weight_is_none_is_refused_with_the_mend(weight):
+def test_an_invalid_weight_of_a_message_is_rejected_with_a_fix(weight):
     with pytest.raises(RowError, match="message 2: weight is") as caught:
         spans(changed(1, weight=weight))
-    assert "0 is not trained, 1 as usual" in caught.value.fix
+    assert "0 does not train, 1 is the usual weight" in caught.value.fix
 
 
-def test_train_takes_no_weights():
+def test_the_key_train_does_not_accept_weights():
     with pytest.raises(RowError, match=r"train is 0\.5") as caught:
         spans(changed(1, train=0.5))
-    assert "is its weight" in caught.value.fix
+    assert "use the key weight" in caught.value.fix
 
 
 @pytest.mark.parametrize("loss", ["all", "completion"])
-def test_a_messages_weight_is_refused_where_it_would_have_no_effect(loss):
-    with pytest.raises(RowError, match=f"the key weight, and data.loss is {loss}"):
+def test_a_weight_without_effect_is_rejected(loss):
+    with pytest.raises(RowError, match=f"the key weight, which has no effect with loss={loss}"):
         spans(changed(1, weight=0.5), loss=loss)
 
 
@@ -90,12 +93,12 @@ def test_the_weights_of_row_and_message_are_multiplied():
 @pytest.mark.parametrize(
     ("formatter", "columns"),
     [
-        (Text("text", weighted=True), {"text": ["a", "a", "a"]}),
+        (Text(weighted=True), {"text": ["a", "a", "a"]}),
         (PromptCompletion(weighted=True), {"prompt": ["a"] * 3, "completion": ["b"] * 3}),
         (Alpaca(weighted=True), {"instruction": ["a"] * 3, "output": ["b"] * 3}),
     ],
 )
-def test_each_row_has_its_weight_and_one_without_counts_as_usual(formatter, columns):
+def test_rows_have_their_weights_and_null_is_one(formatter, columns):
     documents = formatter({**columns, "weight": [0.5, None, 2]})
     assert [{span.weight for span in document if span.trained} for document in documents] == [{0.5}, {1.0}, {2.0}]
     plain = type(formatter)(**{**vars(formatter), "weighted": False})(columns)
@@ -105,15 +108,15 @@ def test_each_row_has_its_weight_and_one_without_counts_as_usual(formatter, colu
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), "much"])
-def test_a_row_whose_weight_is_none_is_refused_with_its_number(weight):
+def test_an_invalid_weight_of_a_row_is_rejected_with_its_number(weight):
     with pytest.raises(RowError, match="column 'weight' is") as caught:
-        Text("text", weighted=True)({"text": ["a", "b"], "weight": [1, weight]})
+        Text(weighted=True)({"text": ["a", "b"], "weight": [1, weight]})
     assert caught.value.index == 1
 
 
-def formatter_of(columns, **data):
+def formatter_of(columns, **options):
     features = Features({name: kind if isinstance(kind, Json) else Value(kind) for name, kind in columns.items()})
-    return recognise(features, tiny_tokenizer(chat_template=CHATML), tiny_config(data=data).data)
+    return recognise(features, tiny_tokenizer(chat_template=CHATML), Formats(**options))
 
 
 @pytest.mark.parametrize(
@@ -126,34 +129,34 @@ def formatter_of(columns, **data):
     ],
 )
 @pytest.mark.parametrize("kind", ["int64", "float32", "float64"])
-def test_a_column_of_numbers_named_weight_is_recognised_and_told(columns, kind, caplog):
+def test_a_column_of_numbers_named_weight_is_recognised_and_logged(columns, kind, caplog):
     with caplog.at_level(logging.INFO, "sftkit"):
         assert not formatter_of(columns).weighted
         assert not caplog.messages
         assert formatter_of({**columns, "weight": kind}).weighted
-    assert "column 'weight' says how much each row's loss counts" in caplog.messages
+    assert "using column 'weight' as the weight of each row's loss" in caplog.messages
 
 
 @pytest.mark.parametrize("kind", ["string", "bool", "null"])
-def test_a_column_named_weight_that_is_no_number_is_an_error(kind):
-    with pytest.raises(DataError, match=f"column 'weight' is of type {kind}, not a number") as caught:
+def test_a_column_named_weight_must_hold_numbers(kind):
+    with pytest.raises(DataError, match=f"column 'weight' .* is of type {kind}, not a number") as caught:
         formatter_of({"text": "string", "weight": kind})
     assert "rename the column" in caught.value.problems[0].fix
 
 
-def test_the_text_itself_may_be_in_a_column_named_weight():
+def test_the_text_column_may_be_named_weight():
     assert not formatter_of({"weight": "string"}, text_column="weight").weighted
 
 
 def test_completions_keep_the_weights_of_their_rows():
-    inner = Text("text", weighted=True)
+    inner = Text(weighted=True)
     formatter = ResponsesOnly(inner, "A:", "Q:", None)
     (document,) = formatter({"text": ["Q: x A: y Q: z A: w"], "weight": [0.5]})
     assert "".join(span.text for span in document) == "Q: x A: y Q: z A: w"
     assert [(span.text, span.weight) for span in document if span.trained] == [(" y ", 0.5), (" w", 0.5)]
 
 
-def test_completions_keep_the_weights_of_the_spans_that_they_lie_in():
+def test_completions_keep_the_weights_of_their_spans():
     def pieces(row):
         return [("Q: x A: y", True, 0.5), (" and z", True, 2.0), ("!", False)]
 
@@ -166,12 +169,12 @@ def test_completions_keep_the_weights_of_the_spans_that_they_lie_in():
     ]
 
 
-def test_the_plugin_completion_only_wraps_a_weighted_formatter():
+def test_completion_only_keeps_the_weights_of_rows():
     columns = Features({"text": Value("string"), "weight": Value("float64")})
     hook = CompletionOnly(response_template="A:").make_formatter(tiny_tokenizer())
     next(hook)
     with pytest.raises(StopIteration) as done:
-        hook.send(recognise(columns, tiny_tokenizer(), tiny_config().data))
+        hook.send(recognise(columns, tiny_tokenizer(), Formats()))
     (document,) = done.value.value({"text": ["Q A: b"], "weight": [3.0]})
     assert [(span.text, span.weight) for span in document if span.trained] == [(" b", 3.0)]
 
@@ -184,11 +187,11 @@ def test_a_function_may_return_weights():
     assert [span.weight for span in document] == [1.0, 0.5, 1.0]
 
 
-def test_a_function_whose_weight_is_none_is_refused():
+def test_an_invalid_weight_from_a_function_is_rejected():
     with pytest.raises(RowError, match="a span with the weight -1"):
         UserFunction(lambda row: [(row["a"], True, -1)])({"a": ["x"]})
 
 
 def test_weighted_formatters_can_be_pickled():
-    formatter = Text("text", weighted=True)
+    formatter = Text(weighted=True)
     assert pickle.loads(pickle.dumps(formatter)) == formatter

@@ -1,4 +1,4 @@
-"""What data the built-in formats recognise, which characters of it are trained, and what they refuse."""
+"""Which data the built-in formats recognise, which characters they train, and what they reject."""
 
 import json
 import pickle
@@ -10,12 +10,12 @@ from datasets import Dataset
 
 from sftkit.data.documents import RowError, Skipped, Span
 from sftkit.errors import ConfigError, DataError
-from sftkit.plugin.select import select
+from sftkit.plugin.select import Choice, select
 from sftkit.testing import CHATML, check_plugin, run_problems, tiny_config, tiny_conversations, tiny_tokenizer
 from sftkit_plugins.formats import Formats
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-#: A template that adds nothing behind the closing token; `CHATML` adds a newline, as most do.
+#: A template that adds nothing after the closing token; `CHATML` adds a line break, as most templates do.
 CHATML_WITHOUT_NEWLINE = CHATML.replace("{{ '\n' }}{% endfor %}", "{% endfor %}")
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -30,21 +30,21 @@ def unmarked(template):
     return template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
 
-def formatter_for(rows, template=None, **data):
+def formatter_for(rows, template=None, **options):
     dataset = Dataset.from_list(rows)
-    plugins, problems = select([])
+    plugins, problems = select([Choice("formats", options)])
     assert plugins is not None, problems
     formatter = plugins.hook.make_formatter(
         columns=dataset.features,
         tokenizer=tiny_tokenizer(chat_template=template),
         processor=None,
-        config=tiny_config(data=data),
+        config=tiny_config(),
     )
     return formatter, dataset[:]
 
 
-def documents(rows, template=None, **data):
-    formatter, columns = formatter_for(rows, template, **data)
+def documents(rows, template=None, **options):
+    formatter, columns = formatter_for(rows, template, **options)
     return formatter(columns)
 
 
@@ -56,9 +56,9 @@ def text(document):
     return "".join(span.text for span in document)
 
 
-def row_error(rows, template=CHATML, **data):
+def row_error(rows, template=CHATML, **options):
     with pytest.raises(RowError) as caught:
-        documents(rows, template, **data)
+        documents(rows, template, **options)
     return caught.value
 
 
@@ -69,21 +69,21 @@ def test_the_plugin_passes_the_checks_of_a_run():
 # Text, prompt and completion, Alpaca
 
 
-def test_text_is_trained_throughout():
+def test_all_of_a_text_is_trained():
     assert documents([{"text": "Hello"}]) == [(Span("Hello", True),)]
 
 
-def test_another_text_column_goes_before_every_format():
+def test_a_named_text_column_overrides_every_format():
     rows = [{"instruction": "a", "output": "b", "story": "Once"}]
     assert documents(rows, text_column="story") == [(Span("Once", True),)]
 
 
-def test_a_text_column_that_is_missing_is_named_with_the_nearest():
+def test_a_missing_text_column_is_reported_with_the_nearest_name():
     with pytest.raises(DataError, match=r"no such column: 'storey' -> did you mean 'story'"):
         documents([{"story": "Once"}], text_column="storey")
 
 
-def test_a_prompt_is_not_trained_and_its_completion_is():
+def test_the_completion_is_trained_and_the_prompt_is_not():
     assert documents([{"prompt": "2+2=", "completion": "4"}]) == [(Span("2+2=", False), Span("4", True))]
 
 
@@ -91,7 +91,7 @@ def test_loss_all_trains_the_prompt_too():
     assert trained(documents([{"prompt": "2+2=", "completion": "4"}], loss="all")[0]) == ["2+2=", "4"]
 
 
-def test_alpaca_with_and_without_input_takes_stanfords_two_prompts():
+def test_alpaca_rows_get_the_prompt_with_or_without_input():
     rows = [
         {"instruction": "Add.", "input": "1, 2", "output": "3"},
         {"instruction": "Greet.", "input": "", "output": "Hi"},
@@ -114,13 +114,13 @@ def test_alpaca_with_and_without_input_takes_stanfords_two_prompts():
     )
 
 
-def test_braces_in_alpaca_data_stay_as_they_are():
+def test_braces_in_alpaca_data_are_kept():
     assert "{x}" in text(documents([{"instruction": "Print {x} and {}", "output": "{y}"}])[0])
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real data is not beside the repository")
 @pytest.mark.parametrize("name", ["code_alpaca_2k.json", "new_codealpaca.json", "alpaca_en_demo.json"])
-def test_real_alpaca_files_give_each_output_as_the_trained_text(name):
+def test_the_output_of_real_alpaca_rows_is_trained(name):
     rows = json.loads((SHARED / name).read_text(encoding="utf-8"))[:500]
     assert [trained(document) for document in documents(rows)] == [[row["output"]] for row in rows]
 
@@ -133,7 +133,7 @@ def test_real_alpaca_files_give_each_output_as_the_trained_text(name):
         ([{"instruction": "a", "output": "b"}, {"instruction": None, "output": "b"}], "column 'instruction' is null"),
     ],
 )
-def test_a_null_is_told_with_its_row_and_column(rows, message):
+def test_a_null_is_reported_with_its_row_and_column(rows, message):
     error = row_error(rows)
     assert (error.index, error.message) == (1, message)
     assert error.fix
@@ -144,7 +144,7 @@ def test_empty_rows_are_skipped_with_a_reason():
     assert documents([{"prompt": "", "completion": ""}])[0] == Skipped("empty text")
 
 
-# Which format
+# Recognition
 
 
 @pytest.mark.parametrize(
@@ -157,16 +157,16 @@ def test_empty_rows_are_skipped_with_a_reason():
         ({"prompt": [1, 2], "completion": "b", "text": "a"}, "Text"),
     ],
 )
-def test_the_first_format_whose_columns_and_types_fit_is_taken(row, formatter):
+def test_the_first_format_with_matching_columns_and_types_is_used(row, formatter):
     assert type(formatter_for([row], CHATML)[0]).__name__ == formatter
 
 
-def test_data_in_no_format_is_refused_with_its_columns_and_the_formats():
+def test_unrecognised_data_is_rejected_with_its_columns_and_all_formats():
     with pytest.raises(DataError) as caught:
         documents([{"question": "a", "label": 1, "text": 2}])
     message = str(caught.value)
     assert "question (string), label (int64), text (int64)" in message
-    for column in ("messages", "conversations", "prompt", "instruction", "data.text_column", "data.formatting"):
+    for column in ("messages", "conversations", "prompt", "instruction", "formats:text_column", "formats:formatting"):
         assert column in message
 
 
@@ -180,18 +180,18 @@ def test_data_in_no_format_is_refused_with_its_columns_and_the_formats():
         ({"messages": TURNS}, "completion"),
     ],
 )
-def test_a_loss_that_the_format_has_no_place_for_is_refused_with_a_mend(row, loss):
-    with pytest.raises(ConfigError, match=f"{loss} cannot be trained") as caught:
+def test_a_loss_that_the_format_does_not_support_is_rejected(row, loss):
+    with pytest.raises(ConfigError, match=f"loss={loss} is not possible") as caught:
         documents([row], CHATML, loss=loss)
     (problem,) = caught.value.problems
-    assert problem.key == ("data", "loss")
-    assert "data.loss: all" in problem.fix or ", or all" in problem.fix
+    assert problem.where == "plugin formats, option loss"
+    assert "loss=all" in problem.fix
 
 
 @pytest.mark.parametrize("choice", [{"turns": "last"}, {"roles": ["user"]}])
 @pytest.mark.parametrize("row", [{"text": "a"}, {"prompt": "a", "completion": "b"}])
-def test_a_choice_of_turns_that_would_have_no_effect_is_refused(row, choice):
-    with pytest.raises(ConfigError, match="it chooses turns"):
+def test_a_choice_of_turns_without_effect_is_rejected(row, choice):
+    with pytest.raises(ConfigError, match=f"{next(iter(choice))} has no effect"):
         formatter_for([row], **choice)
     assert formatter_for([{"messages": TURNS}], CHATML, **choice)
 
@@ -213,7 +213,7 @@ def test_loss_all_is_always_possible(row):
         {"messages": TURNS, "tools": '[{"type": "function"}]'},
     ],
 )
-def test_formatters_survive_pickling(row):
+def test_formatters_can_be_pickled(row):
     formatter, columns = formatter_for([row], CHATML)
     assert pickle.loads(pickle.dumps(formatter))(columns) == formatter(columns)
 
@@ -222,9 +222,9 @@ def test_formatters_survive_pickling(row):
 
 
 @pytest.mark.parametrize("template", [CHATML, unmarked(CHATML)], ids=["marked", "unmarked"])
-def test_content_and_closing_token_of_every_assistant_turn_are_trained(template):
+def test_content_and_closing_token_of_assistant_turns_are_trained(template):
     (document,) = documents([{"messages": TURNS}], template)
-    assert trained(document) == ["1\n<|im_end|>", "2<|im_end|>"]
+    assert trained(document) == ["1\n</s>", "2</s>"]
     assert text(document).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n")
 
 
@@ -240,7 +240,7 @@ def test_content_and_closing_token_of_every_assistant_turn_are_trained(template)
         [{"role": "assistant", "content": "I begin."}],
     ],
 )
-def test_templates_with_and_without_markers_agree_on_every_character(template, messages):
+def test_templates_with_and_without_markers_train_the_same_characters(template, messages):
     marked = documents([{"messages": messages}], template)
     assert marked == documents([{"messages": messages}], unmarked(template))
 
@@ -252,11 +252,11 @@ def test_a_chat_template_writes_its_own_special_tokens():
     assert text(formatter(columns)[0]).startswith("<s><|im_start|>system")
 
 
-def test_text_formats_leave_special_tokens_to_the_encoder():
+def test_the_encoder_adds_special_tokens_to_text_formats():
     assert formatter_for([{"text": "a"}])[0].adds_special_tokens
 
 
-def test_white_space_that_closes_a_turn_without_closing_token_is_trained():
+def test_whitespace_that_closes_a_turn_is_trained():
     template = (
         "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -265,17 +265,17 @@ def test_white_space_that_closes_a_turn_without_closing_token_is_trained():
     assert trained(document) == ["2\n"]
 
 
-def test_sharegpt_is_read_as_messages_are():
+def test_sharegpt_is_read_like_messages():
     roles = {"system": "system", "user": "human", "assistant": "gpt"}
     rows = [{"conversations": [{"from": roles[turn["role"]], "value": turn["content"]} for turn in TURNS]}]
     assert documents(rows, CHATML) == documents([{"messages": TURNS}], CHATML)
 
 
-def test_conversations_of_role_and_content_are_read_as_messages_are():
+def test_conversations_of_role_and_content_are_read_like_messages():
     assert documents([{"conversations": TURNS}], CHATML) == documents([{"messages": TURNS}], CHATML)
 
 
-def test_sharegpt_function_calls_and_observations_become_calls_and_tool_turns():
+def test_sharegpt_calls_and_observations_become_tool_calls_and_results():
     template = (
         "{% for m in messages %}[{{ m.role }}]{% generation %}{{ m.content }}"
         "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments | tojson }})"
@@ -291,7 +291,7 @@ def test_sharegpt_function_calls_and_observations_become_calls_and_tool_turns():
     assert text(document) == '[user]Weather?[assistant]weather({"city": "Ulm"})[tool]rain[assistant]It rains.'
 
 
-def test_nulls_added_by_the_columnar_store_do_not_reach_the_template():
+def test_nulls_that_arrow_adds_do_not_reach_the_template():
     template = (
         "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}{{ tools | tojson }}"
     )
@@ -319,10 +319,10 @@ def test_tool_calls_may_be_json_text_and_keep_their_nulls(calls):
 
 
 @pytest.mark.parametrize("calls", ["{", [3], [{"name": "f", "arguments": "{"}], [{"name": "f", "arguments": "[]"}]])
-def test_tool_calls_that_cannot_be_read_are_told_with_their_place(calls):
+def test_unreadable_tool_calls_are_reported_with_their_message(calls):
     messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": calls}]
     error = row_error([{"messages": messages}])
-    assert "message 2: tool_calls cannot be read" in error.message
+    assert "message 2: cannot read tool_calls" in error.message
 
 
 @pytest.mark.parametrize("as_text", [json.dumps, lambda tools: [json.dumps(tool) for tool in tools]])
@@ -333,14 +333,14 @@ def test_tools_may_be_json_text(as_text):
     assert text(document).endswith("weather")
 
 
-def test_rows_with_tools_take_the_tool_use_template_of_several():
+def test_rows_with_tools_use_the_template_named_tool_use():
     template = {"default": CHATML, "tool_use": "TOOLS" + CHATML}
     rows = [{"messages": TURNS, "tools": '[{"name": "f"}]'}, {"messages": TURNS, "tools": None}]
     starts = [text(document)[:5] for document in documents(rows, template)]
     assert starts == ["TOOLS", "<|im_"]
 
 
-def test_content_in_parts_is_joined_and_never_printed_as_a_list():
+def test_content_in_parts_is_joined():
     parts = [{"type": "text", "text": "O"}, {"type": "text", "text": "ne?"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "1"}]}]
     plain = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"}]
@@ -362,41 +362,41 @@ def test_a_conversation_without_an_assistant_turn_is_skipped():
         ([None], "column 'messages', message 1 is null, not a mapping"),
     ],
 )
-def test_a_bad_message_is_told_with_its_place_and_a_mend(messages, message):
+def test_an_invalid_message_is_reported_with_its_place_and_a_fix(messages, message):
     error = row_error([{"messages": TURNS}, {"messages": messages}])
     assert (error.index, error.message) == (1, message)
     assert error.fix
 
 
-def test_an_unknown_sharegpt_sender_is_told():
+def test_an_unknown_sharegpt_sender_is_reported():
     error = row_error([{"conversations": [{"from": "narrator", "value": "a"}]}])
     assert "unknown 'from' 'narrator'" in error.message
     assert "human" in error.fix
 
 
-def test_parts_that_are_not_text_are_told():
+def test_content_parts_other_than_text_are_reported():
     parts = [{"type": "image", "text": None}]
     assert "not text: image" in row_error([{"messages": [{"role": "user", "content": parts}]}]).message
 
 
-def test_conversations_without_a_chat_template_are_refused_with_the_plugin_that_has_one():
-    with pytest.raises(ConfigError, match=r"no chat template -> set one: -p chatml"):
+def test_conversations_need_a_chat_template():
+    with pytest.raises(ConfigError, match=r"no chat template -> set a chat template with -p chatml"):
         documents([{"messages": TURNS}])
 
 
-def test_a_template_that_leaves_turns_out_is_refused():
+def test_a_template_that_leaves_out_turns_is_rejected():
     dropping = unmarked(CHATML).replace("in messages %}", "in messages[-2:] %}")
     assert "leaves out the content of message 3" in row_error([{"messages": TURNS}], dropping).message
 
 
-def test_a_generation_prompt_that_the_whole_does_not_contain_is_refused():
+def test_a_generation_prompt_missing_from_the_conversation_is_rejected():
     other_prompt = unmarked(CHATML).replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")
     error = row_error([{"messages": TURNS}], other_prompt)
     assert "'<|im_start|>bot\\n'" in error.message
     assert "{% generation %}" in error.fix
 
 
-def test_markers_that_jinja_counts_wrongly_inside_a_macro_are_refused():
+def test_markers_inside_a_macro_are_rejected():
     in_macro = (
         "{% macro turn(m) %}<{{ m.role }}>{% generation %}{{ m.content }}</s>{% endgeneration %}{% endmacro %}"
         "{% for m in messages %}{{ turn(m) }}{% endfor %}"
@@ -405,7 +405,7 @@ def test_markers_that_jinja_counts_wrongly_inside_a_macro_are_refused():
     assert "markers do not enclose" in row_error([{"messages": messages}], in_macro).message
 
 
-def test_what_the_template_raises_is_told_with_the_row():
+def test_an_exception_in_the_template_is_reported_with_the_row():
     refusing = "{{ raise_exception('roles must alternate') }}{% generation %}{% endgeneration %}"
     error = row_error([{"messages": TURNS}], refusing)
     assert (error.index, "roles must alternate" in error.message) == (0, True)
@@ -417,16 +417,16 @@ def test_what_the_template_raises_is_told_with_the_row():
 @pytest.mark.parametrize("template", [CHATML, unmarked(CHATML)], ids=["marked", "unmarked"])
 def test_a_completion_of_messages_is_trained_after_the_generation_prompt(template):
     (document,) = documents([{"prompt": TURNS[:4], "completion": TURNS[4:]}], template)
-    assert trained(document) == ["2<|im_end|>"]
+    assert trained(document) == ["2</s>"]
     assert text(document) == text(documents([{"messages": TURNS}], template)[0])
 
 
 def test_loss_assistant_trains_the_assistant_turns_of_the_prompt_too():
     (document,) = documents([{"prompt": TURNS[:4], "completion": TURNS[4:]}], CHATML, loss="assistant")
-    assert trained(document) == ["1\n<|im_end|>", "2<|im_end|>"]
+    assert trained(document) == ["1\n</s>", "2</s>"]
 
 
-def test_a_completion_that_begins_with_the_users_turn_is_refused():
+def test_a_completion_that_begins_with_a_user_turn_is_rejected():
     error = row_error([{"prompt": TURNS[:1], "completion": TURNS[1:]}])
     assert "begins with a message of the role user" in error.message
 
@@ -454,7 +454,7 @@ def qa_span_batch(examples):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("function", [qa_batch, qa_row])
-def test_functions_of_rows_and_of_batches_are_told_apart(function, count):
+def test_functions_of_rows_and_of_batches_are_distinguished(function, count):
     rows = QA[:count]
     assert documents(rows, formatting=function) == [(Span(qa_row(row), True),) for row in rows]
 
@@ -469,7 +469,7 @@ def test_a_function_may_mark_what_is_trained(count):
     ]
 
 
-def test_what_a_function_is_called_with_is_found_out_once():
+def test_the_kind_of_a_function_is_determined_once():
     calls = []
 
     def counting(example):
@@ -492,7 +492,7 @@ def test_a_named_function_is_imported_from_the_current_directory(tmp_path, monke
     assert pickle.loads(pickle.dumps(formatter))(columns) == formatter(columns)
 
 
-def test_a_used_formatter_pickles_to_the_same_bytes_as_a_fresh_one():
+def test_a_used_formatter_pickles_to_the_same_bytes_as_a_new_one():
     formatter, columns = formatter_for(QA, formatting=qa_row)
     fresh = pickle.dumps(formatter)
     formatter(columns)
@@ -504,17 +504,15 @@ def test_a_used_formatter_pickles_to_the_same_bytes_as_a_fresh_one():
     [
         ("no_such_module_here:f", "ModuleNotFoundError"),
         ("json:dump_all", "json has no 'dump_all'"),
-        ("json", "names no function"),
+        ("json", "is not of the form module:function"),
         ("json:__doc__", "not a function"),
     ],
 )
-def test_a_function_that_cannot_be_imported_is_told_before_the_data_is_read(name, message):
-    (problem,) = run_problems(Formats(), data={"formatting": name})
+def test_a_function_that_cannot_be_imported_is_a_configuration_error(name, message):
+    (problem,) = run_problems(Formats(formatting=name))
     assert message in problem.what
-    assert problem.key == ("data", "formatting")
+    assert problem.key == ("plugins", "formats", "formatting")
     assert problem.fix
-    with pytest.raises(ConfigError, match=r"data\.formatting"):
-        documents(QA, formatting=name)
 
 
 @pytest.mark.parametrize(
@@ -526,13 +524,13 @@ def test_a_function_that_cannot_be_imported_is_told_before_the_data_is_read(name
         lambda row: [row["q"], row["a"]],
     ],
 )
-def test_a_function_that_returns_no_documents_is_refused_with_what_it_returned(function):
+def test_a_function_that_returns_no_documents_is_rejected(function):
     with pytest.raises(DataError, match=r"the columns are: q, a") as caught:
         documents(QA, formatting=function)
     assert "for one row" in str(caught.value)
 
 
-def test_an_error_in_a_function_of_rows_is_told_with_its_row():
+def test_an_exception_in_a_function_of_rows_names_the_row():
     def fragile(row):
         return "fine" if row["a"] != "answer 3" else row["missing"]
 
@@ -542,7 +540,7 @@ def test_an_error_in_a_function_of_rows_is_told_with_its_row():
     assert "q, a" in error.fix
 
 
-def test_an_error_in_a_function_of_batches_is_told_with_its_row():
+def test_an_exception_in_a_function_of_batches_names_the_row():
     def fragile(rows):
         return [f"{1 / (answer != 'answer 4')}" for answer in rows["a"]]
 
@@ -550,13 +548,13 @@ def test_an_error_in_a_function_of_batches_is_told_with_its_row():
     assert (error.index, "ZeroDivisionError" in error.message) == (4, True)
 
 
-def test_a_misspelt_column_is_told_with_the_columns():
+def test_a_misspelt_column_is_reported_with_all_columns():
     error = row_error(QA, formatting=lambda row: row["question"])
     assert "KeyError: 'question'" in error.message
     assert error.fix == "the columns are: q, a"
 
 
-def test_a_batch_of_another_length_is_refused():
+def test_a_batch_of_another_length_is_rejected():
     def dropping(rows):
         return [q for q in rows["q"] if q != "question 4"]
 
@@ -571,10 +569,10 @@ def test_a_row_for_which_the_function_returns_nothing_is_skipped(nothing):
     assert found[1] == Skipped("the formatting function returned nothing")
 
 
-def test_completion_loss_is_refused_where_a_function_returns_text():
-    with pytest.raises(ConfigError, match="no part is marked: completion cannot be trained"):
+def test_loss_completion_is_rejected_for_a_function_that_returns_text():
+    with pytest.raises(ConfigError, match="loss=completion is not possible"):
         documents(QA, formatting=qa_row, loss="completion")
 
 
-def test_loss_all_trains_on_unmarked_spans_too():
+def test_loss_all_trains_unmarked_spans_too():
     assert all(span.trained for span in documents(QA, formatting=qa_spans, loss="all")[0])

@@ -1,4 +1,4 @@
-"""``sftkit preview``: what the model sees and what it is trained on."""
+"""``sftkit preview``: show what the model sees and what it is trained on."""
 
 from __future__ import annotations
 
@@ -17,40 +17,30 @@ def preview(
     model: ModelOption = "",
     data: DataOption = "",
     split: Annotated[str, typer.Option("--split", "-s", help="train, or the name of an evaluation set.")] = "train",
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Number of rows; they form one batch.")] = 3,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Number of rows, which form one batch.")] = 3,
     row: Annotated[int, typer.Option("--row", min=1, help="Number of the first row to show.")] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
     html: Annotated[Optional[Path], typer.Option("--html", help="Write an HTML page instead.")] = None,  # noqa: UP045
 ) -> None:
-    """Show what the model sees and what it is trained on, from the batches that training would get."""
+    """Show what the model sees and what it is trained on, from the batches of the training."""
     if not any(argument.startswith("model.init=") for argument in arguments or []):
-        arguments = [*(arguments or []), "model.init=random"]  # no weights are read, so none need to be there
+        arguments = [*(arguments or []), "model.init=random"]  # a preview works without weights
     pipeline = pipeline_from(arguments, plugin, model, data)
 
     from sftkit.api import console
-    from sftkit_commands.preview.page import LEGEND, MARKS, STYLES, WEIGHT_MEANING, as_text, read_batch, write_html
+    from sftkit_commands.preview.page import write_html
+    from sftkit_commands.preview.rows import read_batch
+    from sftkit_commands.preview.text import print_rows
 
     prepared = pipeline.prepare()
     examples = _examples(prepared.data.splits, split, row - 1, rows)
     shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
     screen = console()
-    if html is not None:
-        write_html(html, shown, f"sftkit preview: {split}", ids)
-        screen.print(f"{len(shown)} rows of {split} written to {html}", markup=False)
+    if html is None:
+        print_rows(screen, shown, ids)
         return
-    colour = screen.is_terminal and not screen.no_color
-    for kind, meaning in LEGEND.items():
-        if kind != "other" or any(part.count("other") for part in shown):
-            before, after = MARKS[kind]
-            screen.print(
-                kind if colour else f"{before}{kind}{after}", style=STYLES[kind] if colour else "", markup=False, end=""
-            )
-            screen.print(f"  {meaning}", markup=False)
-    if any(piece.weight != 1 for part in shown for piece in part.pieces):
-        screen.print(f"×0.5  {WEIGHT_MEANING}", markup=False)
-    for part in shown:
-        screen.print(f"\n── {part.title}", style="bold", markup=False)
-        screen.print(as_text(part, ids, colour))
+    write_html(html, shown, f"sftkit preview: {split}", ids)
+    screen.print(f"{len(shown)} rows of {split} written to {html}", markup=False)
 
 
 def _examples(splits: dict[str, Any], split: str, first: int, number: int) -> list[dict[str, Any]]:
@@ -63,5 +53,6 @@ def _examples(splits: dict[str, Any], split: str, first: int, number: int) -> li
     if not hasattr(rows, "__len__"):
         return list(islice(rows, first, first + number))
     if first >= len(rows):
-        raise ConfigError(Problem(f"{split} has {len(rows)} rows", "--row", "give the number of one of them"))
+        what = f"there is no row {first + 1}: {split} has {len(rows)} rows"
+        raise ConfigError(Problem(what, "--row", f"use a number from 1 to {len(rows)}"))
     return [rows[index] for index in range(first, min(first + number, len(rows)))]

@@ -1,4 +1,4 @@
-"""Checks of a prepared run: its data, its steps, and the disk space and memory that it will take."""
+"""Checks a prepared run: its data, its steps, and the disk space and memory that it needs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sftkit.api import Plugin, PreparedRun, Verdict, dataclass, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Checks(Plugin):
-    """Checks data, steps, disk space and memory before weights are loaded (default)."""
+    """Checks the data, steps, disk space and memory before weights are loaded (default)."""
 
     @hookimpl
     def check_prepared(self, run: PreparedRun) -> Iterator[Verdict]:
-        """Verdicts in the order in which a run would meet what they are about."""
+        """Verdicts on the data, the steps, the disk space and the memory, in this order."""
         from sftkit_plugins.checks.data import data_verdicts
         from sftkit_plugins.checks.disk import disk_verdicts
         from sftkit_plugins.checks.memory import memory_verdicts

@@ -1,4 +1,4 @@
-"""Checks of the prepared data: what is in it, and what was done to it."""
+"""Checks the prepared data: what it contains, and how preparation changed it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
     from sftkit.api import PreparedRun
 
-CUT_SHARE = 0.05  # of completions: a few long rows are normal, one in twenty deserves a look
-CUT_MOST = 0.5  # of completions: the model would learn that answers end in the middle
-DROPPED_SHARE = 0.05  # of rows, for whatever reason
-DUPLICATE_SHARE = 0.05  # of rows; real instruction data has a few per cent
-LEAK_SHARE = 0.01  # of held-out rows: with more, the evaluation measures memory of the training data
-FILL_LEAST = 0.8  # of packed rows: with less, a fifth of the work is spent on padding
-AT_ONCE = 4096  # packed rows whose documents are compared at once
+CUT_SHARE = 0.05  # of completions: a few long rows are normal, but one in twenty deserves a look
+CUT_MOST = 0.5  # of completions: above this, the model would learn that answers stop in the middle
+DROPPED_SHARE = 0.05  # of rows, for any reason
+DUPLICATE_SHARE = 0.05  # of rows: real instruction data has a few percent
+LEAK_SHARE = 0.01  # of held-out rows: above this, the evaluation measures memorisation
+FILL_LEAST = 0.8  # of packed rows: below this, a fifth of the work is spent on padding
+AT_ONCE = 4096  # rows whose documents are hashed at once
 
 
 def data_verdicts(run: PreparedRun) -> Iterator[Verdict]:
-    """Verdicts on each split, and on what the splits share."""
+    """Verdicts on each split, and on rows that the splits share."""
     for split, stats in run.data.stats.items():
         done = Counter(run.data.counts.by_split[split])
         yield _rows(split, stats, done)
@@ -45,7 +45,7 @@ def _rows(split: str, stats: DatasetStats, done: Counter[str]) -> Verdict:
         what += "; " + "; ".join(f"{number:,} {name}" for name, number in lost.items())
     if sum(lost.values()) > DROPPED_SHARE * max(read, 1):
         return Verdict(
-            "rows", "warn", what, "look at these rows with `sftkit preview`, and fix the data", f"data.{split}"
+            "rows", "warn", what, "inspect the rows with `sftkit preview`, and fix the data", f"data.{split}"
         )
     return Verdict("rows", "ok", what)
 
@@ -72,7 +72,7 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
     positions = _positions(run)
     longest = min(stats.longest, limit)
     if positions and longest > positions:
-        what = f"{split}: rows have up to {longest:,} tokens, and the model has {positions:,} positions"
+        what = f"{split}: rows have up to {longest:,} tokens, but the model has {positions:,} positions"
         yield Verdict("positions", "wrong", what, f"set data.max_length={positions}", "data.max_length")
 
 
@@ -84,7 +84,7 @@ def _special_tokens(split: str, stats: DatasetStats, run: PreparedRun) -> Iterat
     else:
         share = stats.eos_trained / max(stats.rows, 1)
         what = f"{split}: EOS {tokenizer.eos_token!r} is trained in {share:.1%} of the rows"
-        fix = "let the chat template end answers with the EOS token, or make its end token the EOS, as -p chatml does"
+        fix = "end answers with the EOS token in the chat template, or make its end token the EOS, as -p chatml does"
         status: Status = "ok" if stats.eos_trained else "wrong"
         yield Verdict("EOS", status, what, "" if stats.eos_trained else fix)
     if stats.bos_doubled:
@@ -105,7 +105,7 @@ def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
     described = run.data.described[split]
     fill = described["tokens"] / (described["rows"] * run.config.data.max_length)
     low = fill < FILL_LEAST and described["rows"] > 1
-    fix = "choose a data.max_length that the rows fill, or do not pack"
+    fix = "set a data.max_length that rows fill better, or do not pack"
     yield Verdict("packing", "warn" if low else "ok", f"{split}: packed rows are {fill:.1%} full", fix if low else "")
 
 
@@ -121,11 +121,11 @@ def _leaks(run: PreparedRun) -> Iterator[Verdict]:
         leaked = int(np.isin(own, train).sum())
         what = f"{name}: {leaked:,} of {len(own):,} rows are also in the training data"
         status: Status = "wrong" if leaked > LEAK_SHARE * len(own) else "warn" if leaked else "ok"
-        yield Verdict("held out", status, what, "remove them from one of the two" if leaked else "", "data.eval")
+        yield Verdict("held out", status, what, "remove them from one of the two sets" if leaked else "", "data.eval")
 
 
 def _document_hashes(rows: Any) -> np.ndarray:
-    """A hash of each document, also where several are packed into a row (uint64)."""
+    """A hash (uint64) of each document, including documents that are packed into one row."""
     import numpy as np
 
     from sftkit.api import ATTACHED, flatten_column, hash_documents
@@ -147,7 +147,7 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 
 def _positions(run: PreparedRun) -> int | None:
-    """The model's position embeddings, from its configuration alone; None where that is not known."""
+    """The number of position embeddings in the model's configuration; None if it is not known."""
     from sftkit.api import model_config
 
     config = model_config(run.config.model.name, run.config.model.trust_remote_code)

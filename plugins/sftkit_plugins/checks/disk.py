@@ -1,4 +1,4 @@
-"""The disk space that a run takes."""
+"""Checks the disk space that a run needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def disk_verdicts(run: PreparedRun) -> Iterator[Verdict]:
     kept = int(run.config.train.get("save_total_limit") or 2) + 1  # one more while the next is written
     saves = str(run.config.train.get("save_strategy", "steps")) != "no"
     needed = weights + (checkpoint * kept if saves else 0)
-    what = f"the run takes up to {needed / 1e9:.2f} GB ({checkpoint / 1e9:.2f} GB a checkpoint, {kept} at a time); "
+    what = f"the run needs up to {needed / 1e9:.2f} GB ({checkpoint / 1e9:.2f} GB per checkpoint, {kept} at a time); "
     what += f"{free / 1e9:.1f} GB are free"
     if needed > free:
         fix = "free some space, choose another --output, or lower train.save_total_limit"
@@ -40,7 +40,7 @@ def disk_verdicts(run: PreparedRun) -> Iterator[Verdict]:
 
 
 def _parameters(run: PreparedRun) -> int | None:
-    """Parameters of the model if all of them are trained; None with adapters, or where the number is not known."""
+    """The number of parameters if all are trained; None with adapters, or if the number is not known."""
     from sftkit.api import auto_class, model_config
 
     config = model_config(run.config.model.name, run.config.model.trust_remote_code)

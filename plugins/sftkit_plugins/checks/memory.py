@@ -1,4 +1,4 @@
-"""Whether a run fits the memory of its device."""
+"""Checks whether a run fits into the memory of its device."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FIX = (
 
 
 def memory_verdicts(run: PreparedRun) -> Iterator[Verdict]:
-    """A verdict on the estimated peak, whose items are its details."""
+    """A verdict on the estimated peak, with its parts as details."""
     try:
         estimate = estimate_run(run)
     except UnknownMemoryError as error:
-        yield Verdict("memory", "ok", f"the memory that the run takes is not known before the model is loaded: {error}")
+        yield Verdict("memory", "ok", f"the memory that the run needs is not known before the model is loaded: {error}")
     except SftkitError as error:
         for problem in error.problems:
             yield Verdict("memory", "wrong", problem.what, problem.fix, problem.where)

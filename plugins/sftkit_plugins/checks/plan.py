@@ -1,20 +1,19 @@
-"""How many steps a run takes, and on how many tokens."""
+"""Checks the number of steps, the warm-up and the learning rate of a run."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.api import Status, Verdict
+from sftkit.api import Status, Verdict, world_size
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
 
 BATCH, EPOCHS = 8, 3.0  # transformers' defaults
-RATE_MOST = 0.01  # of AdamW: a hundred times what fine-tuning needs
+RATE_MOST = 0.01  # for AdamW: a hundred times what fine-tuning needs
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,11 @@ class Plan:
     """The size of a run.
 
     Attributes:
-        rows_per_step: rows of an optimizer step, over all processes.
-        steps_per_epoch: None for a stream.
-        steps: of the whole run.
-        tokens_per_epoch: None for a stream.
-        trained_tokens_per_step: on average; None for a stream.
+        rows_per_step: rows per optimizer step, over all processes.
+        steps_per_epoch: optimizer steps per epoch; None for a stream.
+        steps: optimizer steps of the whole run.
+        tokens_per_epoch: tokens per epoch; None for a stream.
+        trained_tokens_per_step: average of trained tokens per step; None for a stream.
     """
 
     rows_per_step: int
@@ -37,9 +36,9 @@ class Plan:
 
 
 def plan_of(run: PreparedRun) -> Plan:
-    """The plan of a run, by the rules of `transformers.Trainer`."""
+    """The plan of a run, computed by the rules of `transformers.Trainer`."""
     train = run.config.train
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     batch = int(train.get("per_device_train_batch_size", BATCH))
     accumulation = int(train.get("gradient_accumulation_steps", 1))
     max_steps = int(train.get("max_steps", -1))
@@ -67,10 +66,10 @@ def plan_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
         yield Verdict("steps", "ok", what, details=asdict(plan))
     warmup = float(train.get("warmup_steps", 0))
     if warmup >= 1 and warmup >= plan.steps > 0:
-        what = f"the warm-up takes {warmup:,.0f} steps of {plan.steps:,}: the full learning rate is never reached"
+        what = f"the warm-up takes {warmup:,.0f} of {plan.steps:,} steps, so the full learning rate is never reached"
         yield Verdict("warm-up", "warn", what, "lower train.warmup_steps", "train.warmup_steps")
     rate = float(train.get("learning_rate", 5e-5))
     if rate <= 0 or (rate > RATE_MOST and str(train.get("optim", "adamw")).startswith("adamw")):
         status: Status = "wrong" if rate <= 0 else "warn"
         what = f"train.learning_rate is {rate:g}"
-        yield Verdict("learning rate", status, what, "fine-tuning takes 1e-6 to 1e-3", "train.learning_rate")
+        yield Verdict("learning rate", status, what, "set it between 1e-6 and 1e-3", "train.learning_rate")

@@ -1,10 +1,10 @@
-"""Training on completions that are told apart by templates in the text."""
+"""Training on completions that templates mark in the text."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sftkit.api import (
     Columns,
@@ -14,7 +14,6 @@ from sftkit.api import (
     Formatter,
     Plugin,
     Problem,
-    RunConfig,
     Skipped,
     Span,
     dataclass,
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 class CompletionOnly(Plugin):
     """Trains only on what follows a response template in the text (TRL 0.11, DataCollatorForCompletionOnlyLM).
 
-    Without an instruction template, what follows the last response template is trained; with one, what follows each
-    response template up to the next instruction template.
+    Without an instruction template, the text after the last response template is trained. With one, the text after each
+    response template is trained, up to the next instruction template.
     """
 
     response_template: Annotated[
@@ -41,31 +40,23 @@ class CompletionOnly(Plugin):
         Template | None, Field(min_length=1, description="text, or token ids in context, at which a response ends")
     ] = None
 
-    @hookimpl
-    def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """``data.loss`` and this plugin both choose what is trained."""
-        if config.data.loss is not None:
-            what = f"data.loss: {config.data.loss} and plugin completion_only both choose what is trained"
-            yield Problem(what, "data.loss", "remove data.loss, or drop the plugin", ("data", "loss"))
-
     @hookimpl(wrapper=True)
     def make_formatter(self, tokenizer: PreTrainedTokenizerBase) -> Generator[None, Formatter | None, Formatter | None]:
-        """The data's formatter, with its own choice of what is trained replaced.
+        """The formatter of the data, with its choice of what to train replaced.
 
         Raises:
-            ConfigError: for templates of token ids, if the tokenizer does not tell where its tokens are in the text.
+            ConfigError: if the user has set what the formatter trains, or for templates of token ids if the tokenizer
+                does not report the positions of its tokens in the text.
         """
         inner = yield
         if inner is None:
             return None
-        if any(item.name == "loss" for item in dataclasses.fields(inner)):
-            # What it would pick out is not used, and a row that lacks it is no reason to refuse.
-            inner = dataclasses.replace(cast("Any", inner), loss="all")
         templates = (self.response_template, self.instruction_template)
         has_ids = any(isinstance(template, list) for template in templates)
         if has_ids and not tokenizer.is_fast:
-            what = "the tokenizer does not tell where its tokens are in the text, which templates of token ids need"
-            raise ConfigError(Problem(what, "plugin completion_only", "give the templates as text"))
+            what = "templates of token ids need a fast tokenizer, which reports the positions of its tokens in the text"
+            raise ConfigError(Problem(what, "plugin completion_only", "write the templates as text"))
+        inner = inner.defer_loss("completion_only")
         return ResponsesOnly(inner, self.response_template, self.instruction_template, tokenizer if has_ids else None)
 
 
@@ -73,8 +64,8 @@ class CompletionOnly(Plugin):
 class ResponsesOnly(Formatter):
     """The documents of another formatter, trained only on their responses.
 
-    Text is searched among the characters of the document, so that a template matches wherever it is written, however
-    its tokens come out in context. Token ids are searched among the document's tokens, as the model gets them.
+    Text is searched among the characters of the document, so that a template is found however its tokens come out in
+    context. Token ids are searched among the document's tokens.
     """
 
     inner: Formatter
@@ -84,11 +75,16 @@ class ResponsesOnly(Formatter):
 
     @property
     def adds_special_tokens(self) -> bool:
-        """As the inner formatter's."""
+        """As for the inner formatter."""
         return self.inner.adds_special_tokens
 
+    @property
+    def needs_original_rows(self) -> bool:
+        """As for the inner formatter."""
+        return self.inner.needs_original_rows
+
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
-        """Each document as spans; a document without a template is skipped.
+        """Each document as spans; documents without a template are skipped.
 
         Raises:
             RowError: from the inner formatter.
@@ -96,7 +92,7 @@ class ResponsesOnly(Formatter):
         documents = self.inner(rows)
         texts = [_text(document) for document in documents if not isinstance(document, Skipped)]
         found = iter(self._split(text, tokens) for text, tokens in zip(texts, self._tokens(texts), strict=True))
-        return [given if isinstance(given, Skipped) else _weighed(next(found), given) for given in documents]
+        return [inner if isinstance(inner, Skipped) else _weighted(next(found), inner) for inner in documents]
 
     def _tokens(self, texts: list[str]) -> Sequence[_Tokens | None]:
         if self.tokenizer is None or not texts:
@@ -129,18 +125,18 @@ class _Tokens:
 
 
 def _find(template: Template, text: str, tokens: _Tokens | None) -> list[Region]:
-    """Where the template stands in the text, in characters, in order."""
+    """The positions of the template in the text, in characters, in order."""
     if isinstance(template, str):
         return places(template, text)
     assert tokens is not None
     return [(tokens.offsets[first][0], tokens.offsets[end - 1][1]) for first, end in places(template, tokens.ids)]
 
 
-def _weighed(document: Document | Skipped, given: Document) -> Document | Skipped:
-    """The document with the weights that its characters were given, borders of both between its spans."""
-    if isinstance(document, Skipped) or all(span.weight == 1 for span in given):
+def _weighted(document: Document | Skipped, inner: Document) -> Document | Skipped:
+    """The document with the weights of the inner document's characters; it is split at the boundaries of both."""
+    if isinstance(document, Skipped) or all(span.weight == 1 for span in inner):
         return document
-    spans, rest, weights = [], 0, iter(given)
+    spans, rest, weights = [], 0, iter(inner)
     for text, trained, _ in document:
         while text:
             if not rest:

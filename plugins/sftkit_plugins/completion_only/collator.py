@@ -1,5 +1,5 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
-"""A collator that trains only on completions, for any trainer of the transformers kind.
+"""A collator that trains only on completions, for transformers.Trainer and its subclasses.
 
 Legend: B rows of a batch, T tokens of its longest row, L tokens of one row.
 """
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
-    """Batches whose labels are the responses in each row, found by templates among its token ids.
+    """Makes batches whose labels are the responses in each row, found by templates among its token ids.
 
-    Without an instruction template, what follows the last response template of a row is trained; with one, what
-    follows each response template up to the next instruction template. A row in which a template is missing is told by
-    a warning, and none of it is trained. Padding is never trained. Unlike in TRL, an EOS that ends a row is, even
-    where the pad token is the same token: padding is told by its place, not by its id.
+    Without an instruction template, the tokens after the last response template of a row are trained. With one, the
+    tokens after each response template are trained, up to the next instruction template. If a template is missing in a
+    row, there is a warning and no token of the row is trained. Padding is never trained. Unlike in TRL, an EOS at the
+    end of a row is trained even if it is also the pad token: padding is recognised by its position, not by its id.
 
     Args:
-        response_template: text, or token ids as they are in context, after which a response begins.
-        instruction_template: text, or token ids as they are in context, at which a response ends.
-        args: of `transformers.DataCollatorForLanguageModeling`, the tokenizer first.
-        mlm: whether tokens are masked for masked language modeling.
-        ignore_index: label of what is not trained.
-        padding_free: lay the rows of a batch into one row without padding; ``position_ids`` restart at each.
-        kwargs: as ``args``, by name.
+        response_template: text, or token ids in context, after which a response begins.
+        instruction_template: text, or token ids in context, at which a response ends.
+        args: arguments of `transformers.DataCollatorForLanguageModeling`, the tokenizer first.
+        mlm: whether to mask tokens for masked language modeling.
+        ignore_index: label of tokens that are not trained.
+        padding_free: concatenate the rows of a batch without padding; ``position_ids`` restart at each row.
+        kwargs: like ``args``, by name.
 
     Source: the class of this name in TRL 0.11.
     """
@@ -56,8 +56,8 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         if not mlm and instruction_template and self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
             warnings.warn(
                 "The pad_token_id and eos_token_id values of this tokenizer are identical. In conversations of several "
-                "turns, a trainer that tells padding by its id never teaches the model to end a turn with EOS: give "
-                "the tokenizer a pad token of its own.",
+                "turns, a trainer that recognises padding by its id never teaches the model to end a turn with EOS: "
+                "set the tokenizer's pad_token to another token.",
                 stacklevel=2,
             )
 
@@ -67,15 +67,15 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         return template
 
     def torch_call(self, examples: list[Any]) -> Any:
-        """A batch of token ids, their attention mask and their labels (int64, ``[B, T]``).
+        """A batch of token ids, attention mask and labels (int64, ``[B, T]``).
 
         Args:
-            examples: lists of token ids, or mappings with ``input_ids`` and perhaps ``attention_mask``; labels in them
-                are replaced.
+            examples: lists of token ids, or mappings with ``input_ids`` and optional ``attention_mask``; any labels in
+                them are replaced.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``labels``; if ``padding_free``, ``input_ids``, ``position_ids`` and
-            ``labels``, in one row.
+            ``input_ids``, ``attention_mask`` and ``labels``; with ``padding_free``, one row of ``input_ids``,
+            ``position_ids`` and ``labels``.
         """
         rows = [_plain(example) for example in examples]
         batch = super().torch_call(rows)
@@ -87,7 +87,7 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         return self._without_padding(batch) if self.padding_free else batch
 
     def numpy_call(self, examples: list[Any]) -> dict[str, Any]:
-        """The same as arrays."""
+        """The same batch as numpy arrays."""
         return {name: values.numpy() for name, values in self.torch_call(examples).items()}
 
     def _only_responses(self, labels_BT: Tensor, ids: list[list[int]], batch: Mapping[str, Tensor]) -> Tensor:
@@ -104,7 +104,7 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         return labels_BT.masked_fill(~trained_BT, self.ignore_index)
 
     def _responses(self, ids_L: list[int]) -> Sequence[Region]:
-        """Where the responses of a row are; nowhere, with a warning, if a template is missing."""
+        """The responses of a row; none, with a warning, if a template is missing."""
         responses = self._places("response", self.response_template, self.response_token_ids, ids_L)
         instructions = None
         if self.instruction_template is not None and self.instruction_token_ids is not None:
@@ -125,7 +125,7 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         return found
 
     def _first(self, ids_L: list[int], width: int) -> int:
-        """Where a row of the batch begins behind its padding."""
+        """Where a row of the batch begins after its padding."""
         return width - len(ids_L) if self.tokenizer.padding_side == "left" else 0
 
     def _unpadded(self, ids: list[list[int]], ids_BT: Tensor) -> Tensor:
@@ -141,7 +141,10 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         mask_BT = batch["attention_mask"].bool()
         position_ids = (mask_BT.cumsum(1) - 1)[mask_BT][None]
         rest = {name: batch[name][mask_BT][None] for name in ("input_ids", "labels")}
-        return {**rest, "position_ids": position_ids}  # a template stands before all that is trained: no first label is
+        return {
+            **rest,
+            "position_ids": position_ids,
+        }  # the first label of a row is never trained: a template precedes it
 
 
 def _plain(example: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where templates stand, and the responses between them; in characters of a text, or in token ids."""
+"""The positions of templates, and the responses between them; in characters of a text, or in token ids."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Region = tuple[int, int]
 
 
 def places(template: Template, whole: str | list[int]) -> list[Region]:
-    """Where the template stands in a text, or in a list of token ids, in order.
+    """The positions of a template in a text, or in a list of token ids, in order.
 
     Raises:
         ValueError: for an empty template.
     """
     if not template:
-        raise ValueError("an empty template is found everywhere")
+        raise ValueError("the template must not be empty")
     starts = _in_text(template, whole) if isinstance(template, str) else _among_ids(template, whole)
     return [(start, start + len(template)) for start in starts]
 
@@ -42,16 +42,16 @@ def _among_ids(template: list[int], ids: str | list[int]) -> Iterator[int]:
 
 
 def between(responses: Sequence[Region], instructions: Sequence[Region] | None, end: int) -> list[Region]:
-    """What is trained, given where the templates stand; regions may overlap.
+    """The regions to train, which may overlap.
 
     Args:
-        responses: the response templates, in order, at least one.
-        instructions: the instruction templates, in order; None where there is no such template.
-        end: length of the whole.
+        responses: positions of the response template, in order, at least one.
+        instructions: positions of the instruction template, in order; None if there is no such template.
+        end: length of the text or list.
 
     Returns:
-        What follows each response template up to the next instruction template or the end; without an instruction
-        template, what follows the last response template.
+        The regions from each response template to the next instruction template or the end. Without an instruction
+        template, the region after the last response template.
     """
     if instructions is None:
         return [(responses[-1][1], end)]

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from sftkit.api import Collator, RunConfig
 
 Implementation = Literal["auto", "varlen", "flash_attention_2", "flash_attention_3", "sdpa_flash", "flex"]
-#: Methods of plugin peft that put virtual tokens in front of a row, and so in front of its first document only.
+#: Methods of the plugin peft that put virtual tokens before a row, and so only before its first document.
 PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt", "cartridge")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlashAttn(Plugin):
-    """Attention within documents by flash kernels, and batches without padding.
+    """Flash attention within each document, and batches without padding.
 
     Sources: Dao, 2023, FlashAttention-2 (arXiv 2307.08691); Kundu et al., 2024, Enhancing Training Efficiency Using
     Packing with Flash Attention (arXiv 2407.09105), for padding-free batches.
@@ -28,55 +28,55 @@ class FlashAttn(Plugin):
 
     implementation: Annotated[
         Implementation,
-        Field(description="varlen and sdpa_flash need no package; auto: the best that works here, told in the log"),
+        Field(description="varlen and sdpa_flash need no package; auto: the best that works here, named in the log"),
     ] = "auto"
     padding_free: Annotated[
-        bool, Field(description="lay the examples of a batch one behind the other; else pad them")
+        bool, Field(description="join the examples of a batch into one row instead of padding them")
     ] = True
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """What the implementation lacks here: device, package, precision, and what the model asks of its attention."""
+        """Reports what is missing: a device, a package, a precision, or support for a feature of the model."""
         half = half_precision(config, None)
         name, problems = resolve(self.implementation, config, this_machine(config), architecture(config), half)
         yield from problems
         if "attn_implementation" in config.model.options:
             key = ("model", "options", "attn_implementation")
-            fix = "drop it, and set the plugin's implementation"
-            yield Problem("plugin flash_attn sets the implementation", ".".join(key), fix, key)
+            fix = "remove this key, and set the plugin's option implementation"
+            yield Problem("the plugin flash_attn sets the attention implementation", ".".join(key), fix, key)
         method = str(config.plugins.get("peft", {}).get("method", "lora")).lower().replace("-", "_")
         if self.padding_free and method in PROMPTS:
-            what = f"{method} puts its prompt in front of a row, which holds several documents in padding-free batches"
-            yield Problem(what, "plugin flash_attn", "set padding_free: false, or use lora")
+            what = f"{method} puts its prompt before each row, but a padding-free row holds several documents"
+            yield Problem(what, "plugin flash_attn", "set padding_free: false, or use the peft method lora")
         if name == "sdpa_flash":
             yield from self._padded_rows(config)
 
     def _padded_rows(self, config: RunConfig) -> Iterator[Problem]:
-        """Rows that would be padded, where the kernel takes no mask."""
+        """Reports rows that would be padded, because the kernel of sdpa_flash takes no mask."""
         packing = config.plugins.get("packing")
         if packing is None:
-            what = "sdpa_flash is right only on rows without padding, and takes packed ones: its kernel knows no mask"
-            fix = "add plugin packing, or use implementation: varlen, which needs none"
+            what = "sdpa_flash needs packed rows, because its kernel takes no padding mask"
+            fix = "add the plugin packing, or set implementation: varlen"
             yield Problem(what, "plugin flash_attn, option implementation", fix, ("plugins", "flash_attn"))
         elif not self.padding_free and config.data.eval is not None and not packing.get("eval"):
-            what = "sdpa_flash takes no padding mask, and the rows of data.eval would be padded"
+            what = "sdpa_flash takes no padding mask, but the rows of data.eval would be padded"
             fix = "set padding_free: true, or packing: {eval: true}"
             yield Problem(what, "plugin flash_attn, option padding_free", fix, ("plugins", "flash_attn"))
 
     @hookimpl
     def make_collator(self) -> Collator | None:
-        """The collator of padding-free batches; with ``padding_free: false`` None, which leaves them to `pad`."""
+        """The collator of padding-free batches, or None with ``padding_free: false``: `pad` then makes the batches."""
         from sftkit_plugins.flash_attn.collate import PaddingFreeCollator
 
         return PaddingFreeCollator() if self.padding_free else None
 
-    @hookimpl(tryfirst=True)  # what others try on the model, they try under its implementation
+    @hookimpl(tryfirst=True)  # other plugins try the model with this implementation
     @contextmanager
     def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
-        """The model under the implementation; before the first step it proves that documents are kept apart.
+        """Switches the model to the implementation, and proves before the first step that it keeps documents apart.
 
         Raises:
-            ConfigError: for what could not be known before the model was loaded.
+            ConfigError: if the loaded model or its precision does not work with the implementation.
         """
         from sftkit.api import autocast_type
         from sftkit_plugins.flash_attn.model import attending, prove_isolation

@@ -1,4 +1,4 @@
-"""Attention within documents, as two attention implementations of transformers: by torch's kernel, or one by one.
+"""Attention within documents, as two attention implementations for transformers: torch's kernel, or one by one.
 
 Legend: B rows, T positions, H heads, K key and value heads, D width of a head.
 """
@@ -20,19 +20,19 @@ from sftkit.api import Problem, RunError
 from sftkit_plugins.flash_attn.documents import Documents
 from sftkit_plugins.flash_attn.kernels import by_kernel, grouped, one_by_one
 
-#: The documents of the forward under way, and the module whose forward it is; set and unset by the hooks on that.
-UNDER_WAY: contextvars.ContextVar[tuple[Documents, Any] | None] = contextvars.ContextVar("documents", default=None)
+#: The documents of the current forward, and the module that runs it. Hooks on that module set and clear it.
+CURRENT: contextvars.ContextVar[tuple[Documents, Any] | None] = contextvars.ContextVar("documents", default=None)
 
 
 def document_mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, **rest: Any) -> Any:
-    """In place of a mask, the documents under way; without any, the mask that `sdpa` has."""
-    documents, _ = UNDER_WAY.get() or (None, None)
+    """The documents of the current forward in place of a mask; the mask of `sdpa` if there are none."""
+    documents, _ = CURRENT.get() or (None, None)
     whole = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
     if documents is None or not whole or documents.tokens != batch_size * q_length:
         return sdpa_mask(batch_size, q_length, kv_length, q_offset=q_offset, **rest)
-    if rest.get("use_vmap"):  # transformers sets it for masks that a model adds of its own
-        raise _cannot("masks that the model adds of its own")
-    return documents.seen_through(rest.get("local_size"))
+    if rest.get("use_vmap"):  # transformers sets it for masks that a model adds itself
+        raise _unsupported("masks that the model adds itself")
+    return documents.with_window(rest.get("local_size"))
 
 
 def varlen_attention(
@@ -53,17 +53,17 @@ def varlen_attention(
         query: ``[B, H, T, D]``.
         key: ``[B, K, T, D]``.
         value: ``[B, K, T, D]``.
-        attention_mask: `Documents`; with anything else, this is `sdpa`.
+        attention_mask: `Documents`; anything else is computed as in `sdpa`.
         dropout: must be 0 within documents.
-        scaling: of the scores, by default ``1 / sqrt(D)``.
+        scaling: factor of the scores, by default ``1 / sqrt(D)``.
         is_causal: must not be False within documents.
         kwargs: as transformers passes them.
 
     Returns:
-        ``[B, T, H, D]``, and no weights.
+        The output ``[B, T, H, D]``, and None for the attention weights.
 
     Raises:
-        RunError: for a kind of attention that is not exact here.
+        RunError: if the layer asks for a feature that is not supported here.
     """
     if not isinstance(attention_mask, Documents):
         return sdpa_attention_forward(
@@ -86,17 +86,17 @@ def sdpa_flash_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `varlen_attention`, one document at a time, and with no other backend of torch than the flash kernel.
+    """Like `varlen_attention`, but one document at a time, and always with torch's flash kernel.
 
     Raises:
-        RunError: if a batch to train on has a mask, which that kernel does not take.
+        RunError: if a training batch has a mask, because that kernel takes none.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     documents = isinstance(attention_mask, Documents)
     if attention_mask is not None and not documents:
         if module.training:
-            raise _cannot("a batch with a padding mask")
+            raise _unsupported("batches with a padding mask")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
         )
@@ -113,7 +113,7 @@ def sdpa_flash_attention(
 
 
 def _check(module: Any, dropout: float, is_causal: bool | None, kwargs: dict[str, Any]) -> None:
-    """Refuses what a layer asks for and would not get."""
+    """Refuses a layer that asks for a feature that is not supported here."""
     asked = {
         "soft caps on the scores": kwargs.get("softcap") is not None,
         "attention sinks": kwargs.get("s_aux") is not None,
@@ -123,23 +123,24 @@ def _check(module: Any, dropout: float, is_causal: bool | None, kwargs: dict[str
     }
     for what, wanted in asked.items():
         if wanted:
-            raise _cannot(what)
+            raise _unsupported(what)
 
 
-def _cannot(what: str) -> RunError:
+def _unsupported(feature: str) -> RunError:
+    what = f"this implementation does not support {feature}"
     fix = "choose another implementation, or run without flash_attn"
-    return RunError(Problem(f"it cannot do {what}", "plugin flash_attn, option implementation", fix))
+    return RunError(Problem(what, "plugin flash_attn, option implementation", fix))
 
 
 FUNCTIONS = {"varlen": varlen_attention, "sdpa_flash": sdpa_flash_attention}
-#: Names in transformers: it takes those with `flash` or `sdpa` in them for its own.
+#: Their names in transformers, which treats any name that contains `flash` or `sdpa` as one of its own.
 NAMES = {"varlen": "sftkit_varlen", "sdpa_flash": "sftkit_one_by_one"}
 _HELD: dict[str, int] = {}
 
 
 @contextlib.contextmanager
 def registered(implementation: str) -> Iterator[str]:
-    """The name under which transformers has ``varlen`` or ``sdpa_flash``, until the last who asked for it is done."""
+    """Registers ``varlen`` or ``sdpa_flash`` with transformers until the last context exits, and yields its name."""
     name = NAMES[implementation]
     _HELD[name] = _HELD.get(name, 0) + 1
     AttentionInterface.register(name, FUNCTIONS[implementation])

@@ -1,4 +1,4 @@
-"""Which implementation works with this machine, this precision and this model, and why another does not."""
+"""Which implementation works with this machine, precision and model, and why the others do not."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sftkit.api import Problem
 if TYPE_CHECKING:
     from sftkit.api import RunConfig
 
-#: The packages of transformers' implementations, and how they are installed.
+#: The packages that transformers' implementations need, and how to install them.
 PACKAGES = {
     "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
-    "flash_attention_3": ("flash_attn_interface", "install FlashAttention-3 from the folder hopper of its repository"),
+    "flash_attention_3": ("flash_attn_interface", "install FlashAttention-3 from the hopper folder of its repository"),
 }
-#: What is best where several work, by kind of device.
+#: The order of preference when several work, by kind of device.
 ORDER = {"cuda": ("flash_attention_3", "flash_attention_2", "varlen", "flex"), "other": ("varlen",)}
-#: What each does not do; models that ask for it are refused.
+#: What each does not support. Models that need it are refused.
 LACKS = {
     "varlen": ("soft caps", "sinks", "dropout", "chunks"),
     "sdpa_flash": ("soft caps", "sinks", "windows", "chunks"),
@@ -37,14 +37,14 @@ WIDEST_HEAD = 256
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What there is to compute with.
+    """The hardware and the packages that are available.
 
     Attributes:
         device: ``cuda``, ``cpu``, ...
-        capability: of the GPU, as ``(9, 0)``.
-        packages: modules of `PACKAGES` that are installed.
-        torch: its version.
-        varlen: whether torch's ``varlen_attn`` takes the arguments that are passed here.
+        capability: the compute capability of the GPU, such as ``(9, 0)``.
+        packages: the modules of `PACKAGES` that are installed.
+        torch: the version of torch.
+        varlen: whether torch's ``varlen_attn`` takes all arguments that sftkit passes.
     """
 
     device: str
@@ -55,7 +55,7 @@ class Machine:
 
 
 def this_machine(config: RunConfig) -> Machine:
-    """The machine as it is, without its GPU where ``train.use_cpu`` is set."""
+    """This machine; its GPU is ignored if ``train.use_cpu`` is set."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -67,7 +67,7 @@ def this_machine(config: RunConfig) -> Machine:
 
 
 def varlen_arguments() -> frozenset[str]:
-    """The arguments of torch's ``varlen_attn``; none where torch does not have it."""
+    """The arguments of torch's ``varlen_attn``; empty if torch does not have the function."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -76,7 +76,7 @@ def varlen_arguments() -> frozenset[str]:
 
 
 def architecture(config: RunConfig) -> Any:
-    """The model's configuration with ``model.options`` on it; None where it is no local directory."""
+    """The model's configuration with ``model.options`` applied; None if the model is not a local directory."""
     path = Path(config.model.name)
     if not (path / "config.json").is_file():
         return None
@@ -85,7 +85,7 @@ def architecture(config: RunConfig) -> Any:
     try:
         found = AutoConfig.from_pretrained(str(path), trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError, KeyError):
-        return None  # the loader tells what is wrong with it
+        return None  # the loader reports what is wrong with it
     for name, value in config.model.options.items():
         if hasattr(found, name) and not name.startswith("attn_impl"):
             setattr(found, name, value)
@@ -93,17 +93,17 @@ def architecture(config: RunConfig) -> Any:
 
 
 def half_precision(config: RunConfig, model: Any) -> bool | None:
-    """Whether training computes in half precision; None where only the loaded weights tell.
+    """Whether training computes in half precision; None if that depends on the loaded weights.
 
     Args:
-        config: the run as resolved.
-        model: the model, once it is loaded; its frozen weights may be in half precision where an adapter is not.
+        config: the resolved configuration.
+        model: the model, once it is loaded. Its frozen weights may be in half precision even if an adapter is not.
     """
     if config.train.get("bf16") or config.train.get("fp16"):
         return True
     if model is not None:
         return any(str(parameter.dtype) in ("torch.bfloat16", "torch.float16") for parameter in model.parameters())
-    if config.model.dtype == "auto" or config.model.name.startswith("loaded "):  # as Pipeline names what it is given
+    if config.model.dtype == "auto" or config.model.name.startswith("loaded "):  # Pipeline names loaded models this way
         return None
     return config.model.dtype != "float32"
 
@@ -111,12 +111,12 @@ def half_precision(config: RunConfig, model: Any) -> bool | None:
 def resolve(
     implementation: str, config: RunConfig, machine: Machine, model: Any, half: bool | None
 ) -> tuple[str, list[Problem]]:
-    """The implementation to use, and what stands in its way.
+    """The implementation to use, and the problems that prevent its use.
 
     Args:
-        implementation: the option; ``auto`` becomes the best that nothing stands in the way of.
-        config: the run as resolved.
-        machine: what there is to compute with.
+        implementation: the option; ``auto`` selects the best one without problems.
+        config: the resolved configuration.
+        machine: the hardware and packages.
         model: the model's configuration, or None if it is not known yet.
         half: whether training computes in half precision, or None if it is not known yet.
     """
@@ -127,36 +127,36 @@ def resolve(
     free = next((name for name in candidates if not found[name]), None)
     if free is not None:
         return free, []
-    # What is most easily mended: the last needs no package.
+    # Report the problems that are easiest to fix: varlen needs no package.
     name = "varlen" if "varlen" in candidates else candidates[-1]
     return name, found[name]
 
 
 def obstacles(name: str, config: RunConfig, machine: Machine, model: Any, half: bool | None) -> Iterator[Problem]:
-    """What stands in the way of one implementation: device, package, precision, model."""
+    """The problems that prevent the use of an implementation: its device, package, precision or model."""
     where, key = "plugin flash_attn, option implementation", ("plugins", "flash_attn", "implementation")
     gpu = machine.device == "cuda"
     if name in PACKAGES and not gpu:
         yield Problem(
-            f"{name} needs a GPU, and there is none to train on here", where, "set implementation: varlen", key
+            f"{name} needs a GPU, but none is available for training", where, "set implementation: varlen", key
         )
     if name in PACKAGES and PACKAGES[name][0] not in machine.packages:
         module, install = PACKAGES[name]
         fix = f"{install}; or set implementation: varlen"
         yield Problem(f"{name} needs the package {module}, which is not installed", where, fix, key)
     if name == "flex" and not gpu:
-        what = f"flex has no backward on the device {machine.device}"
+        what = f"flex has no backward pass on the device {machine.device}"
         yield Problem(what, where, "set implementation: varlen", key)
     if name == "varlen" and gpu and not machine.varlen:
-        what = f"varlen needs a newer torch: {machine.torch} has no varlen_attn with windows and a scale"
-        yield Problem(what, where, "install torch 2.11, or set implementation: sdpa_flash", key)
+        what = f"varlen needs torch 2.11 or newer on a GPU, but torch {machine.torch} is installed"
+        yield Problem(what, where, "install torch 2.11 or newer, or set implementation: sdpa_flash", key)
     least = {"flash_attention_3": (9, 0), "flex": (0, 0)}.get(name, (8, 0))
     if gpu and machine.capability < least:
-        what = f"{name} needs compute capability {least[0]}.{least[1]}, and the GPU has "
+        what = f"{name} needs compute capability {least[0]}.{least[1]} or higher, but the GPU has "
         yield Problem(what + ".".join(map(str, machine.capability)), where, "run without flash_attn", key)
     if gpu and name != "flex" and half is False:
         fix = "set model.dtype: bfloat16, or train.bf16: true"
-        yield Problem(f"{name} takes half precision, and training is in float32", where, fix, ("model", "dtype"))
+        yield Problem(f"{name} needs half precision, but training is in float32", where, fix, ("model", "dtype"))
     yield from _model_obstacles(name, config, machine, model)
 
 
@@ -170,28 +170,29 @@ def _model_obstacles(name: str, config: RunConfig, machine: Machine, model: Any)
     lacks += ("wide heads",) if gpu and name != "flex" else ()
     for feature, (what, fix) in asks.items():
         if feature in lacks or feature == "states":
-            yield Problem(f"{name} cannot do what model type {model.model_type} has: {what}", where, fix)
+            yield Problem(f"{name} does not support {what} (model type {model.model_type})", where, fix)
 
 
 def demands(model: Any, max_length: int) -> dict[str, tuple[str, str]]:
-    """What a model asks of its attention besides the plain causal one: by feature, in words, with the mend."""
+    """What a model needs besides plain causal attention: by feature, a description and a fix."""
     text = model.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or [])
     found: dict[str, tuple[str, str]] = {}
     if getattr(text, "attn_logit_softcapping", None) is not None:
-        found["soft caps"] = ("soft caps on its scores", FIX)
+        found["soft caps"] = ("soft caps on the attention scores", FIX)
     if text.model_type in SINKS:
         found["sinks"] = ("attention sinks", FIX)
     dropout = {key: getattr(text, key) for key in DROPOUT if isinstance(getattr(text, key, None), float)}
     if asked := [key for key, rate in dropout.items() if rate > 0]:
-        found["dropout"] = (f"{asked[0]} {dropout[asked[0]]:g}", f"set model.options.{asked[0]}: 0.0")
+        what = f"dropout on the attention scores, {asked[0]} {dropout[asked[0]]:g}"
+        found["dropout"] = (what, f"set model.options.{asked[0]}: 0.0")
     window = getattr(text, "sliding_window", None)
     if window is not None and window < max_length and (not kinds or "sliding_attention" in kinds):
         fix = f"lower data.max_length to {window}, or set implementation: varlen"
         found["windows"] = (f"a sliding window of {window} tokens", fix)
     widths = [getattr(text, key, None) for key in ("head_dim", "global_head_dim")]
     if (width := max((width for width in widths if isinstance(width, int)), default=0)) > WIDEST_HEAD:
-        found["wide heads"] = (f"heads of width {width}, where flash kernels take at most {WIDEST_HEAD}", FIX)
+        found["wide heads"] = (f"attention heads of width {width}, above the limit of {WIDEST_HEAD}", FIX)
     if "chunked_attention" in kinds:
         found["chunks"] = ("attention in chunks", FIX)
     if others := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):

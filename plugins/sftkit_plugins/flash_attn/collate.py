@@ -1,4 +1,4 @@
-"""Batches without padding: the examples of a batch, one behind the other in a single row."""
+"""Batches without padding: all examples of a batch are joined into a single row."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PaddingFreeCollator:
-    """Lays examples one behind the other; S tokens, R examples, N documents.
+    """Joins examples into one row of S tokens, with R examples and N documents.
 
-    A packed example brings its ``position_ids`` and is several documents; any other is one. The first label of each
-    example is -100, or the last token of one would be asked for the first of the next.
+    A packed example has ``position_ids`` and holds several documents; any other holds one. The first label of each
+    example is -100, so that the last token of an example is not trained to predict the first token of the next.
     """
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -22,9 +22,9 @@ class PaddingFreeCollator:
 
         Returns:
             ``input_ids``, ``labels``, ``position_ids`` (int64, ``[1, S]``); ``loss_weights`` (float32, ``[1, S]``)
-            where one has them, 1 for those without; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (int32, ``[N + 1]``),
-            ``max_length_q`` and ``max_length_k`` (int), as transformers' FlashAttentionKwargs; ``row_lengths`` (int64,
-            ``[R]``), the tokens of each example.
+            if any example has them, with 1 for the others; ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (int32,
+            ``[N + 1]``), ``max_length_q`` and ``max_length_k`` (int), as in transformers' FlashAttentionKwargs;
+            ``row_lengths`` (int64, ``[R]``), the number of tokens of each example.
         """
         import numpy as np
         import torch
@@ -43,7 +43,7 @@ class PaddingFreeCollator:
         places = [example.get("position_ids", range(length)) for example, length in zip(examples, lengths, strict=True)]
         position_ids = np.concatenate([np.asarray(place, dtype=np.int64) for place in places])
         starts = np.append(True, np.diff(position_ids) != 1)
-        starts[first] = True  # also where a row begins inside a document
+        starts[first] = True  # also if a row begins in the middle of a document
         cu_seqlens = np.append(starts.nonzero()[0], len(position_ids))
         longest = int(np.diff(cu_seqlens).max())
         rows = {**joined, "position_ids": position_ids}

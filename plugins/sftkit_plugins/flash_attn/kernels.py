@@ -1,4 +1,4 @@
-"""Attention of a batch's documents: in one call of torch's kernel, or one document at a time.
+"""Attention within the documents of a batch: in one call of torch's kernel, or one document at a time.
 
 Legend: B rows, T positions, H heads, K key and value heads, D width of a head.
 """
@@ -15,7 +15,7 @@ from sftkit.api import Problem, RunError
 from sftkit_plugins.flash_attn.choose import varlen_arguments
 from sftkit_plugins.flash_attn.documents import Documents
 
-#: torch 2.11 takes grouped heads as they are; later it wants to be asked.
+#: torch 2.11 accepts grouped heads without a flag; later versions need the flag.
 HAS_GQA_FLAG = "enable_gqa" in varlen_arguments()
 
 
@@ -28,7 +28,7 @@ def one_by_one(
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of each document by itself (``[B, T, H, D]``): no score between two of them is ever computed."""
+    """Attention of each document separately (``[B, T, H, D]``). No score between two documents is computed."""
     rows, _, columns, _ = query.shape
     parts = [_as_one_row(tensor).split(documents.lengths, dim=2) for tensor in (query, key, value)]
     outputs = []
@@ -55,7 +55,8 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, s
 
     rows, heads, columns, width = query.shape
     dtype, value_width = _half(query, key, value), value.shape[-1]
-    # The kernel has one width for all three, a multiple of 8. Zeros change no score; those of the values are cut off.
+    # The kernel needs the same width for all three, a multiple of 8. Zeros do not change the scores, and the extra
+    # columns of the values are cut off.
     full = -(-max(width, value_width) // 8) * 8
     q, k, v = (_widened(tensor.transpose(1, 2).flatten(0, 1).to(dtype), full) for tensor in (query, key, value))
     cu_seqlens = documents.cu_seqlens.to(query.device)
@@ -69,7 +70,7 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, s
         documents.longest,
         documents.longest,
         scale=width**-0.5 if scaling is None else scaling,
-        # The kernel counts the tokens before a token, transformers' window the token itself too.
+        # The kernel counts only the tokens before a token; the window of transformers includes the token itself.
         window_size=(-1 if documents.window is None else documents.window - 1, 0),
         **flag,
     )
@@ -78,13 +79,13 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, documents: Documents, s
 
 
 def _widened(tensor: Tensor, width: int) -> Tensor:
-    """The tensor with zeros behind its last dimension; as it is where nothing is missing."""
+    """The tensor, with its last dimension padded to ``width`` with zeros."""
     missing = width - tensor.shape[-1]
     return pad(tensor, (0, missing)) if missing else tensor
 
 
 def _as_one_row(tensor: Tensor) -> Tensor:
-    """``[B, H, T, D]`` as ``[1, H, B * T, D]``, the rows one behind the other."""
+    """``[B, H, T, D]`` as ``[1, H, B * T, D]``, with the rows joined."""
     return tensor if len(tensor) == 1 else tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
@@ -94,15 +95,15 @@ def grouped(query: Tensor, key: Tensor) -> bool:
 
 
 def _half(*tensors: Tensor) -> torch.dtype:
-    """The type that the kernel gets: that of autocast, else the half precision that one of the tensors has.
+    """The dtype for the kernel: that of autocast, or else the half precision of any of the tensors.
 
-    Norms in float32 leave queries and keys in it, as under autocast or with adapters on a model in half precision.
+    Norms in float32 can leave queries and keys in float32, under autocast or with adapters on a half-precision model.
     """
     kind = tensors[0].device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     half = (tensor.dtype for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16))
     if (dtype := next(half, None)) is None:
-        what = f"torch's kernel takes half precision, and the model computes in {tensors[0].dtype}"
+        what = f"torch's kernel needs half precision, but the model computes in {tensors[0].dtype}"
         raise RunError(Problem(what, "plugin flash_attn", "set model.dtype: bfloat16, or train.bf16: true"))
     return dtype

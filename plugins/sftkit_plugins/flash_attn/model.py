@@ -1,4 +1,4 @@
-"""The model under an attention implementation, for the time of a context."""
+"""Switches a model to an attention implementation inside a context."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import torch
 
 from sftkit.api import ConfigError, Problem, base_model, evaluating
-from sftkit_plugins.flash_attn.attention import FUNCTIONS, UNDER_WAY, registered
+from sftkit_plugins.flash_attn.attention import CURRENT, FUNCTIONS, registered
 from sftkit_plugins.flash_attn.documents import from_forward
 
-LENGTH = 8  # tokens of each document tried
+LENGTH = 8  # tokens of each document in the isolation test
 NAMES = {"flex": "flex_attention"}
 
 
 @contextlib.contextmanager
 def attending(model: Any, implementation: str) -> Iterator[None]:
-    """Sets the implementation, and lets each forward know its documents; both are undone at the exit.
+    """Sets the implementation, and passes each forward its documents. Both are undone on exit.
 
     Args:
-        model: bare or with an adapter.
+        model: with or without an adapter.
         implementation: ``varlen``, ``sdpa_flash``, ``flash_attention_2``, ``flash_attention_3`` or ``flex``.
 
     Raises:
-        ConfigError: if the model does not let its attention be chosen.
+        ConfigError: if the model does not support choosing an attention implementation.
     """
     causal = base_model(model)
     with contextlib.ExitStack() as stack:
@@ -33,7 +33,7 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
         if implementation in FUNCTIONS:
             name = stack.enter_context(registered(implementation))
         stack.enter_context(_implementation(causal, NAMES.get(name, name)))
-        # An adapter calls the model's forward past its hooks, and some models their decoder's past its wrapper's.
+        # Adapters bypass the hooks of the model they wrap, and some models bypass those of their decoder's wrapper.
         for part in _parts(causal):
             if implementation in FUNCTIONS:
                 stack.enter_context(_documents_as_mask(part, apart=implementation == "sdpa_flash"))
@@ -45,16 +45,16 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _implementation(model: Any, name: str) -> Iterator[None]:
     if not model._can_set_attn_implementation():
-        what = f"the model type {model.config.model_type} does not let its attention be chosen"
+        what = f"the model type {model.config.model_type} does not support choosing an attention implementation"
         raise ConfigError(Problem(what, "plugin flash_attn", "run without flash_attn"))
     before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
         try:
             model.set_attn_implementation(name)
         except (ValueError, ImportError) as error:
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             fix = "choose another implementation"
-            raise ConfigError(Problem(told, "plugin flash_attn, option implementation", fix)) from error
+            raise ConfigError(Problem(reason, "plugin flash_attn, option implementation", fix)) from error
         yield
     finally:
         for config, old in before:
@@ -62,7 +62,7 @@ def _implementation(model: Any, name: str) -> Iterator[None]:
 
 
 def _configs(model: Any) -> Iterator[Any]:
-    """Every configuration that says which attention a part of the model uses, each once."""
+    """Every configuration that sets the attention of some part of the model, each once."""
     seen: set[int] = set()
     waiting = [module.config for module in model.modules() if hasattr(module, "set_attn_implementation")]
     while waiting:
@@ -74,24 +74,24 @@ def _configs(model: Any) -> Iterator[Any]:
 
 
 def _parts(model: Any) -> Iterator[Any]:
-    """The models inside a model: its decoder, and what wraps that."""
+    """The models inside a model: its decoder, and any wrapper around that."""
     return (part for part in model.modules() if part is not model and hasattr(part, "set_attn_implementation"))
 
 
 @contextlib.contextmanager
 def _documents_as_mask(part: Any, apart: bool) -> Iterator[None]:
-    """The documents of each forward of ``part`` are there when its masks are made."""
+    """Sets the documents of each forward of ``part`` before its masks are made."""
 
     def enter(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if UNDER_WAY.get() is None:
+        if CURRENT.get() is None:
             documents = from_forward(module, args, kwargs, apart)
-            UNDER_WAY.set(None if documents is None else (documents, module))
+            CURRENT.set(None if documents is None else (documents, module))
         return args, {name: value for name, value in kwargs.items() if name not in _FLASH_ARGUMENTS}
 
     def leave(module: Any, *_: Any) -> None:
-        under_way = UNDER_WAY.get()
-        if under_way is not None and under_way[1] is module:
-            UNDER_WAY.set(None)
+        current = CURRENT.get()
+        if current is not None and current[1] is module:
+            CURRENT.set(None)
 
     with contextlib.ExitStack() as hooks:
         hooks.callback(part.register_forward_pre_hook(enter, with_kwargs=True).remove)
@@ -103,7 +103,7 @@ _FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_lengt
 
 
 def _documents_as_arguments(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Gives transformers' flash attention the documents of batches with several rows, which it would not see."""
+    """Passes transformers' flash attention the documents of batches with several rows, which it does not detect."""
     documents = from_forward(module, args, kwargs, apart=False)
     if documents is None or kwargs.get("cu_seq_lens_q") is not None:
         return None
@@ -112,15 +112,15 @@ def _documents_as_arguments(module: Any, args: Any, kwargs: dict[str, Any]) -> t
 
 
 def prove_isolation(model: Any, implementation: str, autocast: torch.dtype | None = None) -> None:
-    """Tries on the model that a document laid behind another has the logits that it has alone.
+    """Tests that a document after another one in a row has the same logits as alone.
 
     Args:
-        model: the model under the implementation.
-        implementation: its name.
-        autocast: type of mixed precision in training; flash kernels take nothing else.
+        model: the model, already switched to the implementation.
+        implementation: the name of the implementation.
+        autocast: dtype of mixed precision in training, if any. Flash kernels accept only half precision.
 
     Raises:
-        ConfigError: if they differ by more than rounding.
+        ConfigError: if the logits differ by more than rounding.
     """
     embedding = model.get_input_embeddings()
     device = next(embedding.parameters()).device
@@ -138,10 +138,11 @@ def prove_isolation(model: Any, implementation: str, autocast: torch.dtype | Non
     apart = float((both.float() - alone.float()).abs().max())
     # Half precision rounds at every layer, differently in batches of another shape; a leak moves logits by far more.
     if not apart <= max(1e-4, 16 * eps) * float(alone.abs().max()):
-        raise _refusal(model, implementation, f"behind another document, the logits of one move by {apart:.2g}")
+        raise _refusal(model, implementation, f"the logits of a document change by {apart:.2g} after another document")
 
 
-def _refusal(model: Any, implementation: str, seen: str) -> ConfigError:
-    what = f"model type {model.config.model_type} does not keep the documents of a batch apart with {implementation}"
-    fix = "set padding_free: false, without packing, or run without flash_attn"
-    return ConfigError(Problem(f"{what}: {seen}", "plugin flash_attn", fix))
+def _refusal(model: Any, implementation: str, reason: str) -> ConfigError:
+    model_type = model.config.model_type
+    what = f"the model type {model_type} does not keep the documents of a batch apart with {implementation}"
+    fix = "set padding_free: false and drop packing, or run without flash_attn"
+    return ConfigError(Problem(f"{what}: {reason}", "plugin flash_attn", fix))

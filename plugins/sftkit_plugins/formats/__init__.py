@@ -1,13 +1,16 @@
-"""The data formats that are recognised by their columns, and the user's own formatting function."""
+"""Data formats that are recognised by their columns, and the user's own formatting function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.api import ConfigError, Plugin, Problem, RunConfig, dataclass, hookimpl
+from pydantic.json_schema import SkipJsonSchema
+
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl
+from sftkit_plugins.formats.options import Loss, Role
 from sftkit_plugins.formats.recognise import recognise
-from sftkit_plugins.formats.user_function import UserFunction, resolve
+from sftkit_plugins.formats.user_function import UserFunction, import_function
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -18,26 +21,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Formats(Plugin):
-    """Recognises the data's format by its columns: messages, ShareGPT, prompt/completion, Alpaca, text."""
+    """Recognises the data format by its columns: messages, ShareGPT, prompt/completion, Alpaca, text."""
+
+    replaces: ClassVar[Mapping[str, str]] = {"dataset_text_field": "text_column"}
+
+    loss: Annotated[
+        Loss | None, Field(description="what to train: all, completion or assistant; default: depends on the format")
+    ] = None
+    turns: Annotated[
+        Literal["all", "last"],
+        Field(description="which turns of `roles` to train; `train: false` on a message overrides this"),
+    ] = "all"
+    roles: Annotated[tuple[Role, ...], Field(min_length=1, description="whose turns to train in conversations")] = (
+        "assistant",
+    )
+    text_column: Annotated[str, Field(description="name of the column of plain text")] = "text"
+    formatting: Annotated[
+        str | SkipJsonSchema[Callable[..., Any]] | None,
+        Field(description="your own formatting function, as `module:function`"),
+    ] = None
 
     @hookimpl
-    def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """What is wrong with ``data.formatting``, known before the data is read."""
+    def check_run(self) -> Iterator[Problem]:
+        """What is wrong with the option ``formatting``."""
         try:
-            if config.data.formatting is not None:
-                resolve(config.data.formatting)
+            if isinstance(self.formatting, str):
+                import_function(self.formatting)
         except ConfigError as error:
             yield from error.problems
 
     @hookimpl
-    def make_formatter(self, columns: Features, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Formatter:
-        """The formatter for the user's function, if one is given, else for the first format that fits the columns.
+    def make_formatter(self, columns: Features, tokenizer: PreTrainedTokenizerBase) -> Formatter:
+        """A formatter for the user's function, if there is one, else for the first format that fits the columns.
 
         Raises:
-            ConfigError: for a ``data.loss`` that the format has no place for, or conversations without a template.
-            DataError: if no format fits; it lists the columns and the formats.
+            ConfigError: if the format does not support the option ``loss``, or the tokenizer has no chat template
+                for conversations.
+            DataError: if no format fits the columns.
         """
-        if config.data.formatting is not None:
-            resolve(config.data.formatting)
-            return UserFunction(config.data.formatting, loss=config.data.loss)
-        return recognise(columns, tokenizer, config.data)
+        if self.formatting is not None:
+            return UserFunction(self.formatting, loss=self.loss)
+        return recognise(columns, tokenizer, self)

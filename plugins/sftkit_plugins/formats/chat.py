@@ -7,30 +7,30 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
-from sftkit.api import Columns, Document, Formatter, Loss, RowError, Skipped, Span
+from sftkit.api import Columns, Document, RowError, Skipped, Span
 from sftkit_plugins.formats.messages import PLAIN, read_messages, read_tools
+from sftkit_plugins.formats.options import ColumnFormatter, Loss
 from sftkit_plugins.formats.rendering import FIX, Messages, Region, Rendering, split
 from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
 from sftkit_plugins.formats.turns import Turns, turn_end
-from sftkit_plugins.formats.weights import KEYS, message_weight, weigh
+from sftkit_plugins.formats.weights import KEYS, message_weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat(Formatter):
-    """Conversations in one column, or as a prompt and its completion in two.
+class Chat(ColumnFormatter):
+    """Conversations in one column, or as a prompt and its completion in two columns.
 
-    What the assistant wrote is found exactly: by the template's ``{% generation %}`` markers, else by rendering parts
-    of the conversation and comparing.
+    The characters that the assistant wrote are found exactly: with the template's ``{% generation %}`` markers, or by
+    rendering parts of the conversation and comparing them.
 
     Args:
         columns: the column of messages, or those of the prompt and the completion.
-        template: the Jinja chat template, or several by name, of which ``tool_use`` is for rows with tools.
+        template: the Jinja chat template, or several by name; ``tool_use`` is for rows with tools.
         special_tokens: the tokenizer's, by name, for the template.
         loss: ``assistant`` (content and closing token of each assistant turn), ``completion`` or ``all``.
         has_tools: whether the data has a column ``tools``.
-        turns: which of the turns of ``roles`` are trained; ``train`` or ``weight`` on a message goes before it.
+        turns: which turns of ``roles`` are trained; ``train`` or ``weight`` on a message overrides this.
         roles: whose turns are trained.
-        weighted: whether the data has a column ``weight``.
     """
 
     columns: tuple[str, ...]
@@ -40,7 +40,6 @@ class Chat(Formatter):
     has_tools: bool = False
     turns: Literal["all", "last"] = "all"
     roles: tuple[str, ...] = ("assistant",)
-    weighted: bool = False
     _skeletons: dict[Any, tuple[Skeleton | None, list[int]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -49,19 +48,17 @@ class Chat(Formatter):
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the skeletons, so that a used formatter pickles to the same bytes as a fresh one."""
+        """Without the skeletons, so that a used formatter pickles to the same bytes as a new one."""
         return {**self.__dict__, "_skeletons": {}}
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+    def documents(self, rows: Columns) -> list[Document | Skipped]:
         """The rendered conversations as spans.
 
         Raises:
-            RowError: for what is no conversation, what the template refuses, or where it cannot be told which
-                characters are the assistant's; for weights that are none.
+            RowError: for a value that is not a conversation, messages that the template rejects, a template that does
+                not reveal what the assistant wrote, or an invalid weight.
         """
-        length = len(rows[self.columns[0]])
-        documents = [self._document(rows, index) for index in range(length)]
-        return weigh(documents, rows) if self.weighted else documents
+        return [self._document(rows, index) for index in range(len(rows[self.columns[0]]))]
 
     def _document(self, rows: Columns, index: int) -> Document | Skipped:
         parts = [read_messages(rows[column][index], index, column) for column in self.columns]
@@ -87,7 +84,7 @@ class Chat(Formatter):
         return split(text, [region for _, region in found], [trained[number] for number, _ in found])
 
     def _plain(self, rendering: Rendering, messages: Messages, trained: dict[int, float]) -> Document | Skipped:
-        """A conversation of nothing but roles and contents, and the weights of its trained messages."""
+        """A conversation of nothing but roles and contents, with the weights of its trained messages."""
         if not trained:
             return self._untrained()
         key = tuple([message["role"] for message in messages]), tuple(sorted(trained))
@@ -105,7 +102,7 @@ class Chat(Formatter):
         return Skipped(f"no {' or '.join(self.roles)} turn")
 
     def _chosen(self, messages: Messages) -> set[int]:
-        """The messages that are trained if they do not say otherwise."""
+        """The messages that are trained unless their own keys say otherwise."""
         chosen = [number for number, message in enumerate(messages) if message["role"] in self.roles]
         return set(chosen[-1:] if self.turns == "last" else chosen)
 
@@ -114,13 +111,14 @@ class Chat(Formatter):
             return Skipped("empty completion")
         if messages[prompt]["role"] != "assistant":
             what = f"the completion begins with a message of the role {messages[prompt]['role']}"
-            raise RowError(rendering.index, what, "let it begin with an assistant message, or use data.loss: assistant")
+            fix = "begin it with an assistant message, or set formats:loss=assistant"
+            raise RowError(rendering.index, what, fix)
         text = rendering.text(messages)
         start = Turns(rendering, messages, text).start(prompt)
         return split(text, [(start, turn_end(text, start, len(text), messages[-1]))])
 
     def _trained_turns(self, messages: Messages, index: int) -> tuple[Messages, dict[int, float]]:
-        """The messages without the keys ``train`` and ``weight``, and the weights of those that are trained."""
+        """The messages without the keys ``train`` and ``weight``, and the weights of the trained messages."""
         trained = dict.fromkeys(self._chosen(messages), 1.0)
         if not any("train" in message or "weight" in message for message in messages):
             return messages, trained
@@ -129,9 +127,9 @@ class Chat(Formatter):
             if weight is None:
                 continue
             if self.loss != "assistant":
-                given = next(key for key in KEYS if message.get(key) is not None)
-                what = f"message {number + 1} has the key {given}, and data.loss is {self.loss}"
-                raise RowError(index, what, "use data.loss: assistant, or remove the key")
+                key = next(key for key in KEYS if message.get(key) is not None)
+                what = f"message {number + 1} has the key {key}, which has no effect with loss={self.loss}"
+                raise RowError(index, what, "remove the key, or set formats:loss=assistant")
             if weight:
                 trained[number] = weight
             else:
@@ -145,12 +143,12 @@ class Chat(Formatter):
 
 
 def _skeleton(rendering: Rendering, messages: Messages, trained: Collection[int]) -> tuple[Skeleton | None, list[int]]:
-    """The skeleton, and whose message each of its regions is."""
+    """The skeleton, and the number of the message that each of its regions belongs to."""
     masked = stand_ins(messages)
     try:
         text = rendering.text(masked)
         found = find_regions(rendering, masked, text, trained)
-    except RowError:  # found out on the row itself, which tells it better
+    except RowError:  # the row itself raises a clearer error
         return None, []
     return Skeleton.of(text, [region for _, region in found]), [number for number, _ in found]
 
@@ -158,13 +156,15 @@ def _skeleton(rendering: Rendering, messages: Messages, trained: Collection[int]
 def find_regions(
     rendering: Rendering, messages: Messages, text: str, trained: Collection[int]
 ) -> list[tuple[int, Region]]:
-    """Where the trained messages lie in the rendered whole: by the template's markers, else by rendering parts of it.
+    """Where the trained messages are in the rendered conversation.
+
+    They are found with the template's markers, or by rendering parts of the conversation.
 
     Returns:
         Regions in order, each with the number of its message; a message may have several.
 
     Raises:
-        RowError: if that does not tell, or the template leaves out what is to be trained.
+        RowError: if a message cannot be located, or the template leaves out a part of it.
     """
     turns = Turns(rendering, messages, text)
     turns.check_rendered(trained)
@@ -178,14 +178,14 @@ def find_regions(
 def _marked(
     turns: Turns, rendering: Rendering, messages: Messages, trained: Collection[int]
 ) -> list[tuple[int, Region]]:
-    """What the markers enclose of the trained turns, without the generation prompt and the white space behind."""
+    """The marked regions of the trained turns, without the generation prompt and trailing whitespace."""
     regions = rendering.marked(messages, turns.text)
     assistant = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     starts = {number: _start(turns, number) for number in assistant}
     unknown = None in starts.values()
     if len(regions) != len(assistant) and unknown and not set(trained) >= set(assistant):
         what = f"the chat template marks {len(regions)} regions for {len(assistant)} assistant turns"
-        raise RowError(rendering.index, f"{what}, and it cannot be told whose each is", FIX)
+        raise RowError(rendering.index, f"{what}, so it is unclear which turn each region belongs to", FIX)
     found = []
     for at, (start, end) in enumerate(regions):
         if len(regions) == len(assistant):

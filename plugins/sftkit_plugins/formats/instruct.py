@@ -1,4 +1,4 @@
-"""Formats whose columns are text: plain text, prompt and completion, Alpaca."""
+"""Formats with columns of text: plain text, prompt and completion, Alpaca."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftkit.api import Columns, Document, Formatter, Loss, RowError, Skipped, Span
-from sftkit_plugins.formats.weights import weigh
+from sftkit.api import Columns, Document, RowError, Skipped, Span
+from sftkit_plugins.formats.options import ColumnFormatter, Loss
 
 EMPTY = Skipped("empty text")
 
@@ -23,60 +23,50 @@ _ALPACA_WITHOUT_INPUT = (
 )
 
 
-@dataclass(frozen=True)
-class Text(Formatter):
-    """Plain text, trained on throughout."""
+@dataclass(frozen=True, kw_only=True)
+class Text(ColumnFormatter):
+    """Plain text. All of it is trained."""
 
-    column: str
+    column: str = "text"
     loss: Loss = "all"
-    weighted: bool = False
-    """Whether the data has a column ``weight``."""
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
-        """One trained span a row."""
-        texts = _texts(rows, self.column)
-        documents: list[Document | Skipped] = [(Span(text, True),) if text else EMPTY for text in texts]
-        return weigh(documents, rows) if self.weighted else documents
+    def documents(self, rows: Columns) -> list[Document | Skipped]:
+        """One trained span per row."""
+        return [(Span(text, True),) if text else EMPTY for text in _texts(rows, self.column)]
 
 
-@dataclass(frozen=True)
-class PromptCompletion(Formatter):
-    """A prompt, and the completion that directly follows it."""
+@dataclass(frozen=True, kw_only=True)
+class PromptCompletion(ColumnFormatter):
+    """A prompt, directly followed by a completion."""
 
     loss: Loss = "completion"
-    weighted: bool = False
-    """Whether the data has a column ``weight``."""
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+    def documents(self, rows: Columns) -> list[Document | Skipped]:
         """A span for the prompt and one for the completion."""
-        documents = _pairs(_texts(rows, "prompt"), _texts(rows, "completion"), self.loss)
-        return weigh(documents, rows) if self.weighted else documents
+        return _pairs(_texts(rows, "prompt"), _texts(rows, "completion"), self.loss)
 
 
-@dataclass(frozen=True)
-class Alpaca(Formatter):
-    """Instruction, perhaps input, and output, in the prompt of Stanford Alpaca (Taori et al., 2023).
+@dataclass(frozen=True, kw_only=True)
+class Alpaca(ColumnFormatter):
+    """Instruction, optional input, and output, with the prompt of Stanford Alpaca (Taori et al., 2023).
 
-    The prompt is that of the released data's ``text`` column: a newline stands between ``### Response:`` and the
+    The prompt is that of the column ``text`` of the released data: a line break separates ``### Response:`` from the
     output.
     """
 
     loss: Loss = "completion"
-    weighted: bool = False
-    """Whether the data has a column ``weight``."""
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
-        """A span for the prompt and one for the output; a null or empty ``input`` takes the prompt without input."""
+    def documents(self, rows: Columns) -> list[Document | Skipped]:
+        """A span for the prompt and one for the output. Rows without input use the prompt without input."""
         instructions, outputs = _texts(rows, "instruction"), _texts(rows, "output")
         inputs = _texts(rows, "input", nullable=True) if "input" in rows else [None] * len(outputs)
         prompts = [
-            _ALPACA_WITH_INPUT.format(instruction=instruction, input=given)
-            if given
+            _ALPACA_WITH_INPUT.format(instruction=instruction, input=text)
+            if text
             else _ALPACA_WITHOUT_INPUT.format(instruction=instruction)
-            for instruction, given in zip(instructions, inputs, strict=True)
+            for instruction, text in zip(instructions, inputs, strict=True)
         ]
-        documents = _pairs(prompts, outputs, self.loss)
-        return weigh(documents, rows) if self.weighted else documents
+        return _pairs(prompts, outputs, self.loss)
 
 
 def _texts(rows: Columns, column: str, *, nullable: bool = False) -> Sequence[Any]:
@@ -86,7 +76,7 @@ def _texts(rows: Columns, column: str, *, nullable: bool = False) -> Sequence[An
     for index, text in enumerate(texts):
         if not isinstance(text, str) and not (nullable and text is None):
             found = "null" if text is None else f"of type {type(text).__name__}, not text"
-            raise RowError(index, f"column {column!r} is {found}", "fill it in, or remove the row")
+            raise RowError(index, f"column {column!r} is {found}", "fill in the text, or remove the row")
     return texts
 
 

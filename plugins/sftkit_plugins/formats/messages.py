@@ -1,11 +1,12 @@
-"""Conversations as they are found in data, brought into the one shape that chat templates take."""
+"""Conversations as found in data, converted to the form that chat templates expect."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, get_args
 
-from sftkit.api import Role, RowError
+from sftkit.api import RowError
+from sftkit_plugins.formats.options import Role
 
 ROLES = get_args(Role)
 SHAREGPT_ROLES = {
@@ -21,16 +22,16 @@ SHAREGPT_ROLES = {
 }
 PLAIN = {"role", "content"}
 REASONING = ("reasoning_content", "thinking", "reasoning")
-_SHAPE = "each message is {role, content} or {from, value}"
+_SHAPE = "write each message as {role, content} or {from, value}"
 
 
 def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:
-    """The messages of one row as ``{role, content, ...}``, without the nulls that Arrow adds for absent keys.
+    """The messages of one row as ``{role, content, ...}``, without the nulls that Arrow adds for missing keys.
 
-    A message may be the one given, and is not to be changed.
+    A returned message may be the object in the data: do not change it.
 
     Raises:
-        RowError: for anything that is no conversation; naming the column and the message.
+        RowError: for a value that is not a conversation; names the column and the message.
     """
     if not isinstance(value, list):
         raise RowError(index, f"column {column!r} is {_kind(value)}, not a list of messages", _SHAPE)
@@ -58,15 +59,15 @@ def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:
 
 
 def _name_reasoning(message: dict[str, Any]) -> None:
-    """Reasoning under each name that templates read it by, as the newer releases of transformers give it."""
-    given = next((message[key] for key in REASONING if key in message), None)
-    if given is not None and message.get("role") == "assistant":
-        message.setdefault("thinking", given)
-        message["reasoning_content"] = given
+    """Store reasoning under each name that templates use, as recent releases of transformers do."""
+    reasoning = next((message[key] for key in REASONING if key in message), None)
+    if reasoning is not None and message.get("role") == "assistant":
+        message.setdefault("thinking", reasoning)
+        message["reasoning_content"] = reasoning
 
 
 def _read_calls(value: Any, index: int, where: str) -> list[dict[str, Any]]:
-    """Tool calls whose arguments are mappings, as templates take them; all or parts may be JSON text."""
+    """Tool calls with mappings as arguments, which templates expect; all of it or parts may be JSON text."""
     try:
         calls = json.loads(value) if isinstance(value, str) else value
         calls = [json.loads(call) if isinstance(call, str) else call for call in calls]
@@ -75,9 +76,9 @@ def _read_calls(value: Any, index: int, where: str) -> list[dict[str, Any]]:
             for call in calls
         ]
     except (TypeError, KeyError, ValueError) as error:
-        what = f"{where}: tool_calls cannot be read: {type(error).__name__}: {error}"
+        what = f"{where}: cannot read tool_calls: {type(error).__name__}: {error}"
         fix = (
-            'write a list of {"type": "function", "function": {"name": ..., "arguments": {...}}}, perhaps as JSON text'
+            'write a list of {"type": "function", "function": {"name": ..., "arguments": {...}}}, or this as JSON text'
         )
         raise RowError(index, what, fix) from None
     return calls
@@ -94,7 +95,7 @@ def _read_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A copy without the keys whose value is None, at any depth: the columnar store gives every row every key."""
+    """A copy without keys whose value is None, at any depth: in a columnar store every row has every key."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -103,12 +104,12 @@ def without_nulls(value: Any) -> Any:
 
 
 def read_tools(value: Any, index: int) -> list[dict[str, Any]] | None:
-    """The tools of one row: a list of JSON schemas, or such a list (or each of its items) as JSON text.
+    """The tools of one row, from a list of JSON schemas; the list or its items may be JSON text.
 
     Raises:
         RowError: if it is neither.
     """
-    fix = "give a list of tool descriptions (JSON schemas), or the same as JSON text"
+    fix = "use a list of tool descriptions (JSON schemas), or this as JSON text"
     try:
         tools = json.loads(value) if isinstance(value, str) and value.strip() else value
         if not tools:
@@ -125,7 +126,7 @@ def read_tools(value: Any, index: int) -> list[dict[str, Any]] | None:
 def _from_sharegpt(message: dict[str, Any], index: int, where: str) -> dict[str, Any]:
     sender = message["from"]
     if sender not in SHAREGPT_ROLES:
-        raise RowError(index, f"{where}: unknown 'from' {sender!r}", f"it is one of: {', '.join(SHAREGPT_ROLES)}")
+        raise RowError(index, f"{where}: unknown 'from' {sender!r}", f"use one of: {', '.join(SHAREGPT_ROLES)}")
     rest = {key: item for key, item in message.items() if key not in ("from", "value")}
     if sender == "function_call":
         return {**rest, "role": "assistant", "tool_calls": _tool_calls(message.get("value"), index, where)}
@@ -141,7 +142,7 @@ def _tool_calls(value: Any, index: int, where: str) -> list[dict[str, Any]]:
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
         fix = 'write {"name": ..., "arguments": {...}} as JSON, or a list of these'
-        raise RowError(index, f"{where}: the value of a function_call is no call", fix)
+        raise RowError(index, f"{where}: the value of this function_call is not a call", fix)
     return [{"type": "function", "function": call} for call in calls]
 
 
@@ -149,15 +150,15 @@ def _check(message: dict[str, Any], index: int, where: str) -> None:
     if "role" not in message:
         raise RowError(index, f"{where} has no role", _SHAPE)
     if message["role"] not in ROLES:
-        raise RowError(index, f"{where}: unknown role {message['role']!r}", f"it is one of: {', '.join(ROLES)}")
+        raise RowError(index, f"{where}: unknown role {message['role']!r}", f"use one of: {', '.join(ROLES)}")
     calls = message["role"] == "assistant" and (message.get("tool_calls") or message.get("function_call"))
     if "content" not in message and not calls:
-        raise RowError(index, f"{where} ({message['role']}) has no content", "fill it in, or remove the row")
+        raise RowError(index, f"{where} ({message['role']}) has no content", "fill in the content, or remove the row")
 
 
 def _joined_text(content: Any, index: int, where: str) -> str:
-    """The text of content given in parts. Many templates would print the list itself into the text."""
-    fix = "content is text, or a list of {type: text, text: ...}"
+    """The text of content in parts, joined. Many templates would print the list itself."""
+    fix = "write the content as text, or as a list of {type: text, text: ...}"
     if not isinstance(content, list):
         raise RowError(index, f"{where}: content is {_kind(content)}, not text", fix)
     for part in content:

@@ -1,57 +1,65 @@
-"""Which format a data set is in, by the names and types of its columns."""
+"""Which format a data set has, by the names and types of its columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from sftkit.api import ConfigError, DataError, DataSection, Formatter, Loss, Problem, nearest
+from sftkit.api import ConfigError, DataError, Formatter, Problem, nearest
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
+from sftkit_plugins.formats.options import Loss
 from sftkit_plugins.formats.weights import COLUMN, has_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sftkit_plugins.formats import Formats
+
 _TEXT_TYPES = ("string", "large_string", "string_view")
 _LACKS = {"completion": "no completion", "assistant": "no assistant turns"}
 
 
-def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Formatter:
+def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: Formats) -> Formatter:
     """The formatter of the first format that fits: messages, conversations, prompt/completion, Alpaca, text.
 
-    A ``data.text_column`` other than the default has been asked for, and goes before all of them.
+    A ``text_column`` other than the default was set by the user and overrides all formats.
 
     Raises:
-        ConfigError: for a ``data.loss`` that the format has no place for, or conversations without a template.
-        DataError: if no format fits, or a column ``weight`` holds no numbers.
+        ConfigError: if the format does not support the option ``loss``, or the tokenizer has no chat template for
+            conversations.
+        DataError: if no format fits, or a column ``weight`` does not hold numbers.
     """
     names = {name for name, feature in columns.items() if is_text(feature)}
     chats = {name for name, feature in columns.items() if is_messages(feature)}
-    if data.text_column != "text":
-        return _named_text(columns, names, data)
+
+    def loss(form: str, default: Loss, *others: Loss) -> dict[str, Any]:
+        return {"loss": _loss(options, form, default, *others), "loss_is_set": options.loss is not None}
+
+    if options.text_column != "text":
+        return _named_text(columns, names, options.text_column, loss("text", "all"))
     for column in ("messages", "conversations"):
         if column in chats:
-            return _chat((column,), columns, tokenizer, _loss(data, "messages", "assistant", "all"), data)
+            return _chat((column,), columns, tokenizer, options, loss("messages", "assistant", "all"))
     if {"prompt", "completion"} <= chats:
-        loss = _loss(data, "prompt/completion", "completion", "assistant", "all")
-        return _chat(("prompt", "completion"), columns, tokenizer, loss, data)
+        chosen = loss("prompt/completion", "completion", "assistant", "all")
+        return _chat(("prompt", "completion"), columns, tokenizer, options, chosen)
     if {"prompt", "completion"} <= names:
-        return PromptCompletion(_loss(data, "prompt/completion", "completion", "all"), has_weights(columns))
+        return PromptCompletion(**loss("prompt/completion", "completion", "all"), weighted=has_weights(columns))
     if {"instruction", "output"} <= names:
-        return Alpaca(_loss(data, "Alpaca", "completion", "all"), has_weights(columns))
+        return Alpaca(**loss("Alpaca", "completion", "all"), weighted=has_weights(columns))
     if "text" in names:
-        return Text("text", _loss(data, "text", "all"), has_weights(columns))
+        return Text(**loss("text", "all"), weighted=has_weights(columns))
     raise DataError(_no_format(columns))
 
 
 def is_text(feature: Any) -> bool:
-    """Whether a column's type is text."""
+    """Whether a column holds text."""
     return getattr(feature, "dtype", None) in _TEXT_TYPES
 
 
 def is_messages(feature: Any) -> bool:
-    """Whether a column's type is a list of ``{role, content}`` or ``{from, value}``, or JSON of any shape."""
+    """Whether a column holds lists of ``{role, content}`` or ``{from, value}``, or JSON of any shape."""
     if _is_json(feature):
         return True
     element = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
@@ -64,66 +72,69 @@ def _is_json(feature: Any) -> bool:
     return type(feature).__name__ == "Json"
 
 
-def _loss(data: DataSection, form: str, default: Loss, *others: Loss) -> Loss:
-    if data.loss is None or data.loss in (default, *others):
-        _check_turns(data, data.loss or default, form)
-        return data.loss or default
-    if form == "text":
-        fix = "use data.loss: all, or -p completion_only:response_template=... without data.loss"
-    else:
-        fix = f"use data.loss: {default} (the default here), or all"
-    what = f"{data.loss} cannot be trained: data in the {form} format has {_LACKS[data.loss]}"
-    raise ConfigError(Problem(what, "data.loss", fix, ("data", "loss")))
+def _loss(options: Formats, form: str, default: Loss, *others: Loss) -> Loss:
+    """The option ``loss``, or the default of the format; checked against what the format supports."""
+    loss = options.loss or default
+    if loss not in (default, *others):
+        fix = f"use loss={default} (the default for this format)" + (" or loss=all" if default != "all" else "")
+        if form == "text":
+            fix += ", or plugin completion_only without the option loss"
+        what = f"loss={loss} is not possible: data in the {form} format has {_LACKS[loss]}"
+        raise ConfigError(_option_problem("loss", what, fix))
+    chosen = {"turns": options.turns != "all", "roles": options.roles != ("assistant",)}
+    if loss != "assistant" and any(chosen.values()):
+        option = next(name for name, is_set in chosen.items() if is_set)
+        what = f"{option} has no effect with loss={loss} (data in the {form} format)"
+        raise ConfigError(_option_problem(option, what, "remove the option, or use loss=assistant with conversations"))
+    return loss
 
 
-def _check_turns(data: DataSection, loss: Loss, form: str) -> None:
-    chosen = [key for key in ("turns", "roles") if getattr(data, key) != DataSection.model_fields[key].default]
-    if loss != "assistant" and chosen:
-        what = f"it chooses turns, and data.loss is {loss} (data in the {form} format)"
-        raise ConfigError(Problem(what, f"data.{chosen[0]}", "use data.loss: assistant", ("data", chosen[0])))
+def _option_problem(option: str, what: str, fix: str) -> Problem:
+    return Problem(what, f"plugin formats, option {option}", fix, ("plugins", "formats", option))
 
 
 def _chat(
     chat_columns: tuple[str, ...],
     columns: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    loss: Loss,
-    data: DataSection,
+    options: Formats,
+    loss: dict[str, Any],
 ) -> Chat:
     template = getattr(tokenizer, "chat_template", None)
     if not template or (isinstance(template, Mapping) and "default" not in template):
-        which = "no chat template" if not template else f"chat templates {sorted(template)} and no default"
-        what = f"the column {chat_columns[0]!r} holds conversations, and the tokenizer has {which}"
-        fix = "set one: -p chatml, or name the tokenizer of a chat model as model.tokenizer"
+        which = "no chat template" if not template else f"only the chat templates {sorted(template)}, and no default"
+        what = f"the column {chat_columns[0]!r} holds conversations, but the tokenizer has {which}"
+        fix = "set a chat template with -p chatml, or set model.tokenizer to the tokenizer of a chat model"
         raise ConfigError(Problem(what, "chat template", fix))
     specials = cast("Mapping[str, Any]", tokenizer.special_tokens_map)
     return Chat(
         columns=chat_columns,
         template=template if isinstance(template, str) else dict(template),
         special_tokens=dict(specials),
-        loss=loss,
         has_tools="tools" in columns,
-        turns=data.turns,
-        roles=tuple(data.roles),
+        turns=options.turns,
+        roles=options.roles,
         weighted=has_weights(columns),
+        **loss,
     )
 
 
-def _named_text(columns: Mapping[str, Any], names: set[str], data: DataSection) -> Text:
-    column = data.text_column
+def _named_text(columns: Mapping[str, Any], names: set[str], column: str, loss: dict[str, Any]) -> Text:
     if column not in names:
-        what = f"it is of type {_type(columns[column])}, not text" if column in columns else "no such column"
-        fix = nearest(column, names) or f"columns of text: {', '.join(sorted(names)) or 'none'}"
-        raise DataError(Problem(f"{what}: {column!r}", "data.text_column", fix, ("data", "text_column")))
-    return Text(column, _loss(data, "text", "all"), column != COLUMN and has_weights(columns))
+        what = f"no such column: {column!r}"
+        if column in columns:
+            what = f"column {column!r} is of type {_type(columns[column])}, not text"
+        fix = nearest(column, names) or f"use a column of text: {', '.join(sorted(names)) or 'there is none'}"
+        raise DataError(_option_problem("text_column", what, fix))
+    return Text(column=column, weighted=column != COLUMN and has_weights(columns), **loss)
 
 
 def _no_format(columns: Mapping[str, Any]) -> Problem:
     found = ", ".join(f"{name} ({_type(feature)})" for name, feature in columns.items()) or "none"
     accepted = (
         "rename columns to one of: messages (list of {role, content}); conversations (list of {from, value}); "
-        "prompt and completion (both text, or both lists of messages); instruction, output and perhaps input (text); "
-        "text; or name the column as data.text_column, or give your own function as data.formatting"
+        "prompt and completion (both text, or both lists of messages); instruction, output and optional input (text); "
+        "text. Or set formats:text_column to the name of a text column, or formats:formatting to your own function"
     )
     return Problem(f"no format fits these columns: {found}", "data", accepted)
 

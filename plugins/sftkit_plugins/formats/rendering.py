@@ -16,7 +16,7 @@ Region = tuple[int, int]
 Messages = list[dict[str, Any]]
 
 _MARKER = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
-FIX = "use a chat template with {% generation %} markers (-p chatml has them), or data.loss: all"
+FIX = "use a chat template with {% generation %} markers, such as -p chatml, or set formats:loss=all"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Rendering:
     Attributes:
         template: the Jinja chat template.
         special_tokens: the tokenizer's, by name.
-        tools: of this row.
-        index: the row's place in its batch, for errors.
+        tools: the tools of this row.
+        index: position of the row in its batch, for errors.
     """
 
     template: str
@@ -36,29 +36,29 @@ class Rendering:
     index: int
 
     def text(self, messages: Messages, *, prompt: bool = False) -> str:
-        """The rendered messages, with ``prompt`` up to where the assistant would go on.
+        """The rendered messages; with ``prompt``, up to where the assistant would continue.
 
         Raises:
-            RowError: if the template refuses the messages.
+            RowError: if the template rejects the messages.
         """
         try:
             template, names = _compiled(self.template)
-            given = {"messages": messages, "tools": self.tools, "documents": None, "add_generation_prompt": prompt}
-            context = template.new_context({**names, **self.special_tokens, **given}, shared=True)
+            values = {"messages": messages, "tools": self.tools, "documents": None, "add_generation_prompt": prompt}
+            context = template.new_context({**names, **self.special_tokens, **values}, shared=True)
             return "".join(template.root_render_func(context))
         except Exception as error:  # a template runs the user's Jinja, which may raise anything
-            raise self._refused(messages, error) from error
+            raise self._rejected(messages, error) from error
 
     @property
     def has_markers(self) -> bool:
-        """Whether the template says with ``{% generation %}`` what the assistant writes."""
+        """Whether the template marks with ``{% generation %}`` what the assistant writes."""
         return _MARKER.search(self.template) is not None
 
     def marked(self, messages: Messages, text: str) -> list[Region]:
-        """What the template's generation markers enclose of the rendered messages; regions that touch are one.
+        """The regions inside the template's generation markers; adjacent regions are merged.
 
         Raises:
-            RowError: if the template refuses the messages, or the markers do not enclose what the assistant wrote.
+            RowError: if the template rejects the messages, or the markers do not enclose what the assistant wrote.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -71,10 +71,11 @@ class Rendering:
                 **self.special_tokens,
             )
         except Exception as error:
-            raise self._refused(messages, error) from error
+            raise self._rejected(messages, error) from error
         if texts[0] != text:
-            what = "the chat template's {% generation %} markers change what is rendered"
-            raise RowError(self.index, what, "set no variables inside them, or use -p chatml")
+            what = "the chat template's {% generation %} markers change the rendered text"
+            fix = "do not set variables between the markers, or use another template, such as -p chatml"
+            raise RowError(self.index, what, fix)
         regions: list[Region] = []
         for start, end in ((int(start), int(end)) for start, end in marked[0]):
             if regions and start == regions[-1][1]:
@@ -85,21 +86,22 @@ class Rendering:
         in_order = all(before <= start <= end <= len(text) for before, (start, end) in zip(ends, regions, strict=False))
         if not in_order or not _covers_content(text, regions, messages):
             what = "the chat template's {% generation %} markers do not enclose what the assistant wrote"
-            raise RowError(self.index, what, "put the markers around it, outside of any macro, or use -p chatml")
+            fix = "put the markers around it, outside of any macro, or use another template, such as -p chatml"
+            raise RowError(self.index, what, fix)
         return regions
 
-    def _refused(self, messages: Messages, error: Exception) -> RowError:
+    def _rejected(self, messages: Messages, error: Exception) -> RowError:
         roles = ", ".join(message["role"] for message in messages) or "none"
-        what = f"the chat template refuses the messages (roles: {roles}): {type(error).__name__}: {error}"
-        return RowError(self.index, what, "change the messages, or use another template, as -p chatml")
+        what = f"the chat template rejects the messages (roles: {roles}): {type(error).__name__}: {error}"
+        return RowError(self.index, what, "change the messages, or use another template, such as -p chatml")
 
 
 @functools.lru_cache(8)
 def _compiled(template: str) -> tuple[Any, dict[str, Any]]:
-    """The template as transformers compiles it, and the names that its environment knows.
+    """The template as transformers compiles it, and the global names of its environment.
 
-    Its own rendering function prepares far more at each call, and Jinja's merges these names anew. Generation markers
-    are only scopes here, as ``with`` is, which cost no call.
+    This is faster than the rendering functions of transformers and Jinja, which prepare much more for each call.
+    Generation markers become ``with`` blocks, which are scopes too and need no extra call.
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -108,7 +110,7 @@ def _compiled(template: str) -> tuple[Any, dict[str, Any]]:
 
 
 def split(text: str, regions: Sequence[Region], weights: Iterable[float] = repeat(1.0)) -> Document:
-    """The text as spans, trained inside the regions with their weights."""
+    """The text as spans: the regions are trained, with their weights."""
     spans, done = [], 0
     for (start, end), weight in zip(regions, weights, strict=False):
         if start > done:
@@ -122,9 +124,9 @@ def split(text: str, regions: Sequence[Region], weights: Iterable[float] = repea
 
 
 def _covers_content(text: str, regions: Sequence[Region], messages: Messages) -> bool:
-    """Whether the regions hold what an assistant wrote, of that which the template renders unchanged.
+    """Whether the regions contain what the assistant wrote, as far as the template renders it unchanged.
 
-    The markers' places are counted wrongly inside macros, by what the macro has written so far.
+    Inside macros, Jinja reports wrong positions of the markers: they are relative to the macro's own output.
     """
     contents = [message.get("content", "").strip() for message in messages if message["role"] == "assistant"]
     rendered = [content for content in contents if content and content in text]

@@ -1,4 +1,4 @@
-"""Where contents lie in a rendered conversation: found once for each order of roles, and proved for each row."""
+"""Where the contents are in a rendered conversation: found once per sequence of roles, and verified for each row."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from sftkit_plugins.formats.rendering import Region
 
 Place = tuple[int, int]
-"""The number of a literal, and a place in it."""
+"""The index of a literal, and a position in it."""
 
-# A private-use character begins and ends a stand-in: no template splits or strips it, and no data is likely to hold it.
+# Stand-ins begin and end with private-use characters: templates do not split or strip them, and data hardly ever
+# contains them.
 _SENTINEL = re.compile("\ue0f0(\\d+)\ue0f1")
 
 
 def stand_ins(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with a stand-in for each content."""
+    """The messages, with a stand-in in place of each content."""
     return [{**message, "content": f"\ue0f0{index}\ue0f1"} for index, message in enumerate(messages)]
 
 
@@ -26,9 +27,9 @@ class Skeleton:
     """What a template writes around the contents of conversations with the same roles.
 
     Attributes:
-        literals: the text before, between and behind the contents.
-        order: which message's content stands between each literal and the next.
-        regions: the trained regions, by literal and place.
+        literals: the text before, between and after the contents.
+        order: the index of the message whose content is between each literal and the next.
+        regions: the trained regions, by literal and position.
     """
 
     literals: tuple[str, ...]
@@ -37,7 +38,7 @@ class Skeleton:
 
     @classmethod
     def of(cls, text: str, regions: Sequence[Region]) -> Skeleton | None:
-        """From a conversation rendered with stand-ins; None where a region begins or ends inside one."""
+        """From a conversation rendered with stand-ins; None if a region begins or ends inside a stand-in."""
         pieces = _SENTINEL.split(text)
         literals, order = tuple(pieces[::2]), tuple(map(int, pieces[1::2]))
         starts, at = [], 0
@@ -53,24 +54,23 @@ class Skeleton:
         return cls(literals, order, tuple(places))
 
     def find(self, text: str, contents: Sequence[str]) -> list[Region] | None:
-        """The regions in a rendered conversation, if it is the literals with the contents between them.
+        """The regions in a rendered conversation, or None if the text is not the literals with the contents between.
 
-        A content stands as it is, or without the white space around it. That the whole text is used up proves
-        where each lies; None where it is not.
+        A content may be unchanged or stripped. The match covers the whole text, which proves where each content is.
         """
         starts, at = [0], len(self.literals[0])
         if not text.startswith(self.literals[0]):
             return None
         for number, index in enumerate(self.order):
-            behind = self.literals[number + 1]
+            after = self.literals[number + 1]
             for content in (contents[index], contents[index].strip()):
                 end = at + len(content)
-                if text.startswith(content, at) and text.startswith(behind, end):
+                if text.startswith(content, at) and text.startswith(after, end):
                     break
             else:
                 return None
             starts.append(end)
-            at = end + len(behind)
+            at = end + len(after)
         if at != len(text):
             return None
         return [(starts[low] + first, starts[high] + end) for (low, first), (high, end) in self.regions]

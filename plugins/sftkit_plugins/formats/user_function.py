@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import Self
+
 from sftkit.api import (
     WEIGHT_FIX,
     Columns,
@@ -17,7 +20,6 @@ from sftkit.api import (
     DataError,
     Document,
     Formatter,
-    Loss,
     Problem,
     RowError,
     Skipped,
@@ -25,25 +27,27 @@ from sftkit.api import (
     is_weight,
     nearest,
 )
+from sftkit_plugins.formats.options import Loss, two_choices
 
 NOTHING = Skipped("the formatting function returned nothing")
-_KEY = ("data", "formatting")
+WHERE = "plugin formats, option formatting"
+_KEY = ("plugins", "formats", "formatting")
 _RETURNS = (
-    "return for one row a text or a list of (text, trained) pairs, perhaps with a weight behind, or for a batch "
-    "(a mapping of column to list) a list with one of these for each row"
+    "for one row, return text or a list of (text, trained) or (text, trained, weight); for a batch (a mapping of "
+    "column to list), return a list with one of these per row"
 )
 
 
 @dataclass(frozen=True)
 class UserFunction(Formatter):
-    """A function given as ``data.formatting``, as a callable or ``module:function``.
+    """The function of the option ``formatting``, as a callable or ``module:function``.
 
-    It is called with one row, or with a batch of rows as columns: which of the two is found out on the first batch,
-    by calling it with three rows as columns. A list of three documents makes it a function of batches.
+    It is called with one row, or with a batch of rows as columns. The first batch decides which: the function is called
+    with three rows as columns, and if it returns a list of three documents, it is a function of batches.
 
     Args:
         function: the callable or its name.
-        loss: ``data.loss``: ``all`` trains on everything, anything else on the spans that are marked.
+        loss: the option ``loss``: ``all`` trains everything, any other value the spans that are marked as trained.
     """
 
     function: str | Callable[..., Any]
@@ -51,16 +55,31 @@ class UserFunction(Formatter):
     _found: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was found out, so that a used formatter pickles to the same bytes as a fresh one."""
+        """Without what was found out, so that a used formatter pickles to the same bytes as a new one."""
         return {"function": self.function, "loss": self.loss, "_found": {}}
+
+    @property
+    def needs_original_rows(self) -> bool:
+        """True: the function expects the columns of the data."""
+        return True
+
+    def defer_loss(self, plugin: str) -> Self:
+        """A formatter that trains everything.
+
+        Raises:
+            ConfigError: if the user has set the option ``loss``.
+        """
+        if self.loss is not None:
+            raise two_choices(self.loss, plugin)
+        return dataclasses.replace(self, loss="all")
 
     def __call__(self, rows: Columns) -> list[Document | Skipped]:
         """What the function returns, as spans.
 
         Raises:
-            RowError: if the function raises, or returns no document, for a row.
-            DataError: if it is neither a function of rows nor of batches.
-            ConfigError: if it returns texts where ``data.loss`` wants a part of them.
+            RowError: if the function raises an exception for a row, or returns something that is not a document.
+            DataError: if it works neither for rows nor for batches.
+            ConfigError: if it returns plain text, but ``loss`` asks for a part of it.
         """
         length = len(next(iter(rows.values()), ()))
         if not length:
@@ -71,27 +90,29 @@ class UserFunction(Formatter):
         return [self._document(result, index) for index, result in enumerate(results)]
 
     def _takes_batches(self, rows: Columns, length: int) -> bool:
-        function, batch_error = resolve(self.function), None
+        function, batch_error = load_function(self.function), None
         try:
             result = function(_batch(rows, [index % length for index in range(3)]))
             if _is_batch(result, 3):
                 return True
             outcome = f"returned {_describe(result)}"
-        except Exception as error:  # a function of rows may raise anything when it is given lists
-            batch_error, outcome = error, f"raised {_told(error)}"
+        except Exception as error:  # a function of rows may raise anything when it is called with lists
+            batch_error, outcome = error, f"raised {_error_text(error)}"
         try:
             result = function(_row(rows, 0))
         except Exception as error:
-            if batch_error is not None and _told(error) != _told(batch_error):
-                raise RowError(0, f"{self._raised(error)} (for three rows as columns: {_told(batch_error)})") from error
-            raise RowError(0, self._raised(error), self._columns_hint(rows)) from error
+            what = self._raised(error)
+            if batch_error is not None and _error_text(error) != _error_text(batch_error):
+                what = f"{what} (for three rows as columns: {_error_text(batch_error)})"
+                raise RowError(0, what) from error
+            raise RowError(0, what, self._columns_hint(rows)) from error
         if _is_nothing(result) or _is_document(result):
             return False
         what = f"{self.name} {outcome} for three rows as columns, and returned {_describe(result)} for one row"
-        raise DataError(Problem(f"{what}; {self._columns_hint(rows)}", "data.formatting", _RETURNS, _KEY))
+        raise DataError(Problem(f"{what}; {self._columns_hint(rows)}", WHERE, _RETURNS, _KEY))
 
     def _call_rows(self, rows: Columns, length: int) -> list[Any]:
-        function, results = resolve(self.function), []
+        function, results = load_function(self.function), []
         for index in range(length):
             try:
                 results.append(function(_row(rows, index)))
@@ -100,22 +121,22 @@ class UserFunction(Formatter):
         return results
 
     def _call_batch(self, rows: Columns, length: int) -> list[Any]:
-        function = resolve(self.function)
+        function = load_function(self.function)
         try:
             result = function(_batch(rows, range(length)))
         except Exception as error:
-            self._blame_row(rows, length)
-            what = f"{self._raised(error)} for a batch of {length} rows, and for none of them alone"
-            raise DataError(Problem(what, "data.formatting", self._columns_hint(rows), _KEY)) from error
+            self._find_bad_row(rows, length)
+            what = f"{self._raised(error)} for a batch of {length} rows, but not for any of these rows alone"
+            raise DataError(Problem(what, WHERE, self._columns_hint(rows), _KEY)) from error
         if not isinstance(result, list) or len(result) != length:
             what = f"{self.name} returned {_describe(result)} for a batch of {length} rows"
-            raise DataError(Problem(what, "data.formatting", "return a list with one document for each row", _KEY))
+            raise DataError(Problem(what, WHERE, "return a list with one document per row", _KEY))
         return result
 
-    def _blame_row(self, rows: Columns, length: int) -> None:
+    def _find_bad_row(self, rows: Columns, length: int) -> None:
         for index in range(length):
             try:
-                resolve(self.function)(_batch(rows, [index]))
+                load_function(self.function)(_batch(rows, [index]))
             except Exception as error:
                 raise RowError(index, self._raised(error), self._columns_hint(rows)) from error
 
@@ -124,9 +145,10 @@ class UserFunction(Formatter):
             return NOTHING
         if isinstance(result, str):
             if self.loss not in (None, "all"):
-                what = f"{self.name} returns text, in which no part is marked: {self.loss} cannot be trained"
-                fix = "return (text, trained) pairs, or use -p completion_only:response_template=... without data.loss"
-                raise ConfigError(Problem(what, "data.loss", fix, ("data", "loss")))
+                what = f"loss={self.loss} is not possible: {self.name} returns text without marking any part of it"
+                fix = "return (text, trained) pairs, or use plugin completion_only without the option loss"
+                key = ("plugins", "formats", "loss")
+                raise ConfigError(Problem(what, "plugin formats, option loss", fix, key))
             return (Span(result, True),)
         if not _is_document(result):
             raise RowError(index, f"{self.name} returned {_describe(result)}", _RETURNS)
@@ -138,55 +160,57 @@ class UserFunction(Formatter):
 
     @property
     def name(self) -> str:
-        """The function's name, for messages."""
+        """The name of the function, for messages."""
         if isinstance(self.function, str):
             return self.function
         return str(getattr(self.function, "__qualname__", type(self.function).__qualname__))
 
     def _raised(self, error: Exception) -> str:
-        return f"the formatting function {self.name} raised {_told(error)}"
+        return f"the formatting function {self.name} raised {_error_text(error)}"
 
     def _columns_hint(self, rows: Columns) -> str:
         return f"the columns are: {', '.join(rows)}"
 
 
-def resolve(function: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The callable itself, or what ``module:function`` names; the current directory can be imported from.
-
-    Raises:
-        ConfigError: if it cannot be imported or called.
-    """
-    return _import(function) if isinstance(function, str) else function
+def load_function(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The callable itself, or the function with this name; see `import_function`."""
+    return import_function(function) if isinstance(function, str) else function
 
 
 @functools.cache
-def _import(name: str) -> Callable[..., Any]:
+def import_function(name: str) -> Callable[..., Any]:
+    """The function ``module:function``; its module may be in the current directory.
+
+    Raises:
+        ConfigError: if it cannot be imported, or is not callable.
+    """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise _unusable(f"{name!r} names no function", "write module:function, as in prompts:format_row")
+        raise _unusable(f"{name!r} is not of the form module:function", "write, for example, prompts:format_row")
     directory = os.getcwd()
     sys.path.insert(0, directory)
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:  # the user's module may raise anything
-        what = f"`import {module}` raises {_told(error)}"
-        raise _unusable(what, f"mend it, or run where {module}.py is (looked in {directory} first)") from error
+        what = f"`import {module}` raises {_error_text(error)}"
+        fix = f"fix the module, or start sftkit in the directory of {module}.py (it looked in {directory} first)"
+        raise _unusable(what, fix) from error
     finally:
         sys.path.remove(directory)
         if directory not in sys.path:
-            sys.path.append(directory)  # for what the module imports later, and for unpickling in workers
+            sys.path.append(directory)  # for later imports of the module, and for unpickling in workers
     for part in attribute.split("."):
         if not hasattr(found, part):
-            known = nearest(part, vars(found)) or f"it is read from {getattr(found, '__file__', module)}"
+            known = nearest(part, vars(found)) or f"the module was read from {getattr(found, '__file__', module)}"
             raise _unusable(f"{module} has no {attribute!r}", known)
         found = getattr(found, part)
     if not callable(found):
-        raise _unusable(f"{name} is of type {type(found).__name__}, not a function", "name a function")
+        raise _unusable(f"{name} is of type {type(found).__name__}, not a function", "use the name of a function")
     return found
 
 
 def _unusable(what: str, fix: str) -> ConfigError:
-    return ConfigError(Problem(what, "data.formatting", fix, _KEY))
+    return ConfigError(Problem(what, WHERE, fix, _KEY))
 
 
 def _row(rows: Columns, index: int) -> dict[str, Any]:
@@ -227,5 +251,5 @@ def _describe(result: Any) -> str:
     return "None" if result is None else f"a {type(result).__name__}: {str(result)[:60]!r}"
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""How much the loss of a row or of a message counts."""
+"""Weights of rows and of messages: factors on their loss."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ KEYS = ("train", "weight")
 
 
 def has_weights(columns: Mapping[str, Any]) -> bool:
-    """Whether there is a column ``weight``, which then says how much each row's loss counts: that is told.
+    """Whether there is a column ``weight``, which then holds the weights of the rows; this is logged.
 
     Raises:
-        DataError: if the column is of another type than numbers.
+        DataError: if the column does not hold numbers.
     """
     if COLUMN not in columns:
         return False
     kind = getattr(columns[COLUMN], "dtype", None) or type(columns[COLUMN]).__name__
     if not str(kind).startswith(("int", "uint", "float")) and kind != "Json":
-        what = f"column {COLUMN!r} is of type {kind}, not a number"
-        fix = "give numbers, which say how much each row's loss counts, or rename the column"
-        raise DataError(Problem(what, "data", fix))
-    logger.info("column %r says how much each row's loss counts", COLUMN)
+        what = f"column {COLUMN!r} holds the weights of the rows, but is of type {kind}, not a number"
+        raise DataError(Problem(what, "data", "use numbers, or rename the column"))
+    logger.info("using column %r as the weight of each row's loss", COLUMN)
     return True
 
 
 def weigh(documents: list[Document | Skipped], rows: Columns) -> list[Document | Skipped]:
-    """The documents with each row's weight on all of its spans; a row without one counts as usual.
+    """The documents, with all spans of a row multiplied by its weight; a row without one has the weight 1.
 
     Raises:
-        RowError: for a weight that is negative or no number.
+        RowError: for a weight that is negative or not a number.
     """
     weights = [1 if weight is None else weight for weight in rows[COLUMN]]
     for index, weight in enumerate(weights):
@@ -52,25 +51,25 @@ def _times(document: Document, weight: float) -> Document:
 
 
 def message_weight(message: Mapping[str, Any], index: int, number: int) -> float | None:
-    """What a message says of itself with ``train`` or ``weight``: how much it counts; None if it says nothing.
+    """The weight of a message from its keys ``train`` and ``weight``; None if it has neither.
 
     Args:
         message: the message.
-        index: the row's place in its batch, for errors.
-        number: the message's number in the row, from 1.
+        index: position of the row in its batch, for errors.
+        number: number of the message in the row, from 1.
 
     Raises:
-        RowError: for a value that says nothing, or where the two contradict each other.
+        RowError: for an invalid value, or if the two keys contradict each other.
     """
     train, weight = (message.get(key) for key in KEYS)
     if train is not None and train not in (0, 1):
-        fix = "a message is trained (true, 1) or not (false, 0); how much it counts is its weight"
+        fix = "set train to true or false; use the key weight for other values"
         raise RowError(index, f"message {number}: train is {train!r}", fix)
     if weight is None:
         return None if train is None else float(train)
     if not is_weight(weight):
         raise RowError(index, f"message {number}: weight is {weight!r}", WEIGHT_FIX)
     if train is not None and bool(train) != bool(weight):
-        what = f"message {number}: train is {train!r}, and weight is {weight!r}"
-        raise RowError(index, what, "keep one of the two")
+        what = f"message {number}: train is {train!r}, but weight is {weight!r}"
+        raise RowError(index, what, "remove one of the two keys")
     return float(weight)

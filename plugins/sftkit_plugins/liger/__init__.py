@@ -1,4 +1,4 @@
-"""Liger kernels: RMSNorm, RoPE, SwiGLU, GeGLU, LayerNorm and the loss as fused Triton programs."""
+"""Liger kernels: RMSNorm, RoPE, SwiGLU, GeGLU, LayerNorm and the loss as fused Triton kernels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,18 @@ if TYPE_CHECKING:
 
     from sftkit.api import HeadLoss, RunConfig
 
-Kernel = Annotated[bool | None, Field(description="by default where liger has it on for the model type")]
+Kernel = Annotated[bool | None, Field(description="by default on if liger enables it for the model type")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Liger(Plugin):
-    """Fused Triton kernels of liger-kernel on the model while it is trained; gone without a trace afterwards.
+    """Runs the model with the fused Triton kernels of liger-kernel during training, and removes them afterwards.
 
     Source: Hsu et al., 2024, Liger Kernel: Efficient Triton Kernels for LLM Training (arXiv 2410.10989).
     """
 
     requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.2",)
-    replaces: ClassVar[Mapping[str, str]] = {
-        "use_liger_kernel": "select plugin liger",
-        "liger_kernel_config": "select plugin liger and set its options",
-    }
+    replaces: ClassVar[Mapping[str, str]] = {"use_liger_kernel": "", "liger_kernel_config": ""}
 
     rope: Kernel = None
     rms_norm: Kernel = None
@@ -40,28 +37,35 @@ class Liger(Plugin):
     geglu: Kernel = None
     layer_norm: Kernel = None
     relu_squared: Kernel = None
-    cross_entropy: Annotated[bool, Field(description="the loss by liger's kernel, from the logits of a chunk")] = False
+    cross_entropy: Annotated[
+        bool, Field(description="compute the loss with liger's kernel, from the logits of a chunk")
+    ] = False
     fused_linear_cross_entropy: Annotated[
         bool | None,
-        Field(description="the loss fused with the output head; by default on, unless cross_entropy is"),
+        Field(description="fuse the loss with the output head; by default on, unless cross_entropy is on"),
     ] = None
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """No GPU, transformers' own kernels beside these, and types or kernels that liger does not have."""
+        """Reports a missing GPU, a conflict with transformers' own kernels, and unsupported model types or kernels."""
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         if not interpreted and not has_gpu():
-            what = "needs a GPU for its Triton kernels, and none is visible here"
+            what = "liger needs a GPU for its Triton kernels, but none is visible"
             yield Problem(what, "plugin liger", "run on a GPU, or without liger")
         elif not interpreted and config.train.get("use_cpu"):
-            what = "Triton kernels do not run on the CPU, which train.use_cpu asks for"
-            yield Problem(what, "train.use_cpu", "drop it, or run without liger", ("train", "use_cpu"))
+            what = "train.use_cpu selects the CPU, but Triton kernels need a GPU"
+            yield Problem(what, "train.use_cpu", "remove it, or run without liger", ("train", "use_cpu"))
         if self.cross_entropy and self.fused_linear_cross_entropy:
-            what = "cross_entropy and fused_linear_cross_entropy exclude each other: each computes the whole loss"
-            yield Problem(what, "plugin liger, option cross_entropy", "keep one of them")
+            what = "cross_entropy and fused_linear_cross_entropy cannot be combined: each computes the whole loss"
+            yield Problem(what, "plugin liger, option cross_entropy", "set only one of them")
         if config.model.options.get("use_kernels"):
-            what = "two sets of kernels would replace the same layers: plugin liger is selected too"
-            yield Problem(what, "model.options.use_kernels", "keep one of them", ("model", "options", "use_kernels"))
+            what = "use_kernels and the plugin liger would replace the same layers"
+            yield Problem(
+                what,
+                "model.options.use_kernels",
+                "remove use_kernels, or run without liger",
+                ("model", "options", "use_kernels"),
+            )
         file = Path(config.model.name, "config.json")
         if file.is_file():
             yield from self._type_problems(json.loads(file.read_text(encoding="utf-8")))
@@ -75,12 +79,12 @@ class Liger(Plugin):
 
     @hookimpl(wrapper=True)
     def load_model(self, config: RunConfig) -> Generator[None, Any, Any]:
-        """Refuses a type that liger does not have as soon as the model's config is there, before its weights."""
+        """Refuses an unsupported model type as soon as the configuration is known, before weights are read."""
         from transformers import PreTrainedConfig
 
         try:
             values, _ = PreTrainedConfig.get_config_dict(config.model.name, revision=config.model.revision)
-        except OSError:  # an adapter, or no model at all: the loader's to tell
+        except OSError:  # an adapter, or not a model at all: the loader handles both
             values = {}
         if problems := self._type_problems(values):
             raise ConfigError(problems)
@@ -88,10 +92,10 @@ class Liger(Plugin):
 
     @hookimpl
     def patch_kernels(self, model: PreTrainedModel) -> None:
-        """Refuses a type or kernel that liger does not have, as of a loaded model; the kernels come with the training.
+        """Refuses a loaded model whose type or kernels liger does not support; training applies the kernels later.
 
         Raises:
-            ConfigError: which names the types or kernels that there are.
+            ConfigError: for an unsupported type or kernel; the message lists those that are supported.
         """
         from sftkit_plugins.liger.patch import liger_function
 
@@ -101,17 +105,20 @@ class Liger(Plugin):
 
     @hookimpl(wrapper=True)
     def make_loss(self, model: Any) -> Generator[None, HeadLoss | None, HeadLoss | None]:
-        """Liger's cross-entropy, unless another plugin has a loss of its own.
+        """Liger's cross-entropy, unless another plugin provides a loss.
 
         Raises:
-            ConfigError: if that is so and liger's was asked for, or if the fused one was and the head is not linear.
+            ConfigError: if another plugin provides a loss but liger's is requested, or if the fused loss is requested
+                but the output head is not a plain linear layer.
         """
         other = yield
         asked = [name for name in ("cross_entropy", "fused_linear_cross_entropy") if getattr(self, name)]
         if other is not None:
             if asked:
-                what = f"{type(other).__name__} of another plugin is the loss of this run already"
-                raise ConfigError(Problem(what, f"plugin liger, option {asked[0]}", "drop it, or the other plugin"))
+                what = f"another plugin already provides the loss of this run, {type(other).__name__}"
+                raise ConfigError(
+                    Problem(what, f"plugin liger, option {asked[0]}", "remove the option, or drop the other plugin")
+                )
             return other
         return self._loss(model)
 
@@ -126,15 +133,13 @@ class Liger(Plugin):
             return None
         head = type(model.get_output_embeddings())
         if self.fused_linear_cross_entropy and head is not nn.Linear:
-            what = (
-                f"the loss can be fused with a plain linear head only, and this is a {head.__module__}.{head.__name__}"
-            )
+            what = f"the fused loss needs a plain linear output head, but this is {head.__module__}.{head.__name__}"
             raise ConfigError(Problem(what, FUSED, "set cross_entropy: true instead"))
         return FusedLinearCrossEntropy(required=self.fused_linear_cross_entropy is True)
 
     @hookimpl
     def training_context(self, model: Any) -> AbstractContextManager[None]:
-        """The kernels inside the context; at its exit the model and transformers are as they were."""
+        """Applies the kernels inside the context, and restores the model and transformers on exit."""
         return self._patched(model)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The model types and kernels of the installed liger-kernel, read from its source: importing it takes seconds."""
+"""The model types and kernels of the installed liger-kernel, read from its source because importing it is slow."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from sftkit.api import Problem, nearest
 
-#: The kernels that replace parts of a model, by liger's name for them; the loss is not among them.
+#: The kernels that replace parts of a model, by their names in liger. The losses are not included.
 KERNELS = ("rope", "rms_norm", "swiglu", "geglu", "layer_norm", "relu_squared")
 TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
 
 
 @functools.cache
 def kernels_by_type(package: Path | None = None) -> dict[str, dict[str, bool]]:
-    """Of each model type, the kernels that it has, and whether liger uses them by default.
+    """The kernels of each model type, and whether liger uses each of them by default.
 
     Args:
-        package: directory of liger_kernel; by default the installed one.
+        package: the directory of liger_kernel, by default the installed one.
     """
     if package is None:
         spec = importlib.util.find_spec("liger_kernel")
@@ -56,19 +56,19 @@ def _kernels(function: ast.FunctionDef) -> dict[str, bool]:
 
 
 def wanted_kernels(model_type: str, asked: dict[str, bool | None]) -> tuple[list[str], list[Problem]]:
-    """The kernels to use for a model type, and what is wrong with those asked for.
+    """The kernels to use for a model type, and the problems with the requested ones.
 
     Args:
-        model_type: as in the model's config.json.
-        asked: of each kernel: use it, do not, or (None) do as liger does by default.
+        model_type: the model type in the model's config.json.
+        asked: for each kernel, True to use it, False to leave it out, None for liger's default.
     """
     known = kernels_by_type()
     if model_type not in known:
-        fix = f"{nearest(model_type, known)} It has {', '.join(sorted(known))}; or drop plugin liger".strip()
+        fix = f"{nearest(model_type, known)} It has {', '.join(sorted(known))}; or run without liger".strip()
         return [], [Problem(f"liger-kernel has no kernels for the model type {model_type!r}", "plugin liger", fix)]
     has = known[model_type]
     problems = [
-        Problem(f"liger-kernel has no such kernel for {model_type}", f"plugin liger, option {name}", _fix(name, has))
+        Problem(f"liger-kernel has no {name} kernel for {model_type}", f"plugin liger, option {name}", _fix(name, has))
         for name, value in asked.items()
         if value and name not in has
     ]
@@ -76,4 +76,4 @@ def wanted_kernels(model_type: str, asked: dict[str, bool | None]) -> tuple[list
 
 
 def _fix(name: str, has: dict[str, bool]) -> str:
-    return f"drop it: it has {', '.join(has) or 'none'}"
+    return f"remove the option; the kernels for this type are {', '.join(has) or 'none'}"

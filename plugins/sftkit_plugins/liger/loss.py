@@ -1,5 +1,5 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
-"""Liger's cross-entropy as the loss of a run: at the logits of a chunk, or fused with the head.
+"""Liger's cross-entropy as the loss of a run: from the logits of a chunk, or fused with the output head.
 
 Legend: K trained tokens, V vocabulary, D hidden size.
 """
@@ -17,18 +17,18 @@ from torch import Tensor
 from sftkit.api import HeadLoss, LossResult, OutputHead, Problem, RunError, TokenLosses
 
 logger = logging.getLogger("sftkit")
-IGNORED = -1  # no token id: every target of a HeadLoss is trained
+IGNORED = -1  # not a token id, because every target of a HeadLoss is trained
 FUSED = "plugin liger, option fused_linear_cross_entropy"
 
 
 class CrossEntropy(HeadLoss):
-    """Negative log-likelihood by liger's kernel, which leaves the gradient where the logits were."""
+    """Negative log-likelihood by liger's kernel, which overwrites the logits with their gradient."""
 
     def tokens(self, logits_KV: Tensor, targets_K: Tensor, gradient: bool) -> TokenLosses:
         """The loss of each token from its logits (float32), which are overwritten."""
         from liger_kernel.ops.cross_entropy import cross_entropy_forward
 
-        logits_KV = logits_KV.detach().requires_grad_(gradient)  # by which liger knows what is asked for
+        logits_KV = logits_KV.detach().requires_grad_(gradient)  # liger computes a gradient only if this is set
         losses_K, *_, left_KV = cross_entropy_forward(
             logits_KV, targets_K, None, IGNORED, 0.0, 0.0, "none", None, False
         )
@@ -36,14 +36,14 @@ class CrossEntropy(HeadLoss):
 
 
 class LogitChange(NamedTuple):
-    """What a model does to its logits: ``cap * tanh(scale * x / cap)``, or ``scale * x`` where there is no cap."""
+    """How a model changes its logits: ``cap * tanh(scale * x / cap)``, or ``scale * x`` without a cap."""
 
     scale: float = 1.0
     cap: float | None = None
 
     @classmethod
     def of(cls, head: OutputHead, device: torch.device) -> LogitChange | None:
-        """The change of this head, measured on its own function; None where it is another one."""
+        """The change that this head makes, measured on its own function; None if it has another form."""
         if head.post is None:
             return cls()
 
@@ -60,7 +60,7 @@ class LogitChange(NamedTuple):
         return found if torch.allclose(head.post(x), found(x), rtol=1e-4, atol=1e-4) else None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The logits, changed."""
+        """The changed logits."""
         scaled = logits * self.scale
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
@@ -69,8 +69,8 @@ class FusedLinearCrossEntropy(CrossEntropy):
     """Negative log-likelihood by liger's kernel fused with the output head, on trained positions only.
 
     Args:
-        required: refuse a head that the kernel cannot be fused with; by default its chunks' logits are made by the
-            core, the loss from them by the plain kernel, and that is told.
+        required: whether to refuse a head that the kernel cannot be fused with. Otherwise the core computes the
+            logits of each chunk, the plain kernel computes the loss from them, and a warning is logged.
     """
 
     def __init__(self, required: bool) -> None:
@@ -86,10 +86,10 @@ class FusedLinearCrossEntropy(CrossEntropy):
         weights_K: Tensor | None,
         trained: Sequence[Tensor] | None,
     ) -> LossResult:
-        """The loss of every token, as of `HeadLoss`.
+        """The loss of every token, as in `HeadLoss`.
 
         Raises:
-            RunError: where the kernel is required, and the head is none that it can be fused with.
+            RunError: if the kernel is required but cannot be fused with the head.
         """
         if not self._known:
             self._look_at(head, hidden_KD.device)
@@ -102,11 +102,11 @@ class FusedLinearCrossEntropy(CrossEntropy):
         self._change = None if head.weight is None else LogitChange.of(head, device)
         if self._change is not None:
             return
-        what = "the output head is no plain linear layer" if head.weight is None else "the model changes its logits"
-        what += ", and liger's fused loss has no way to follow"
+        what = "the output head is not a plain linear layer" if head.weight is None else "the model changes its logits"
+        what += ", which liger's fused loss does not support"
         if self.required:
             raise RunError(Problem(what, FUSED, "set cross_entropy: true instead"))
-        logger.warning("liger: %s: its plain cross-entropy is used, on the logits of a chunk", what)
+        logger.warning("liger: %s; using the plain cross-entropy on the logits of a chunk instead", what)
 
 
 def _fused(
@@ -123,7 +123,7 @@ def _fused(
     weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach() * change.scale
     wants_weight = trained is not None and any(tensor is head.weight for tensor in trained)
     losses_K, _, correct_K, _, gradient_KD, gradient_VD, gradient_V = fused_linear_cross_entropy_forward(
-        hidden_KD * change.scale,  # the scale of the logits, where it costs least
+        hidden_KD * change.scale,  # scaling here is cheaper than scaling the logits
         weight,
         targets_K,
         bias=bias,

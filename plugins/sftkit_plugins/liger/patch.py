@@ -1,4 +1,4 @@
-"""Liger's kernels on a model for a while: what they replace is written down, and put back at the end."""
+"""Applies liger's kernels to a model temporarily: records what they replace, and restores it at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sftkit.api import ConfigError, Problem, base_model
 
-#: In a space before it had the key.
+#: The old value of a key that did not exist.
 MISSING = object()
 
 
@@ -30,7 +30,7 @@ class Change(NamedTuple):
     old: Any
 
     def undo(self) -> None:
-        """The name has its old value again, or is gone as it was."""
+        """Restores the old value of the name, or removes the name if it did not exist."""
         if self.old is MISSING:
             self.space.names.pop(self.key, None)
         else:
@@ -39,23 +39,23 @@ class Change(NamedTuple):
 
 @contextmanager
 def patched(model: Any, kernels: Iterable[str], required: Iterable[str] = ()) -> Iterator[list[str]]:
-    """Holds liger's kernels on a model. Changes the model and modules of transformers; the exit undoes all of it.
+    """Applies liger's kernels to a model and to modules of transformers, and undoes all changes on exit.
 
-    Liger replaces methods of the model's own modules, and names in the modules of transformers. Of those only the
-    functions, as ``apply_rotary_pos_emb``, are needed by a model that is made already; the classes are put back at
-    once, so that a model made meanwhile is a plain one.
+    Liger replaces methods of the model's own modules, and names in the modules of transformers. An
+    existing model needs only the functions among those names, such as ``apply_rotary_pos_emb``. Classes are restored at
+    once, so that a model created in the meantime is a plain one.
 
     Args:
         model: a transformers or peft model.
-        kernels: names of kernels that the model's type has.
-        required: those among them that were asked for by name.
+        kernels: names of kernels that liger has for the model type.
+        required: the kernels that were requested by name.
 
     Yields:
         The kernels that replaced something.
 
     Raises:
-        ConfigError: if a kernel computes something else than the model does, would hide an adapter, or is required and
-            replaces nothing.
+        ConfigError: if a kernel computes something different from the model, would bypass an adapter, or is required
+            but replaces nothing.
     """
     base = base_model(model)
     used = []
@@ -68,8 +68,8 @@ def patched(model: Any, kernels: Iterable[str], required: Iterable[str] = ()) ->
             if changes:
                 used.append(kernel)
             elif kernel in required:
-                what = f"there is nothing in this {base.config.model_type} that the kernel could replace"
-                raise ConfigError(Problem(what, f"plugin liger, option {kernel}", "drop it"))
+                what = f"this {base.config.model_type} model has no layer that the kernel could replace"
+                raise ConfigError(Problem(what, f"plugin liger, option {kernel}", "remove the option"))
         yield used
 
 
@@ -79,10 +79,10 @@ def _undo(changes: list[Change]) -> None:
 
 
 def liger_function(model_type: str) -> Callable[..., None]:
-    """Liger's function that puts kernels on models of a type, with all of them off that are not named.
+    """Liger's function that applies kernels to models of a type, with every kernel off unless it is named.
 
     Raises:
-        ConfigError: if it does not work with the installed transformers.
+        ConfigError: if the function does not work with the installed transformers.
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
@@ -90,21 +90,24 @@ def liger_function(model_type: str) -> Callable[..., None]:
     parameters = inspect.signature(apply).parameters
     off = {name: False for name, parameter in parameters.items() if isinstance(parameter.default, bool)}
     try:
-        apply(**off)  # imports the modules that it writes into, and writes nothing
+        apply(**off)  # imports the modules that it would change, but changes nothing
     except (ImportError, AttributeError) as error:
-        what = f"this liger-kernel does not work with {model_type} of this transformers: {' '.join(str(error).split())}"
-        raise ConfigError(Problem(what, "plugin liger", "install another version of it, or drop liger")) from error
+        reason = " ".join(str(error).split())
+        what = f"the installed liger-kernel and transformers do not work together for {model_type}: {reason}"
+        raise ConfigError(
+            Problem(what, "plugin liger", "install another version of liger-kernel, or run without liger")
+        ) from error
     return functools.partial(apply, **off)
 
 
 def _apply(model: Any, kernel: str, changes: list[Change]) -> None:
-    """Applies one kernel, and adds what it changes to ``changes``, also where it fails halfway."""
+    """Applies one kernel and records its changes in ``changes``, even if it fails halfway."""
     apply = liger_function(model.config.model_type)
     before = [(space, _items(space)) for space in _spaces(model)]
     try:
         apply(model=model, **{kernel: True})
     except (AttributeError, TypeError, ValueError) as error:
-        what = f"liger-kernel cannot put {kernel} on this {type(model).__name__}: {' '.join(str(error).split())}"
+        what = f"liger-kernel cannot apply {kernel} to this {type(model).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(Problem(what, "plugin liger", f"set {kernel}: false")) from error
     finally:
         for change in _differences(before):
@@ -130,7 +133,7 @@ def _spaces(model: Any) -> Iterator[Space]:
 
 
 def _items(space: Space) -> dict[str, Any]:
-    return dict(dict.items(space.names))  # ACT2FN's own items() would make instances of its classes
+    return dict(dict.items(space.names))  # ACT2FN.items() would create instances of its classes
 
 
 def _differences(before: list[tuple[Space, dict[str, Any]]]) -> Iterator[Change]:
@@ -141,7 +144,7 @@ def _differences(before: list[tuple[Space, dict[str, Any]]]) -> Iterator[Change]
 
 
 def _check(model: Any, kernel: str, changes: list[Change]) -> None:
-    """Refuses a kernel that hides an adapter, or that has another activation function than the model.
+    """Refuses a kernel that bypasses an adapter, or whose activation function differs from the model's.
 
     Raises:
         ConfigError: in both cases.
@@ -150,11 +153,11 @@ def _check(model: Any, kernel: str, changes: list[Change]) -> None:
     layers = [change.space.owner for change in changes if change.key == "forward"]
     for layer in layers:
         if _is_adapter(layer):
-            what = f"the kernel would go round the adapter on {type(layer.get_base_layer()).__name__}"
+            what = f"the kernel would bypass the adapter on {type(layer.get_base_layer()).__name__}"
             raise ConfigError(Problem(what, where, fix))
         if kernel in ("swiglu", "geglu") and not _has_activation(layer, kernel):
             act = getattr(model.config, "hidden_act", None) or getattr(model.config, "hidden_activation", None)
-            what = f"the kernel computes {kernel}, and this model has the activation function {act!r}"
+            what = f"the kernel computes {kernel}, but this model has the activation function {act!r}"
             raise ConfigError(Problem(what, where, fix))
 
 
@@ -164,7 +167,7 @@ def _is_adapter(layer: Any) -> bool:
 
 
 def _has_activation(layer: Any, kernel: str) -> bool:
-    """Whether a layer's activation function gives what the kernel's does; one without a function of its own passes."""
+    """Whether a layer's activation function equals the kernel's; a layer without an activation function passes."""
     import torch
     from torch.nn.functional import gelu, silu
 

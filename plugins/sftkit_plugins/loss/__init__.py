@@ -18,9 +18,7 @@ class Loss(Plugin):
     Without this plugin a run minimises the negative log-likelihood, which is also what its defaults do.
     """
 
-    replaces: ClassVar[Mapping[str, str]] = {
-        "label_smoothing_factor": "select plugin loss and set its option label_smoothing"
-    }
+    replaces: ClassVar[Mapping[str, str]] = {"label_smoothing_factor": "label_smoothing"}
 
     type: Annotated[
         Literal["nll", "dft"],

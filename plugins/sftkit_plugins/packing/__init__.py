@@ -26,7 +26,7 @@ class Packing(Plugin):
     decreasing rule; ``wrapped`` is the constant-length stream of common language-model training.
     """
 
-    replaces: ClassVar[Mapping[str, str]] = {"packing": "select plugin packing"}
+    replaces: ClassVar[Mapping[str, str]] = {"packing": ""}
 
     strategy: Annotated[
         Strategy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -88,7 +89,10 @@ class Vision(Plugin):
         loaded = load_tokenizer(config, AutoProcessor, **self.processor_options)
         if getattr(loaded, "image_processor", None) is None:
             what = f"{config.model.name!r} has no image processor, only {type(loaded).__name__}"
-            raise ConfigError(Problem(what, "model.name", "use an image-text model, or drop plugin vision"))
+            fix = "use an image-text model, or drop plugin vision"
+            if find_spec("torchvision") is None:  # some processors of transformers before 5.19 need it
+                fix = f"install torchvision or transformers 5.19; or {fix}"
+            raise ConfigError(Problem(what, "model.name", fix))
         return loaded
 
     @hookimpl
@@ -123,7 +127,7 @@ class Vision(Plugin):
             raise ConfigError(problems)
         with accepting_text(tokenizer, tokens.placeholder):
             inner = yield
-        if config.data.formatting is not None:  # the user's function gets its rows unchanged
+        if inner is not None and inner.needs_original_rows:
             columns = {name: feature for name, feature in columns.items() if name in IMAGES}
         return inner and ImageFormatter.of(inner, columns, tokens, self.image_folder, self.verify)
 

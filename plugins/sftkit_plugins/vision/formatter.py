@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sftkit.api import Attached, Columns, ConfigError, Document, Formatter, Problem, RowError, Skipped, Span
+from sftkit.api import (
+    Columns,
+    ConfigError,
+    Document,
+    DocumentWithAttachment,
+    Formatter,
+    Problem,
+    RowError,
+    Skipped,
+    Span,
+)
 from sftkit_plugins.vision.image_tokens import ImageTokens
 from sftkit_plugins.vision.images import ImageError, Reference, size_of
 from sftkit_plugins.vision.messages import Row
@@ -116,7 +126,7 @@ class ImageFormatter(Formatter):
             return ()
         return value if isinstance(value, list | tuple) else (value,)
 
-    def _with_tokens(self, document: Document, images: list[Reference], index: int) -> Attached:
+    def _with_tokens(self, document: Document, images: list[Reference], index: int) -> DocumentWithAttachment:
         """The document with the tokens of its images."""
         places = sum(span.text.count(self.tokens.placeholder) for span in document)
         if places != len(images):
@@ -133,7 +143,7 @@ class ImageFormatter(Formatter):
             spans.append(span._replace(text=first))
             for piece in others:
                 spans += [Span(next(texts), False), span._replace(text=piece)]
-        return Attached(spans, images, self._counts(spans, images))
+        return DocumentWithAttachment(spans, images, self._counts(spans, images))
 
     def _counts(self, spans: list[Span], images: list[Reference]) -> dict[str, int]:
         if not images:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from sftkit.api import DataError, Problem, detach_media
+from sftkit.api import DataError, Problem, detach_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,7 +131,7 @@ def _orientation(image: Any) -> int:
 
 def _encode(image: Image) -> bytes:
     """The bytes of a lossless file of the image in its current state."""
-    copied, file = detach_media(image), io.BytesIO()
+    copied, file = detach_image(image), io.BytesIO()
     copied.save(file, format="PNG" if copied.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else "TIFF")
     return file.getvalue()
 

@@ -128,7 +128,7 @@ def _check_trained(conversations: list[Any]) -> None:
         trained = message.get("train") or message.get("weight")
         if MARK in message[key] and trained and _role(message) in USERS:
             what = "a user message with an image cannot be trained, because its place in the text is unknown"
-            raise ImageError(what, "remove train or weight from it; data.loss=all trains all of the text")
+            raise ImageError(what, "remove train or weight from it; formats:loss=all trains all of the text")
 
 
 def _texts(conversations: list[Any]) -> Iterator[tuple[list[Any], int, str]]:

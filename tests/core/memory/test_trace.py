@@ -6,7 +6,9 @@ import contextlib
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+import transformers
+from packaging.version import Version
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from sftkit.memory.checkpointing import (
@@ -22,6 +24,13 @@ from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
 
 CPU = torch.device("cpu")
+
+
+def refused_before(version):
+    """Expect older versions of transformers to read a tensor's value in the forward, which fake tensors lack."""
+    if Version(transformers.__version__) < Version(version):
+        return pytest.raises(DataDependentOutputException)
+    return contextlib.nullcontext()
 
 
 def allocated(model, batch, autocast=None):
@@ -71,7 +80,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_traced_step_takes_what_the_profiler_sees_allocated(make_model, batch, case):
     model = make_model(**CASES[case])
-    assert traced(model, batch).total == pytest.approx(allocated(model, batch), rel=0.01)
+    with refused_before("5.23" if "opt" in case else "5.0"):
+        assert traced(model, batch).total == pytest.approx(allocated(model, batch), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,7 +201,8 @@ def test_tensors_that_a_forward_stores_on_its_modules_are_real_again(batch):
     sizes = {"original_max_position_embeddings": 16, "max_position_embeddings": 64}
     model = tiny_model("phi3", vocab_size=1000, rope_parameters=rope, **sizes)
     before = [dict(vars(module)) for module in model.modules()]
-    traced(model, batch)
+    with refused_before("5.21"):
+        traced(model, batch)
     after = [vars(module) for module in model.modules()]
     assert all(one.keys() == two.keys() for one, two in zip(before, after, strict=True))
     assert all(one[key] is two[key] for one, two in zip(before, after, strict=True) for key in one)

@@ -109,7 +109,8 @@ def test_formatting_collator_and_callbacks_can_be_passed(make_run):
         return f"{row['q']} {row['a']}"
 
     data = Dataset.from_list([{"q": "Hello", "a": f"Paris {number}"} for number in range(4)])
-    make_run(data=data, formatting=formatting, collator=collate, callbacks=[Counter()]).run()
+    plugins = [{"formats": {"formatting": formatting}}]
+    make_run(data=data, plugins=plugins, collator=collate, callbacks=[Counter()]).run()
     assert 2 in seen
     assert "batch" in seen
 

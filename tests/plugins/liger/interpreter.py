@@ -1,7 +1,8 @@
 """Lets liger's kernels run under Triton's interpreter, on the CPU. Import this before anything that imports triton.
 
 The interpreter of triton 3.9 lacks two things that liger uses: floats as arguments of a kernel, which it leaves as
-Python floats without a `.to`, and the functions of CUDA's libdevice.
+Python floats without a `.to`, and the functions of CUDA's libdevice. That of triton 3.6 also cannot use its scalars,
+arrays of one element, as indices with numpy 2.5.
 """
 
 import os
@@ -34,9 +35,18 @@ def _with_floats(convert):
     return converted
 
 
+def _with_indices(patch):
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patched
+
+
 def install():
-    """Fill the two gaps, for the whole process."""
+    """Fill the gaps, for the whole process."""
     interpreter._implicit_cvt = _with_floats(interpreter._implicit_cvt)
+    interpreter._patch_lang_tensor = _with_indices(interpreter._patch_lang_tensor)
     importlib.import_module("liger_kernel.ops")
     for name, module in list(sys.modules.items()):
         if name.startswith("liger_kernel.ops"):

@@ -1,0 +1,61 @@
+"""The choices of what is trained, and what the formatters of this plugin share."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from typing_extensions import Self
+
+from sftkit.api import Columns, ConfigError, Document, Formatter, Problem, Skipped
+from sftkit_plugins.formats.weights import weigh
+
+Loss = Literal["all", "completion", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnFormatter(Formatter):
+    """A formatter of fixed columns.
+
+    Attributes:
+        loss: what is trained.
+        loss_is_set: whether the user has set the option ``loss``; if not, the format decides.
+        weighted: whether the data has a column ``weight``.
+    """
+
+    loss: Loss
+    loss_is_set: bool = False
+    weighted: bool = False
+
+    def defer_loss(self, plugin: str) -> Self:
+        """A formatter that trains everything.
+
+        Raises:
+            ConfigError: if the user has set the option ``loss``.
+        """
+        if self.loss_is_set:
+            raise two_choices(self.loss, plugin)
+        return dataclasses.replace(self, loss="all")
+
+    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+        """The documents, with the weights of the rows.
+
+        Raises:
+            RowError: for a malformed row, or an invalid weight.
+        """
+        documents = self.documents(rows)
+        return weigh(documents, rows) if self.weighted else documents
+
+    @abstractmethod
+    def documents(self, rows: Columns) -> list[Document | Skipped]:
+        """The documents, without the weights of the rows."""
+
+
+def two_choices(loss: Loss, plugin: str) -> ConfigError:
+    """The error for the option ``loss`` together with a plugin that decides itself what to train."""
+    what = f"loss={loss} cannot be combined with plugin {plugin}: both decide what to train"
+    fix = f"remove the option, or deselect {plugin}"
+    return ConfigError(Problem(what, "plugin formats, option loss", fix, ("plugins", "formats", "loss")))
