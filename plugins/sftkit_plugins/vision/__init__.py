@@ -104,7 +104,7 @@ class Vision(Plugin):
 
     @hookimpl(wrapper=True, tryfirst=True)
     def make_formatter(
-        self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any, config: RunConfig
+        self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any
     ) -> Generator[None, Formatter | None, Formatter | None]:
         """Wraps the formatter of the data: takes the images out of the rows, and writes their tokens.
 
