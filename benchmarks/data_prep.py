@@ -259,7 +259,7 @@ def main() -> None:
         figures = ", ".join(f"{key} {value:,.5g}" for key, value in told.items())
         wanted = f"≥ {faster} × trl" + (f", ≤ {slower} × raw" if slower else "")
         rows.append([name, figures, *((wanted, "met" if met else "missed") if faster else ("", ""))])
-    told = versions("sftkit", "trl", "tokenizers", "datasets")
+    told = versions("sftkit-train", "trl", "tokenizers", "datasets")
     report(result, f"Data preparation ({told})", ("case", "figures", "target", ""), rows, flags.json)
 
 

@@ -85,7 +85,7 @@ def main() -> None:
             met = rates[1] >= rates[0] * 0.85 and result[name]["MB apart"] <= 300 and high["second"] <= 1
             wanted = "rate not more than 15 % less, ≤ 300 MB apart, second run ≤ 1 s"
             rows.append([name, figures, wanted, "met" if met else "missed"])
-    told = versions("sftkit", "tokenizers", "datasets")
+    told = versions("sftkit-train", "tokenizers", "datasets")
     report(result, f"Data preparation by size ({told})", ("case", "figures", "target", ""), rows, flags.json)
 
 
