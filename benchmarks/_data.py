@@ -1,4 +1,4 @@
-"""The real data that the benchmarks of preparation share."""
+"""Real data for the benchmarks of data preparation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 def code_alpaca() -> list[tuple[str, str]]:
-    """Questions and answers of both Code Alpaca files."""
+    """Questions and answers from both Code Alpaca files."""
     if not SHARED.is_dir():
-        sys.exit(f"error: {SHARED} is not there -> this benchmark needs the real data beside the project")
+        sys.exit(f"error: {SHARED} does not exist -> this benchmark needs the real data next to the project")
     rows = [
         row
         for name in ("code_alpaca_2k.json", "new_codealpaca.json")

@@ -1,11 +1,11 @@
-"""How fast data is prepared: sftkit beside TRL and the bare tokenizer, taking turns in one run.
+"""How fast data is prepared: sftkit compared with TRL and with the tokenizer alone, taking turns in one process.
 
     python benchmarks/data_prep.py [--quick] [--json]
 
-Code Alpaca, repeated four times, with the Llama 2 tokenizer at 512 tokens; both trainers begin with the same loaded
-`datasets.Dataset` in one process and with as many threads as the tokenizer takes. Of TRL, `SFTTrainer._prepare_dataset`
-is timed, without a model; of sftkit, `Pipeline.prepare` without its cache. The bare tokenizer encodes the same texts in
-batches of 1,000. The first round, which fills caches, does not count.
+The data is Code Alpaca, repeated four times, with the Llama 2 tokenizer and 512 tokens. Both trainers start from the
+same loaded `datasets.Dataset` in one process, with all threads of the tokenizer. For TRL, the benchmark times
+`SFTTrainer._prepare_dataset`, without a model; for sftkit, `Pipeline.prepare` without its cache. The tokenizer alone
+encodes the same texts in batches of 1,000. The first round only fills caches and is not counted.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NO_MARKERS = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-#: case: (times faster than TRL, times the bare tokenizer's time at most)
+#: case: (minimum speed-up over TRL, maximum time as a multiple of that of the tokenizer alone)
 TARGETS = {"text": (4, 1.4), "prompt/completion": (5, 1.4), "chat": (5, 2.0), "chat, no markers": (3, 2.0)}
-OTHERS = {"packing, to disk": (0, None)}  # no target: both write as fast as the disk takes it
+OTHERS = {"packing, to disk": (0, None)}  # no target: both are limited by the disk
 
 
 def tokenizer_with(template: str | None) -> Any:
@@ -64,7 +64,7 @@ def trl_prepare(rows: Any, tokenizer: Any, packing: bool = False, **options: Any
 
 
 def alternate(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, all run once a round; a first round does not count."""
+    """Median seconds of each; all run once per round, and a first round is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
@@ -108,22 +108,22 @@ def whole_path(pairs: list[tuple[str, str]], rounds: int) -> dict[str, dict[str,
 
 
 def _ratios(rates: dict[str, float], took: dict[str, float]) -> dict[str, float]:
-    told = {f"{name} rows/s": round(rate) for name, rate in rates.items()}
-    told["times trl"] = round(took["trl"] / took["sftkit"], 2)
+    figures = {f"{name} rows/s": round(rate) for name, rate in rates.items()}
+    figures["times trl"] = round(took["trl"] / took["sftkit"], 2)
     if "raw" in took:
-        told["raw times"] = round(took["sftkit"] / took["raw"], 2)
-    return told
+        figures["raw times"] = round(took["sftkit"] / took["raw"], 2)
+    return figures
 
 
 def document_lengths(count: int) -> Any:
-    """Tokens of documents (int64, count), spread as Code Alpaca's are."""
+    """Lengths of documents in tokens (int64, count), distributed like those of Code Alpaca."""
     import numpy as np
 
     return np.clip(np.random.default_rng(0).lognormal(4.6, 0.7, count).astype(np.int64), 8, 2048)
 
 
 def pack_to_disk(examples: Any, max_length: int) -> dict[str, Any]:
-    """What sftkit does behind encoding: fit, pack, write."""
+    """What sftkit does after encoding: fit, pack, write."""
     from sftkit.data.counts import Counts
     from sftkit.data.prepare import pack
     from sftkit.testing import check_plugin, tiny_config
@@ -136,7 +136,7 @@ def pack_to_disk(examples: Any, max_length: int) -> dict[str, Any]:
 
 
 def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:
-    """Labels, truncation and packing of rows that are tokenized already, from Arrow columns to packed rows on disk."""
+    """Labels, truncation and packing of tokenized rows, from Arrow columns to packed rows on disk."""
     import numpy as np
     from datasets import Dataset
 
@@ -165,9 +165,9 @@ def tokenized(pairs: list[tuple[str, str]], rounds: int) -> dict[str, float]:
 
 
 def lengths(count: int, rounds: int) -> dict[str, float]:
-    """The plan alone: documents of Code Alpaca's lengths into rows of 2,048, all of them against each other.
+    """Only the plan: documents with the lengths of Code Alpaca are assigned to rows of 2,048 tokens, all at once.
 
-    TRL's planner takes a table, which it also rearranges: it gets one column of single bytes, the least it works with.
+    TRL's planner also rearranges a table: it gets one column of single bytes, the smallest that it accepts.
     """
     import numpy as np
     import pyarrow as pa
@@ -188,12 +188,12 @@ def lengths(count: int, rounds: int) -> dict[str, float]:
         made["trl"] = len(_pack_bfd(table, 2048))
 
     took = alternate({"sftkit": ours, "trl": peers}, rounds)
-    told = _ratios({name: count / value for name, value in took.items()}, took)
-    return {**told, **{f"{name} fill": round(float(offsets[-1] / (rows * 2048)), 5) for name, rows in made.items()}}
+    figures = _ratios({name: count / value for name, value in took.items()}, took)
+    return {**figures, **{f"{name} fill": round(float(offsets[-1] / (rows * 2048)), 5) for name, rows in made.items()}}
 
 
 def packing(count: int, rounds: int) -> dict[str, float]:
-    """The same documents from tokenized columns to packed rows; TRL's default, which packs 1,000 at a time."""
+    """The same documents, from tokenized columns to packed rows; TRL packs 1,000 at a time by default."""
     import numpy as np
     from datasets import Dataset
     from trl import pack_dataset
@@ -210,20 +210,20 @@ def packing(count: int, rounds: int) -> dict[str, float]:
     fill = {}
 
     def ours() -> None:
-        told = pack_to_disk(examples, 2048)
-        fill["sftkit"] = told["tokens"] / (told["rows"] * 2048)
+        totals = pack_to_disk(examples, 2048)
+        fill["sftkit"] = totals["tokens"] / (totals["rows"] * 2048)
 
     def peers() -> None:
         packed = pack_dataset(rows, 2048, "bfd")
         fill["trl"] = offsets[-1] / (len(packed) * 2048)
 
     took = alternate({"sftkit": ours, "trl": peers}, rounds)
-    told = _ratios({name: count / value for name, value in took.items()}, took)
-    return {**told, **{f"{name} fill": round(float(value), 5) for name, value in fill.items()}}
+    figures = _ratios({name: count / value for name, value in took.items()}, took)
+    return {**figures, **{f"{name} fill": round(float(value), 5) for name, value in fill.items()}}
 
 
 def collating() -> dict[str, float]:
-    """A batch of 8 rows of 4,096 tokens, as each side's prepared rows give them."""
+    """A batch of 8 rows of 4,096 tokens, in the form in which each library prepares rows."""
     import numpy as np
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -253,14 +253,14 @@ def main() -> None:
     result["packing, to disk"] = packing(count, 1)
     result["collating"] = collating()
     rows = []
-    for name, told in result.items():
+    for name, found in result.items():
         faster, slower = {**TARGETS, **OTHERS}.get(name, (10, None))
-        met = told["times trl"] >= faster and (slower is None or told["raw times"] <= slower)
-        figures = ", ".join(f"{key} {value:,.5g}" for key, value in told.items())
+        met = found["times trl"] >= faster and (slower is None or found["raw times"] <= slower)
+        figures = ", ".join(f"{key} {value:,.5g}" for key, value in found.items())
         wanted = f"≥ {faster} × trl" + (f", ≤ {slower} × raw" if slower else "")
         rows.append([name, figures, *((wanted, "met" if met else "missed") if faster else ("", ""))])
-    told = versions("sftkit-train", "trl", "tokenizers", "datasets")
-    report(result, f"Data preparation ({told})", ("case", "figures", "target", ""), rows, flags.json)
+    libraries = versions("sftkit-train", "trl", "tokenizers", "datasets")
+    report(result, f"Data preparation ({libraries})", ("case", "figures", "target", ""), rows, flags.json)
 
 
 if __name__ == "__main__":

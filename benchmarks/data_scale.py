@@ -1,10 +1,11 @@
-"""Whether preparation keeps its pace and its memory from 100,000 to 1,000,000 rows, and how soon a second run is ready.
+"""Speed and memory of preparation from 100,000 to 1,000,000 rows, and the time until a second run is ready.
 
     python benchmarks/data_scale.py [--quick] [--json]
 
-Code Alpaca, repeated with a number in front so that no row is the same, as JSON lines with the Llama 2 tokenizer at 512
-tokens. Each size is prepared in a process of its own, in an empty cache, and then once more in the same cache; the rate
-includes reading the file, the memory is the process's peak. `--quick` takes 10,000 and 40,000 rows.
+The data is Code Alpaca, repeated with a number at the start so that all rows differ, as JSON lines with the Llama 2
+tokenizer and 512 tokens. Each size is prepared in its own process with an empty cache, and then again with the same
+cache. The rate includes reading the file, and the memory is the peak of the process. `--quick` uses 10,000 and 40,000
+rows.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ def write_rows(path: Path, number: int) -> None:
 
 
 def prepare(path: str, plugin: str) -> None:
-    """What a child process does: prepare twice, and print seconds and peak memory."""
+    """Run in a child process: prepare twice, and print seconds and peak memory."""
     from transformers import AutoTokenizer
 
     from sftkit import Pipeline
     from sftkit.testing import tiny_model
 
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "llama2_tokenizer")
-    model, told = tiny_model(), {}
+    model, measured = tiny_model(), {}
     for name in ("first", "second"):
         started = time.perf_counter()
         data = {"train": path, "max_length": 512}
         run = Pipeline(model=model, tokenizer=tokenizer, data=data, plugins=[plugin] if plugin else [])
         run.prepare()
-        told[name] = time.perf_counter() - started
-    told["MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(json.dumps(told))
+        measured[name] = time.perf_counter() - started
+    measured["MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(json.dumps(measured))
 
 
 def child(path: Path, plugin: str) -> dict[str, float]:
@@ -65,14 +66,14 @@ def main() -> None:
     result, rows = {}, []
     with tempfile.TemporaryDirectory() as directory:
         for plugin in ("", "packing"):
-            told = {}
+            measured = {}
             for number in sizes:
                 path = Path(directory, f"{number}.jsonl")
                 if not path.exists():
                     write_rows(path, number)
-                told[number] = child(path, plugin)
-            low, high = (told[number] for number in sizes)
-            rates = [number / told[number]["first"] for number in sizes]
+                measured[number] = child(path, plugin)
+            low, high = (measured[number] for number in sizes)
+            rates = [number / measured[number]["first"] for number in sizes]
             name = plugin or "plain"
             result[name] = {
                 **{f"rows/s at {number:,}": round(rate) for number, rate in zip(sizes, rates, strict=True)},
@@ -83,10 +84,10 @@ def main() -> None:
             }
             figures = ", ".join(f"{key} {value:,}" for key, value in result[name].items())
             met = rates[1] >= rates[0] * 0.85 and result[name]["MB apart"] <= 300 and high["second"] <= 1
-            wanted = "rate not more than 15 % less, ≤ 300 MB apart, second run ≤ 1 s"
+            wanted = "rate at most 15 % lower, memory ≤ 300 MB apart, second run ≤ 1 s"
             rows.append([name, figures, wanted, "met" if met else "missed"])
-    told = versions("sftkit-train", "tokenizers", "datasets")
-    report(result, f"Data preparation by size ({told})", ("case", "figures", "target", ""), rows, flags.json)
+    libraries = versions("sftkit-train", "tokenizers", "datasets")
+    report(result, f"Data preparation by size ({libraries})", ("case", "figures", "target", ""), rows, flags.json)
 
 
 if __name__ == "__main__":

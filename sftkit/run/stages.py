@@ -144,12 +144,13 @@ class Stages:
         """
         from transformers import set_seed
 
+        from sftkit.config.train_fields import train_value
         from sftkit.models.adapt import adapted_model
         from sftkit.models.adapters import is_adapter
         from sftkit.models.embeddings import align_special_tokens
 
         config, plugins = self.config, self.plugins
-        set_seed(int(config.train.get("seed", 42)))  # for new weights, such as an adapter's
+        set_seed(int(train_value(config, "seed")))  # for new weights, such as an adapter's
         tokenizer, new_token_ids, changed, _ = vocabulary
         model = loaded
         if model is None:

@@ -107,7 +107,7 @@ def test_the_policy_error_reports_the_long_row_by_file_and_line(tmp_path):
         prepare(tmp_path, path, truncation="error")
 
 
-def test_an_unreadable_json_array_is_an_error_even_if_bad_rows_are_skipped(tmp_path):
+def test_an_unreadable_json_array_is_an_error_despite_on_bad_row_skip(tmp_path):
     path = write(tmp_path / "a.json", '[{"prompt": "q", "completion": "a"},\n{"prompt": }]')
     with pytest.raises(DataError, match=r"a\.json:2: not valid JSON"):
         prepare(tmp_path, path, on_bad_row="skip")

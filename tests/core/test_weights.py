@@ -321,7 +321,7 @@ def test_a_collator_that_drops_weights_is_rejected():
     rows = Dataset.from_list([{"text": "some text", "weight": 0.5}])
     config = {"data": {"cache": False}, "train": {"output_dir": "unused"}}
     run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, config=config, collator=collate)
-    with pytest.raises(ConfigError, match="the collator leaves out"):
+    with pytest.raises(ConfigError, match="the batch has no loss_weights"):
         run.prepare()
 
 

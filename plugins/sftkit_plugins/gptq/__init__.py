@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl, quantization_of, quantization_settings
+from sftkit.api import (
+    ConfigError,
+    Field,
+    Plugin,
+    Problem,
+    dataclass,
+    hookimpl,
+    is_main_process,
+    quantization_of,
+    quantization_settings,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -121,7 +130,7 @@ class GPTQ(Plugin):
         Raises:
             RunError: if it fails; the trained model is already saved by then.
         """
-        if self.export and os.environ.get("RANK", "0") == "0":
+        if self.export and is_main_process():
             from sftkit_plugins.gptq.export import export
 
             export(model, tokenizer, directory, self.settings())
