@@ -78,10 +78,12 @@ def test_two_processes_share_the_sum_of_the_weights(tmp_path, packing):
     rows = [
         {"prompt": f"{n} is ", "completion": f"number {n} " * (1 + n % 5), "weight": [2, 0.5][n % 2]} for n in range(64)
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    held_out = [{**row, "prompt": f"not {row['prompt']}"} for row in rows]
+    for name, content in (("rows.jsonl", rows), ("held_out.jsonl", held_out)):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, content)))
     program = str(Path(sys.executable).with_name("sftkit"))
     options = ["--data", "rows.jsonl", "--model", "demo", "model.init=random", "train.max_steps=2", *packing]
-    options += ["data.eval=rows.jsonl", "data.max_length=64"]
+    options += ["data.eval=held_out.jsonl", "data.max_length=64"]
     two = ["train.per_device_train_batch_size=2", "--output", "two"]
     one = ["train.use_cpu=true", "train.per_device_train_batch_size=4", "--output", "one"]
     subprocess.run(in_two_processes(*options, *two), check=True, cwd=tmp_path, timeout=600)
