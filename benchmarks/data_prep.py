@@ -259,7 +259,7 @@ def main() -> None:
         figures = ", ".join(f"{key} {value:,.5g}" for key, value in found.items())
         wanted = f"≥ {faster} × trl" + (f", ≤ {slower} × raw" if slower else "")
         rows.append([name, figures, *((wanted, "met" if met else "missed") if faster else ("", ""))])
-    libraries = versions("sftkit", "trl", "tokenizers", "datasets")
+    libraries = versions("sftkit-train", "trl", "tokenizers", "datasets")
     report(result, f"Data preparation ({libraries})", ("case", "figures", "target", ""), rows, flags.json)
 
 

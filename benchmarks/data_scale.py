@@ -86,7 +86,7 @@ def main() -> None:
             met = rates[1] >= rates[0] * 0.85 and result[name]["MB apart"] <= 300 and high["second"] <= 1
             wanted = "rate at most 15 % lower, memory ≤ 300 MB apart, second run ≤ 1 s"
             rows.append([name, figures, wanted, "met" if met else "missed"])
-    libraries = versions("sftkit", "tokenizers", "datasets")
+    libraries = versions("sftkit-train", "tokenizers", "datasets")
     report(result, f"Data preparation by size ({libraries})", ("case", "figures", "target", ""), rows, flags.json)
 
 

@@ -61,7 +61,7 @@ def main() -> None:
         name: {"sftkit": took[command], "trl": took[PEER], "ratio": ratio[command]}
         for name, command in (("help", HELP), ("run_help", RUN_HELP), ("plugins", PLUGINS))
     }
-    told = versions("sftkit", "trl", "transformers", "torch")
+    told = versions("sftkit-train", "trl", "transformers", "torch")
     rows = [[name, f"{value:.3f}", f"{ratio[name]:.1f}"] for name, value in took.items()]
     title = f"Start-up, median of {rounds} ({told})"
     columns = ("command", "seconds", "times faster than trl")

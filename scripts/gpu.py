@@ -35,7 +35,7 @@ def flags() -> argparse.Namespace:
 def unusable(toy: bool) -> str:
     """Why nothing can be run here; empty if it can."""
     try:
-        metadata.version("sftkit")
+        metadata.version("sftkit-train")
     except metadata.PackageNotFoundError:
         return "sftkit is not installed; run `pip install .`, or put the directory of its wheel on PYTHONPATH"
     from sftkit.plugin.requirements import has_gpu

@@ -12,7 +12,7 @@ The newest release that fits is chosen. One that requires another version of an 
 older one. In the end, every requirement of every wheel is met by a wheel or by the list; if not, it is an error. So are
 more than 60 MiB in a folder. On the machine, in the checkout:
 
-    python -m pip install --no-index --no-deps --target site DIR/*.whl
+    python -m pip install --no-index --no-deps --target site DIR/*.whl DIR2/*.whl
     PYTHONPATH=site python scripts/gpu.py
 """
 
@@ -75,7 +75,7 @@ def download(requirement: Requirement, python: str, cache: Path) -> Wheel:
 def build(cache: Path) -> Wheel:
     """sftkit's own wheel."""
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", cache, ROOT)
-    return Wheel.read(next(cache.glob("sftkit-*.whl")))
+    return Wheel.read(next(cache.glob("sftkit_train-*.whl")))
 
 
 def read_have(path: Path) -> dict[str, Version | None]:

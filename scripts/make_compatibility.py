@@ -68,10 +68,10 @@ def run_pair(plugins: list[str], directory: Path) -> str:
     try:
         result = Pipeline(
             model=str(model),
-            config={"data": {"train": "given", "max_length": 128}},
+            config={"data": {"train": "rows", "max_length": 128}},
             data=rows,
             eval=rows[:1],
-            plugins=plugins,
+            plugins=[*plugins, "no:checks"],  # the held-out row is a training row
             train={**train, "use_cpu": True, "save_strategy": "no", "output_dir": f"{output}/run"},
         ).run()
     except SftkitError as error:

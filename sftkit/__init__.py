@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
     from sftkit.run.pipeline import Pipeline, RunResult
 
+#: The name on the package index, where `sftkit` is another project.
+DISTRIBUTION = "sftkit-train"
+
 _HOMES = {
     "Field": "plugin.base",
     "Plugin": "plugin.base",
@@ -55,7 +58,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib import metadata
 
-        return metadata.version("sftkit")
+        return metadata.version(DISTRIBUTION)
     if name not in _HOMES:
         raise AttributeError(f"module 'sftkit' has no attribute {name!r}")
     return getattr(importlib.import_module(f"sftkit.{_HOMES[name]}"), name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("sftkit", "torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl"),
+    *("sftkit-train", "torch", "triton", "transformers", "accelerate", "datasets", "peft", "trl"),
     *("liger-kernel", "flash-attn", "bitsandbytes", "unsloth"),
     *("huggingface-hub", "numpy", "pyarrow", "pydantic", "pytest", "safetensors", "tokenizers"),
 )

@@ -27,9 +27,9 @@ app.add_typer(cache.app, name="cache")
 @app.callback(invoke_without_command=True)
 def _version(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
     if version:
-        from importlib import metadata
+        import sftkit
 
-        typer.echo(metadata.version("sftkit"))
+        typer.echo(sftkit.__version__)
         raise typer.Exit
 
 

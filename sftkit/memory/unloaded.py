@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +44,20 @@ def unloaded_model(prepared: PreparedRun) -> tuple[Any, Quantized | None]:
         new = sorted({*prepared.vocabulary.new_token_ids, *range(rows, tokens)})
         if tokens > rows:
             model.resize_token_embeddings(tokens, mean_resizing=False)
-        return adapted_model(model, prepared.config, prepared.plugins, new), quantized
+        with _without_info():
+            return adapted_model(model, prepared.config, prepared.plugins, new), quantized
+
+
+@contextmanager
+def _without_info() -> Iterator[None]:
+    """Drops what plugins log about the model, since they log it again when the run loads the weights."""
+    logger = logging.getLogger("sftkit")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def without_weights(model: Any) -> Any:

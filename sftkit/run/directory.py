@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 
+from sftkit import DISTRIBUTION
 from sftkit.config.train_fields import data_seed, train_value
 from sftkit.errors import Problem, RunError
 from sftkit.run.distributed import is_main_process
@@ -141,7 +142,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
 
 def versions(plugins: PluginSet) -> dict[str, str]:
     """Versions of sftkit, Python, the libraries of the core, and those that the plugins require."""
-    found = {"sftkit": metadata.version("sftkit"), "python": platform.python_version()}
+    found = {"sftkit": metadata.version(DISTRIBUTION), "python": platform.python_version()}
     required = [Requirement(text).name for item in plugins.selected for text in item.plugin.requires]
     for name in dict.fromkeys((*LIBRARIES, *required)):
         try:

@@ -99,8 +99,13 @@ def tiny_model(architecture: str = "llama", *, vocab_size: int = 320, seed: int 
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **(sizes | options)))
 
 
-def tiny_conversations(rows: int = 20) -> list[dict[str, Any]]:
-    """Rows with ``messages``: a question and an answer each."""
+def tiny_conversations(rows: int = 20, first: int = 0) -> list[dict[str, Any]]:
+    """Rows with ``messages``: a question and an answer each.
+
+    Args:
+        rows: how many.
+        first: the number in the first row, so that held-out rows can differ from training rows.
+    """
     return [
         {
             "messages": [
@@ -108,7 +113,7 @@ def tiny_conversations(rows: int = 20) -> list[dict[str, Any]]:
                 {"role": "assistant", "content": f"It is {number + 1}."},
             ]
         }
-        for number in range(rows)
+        for number in range(first, first + rows)
     ]
 
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from sftkit import demo
+import sftkit
+from sftkit import DISTRIBUTION, demo
 from sftkit.cli import main
 
 HEAVY = {"torch", "transformers", "datasets", "peft", "numpy"}
@@ -118,7 +119,7 @@ def test_the_manifest_records_configuration_data_versions_and_metrics(first_run)
     output = manifest(first_run)
     assert output["status"] == "done"
     assert output["config"]["train"]["max_steps"] == 2
-    assert output["plugins"]["packing"] == {"distribution": "sftkit", "version": metadata.version("sftkit")}
+    assert output["plugins"]["packing"] == {"distribution": DISTRIBUTION, "version": sftkit.__version__}
     assert output["data"]["train"]["rows read"] == len(demo.TRAIN.read_text().splitlines())
     assert output["versions"]["torch"] == metadata.version("torch")
     assert output["metrics"]["train_loss"] == pytest.approx(sum(row["loss"] for row in logged(first_run)[:2]) / 2)
@@ -211,10 +212,10 @@ def test_a_plugin_in_the_file_is_dropped_from_the_command_line(in_process, tmp_p
 
 def test_plugins_as_json_lists_every_installed_one(cli, tmp_path):
     output = json.loads(cli("plugins", "--json", cwd=tmp_path).stdout)
-    builtin = {point.name for point in metadata.distribution("sftkit").entry_points if point.group == "sftkit"}
+    builtin = {point.name for point in metadata.distribution(DISTRIBUTION).entry_points if point.group == "sftkit"}
     assert builtin <= {item["name"] for item in output}
     packing = next(item for item in output if item["name"] == "packing")
-    assert (packing["distribution"], packing["status"]) == ("sftkit", "ready")
+    assert (packing["distribution"], packing["status"]) == (DISTRIBUTION, "ready")
     assert "make_packer" in packing["hooks"]
     assert packing["summary"]
 
@@ -232,7 +233,7 @@ def test_an_unknown_plugin_is_an_error_with_the_nearest_name(cli, tmp_path):
 
 
 def test_the_version_is_that_of_the_distribution(cli, tmp_path):
-    assert cli("--version", cwd=tmp_path).stdout.strip() == metadata.version("sftkit")
+    assert cli("--version", cwd=tmp_path).stdout.strip() == sftkit.__version__
 
 
 def accepts(schema, value):

@@ -1,4 +1,4 @@
-"""Activation checkpointing changes what a step takes, and nothing of what it computes."""
+"""Activation checkpointing changes the memory of a step, but not its results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batch(packed=False):
 
 
 def step(model, kind, inputs=None, autocast=False):
-    """The loss and every gradient of a step, from a fixed random state."""
+    """The loss and all gradients of a step, from a fixed random state."""
     model.zero_grad()
     torch.manual_seed(7)
     with keeping(kind, model), torch.autocast("cpu", torch.bfloat16, enabled=autocast):

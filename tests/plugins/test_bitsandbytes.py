@@ -86,7 +86,7 @@ def run(model: Any, directory: Path, plugins: list[Any], resume: bool = False, *
     values = {"max_steps": 40, "learning_rate": 1e-2, "logging_steps": 10, "per_device_train_batch_size": 4}
     values |= {"eval_on_start": True, "eval_strategy": "no", "output_dir": str(directory)} | train
     tokenizer = None if isinstance(model, str | Path) else tiny_tokenizer(chat_template=CHATML)
-    data = {"train": tiny_conversations(24), "eval": tiny_conversations(4)}
+    data = {"train": tiny_conversations(24), "eval": tiny_conversations(4, first=100)}
     config = {"data": {"max_length": 128}}
     return Pipeline(
         model=model,

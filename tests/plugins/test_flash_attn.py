@@ -619,7 +619,7 @@ def run(tmp_path, *plugins, model=None, name="run", **train):
         model=model or tiny_model("llama"),
         tokenizer=tiny_tokenizer(chat_template=CHATML),
         data=tiny_conversations(24),
-        eval=tiny_conversations(7),
+        eval=tiny_conversations(7, first=100),
         plugins=[*plugins, "no:checks"],  # the held-out rows are training rows
         train={**settings, "output_dir": str(tmp_path / name), **train},
     ).run()

@@ -264,6 +264,16 @@ def test_it_is_refused_together_with_bitsandbytes() -> None:
     assert [problem.what for problem in found] == ["plugins gptq and bitsandbytes cannot be used together"]
 
 
+@pytest.mark.parametrize("method", [None, "gptq"])
+def test_a_base_that_contradicts_the_option_export_is_refused(method: str | None) -> None:
+    model = plain_model()
+    if method:
+        model.config.quantization_config = {"quant_method": method}
+    hook = check_plugin(GPTQ(export=method is not None)).hook
+    with pytest.raises(ConfigError, match="option export: "):
+        hook.adapt_model(model=model, config=tiny_config(), new_token_ids=[])
+
+
 def test_layers_are_checked_by_optimum_before_training(tmp_path: Path) -> None:
     task = {"settings": GPTQ(**SMALL).settings(), "trust_remote_code": False, "rows": []}
     (tmp_path / "calibration.json").write_text(json.dumps(task))

@@ -1,6 +1,6 @@
-"""Liger's kernels give transformers' results, its losses the core's, and nothing of them is left after training.
+"""Liger's kernels match transformers, its losses match the core, and nothing of it remains after training.
 
-They run in a process of their own, under Triton's interpreter: `tests/plugins/liger/measure.py`.
+They run in a separate process with Triton's interpreter: `tests/plugins/liger/measure.py`.
 """
 
 import json
@@ -33,7 +33,7 @@ MORE += ["qwen3_5_text", "mixtral,swiglu", "qwen3_moe,swiglu"]
 
 
 def measure(*arguments):
-    """What the program finds, by argument."""
+    """The results of the program, by argument."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     command = [sys.executable, str(MEASURE), *arguments]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=1200)

@@ -229,6 +229,19 @@ def test_the_number_of_trained_parameters_is_logged(caplog: pytest.LogCaptureFix
     ]
 
 
+def test_a_run_logs_trained_parameters_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "use_cpu": True}
+    with caplog.at_level(logging.INFO, logger="sftkit"):
+        Pipeline(
+            model=tiny_model(),
+            tokenizer=tiny_tokenizer(),
+            data=[{"text": f"a b {n}"} for n in range(4)],
+            plugins=["peft"],
+            train=train,
+        ).run()
+    assert sum(message.startswith("peft: LoRA") for message in caplog.messages) == 1
+
+
 def test_adalora_reallocates_its_ranks_after_each_step() -> None:
     plugin = PEFT(method="adalora", options={"total_step": 10, "tinit": 1, "tfinal": 1, "target_r": 1, "init_r": 4})
     model = plugin.adapt_model(tiny_model(), tiny_config(), [])

@@ -138,7 +138,7 @@ def test_the_extra_resolves_in_a_fresh_environment(tmp_path):
         for item in json.loads(report.read_text())["install"]
     }
     for name in ("torch", "transformers", "datasets"):
-        (own,) = (line for line in metadata.requires("sftkit") or [] if Requirement(line).name == name)
+        (own,) = (line for line in metadata.requires("sftkit-train") or [] if Requirement(line).name == name)
         assert Requirement(own).specifier.contains(chosen[name])
     assert Requirement("unsloth>=2026.10.9").specifier.contains(chosen["unsloth"])
 

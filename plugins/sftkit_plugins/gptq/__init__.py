@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl, is_main_process, quantization_of
+from sftkit.api import (
+    ConfigError,
+    Field,
+    Plugin,
+    Problem,
+    dataclass,
+    hookimpl,
+    is_main_process,
+    quantization_of,
+    quantization_settings,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -89,19 +99,19 @@ class GPTQ(Plugin):
 
     @hookimpl(wrapper=True)
     def adapt_model(self, model: PreTrainedModel) -> Iterator[None]:
-        """Checks that the base is quantized if nothing is exported, and that it is not if the model is.
+        """Checks that the base is quantized by GPTQ if nothing is exported, and not quantized otherwise.
 
         Raises:
             ConfigError: if it is not so.
         """
-        method = getattr(model, "quantization_method", None)
+        where = "plugin gptq, option export"
+        # from the configuration, which a model without weights has too
+        method = quantization_settings(model).get("quant_method")
         if not self.export and method != "gptq":
-            raise ConfigError(
-                Problem(NOTHING_TO_DO, "plugin gptq, option export", "drop plugin gptq, or set export=true")
-            )
+            raise ConfigError(Problem(NOTHING_TO_DO, where, "drop plugin gptq, or set export=true"))
         if self.export and method is not None:
             what = f"the base is already quantized by {getattr(method, 'value', method)}"
-            raise ConfigError(Problem(what, "plugin gptq, option export", "set export=false, or drop plugin gptq"))
+            raise ConfigError(Problem(what, where, "set export=false, or drop plugin gptq"))
         return (yield)
 
     @hookimpl

@@ -44,7 +44,7 @@ def test_the_manifest_describes_the_run(make_run):
     manifest = json.loads((result.directory / "manifest.json").read_text())
     assert manifest["status"] == "done"
     assert manifest["config"]["plugins"]["neftune"] == {"alpha": 5.0}
-    assert manifest["plugins"]["neftune"]["distribution"] == "sftkit"
+    assert manifest["plugins"]["neftune"]["distribution"] == "sftkit-train"
     assert manifest["data"]["train"]["rows"] == 8
     assert manifest["metrics"]["train_loss"] == result.metrics["train_loss"]
     assert {"sftkit", "torch", "transformers"} <= set(manifest["versions"])

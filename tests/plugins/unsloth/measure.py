@@ -131,7 +131,7 @@ def refusals():
 def conflicts():
     """The problem if plugin peft is selected too."""
     _, problems = select([Choice("unsloth", instance=Unsloth()), Choice("peft")])
-    return [str(problem) for problem in problems if "peft" in str(problem)]
+    return [str(problem) for problem in problems if "together" in str(problem)]
 
 
 def signatures():
