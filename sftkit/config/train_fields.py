@@ -32,10 +32,10 @@ DEFAULTS: dict[str, Any] = {
 }
 #: Fields that a configuration cannot set, and what to do instead. Plugins give their own advice for those they replace.
 REFUSED = {
-    "neftune_noise_alpha": "remove it, and use a plugin for it",
-    "use_liger_kernel": "remove it, and use a plugin for it",
-    "liger_kernel_config": "remove it, and use a plugin for it",
-    "label_smoothing_factor": "remove it, and use a plugin for it",
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "use_liger_kernel", "liger_kernel_config", "label_smoothing_factor"),
+        "remove it, and use a plugin for it",
+    ),
     "hub_token": "set HF_TOKEN in the environment: secrets do not belong in a configuration",
     "remove_unused_columns": "remove it: the collator takes the columns that the model needs",
     "label_names": "remove it: the labels are always in `labels`",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic.json_schema import SkipJsonSchema
-
 from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl
 from sftkit_plugins.formats.options import Loss, Role
 from sftkit_plugins.formats.recognise import recognise
@@ -37,7 +35,7 @@ class Formats(Plugin):
     )
     text_column: Annotated[str, Field(description="name of the column of plain text")] = "text"
     formatting: Annotated[
-        str | SkipJsonSchema[Callable[..., Any]] | None,
+        str | Callable[..., Any] | None,
         Field(description="your own formatting function, as `module:function`"),
     ] = None
 
