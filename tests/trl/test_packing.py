@@ -58,7 +58,7 @@ def test_packed_batches_have_restarting_positions_and_no_mask(make) -> None:
 
 
 def test_too_little_data_for_one_packed_row_is_an_error(make) -> None:
-    with pytest.raises(ValueError, match="no row is left"):
+    with pytest.raises(ValueError, match="no full row"):
         make(args={"packing": True, "max_seq_length": 1024})
 
 
