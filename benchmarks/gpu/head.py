@@ -103,10 +103,10 @@ def _errors(loss: Callable[..., Any], states: Any, weight: Any, targets: Any) ->
 def _sftkit() -> Callable[..., Any]:
     from torch.nn import functional
 
-    from sftkit.training.loss import Head, HeadLoss, summed_loss
+    from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 
     def loss(states: Any, weight: Any, targets: Any) -> Any:
-        head = Head(len(weight), lambda inputs: functional.linear(inputs, weight), weight)
+        head = OutputHead(len(weight), lambda inputs: functional.linear(inputs, weight), weight)
         return summed_loss(HeadLoss(), states, head, targets)[0] / len(targets)
 
     return loss
