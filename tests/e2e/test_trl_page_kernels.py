@@ -169,7 +169,7 @@ def test_liger_without_a_gpu_is_an_error(workplace):
     config = SFTConfig(
         use_liger=True,
     )
-    with pytest.raises(ValueError, match="plugin liger: needs a GPU"):
+    with pytest.raises(ValueError, match="liger needs a GPU"):
         SFTTrainer("mistralai/Mistral-7B-v0.1", train_dataset=dataset, args=config)
 
 

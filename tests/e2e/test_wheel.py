@@ -19,7 +19,7 @@ def wheel(root, tmp_path_factory):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(root)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return next(directory.glob("sftkit-*.whl"))
+    return next(directory.glob("sftkit_train-*.whl"))
 
 
 @pytest.fixture(scope="module")
