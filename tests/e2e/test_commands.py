@@ -227,6 +227,23 @@ def test_one_plugin_as_json_has_its_options(cli, tmp_path):
     assert alpha["description"]
 
 
+def test_plugins_finds_a_plugin_in_the_working_directory(cli, tmp_path):
+    source = '''
+from sftkit.api import Plugin, dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class MyNoise(Plugin):
+    """Adds noise."""
+
+    loudness: float = 0.5
+'''
+    (tmp_path / "my_noise.py").write_text(source)
+    output = json.loads(cli("plugins", "my_noise:MyNoise", "--json", cwd=tmp_path).stdout)
+    assert output["summary"] == "Adds noise."
+    assert [option["name"] for option in output["options"]] == ["loudness"]
+
+
 def test_an_unknown_plugin_is_an_error_with_the_nearest_name(cli, tmp_path):
     done = cli("plugins", "pakcing", cwd=tmp_path, code=2)
     assert "no plugin is named 'pakcing' -> did you mean 'packing'?" in done.stderr
