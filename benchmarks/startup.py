@@ -61,14 +61,14 @@ def main() -> None:
         name: {"sftkit": took[command], "trl": took[PEER], "ratio": ratio[command]}
         for name, command in (("help", HELP), ("run_help", RUN_HELP), ("plugins", PLUGINS))
     }
-    told = versions("sftkit-train", "trl", "transformers", "torch")
+    stack = versions("sftkit-train", "trl", "transformers", "torch")
     rows = [[name, f"{value:.3f}", f"{ratio[name]:.1f}"] for name, value in took.items()]
-    title = f"Start-up, median of {rounds} ({told})"
+    title = f"Start-up, median of {rounds} ({stack})"
     columns = ("command", "seconds", "times faster than trl")
     report(result, title, columns, rows, flags.json)
     if not flags.json:
-        told = "met" if took[HELP] <= TARGET_SECONDS and ratio[HELP] >= TARGET_RATIO else "missed"
-        print(f"target of `{HELP}`, at most {TARGET_SECONDS} s and {TARGET_RATIO:.0f} times faster: {told}")
+        verdict = "met" if took[HELP] <= TARGET_SECONDS and ratio[HELP] >= TARGET_RATIO else "missed"
+        print(f"target of `{HELP}`, at most {TARGET_SECONDS} s and {TARGET_RATIO:.0f} times faster: {verdict}")
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
     for name in ("first", "second"):
         command = in_two_processes(*options, "train.per_device_train_batch_size=4", "--output", name)
         subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
-    told = json.loads((tmp_path / "first" / "manifest.json").read_text())["data"]["train"]
-    passes = 1 + sum(count for what, count in told.items() if "began again" in what)
-    assert told["rows read"] == 8 * passes  # the main process reads each second one of 16
+    counts = json.loads((tmp_path / "first" / "manifest.json").read_text())["data"]["train"]
+    passes = 1 + sum(count for what, count in counts.items() if "began again" in what)
+    assert counts["rows read"] == 8 * passes  # the main process reads each second one of 16
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all(first[name].equal(second[name]) for name in first)
 

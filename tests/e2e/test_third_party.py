@@ -58,8 +58,8 @@ def on_path(*directories: Path) -> dict[str, str]:
 
 
 def listed(cli, tmp_path, *directories):
-    told = json.loads(cli("plugins", "--json", cwd=tmp_path, env=on_path(*directories)).stdout)
-    return {item["name"]: item for item in told}
+    plugins = json.loads(cli("plugins", "--json", cwd=tmp_path, env=on_path(*directories)).stdout)
+    return {item["name"]: item for item in plugins}
 
 
 def demo_run(data, output, *plugins):

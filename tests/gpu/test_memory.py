@@ -171,6 +171,6 @@ def test_a_run_takes_what_was_estimated(pipeline, model, rows, length, device, r
         pipeline(model, *plugins, **options).run()
 
     # On a CPU, the copy that the run trains is made while it is measured; on a GPU, it is what is moved there.
-    told = f"estimated {estimated / 1e9:.3f} GB, measured {peaks[0] / 1e9:.3f} GB, ratio {estimated / peaks[0]:.3f}"
-    record_property("memory", told)
-    assert abs(estimated / peaks[0] - 1) <= TARGET, f"{told}: {items}"
+    text = f"estimated {estimated / 1e9:.3f} GB, measured {peaks[0] / 1e9:.3f} GB, ratio {estimated / peaks[0]:.3f}"
+    record_property("memory", text)
+    assert abs(estimated / peaks[0] - 1) <= TARGET, f"{text}: {items}"

@@ -20,9 +20,9 @@ def made_by(loss: HeadLoss):
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.nn.Parameter(torch.randn(21, 8))
     targets = torch.randint(0, 21, (9,))
-    total, told = summed_loss(loss, hidden, OutputHead(21, lambda given: given, weight), targets)
+    total, outcome = summed_loss(loss, hidden, OutputHead(21, lambda given: given, weight), targets)
     total.backward()
-    return hidden, weight, targets, total, told
+    return hidden, weight, targets, total, outcome
 
 
 def of(plugin: Plugin) -> HeadLoss:
@@ -59,9 +59,9 @@ def test_dft_weights_each_token_by_its_constant_probability():
 
 
 def test_entropy_is_measured_on_the_predictions():
-    hidden, weight, _, _, told = made_by(of(Loss(entropy=True)))
+    hidden, weight, _, _, outcome = made_by(of(Loss(entropy=True)))
     expected = torch.distributions.Categorical(logits=hidden @ weight.T).entropy()
-    torch.testing.assert_close(told.measures["entropy"], expected.detach())
+    torch.testing.assert_close(outcome.measures["entropy"], expected.detach())
 
 
 def test_smoothed_targets_with_dft_are_refused():
