@@ -141,7 +141,7 @@ def test_a_batch_that_ran_out_of_memory_has_the_same_gradients_in_halves(
         pipeline(model, name="halved", callbacks=[halved], **options).run()
 
     assert "out of memory with 8 rows" in caplog.text, f"{SHARE:.0%} of {peaks[1] / 1e9:.3f} GB was enough"
-    assert "computing 4 at once from here on, with the same gradients" in caplog.text
+    assert "computing 4 rows at once from now on, with the same gradients" in caplog.text
     # The same sums in another order; in mixed precision, each half's gradients are rounded to bfloat16 first.
     error, allowed = distance(halved.found, whole.found), {"float32": 1e-4, "bf16": 0.01}[precision]
     record_property("error of gradients", f"{error:.2e}, allowed {allowed:.2e}")
@@ -165,7 +165,7 @@ def test_a_run_takes_what_was_estimated(pipeline, model, rows, length, device, r
     train = {"per_device_train_batch_size": 8, "max_steps": 2, **train}
     options = {"data": rows, "train": train, "config": {"data": {"max_length": length}}}
     items = estimate_run(pipeline(model, *plugins, name="estimated", **options).prepare()).items
-    estimated = sum(size for name, size in items.items() if name not in ("process", "holes between blocks"))
+    estimated = sum(size for name, size in items.items() if name not in ("process", "heap fragmentation"))
 
     with measured(device) as peaks:
         pipeline(model, *plugins, **options).run()
