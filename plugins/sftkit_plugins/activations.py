@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sftkit")
 
 #: From the least recomputation to the least memory.
-KINDS = ("none", "selective", "full", "full, offloaded")
+KINDS = ("none", "selective", "alternating", "full", "full, offloaded")
 FIX = (
     "lower train.per_device_train_batch_size and raise train.gradient_accumulation_steps, lower data.max_length, "
     "train adapters (-p peft), or keep less of the optimizer (train.optim=adamw_bnb_8bit)"
@@ -30,10 +30,11 @@ class Activations(Plugin):
     """
 
     checkpointing: Annotated[
-        Literal["auto", "none", "selective", "full"],
+        Literal["auto", "none", "selective", "alternating", "full"],
         Field(
             description="none: keep everything; selective: recompute all but matrix products and attention; "
-            "full: recompute whole layers; auto: the first of these that fits"
+            "full: recompute whole layers; alternating: full and selective by turns; auto: the first of these that "
+            "fits, from none over selective and alternating to full"
         ),
     ] = "auto"
     offload: Annotated[
@@ -90,7 +91,7 @@ class Activations(Plugin):
             found = tried[kind] = _estimate(kind, model, config, batch)
             if found.available.most is None:
                 what = f"the memory of {found.available.device} is not known"
-                fix = "set checkpointing to none, selective or full"
+                fix = "set checkpointing to none, selective, alternating or full"
                 raise ConfigError(Problem(what, "plugin activations, option checkpointing", fix))
             if found.fits and not found.near:
                 sizes = ", ".join(f"{name} {estimate.total / 1e9:.2f} GB" for name, estimate in tried.items())
@@ -114,7 +115,7 @@ def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]
     except Exception as error:  # a forward on tensors without data may raise anything
         first = next(iter(str(error).splitlines()), "")
         what = f"the memory of the model cannot be estimated: {type(error).__name__}: {first}"
-        fix = "set checkpointing to none, selective or full"
+        fix = "set checkpointing to none, selective, alternating or full"
         raise ConfigError(Problem(what, "plugin activations, option checkpointing", fix)) from error
 
 
@@ -129,4 +130,6 @@ def keeping(kind: str, model: Any) -> AbstractContextManager[None]:
         "full": full_checkpointing,
         "full, offloaded": lambda: offloaded_checkpointing(full_checkpointing(), pin_memory=True),
     }
+    if kind == "alternating":
+        return checkpointed(model, full_checkpointing(), every=2, between=selective_checkpointing())
     return checkpointed(model, functions[kind]())

@@ -21,13 +21,16 @@ FLAG, FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
 
 
 @contextmanager
-def checkpointed(model: Any, function: Callable[..., Any], every: int = 1) -> Iterator[None]:
+def checkpointed(
+    model: Any, function: Callable[..., Any], every: int = 1, between: Callable[..., Any] | None = None
+) -> Iterator[None]:
     """The model calls its layers through ``function`` inside the context, while it is in training mode.
 
     Args:
         model: a transformers model, bare or with adapters.
         function: called with a layer's forward and its positional inputs, like `torch.utils.checkpoint.checkpoint`.
         every: checkpoint every n-th layer.
+        between: for the other layers, in place of ``function``; None leaves them as they are.
 
     Raises:
         ConfigError: if the model has no layers that can be checkpointed.
@@ -42,8 +45,9 @@ def checkpointed(model: Any, function: Callable[..., Any], every: int = 1) -> It
         layers = 0
         for module in modules:
             is_layer = isinstance(module, GradientCheckpointingLayer)
-            stack.enter_context(replaced(module, FUNCTION, function))
-            stack.enter_context(replaced(module, FLAG, layers % every == 0 if is_layer else True))
+            chosen = function if not is_layer or layers % every == 0 else between
+            stack.enter_context(replaced(module, FUNCTION, chosen or function))
+            stack.enter_context(replaced(module, FLAG, chosen is not None))
             layers += is_layer
         yield
 

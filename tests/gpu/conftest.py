@@ -52,8 +52,8 @@ def free_memory(device: torch.device) -> Iterator[None]:
 def build(device: torch.device) -> Callable[..., Any]:
     """Makes a model on the device, in training mode: ``build(architecture, dtype, **config)``.
 
-    Its weights are rounded to bfloat16, so that models in both precisions have the same, and large enough for
-    attention to matter.
+    Its weights are rounded to bfloat16, so that models in both precisions have the same. They are large enough for
+    attention to matter, and small enough for layers not to amplify rounding.
     """
     from sftkit.testing import tiny_model
 
@@ -61,9 +61,9 @@ def build(device: torch.device) -> Callable[..., Any]:
         sizes: dict[str, Any] = dict(TOY_SIZES if device.type == "cpu" else GPU_SIZES)
         if architecture == "gpt2":
             sizes = {GPT2[name]: size for name, size in sizes.items() if name in GPT2}
-        model = tiny_model(
-            architecture, **{**sizes, "initializer_range": 0.1, "max_position_embeddings": 512} | options
-        )
+        width = sizes.get("hidden_size") or sizes["n_embd"]
+        sizes |= {"initializer_range": 0.8 / width**0.5, "max_position_embeddings": 512}
+        model = tiny_model(architecture, **{**sizes, **options})
         for weight in model.parameters():  # not the buffers: frequencies of positions stay in float32
             weight.data = weight.data.to(torch.bfloat16).to(dtype)
         return model.to(device).train()

@@ -110,7 +110,8 @@ def test_the_loss_falls_and_the_base_stays_as_it_was(base, load, pipeline, devic
     values = {"max_steps": 20, "learning_rate": 1e-2, "eval_on_start": True, **train, **paged}
     before = stored(load(bits, **train))
 
-    result = pipeline(base, BitsAndBytes(bits=bits), PEFT(r=4), train=values, eval=tiny_conversations(4, first=100)).run()
+    held_out = tiny_conversations(4, first=100)
+    result = pipeline(base, BitsAndBytes(bits=bits), PEFT(r=4), train=values, eval=held_out).run()
 
     start, end = result.metrics["eval_loss_before"], result.metrics["eval_loss"]
     assert end < 0.85 * start

@@ -16,7 +16,7 @@ from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import HeadLoss
 from sftkit_plugins.activations import Activations, keeping
 
-KINDS = ["selective", "full"]
+KINDS = ["selective", "alternating", "full"]
 DROPOUT = {
     "llama": {"attention_dropout": 0.2},
     "gpt2": {"attn_pdrop": 0.2, "resid_pdrop": 0.2, "embd_pdrop": 0.2},
@@ -98,6 +98,7 @@ def test_each_kind_keeps_less_than_the_previous_one(architecture):
     layers = {"n_layer": 8} if architecture == "gpt2" else {"num_hidden_layers": 8}
     found = peaks(tiny_model(architecture, **layers))
     assert found["full"] < 0.8 * found["selective"] < 0.8 * 0.9 * found["none"]
+    assert found["full"] < 0.9 * found["alternating"] < 0.9 * 0.9 * found["selective"]
 
 
 def state(model):
@@ -120,14 +121,14 @@ def deep_model():
     return tiny_model("llama", num_hidden_layers=6, vocab_size=64).train()
 
 
-@pytest.mark.parametrize("room", ["none", "selective", "full"])
+@pytest.mark.parametrize("room", ["none", "selective", "alternating", "full"])
 def test_auto_chooses_the_first_kind_that_fits_and_logs_it(monkeypatch, caplog, room):
     from sftkit.memory import estimate_memory
 
     model = deep_model()
     inputs = {name: value % 64 for name, value in batch().items()}
     totals = {}
-    for kind in ("none", "selective", "full"):
+    for kind in ("none", "selective", "alternating", "full"):
         with keeping(kind, model):
             totals[kind] = estimate_memory(model, inputs, CONFIG)
     held = totals[room].available.held

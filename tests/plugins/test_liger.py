@@ -4,6 +4,7 @@ They run in a separate process with Triton's interpreter: `tests/plugins/liger/m
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from sftkit.plugin.select import Choice, select
 from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model
 from sftkit_plugins.liger import Liger
 from sftkit_plugins.liger.catalogue import kernels_by_type
+from sftkit_plugins.liger.loss import _chunk_factor
 
 pytest.importorskip("liger_kernel")
 
@@ -179,6 +181,16 @@ def test_losses_of_other_heads_match_the_core(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("vocabulary", [32_000, 128_256, 151_936])
+@pytest.mark.parametrize("hidden", [1024, 4096])
+def test_chunks_of_the_fused_loss_hold_about_half_a_gigabyte_of_logits(hidden, vocabulary):
+    tokens = 32_768
+    factor = _chunk_factor(tokens, hidden)
+    chunks = math.ceil(vocabulary / (factor * hidden))  # liger_kernel.ops.fused_linear_cross_entropy
+    chunk = 2 ** math.ceil(math.log2(math.ceil(tokens / chunks)))
+    assert 1 << 28 < 4 * vocabulary * chunk < 1 << 30
+
+
 def test_the_fused_loss_in_bfloat16_matches_the_core_within_its_precision():
     for measured in measure("mixed_precision:llama")["mixed_precision:llama"].values():
         assert measured["loss"] < 0.02

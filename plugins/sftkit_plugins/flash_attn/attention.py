@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -112,6 +113,23 @@ def sdpa_flash_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
+def flex_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """transformers' flex attention; under autocast, all inputs in its type.
+
+    Rotations leave queries and keys in float32 there, values are in half precision, and torch's compiled kernel does
+    not compute that mixture correctly on a GPU.
+    """
+    from transformers.integrations.flex_attention import flex_attention_forward
+
+    kind = query.device.type
+    if not torch.is_autocast_enabled(kind):
+        return flex_attention_forward(module, query, key, value, *args, **kwargs)
+    dtype = torch.get_autocast_dtype(kind)
+    query, key, value = (part.to(dtype) for part in (query, key, value))
+    with torch.autocast(kind, enabled=False):
+        return flex_attention_forward(module, query, key, value, *args, **kwargs)
+
+
 def _check(module: Any, dropout: float, is_causal: bool | None, kwargs: dict[str, Any]) -> None:
     """Refuses a layer that asks for a feature that is not supported here."""
     asked = {
@@ -136,6 +154,21 @@ FUNCTIONS = {"varlen": varlen_attention, "sdpa_flash": sdpa_flash_attention}
 #: Their names in transformers, which treats any name that contains `flash` or `sdpa` as one of its own.
 NAMES = {"varlen": "sftkit_varlen", "sdpa_flash": "sftkit_one_by_one"}
 _HELD: dict[str, int] = {}
+
+
+@contextlib.contextmanager
+def flex_registered() -> Iterator[str]:
+    """Replaces transformers' function for ``flex_attention`` by `flex_attention`, and yields that name.
+
+    The name stays, because transformers and models make masks by it.
+    """
+    name, functions = "flex_attention", AttentionInterface._global_mapping
+    before = functions[name]
+    functions[name] = flex_attention
+    try:
+        yield name
+    finally:
+        functions[name] = before
 
 
 @contextlib.contextmanager

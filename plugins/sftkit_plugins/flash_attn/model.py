@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from sftkit.api import ConfigError, Problem, base_model, evaluating
-from sftkit_plugins.flash_attn.attention import CURRENT, FUNCTIONS, registered
+from sftkit_plugins.flash_attn.attention import CURRENT, FUNCTIONS, flex_registered, registered
 from sftkit_plugins.flash_attn.documents import from_forward
 
 LENGTH = 8  # tokens of each document in the isolation test
-NAMES = {"flex": "flex_attention"}
 
 
 @contextlib.contextmanager
@@ -32,7 +31,9 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
         name = implementation
         if implementation in FUNCTIONS:
             name = stack.enter_context(registered(implementation))
-        stack.enter_context(_implementation(causal, NAMES.get(name, name)))
+        elif implementation == "flex":
+            name = stack.enter_context(flex_registered())
+        stack.enter_context(_implementation(causal, name))
         # Adapters bypass the hooks of the model they wrap, and some models bypass those of their decoder's wrapper.
         for part in _parts(causal):
             if implementation in FUNCTIONS:

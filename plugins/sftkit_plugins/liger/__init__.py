@@ -28,7 +28,7 @@ class Liger(Plugin):
     Source: Hsu et al., 2024, Liger Kernel: Efficient Triton Kernels for LLM Training (arXiv 2410.10989).
     """
 
-    requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.2",)
+    requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.3",)
     replaces: ClassVar[Mapping[str, str]] = {"use_liger_kernel": "", "liger_kernel_config": ""}
 
     rope: Kernel = None

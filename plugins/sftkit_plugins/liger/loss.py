@@ -17,6 +17,7 @@ from torch import Tensor
 from sftkit.api import HeadLoss, LossResult, OutputHead, Problem, RunError, TokenLosses
 
 logger = logging.getLogger("sftkit")
+CHUNK_BYTES = 1 << 29  # of a chunk's logits in float32, as in the core; liger rounds the tokens up to a power of 2
 IGNORED = -1  # not a token id, because every target of a HeadLoss is trained
 FUSED = "plugin liger, option fused_linear_cross_entropy"
 
@@ -109,6 +110,14 @@ class FusedLinearCrossEntropy(CrossEntropy):
         logger.warning("liger: %s; using the plain cross-entropy on the logits of a chunk instead", what)
 
 
+def _chunk_factor(tokens: int, hidden: int) -> int:
+    """Liger's limit on a chunk's logits, in multiples of the hidden states' size, for chunks of `CHUNK_BYTES`.
+
+    Its default of 1 makes chunks of 100 tokens for a small model with a large vocabulary, whose products are slow.
+    """
+    return max(CHUNK_BYTES // 4 // (tokens * hidden), 1)
+
+
 def _fused(
     hidden_KD: Tensor,
     head: OutputHead,
@@ -134,6 +143,7 @@ def _fused(
         token_grad_output=weights_K,
         compute_gradients=trained is not None,
         weight_requires_grad=wants_weight,
+        chunk_mem_const=_chunk_factor(*hidden_KD.shape),
     )
     if weights_K is not None:
         losses_K = losses_K * weights_K
