@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         train_value as train_value,
     )
     from sftkit.console import Display as Display, console as console, show_data as show_data, show_table as show_table
-    from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
+    from sftkit.data.build import NOTED as NOTED, WEIGHTED_TOKENS as WEIGHTED_TOKENS
     from sftkit.data.columns import (
         ATTACHED as ATTACHED,
         IGNORE_INDEX as IGNORE_INDEX,
@@ -40,11 +40,15 @@ if TYPE_CHECKING:
         Columns as Columns,
         Document as Document,
         DocumentWithAttachment as DocumentWithAttachment,
+        Formatted as Formatted,
         Formatter as Formatter,
+        Outcome as Outcome,
         RowError as RowError,
         Skipped as Skipped,
         Span as Span,
+        documents_of as documents_of,
         is_weight as is_weight,
+        with_documents as with_documents,
     )
     from sftkit.data.media import detach_image as detach_image
     from sftkit.data.packs import Packer as Packer
@@ -138,13 +142,14 @@ _MODULES = {
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     # Data
-    "data.documents": "Columns Document DocumentWithAttachment Formatter RowError Skipped Span WEIGHT_FIX is_weight",
+    "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
+    "WEIGHT_FIX documents_of is_weight with_documents",
     "data.columns": "ATTACHED Examples IGNORE_INDEX LOSS_WEIGHTS examples_table flatten_column",
     "data.packs": "Packer",
     "data.counts": "Counts",
     "data.stats": "DatasetStats hash_documents",
     "data.media": "detach_image",
-    "data.build": "WEIGHTED_TOKENS",
+    "data.build": "NOTED WEIGHTED_TOKENS",
     "training.collate": "Collator",
     # Models
     "models.adapt": "NEEDS_ADAPTER",

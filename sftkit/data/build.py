@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
-from sftkit.data.documents import Document, DocumentWithAttachment, Formatter, RowError, Skipped
+from sftkit.data.documents import Document, DocumentWithAttachment, Formatted, Formatter, Outcome, RowError, Skipped
 from sftkit.data.encode import NumberedDocuments, encode_stream
 from sftkit.data.length import NOTHING_TRAINED, check_length, drop_untrained, find_cut
 from sftkit.data.media import has_media, read_rows
@@ -33,6 +33,7 @@ logger = logging.getLogger("sftkit")
 BATCH = 4000
 MEDIA_BATCH = 256  # for rows with images, audio or video, which may take a megabyte each
 WEIGHTED_TOKENS = "trained tokens with a weight other than 1"
+DROPPED, NOTED = "rows dropped: ", "rows noted: "  # followed by a reason, or by a note of the formatter
 SHOWN = 3  # skipped rows that are logged one by one
 #: Rows after which a memory-mapped source is opened again, to release the memory of pages that were read.
 REMAP = 12 * BATCH
@@ -100,7 +101,7 @@ class ExampleBuilder:
             fix = "increase data.max_length, or shorten the prompts"
             what = f"no trained token is left within data.max_length={self.config.data.max_length}"
             return DataError(Problem(what, where, fix))
-        reasons = [what.removeprefix("rows dropped: ") for what in counts if what.startswith("rows dropped: ")]
+        reasons = [what.removeprefix(DROPPED) for what in counts if what.startswith(DROPPED)]
         masked = ["every label is masked"] if counts[NOTHING_TRAINED] else []
         why = "; ".join(reasons + masked) or "every row is empty or malformed"
         fix = f"check what the formatter and the chat template train; the first row is {self._first_row!r}"
@@ -119,18 +120,27 @@ class ExampleBuilder:
         numbers, columns = batch
         if not self._first_row:
             self._first_row = str({name: values[0] for name, values in columns.items()})[:400]
-        numbers, documents = self._format(numbers, columns, formatter, place)
-        for document in documents:
-            if isinstance(document, Skipped):
-                self.counts.add(self.split, f"rows dropped: {document.reason}")
-        pairs = zip(numbers.tolist(), documents, strict=True)
-        kept = [(number, document) for number, document in pairs if not isinstance(document, Skipped)]
+        numbers, formatted = self._format(numbers, columns, formatter, place)
+        if formatter.columns_used is not None:
+            for name in columns.keys() - formatter.columns_used:
+                if filled := sum(value is not None for value in columns[name]):
+                    self.counts.add(self.split, f"{NOTED}column {name} ignored", filled)
+        kept: list[tuple[int, Document]] = []
+        for number, made in zip(numbers.tolist(), formatted, strict=True):
+            if isinstance(made, Skipped):
+                self.counts.add(self.split, f"{DROPPED}{made.reason}")
+            elif isinstance(made, Formatted):
+                kept += [(number, document) for document in made.documents]
+                for note in made.notes:
+                    self.counts.add(self.split, f"{NOTED}{note}")
+            else:
+                kept.append((number, made))
         return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
 
     def _format(
         self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place
-    ) -> tuple[np.ndarray, list[Document | Skipped]]:
-        """The documents of a batch, and the numbers of their rows.
+    ) -> tuple[np.ndarray, list[Outcome]]:
+        """What the formatter makes of a batch, and the numbers of its rows.
 
         A malformed row stops the run, or it is removed from the batch and the batch is formatted again.
         """

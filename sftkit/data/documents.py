@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -28,6 +28,9 @@ class Span(NamedTuple):
     weight: float = 1.0
 
 
+Document: TypeAlias = Sequence[Span]
+
+
 class Skipped(NamedTuple):
     """A row that cannot be trained on. Rows are counted by reason, so the reason must not contain data of the row."""
 
@@ -48,9 +51,6 @@ class RowError(ValueError):
         self.index, self.message, self.fix = index, message, fix
 
 
-Document: TypeAlias = Sequence[Span]
-
-
 class DocumentWithAttachment(list[Span]):
     """A document's spans, and a value that its batch needs in addition to the tokens, such as images.
 
@@ -63,6 +63,44 @@ class DocumentWithAttachment(list[Span]):
     def __init__(self, spans: Sequence[Span], attachment: Any, counts: Mapping[str, int]) -> None:
         super().__init__(spans)
         self.attachment, self.counts = attachment, counts
+
+
+class Formatted(NamedTuple):
+    """What a row becomes if that is more than one plain document.
+
+    Attributes:
+        documents: its documents; usually one.
+        notes: what the user should know about the row, such as "column source ignored". Rows are counted by note, so a
+            note must not contain data of the row.
+    """
+
+    documents: Sequence[Document]
+    notes: Sequence[str] = ()
+
+
+Outcome: TypeAlias = Document | Formatted | Skipped
+"""What a formatter makes of a row."""
+
+
+def documents_of(outcomes: Iterable[Outcome]) -> Iterator[Document]:
+    """The documents of rows, in order."""
+    for outcome in outcomes:
+        if isinstance(outcome, Formatted):
+            yield from outcome.documents
+        elif not isinstance(outcome, Skipped):
+            yield outcome
+
+
+def with_documents(outcome: Outcome, change: Callable[[Document], Document | Skipped]) -> Outcome:
+    """The outcome of a row with each document changed; a row whose documents are all skipped is skipped."""
+    if isinstance(outcome, Skipped):
+        return outcome
+    if not isinstance(outcome, Formatted):
+        return change(outcome)
+    changed = [change(document) for document in outcome.documents]
+    kept = [document for document in changed if not isinstance(document, Skipped)]
+    skipped = [document for document in changed if isinstance(document, Skipped)]
+    return skipped[0] if skipped and not kept else outcome._replace(documents=kept)
 
 
 WEIGHT_FIX = "use a number of at least 0: 0 does not train, 1 is the usual weight, 0.5 is half of it"
@@ -112,6 +150,11 @@ class Formatter(ABC):
         """Whether the formatter must get the rows unchanged; a wrapper then leaves all columns alone."""
         return False
 
+    @property
+    def columns_used(self) -> frozenset[str] | None:
+        """The columns that the documents depend on; the others are reported as ignored. None reports nothing."""
+        return None
+
     def defer_loss(self, plugin: str) -> Self:
         """A formatter of the same texts, for a plugin that decides itself what to train.
 
@@ -124,8 +167,8 @@ class Formatter(ABC):
         return self
 
     @abstractmethod
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
-        """The spans of each row of the batch, or the reason why a row is skipped.
+    def __call__(self, rows: Columns) -> list[Outcome]:
+        """What each row of the batch becomes: its spans, several documents or notes, or the reason why it is skipped.
 
         Raises:
             RowError: for a malformed row.

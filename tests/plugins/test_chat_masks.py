@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from sftkit.data.documents import RowError
 from sftkit_plugins.formats.chat import Chat
-from sftkit_plugins.formats.messages import read_messages
+from sftkit_plugins.formats.messages import MessagesReader, read_messages
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -77,7 +77,7 @@ def without_markers(template):
 
 def turns(template, messages):
     tools = TOOLS if any(message["role"] == "tool" for message in messages) else None
-    chat = Chat(columns=("messages",), template=template, special_tokens=SPECIAL, has_tools=True)
+    chat = Chat(reader=MessagesReader(("messages",), has_tools=True), template=template, special_tokens=SPECIAL)
     (document,) = chat({"messages": [messages], "tools": [tools]})
     text, regions = "", []
     for span in document:

@@ -9,6 +9,7 @@ import pytest
 from sftkit.data.documents import RowError, Skipped
 from sftkit.testing import CHATML
 from sftkit_plugins.formats.chat import Chat
+from sftkit_plugins.formats.messages import MessagesReader
 from sftkit_plugins.formats.skeleton import Skeleton
 
 PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
@@ -27,7 +28,7 @@ TALK = [
 
 
 def trained(messages, template=CHATML, **options):
-    chat = Chat(columns=("messages",), template=template, special_tokens=SPECIAL, **options)
+    chat = Chat(reader=MessagesReader(("messages",)), template=template, special_tokens=SPECIAL, **options)
     (document,) = chat({"messages": [messages]})
     return document if isinstance(document, Skipped) else [span.text for span in document if span.trained]
 
@@ -102,7 +103,7 @@ def test_a_skeleton_does_not_match_any_other_text():
 
 
 def test_a_used_formatter_pickles_to_the_same_bytes_as_a_new_one():
-    chat = Chat(columns=("messages",), template=CHATML, special_tokens=SPECIAL)
+    chat = Chat(reader=MessagesReader(("messages",)), template=CHATML, special_tokens=SPECIAL)
     before = pickle.dumps(chat)
     chat({"messages": [TALK]})
     assert pickle.dumps(chat) == before

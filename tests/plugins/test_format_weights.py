@@ -15,6 +15,7 @@ from sftkit_plugins.completion_only import CompletionOnly, ResponsesOnly
 from sftkit_plugins.formats import Formats
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
+from sftkit_plugins.formats.messages import MessagesReader
 from sftkit_plugins.formats.recognise import recognise
 from sftkit_plugins.formats.user_function import UserFunction
 
@@ -30,7 +31,9 @@ TALK = [
 def spans(messages, template=CHATML, row_weight=None, **options):
     special = {"eos_token": "<|im_end|>"}
     weighted = row_weight is not None
-    chat = Chat(columns=("messages",), template=template, special_tokens=special, weighted=weighted, **options)
+    chat = Chat(
+        reader=MessagesReader(("messages",)), template=template, special_tokens=special, weighted=weighted, **options
+    )
     (document,) = chat({"messages": [messages], "weight": [row_weight]})
     return [(span.text, span.weight) for span in document if span.trained]
 

@@ -12,12 +12,15 @@ from sftkit.api import (
     Document,
     Field,
     Formatter,
+    Outcome,
     Plugin,
     Problem,
     Skipped,
     Span,
     dataclass,
+    documents_of,
     hookimpl,
+    with_documents,
 )
 from sftkit_plugins.completion_only.search import Region, Template, between, places
 
@@ -83,16 +86,21 @@ class ResponsesOnly(Formatter):
         """As for the inner formatter."""
         return self.inner.needs_original_rows
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+    @property
+    def columns_used(self) -> frozenset[str] | None:
+        """As for the inner formatter."""
+        return self.inner.columns_used
+
+    def __call__(self, rows: Columns) -> list[Outcome]:
         """Each document as spans; documents without a template are skipped.
 
         Raises:
             RowError: from the inner formatter.
         """
-        documents = self.inner(rows)
-        texts = [_text(document) for document in documents if not isinstance(document, Skipped)]
+        outcomes = self.inner(rows)
+        texts = [_text(document) for document in documents_of(outcomes)]
         found = iter(self._split(text, tokens) for text, tokens in zip(texts, self._tokens(texts), strict=True))
-        return [inner if isinstance(inner, Skipped) else _weighted(next(found), inner) for inner in documents]
+        return [with_documents(outcome, lambda inner: _weighted(next(found), inner)) for outcome in outcomes]
 
     def _tokens(self, texts: list[str]) -> Sequence[_Tokens | None]:
         if self.tokenizer is None or not texts:

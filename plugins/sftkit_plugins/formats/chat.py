@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
-from sftkit.api import Columns, Document, RowError, Skipped, Span
-from sftkit_plugins.formats.messages import PLAIN, read_messages, read_tools
+from sftkit.api import Columns, Document, Formatted, Outcome, RowError, Skipped, Span
+from sftkit_plugins.formats.conversation import Conversation, Reader
+from sftkit_plugins.formats.messages import PLAIN
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
 from sftkit_plugins.formats.rendering import FIX, Messages, Region, Rendering, split
 from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
@@ -18,26 +18,24 @@ from sftkit_plugins.formats.weights import KEYS, message_weight
 
 @dataclass(frozen=True, kw_only=True)
 class Chat(ColumnFormatter):
-    """Conversations in one column, or as a prompt and its completion in two columns.
+    """Conversations, whatever their columns are.
 
     The characters that the assistant wrote are found exactly: with the template's ``{% generation %}`` markers, or by
     rendering parts of the conversation and comparing them.
 
     Args:
-        columns: the column of messages, or those of the prompt and the completion.
+        reader: reads the conversation of a row.
         template: the Jinja chat template, or several by name; ``tool_use`` is for rows with tools.
         special_tokens: the tokenizer's, by name, for the template.
         loss: ``assistant`` (content and closing token of each assistant turn), ``completion`` or ``all``.
-        has_tools: whether the data has a column ``tools``.
         turns: which turns of ``roles`` are trained; ``train`` or ``weight`` on a message overrides this.
         roles: whose turns are trained.
     """
 
-    columns: tuple[str, ...]
+    reader: Reader
     template: str | dict[str, str]
     special_tokens: Mapping[str, Any]
     loss: Loss = "assistant"
-    has_tools: bool = False
     turns: Literal["all", "last"] = "all"
     roles: tuple[str, ...] = ("assistant",)
     _skeletons: dict[Any, tuple[Skeleton | None, list[int]]] = field(default_factory=dict, repr=False, compare=False)
@@ -51,21 +49,30 @@ class Chat(ColumnFormatter):
         """Without the skeletons, so that a used formatter pickles to the same bytes as a new one."""
         return {**self.__dict__, "_skeletons": {}}
 
-    def documents(self, rows: Columns) -> list[Document | Skipped]:
+    def documents(self, rows: Columns) -> list[Outcome]:
         """The rendered conversations as spans.
 
         Raises:
             RowError: for a value that is not a conversation, messages that the template rejects, a template that does
                 not reveal what the assistant wrote, or an invalid weight.
         """
-        return [self._document(rows, index) for index in range(len(rows[self.columns[0]]))]
+        return [self._outcome(self.reader(rows, index), index) for index in range(len(next(iter(rows.values()))))]
 
-    def _document(self, rows: Columns, index: int) -> Document | Skipped:
-        parts = [read_messages(rows[column][index], index, column) for column in self.columns]
-        messages: Messages = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+    @property
+    def columns_used(self) -> frozenset[str]:
+        """See `ColumnFormatter`."""
+        return self.with_weight(self.reader.columns)
+
+    def _outcome(self, conversation: Conversation, index: int) -> Outcome:
+        document = self._document(conversation, index)
+        if not conversation.notes or isinstance(document, Skipped):
+            return document
+        return Formatted([document], conversation.notes)
+
+    def _document(self, conversation: Conversation, index: int) -> Document | Skipped:
+        messages, tools = conversation.messages, conversation.tools
         if not messages:
             return Skipped("empty conversation")
-        tools = read_tools(rows["tools"][index], index) if self.has_tools else None
         rendering = Rendering(self._template(tools), self.special_tokens, tools, index)
         plain = tools is None and all(message.keys() == PLAIN for message in messages)
         if plain and self.loss == "assistant":
@@ -74,7 +81,7 @@ class Chat(ColumnFormatter):
         if self.loss == "all":
             return (Span(rendering.text(messages), True),)
         if self.loss == "completion":
-            return self._completion(rendering, messages, len(parts[0]))
+            return self._completion(rendering, messages, conversation.prompt or 0)
         if tools is None and all(message.keys() == PLAIN for message in messages):
             return self._plain(rendering, messages, trained)
         if not trained:

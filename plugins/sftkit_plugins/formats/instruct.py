@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftkit.api import Columns, Document, RowError, Skipped, Span
+from sftkit.api import Columns, Outcome, RowError, Skipped, Span
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
 
 EMPTY = Skipped("empty text")
@@ -30,7 +30,12 @@ class Text(ColumnFormatter):
     column: str = "text"
     loss: Loss = "all"
 
-    def documents(self, rows: Columns) -> list[Document | Skipped]:
+    @property
+    def columns_used(self) -> frozenset[str]:
+        """See `ColumnFormatter`."""
+        return self.with_weight({self.column})
+
+    def documents(self, rows: Columns) -> list[Outcome]:
         """One trained span per row."""
         return [(Span(text, True),) if text else EMPTY for text in _texts(rows, self.column)]
 
@@ -41,7 +46,12 @@ class PromptCompletion(ColumnFormatter):
 
     loss: Loss = "completion"
 
-    def documents(self, rows: Columns) -> list[Document | Skipped]:
+    @property
+    def columns_used(self) -> frozenset[str]:
+        """See `ColumnFormatter`."""
+        return self.with_weight({"prompt", "completion"})
+
+    def documents(self, rows: Columns) -> list[Outcome]:
         """A span for the prompt and one for the completion."""
         return _pairs(_texts(rows, "prompt"), _texts(rows, "completion"), self.loss)
 
@@ -56,7 +66,12 @@ class Alpaca(ColumnFormatter):
 
     loss: Loss = "completion"
 
-    def documents(self, rows: Columns) -> list[Document | Skipped]:
+    @property
+    def columns_used(self) -> frozenset[str]:
+        """See `ColumnFormatter`."""
+        return self.with_weight({"instruction", "input", "output"})
+
+    def documents(self, rows: Columns) -> list[Outcome]:
         """A span for the prompt and one for the output. Rows without input use the prompt without input."""
         instructions, outputs = _texts(rows, "instruction"), _texts(rows, "output")
         inputs = _texts(rows, "input", nullable=True) if "input" in rows else [None] * len(outputs)
@@ -80,7 +95,7 @@ def _texts(rows: Columns, column: str, *, nullable: bool = False) -> Sequence[An
     return texts
 
 
-def _pairs(prompts: Sequence[str], completions: Sequence[str], loss: Loss) -> list[Document | Skipped]:
+def _pairs(prompts: Sequence[str], completions: Sequence[str], loss: Loss) -> list[Outcome]:
     train_prompt = loss == "all"
     return [
         (Span(prompt, train_prompt), Span(completion, True)) if prompt or completion else EMPTY

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, get_args
 
-from sftkit.api import RowError
+from sftkit.api import Columns, RowError
+from sftkit_plugins.formats.conversation import Conversation
 from sftkit_plugins.formats.options import Role
 
 ROLES = get_args(Role)
@@ -23,6 +26,35 @@ SHAREGPT_ROLES = {
 PLAIN = {"role", "content"}
 REASONING = ("reasoning_content", "thinking", "reasoning")
 _SHAPE = "write each message as {role, content} or {from, value}"
+
+
+@dataclass(frozen=True)
+class MessagesReader:
+    """Reads a column of messages, or one of the prompt's and one of the completion's.
+
+    Attributes:
+        names: the column, or the two columns.
+        has_tools: whether the data has a column ``tools``.
+    """
+
+    names: tuple[str, ...]
+    has_tools: bool = False
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that it uses."""
+        return frozenset(self.names) | ({"tools"} if self.has_tools else set())
+
+    def __call__(self, rows: Columns, index: int) -> Conversation:
+        """The conversation of a row.
+
+        Raises:
+            RowError: for a value that is not a conversation, or tools that are not descriptions.
+        """
+        parts = [read_messages(rows[name][index], index, name) for name in self.names]
+        messages = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+        tools = read_tools(rows["tools"][index], index) if self.has_tools else None
+        return Conversation(messages, len(parts[0]) if len(parts) > 1 else None, tools)
 
 
 def read_messages(value: Any, index: int, column: str) -> list[dict[str, Any]]:

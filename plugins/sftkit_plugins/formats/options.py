@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from typing_extensions import Self
 
-from sftkit.api import Columns, ConfigError, Document, Formatter, Problem, Skipped
-from sftkit_plugins.formats.weights import weigh
+from sftkit.api import Columns, ConfigError, Formatter, Outcome, Problem
+from sftkit_plugins.formats.weights import COLUMN, weigh
 
 Loss = Literal["all", "completion", "assistant"]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -40,7 +41,7 @@ class ColumnFormatter(Formatter):
             raise two_choices(self.loss, plugin)
         return dataclasses.replace(self, loss="all")
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+    def __call__(self, rows: Columns) -> list[Outcome]:
         """The documents, with the weights of the rows.
 
         Raises:
@@ -49,8 +50,17 @@ class ColumnFormatter(Formatter):
         documents = self.documents(rows)
         return weigh(documents, rows) if self.weighted else documents
 
+    def with_weight(self, columns: Iterable[str]) -> frozenset[str]:
+        """Some columns, and that of the rows' weights if there is one."""
+        return frozenset(columns) | ({COLUMN} if self.weighted else set())
+
+    @property
     @abstractmethod
-    def documents(self, rows: Columns) -> list[Document | Skipped]:
+    def columns_used(self) -> frozenset[str]:
+        """The columns of the format, and that of the weights."""
+
+    @abstractmethod
+    def documents(self, rows: Columns) -> list[Outcome]:
         """The documents, without the weights of the rows."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sftkit.api import ConfigError, DataError, Formatter, Problem, nearest
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
+from sftkit_plugins.formats.messages import MessagesReader
 from sftkit_plugins.formats.options import Loss
 from sftkit_plugins.formats.weights import COLUMN, has_weights
 
@@ -108,10 +109,9 @@ def _chat(
         raise ConfigError(Problem(what, "chat template", fix))
     specials = cast("Mapping[str, Any]", tokenizer.special_tokens_map)
     return Chat(
-        columns=chat_columns,
+        reader=MessagesReader(chat_columns, "tools" in columns),
         template=template if isinstance(template, str) else dict(template),
         special_tokens=dict(specials),
-        has_tools="tools" in columns,
         turns=options.turns,
         roles=options.roles,
         weighted=has_weights(columns),

@@ -20,6 +20,7 @@ from sftkit.api import (
     DataError,
     Document,
     Formatter,
+    Outcome,
     Problem,
     RowError,
     Skipped,
@@ -73,7 +74,7 @@ class UserFunction(Formatter):
             raise two_choices(self.loss, plugin)
         return dataclasses.replace(self, loss="all")
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+    def __call__(self, rows: Columns) -> list[Outcome]:
         """What the function returns, as spans.
 
         Raises:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from sftkit.api import WEIGHT_FIX, Columns, DataError, Document, Problem, RowError, Skipped, Span, is_weight
+from sftkit.api import (
+    WEIGHT_FIX,
+    Columns,
+    DataError,
+    Document,
+    Outcome,
+    Problem,
+    RowError,
+    Span,
+    is_weight,
+    with_documents,
+)
 
 logger = logging.getLogger("sftkit")
 
@@ -30,8 +42,8 @@ def has_weights(columns: Mapping[str, Any]) -> bool:
     return True
 
 
-def weigh(documents: list[Document | Skipped], rows: Columns) -> list[Document | Skipped]:
-    """The documents, with all spans of a row multiplied by its weight; a row without one has the weight 1.
+def weigh(outcomes: list[Outcome], rows: Columns) -> list[Outcome]:
+    """The outcomes of rows, with all spans of a row multiplied by its weight; a row without one has the weight 1.
 
     Raises:
         RowError: for a weight that is negative or not a number.
@@ -41,8 +53,8 @@ def weigh(documents: list[Document | Skipped], rows: Columns) -> list[Document |
         if not is_weight(weight):
             raise RowError(index, f"column {COLUMN!r} is {weight!r}", WEIGHT_FIX)
     return [
-        document if weight == 1 or isinstance(document, Skipped) else _times(document, float(weight))
-        for document, weight in zip(documents, weights, strict=True)
+        outcome if weight == 1 else with_documents(outcome, partial(_times, weight=float(weight)))
+        for outcome, weight in zip(outcomes, weights, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from sftkit.api import (
     Document,
     DocumentWithAttachment,
     Formatter,
+    Outcome,
     Problem,
     RowError,
-    Skipped,
     Span,
+    with_documents,
 )
 from sftkit_plugins.vision.image_tokens import ImageTokens
 from sftkit_plugins.vision.images import ImageError, Reference, size_of
@@ -92,11 +94,17 @@ class ImageFormatter(Formatter):
         return pa.list_(pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]))
 
     @property
+    def columns_used(self) -> frozenset[str] | None:
+        """As the inner formatter, and the column of images."""
+        used = self.inner.columns_used
+        return used if used is None or self.column is None else used | {self.column}
+
+    @property
     def uncut_ids(self) -> tuple[int, ...]:
         """The tokens of images."""
         return self.tokens.ids
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+    def __call__(self, rows: Columns) -> list[Outcome]:
         """The documents, each with its images attached.
 
         Raises:
@@ -114,10 +122,9 @@ class ImageFormatter(Formatter):
             for name, text in zip(self.conversations, texts, strict=True):
                 plain[name][index] = text
             images.append(row.images)
-        documents = self.inner(plain)
         return [
-            document if isinstance(document, Skipped) else self._with_tokens(document, images[index], index)
-            for index, document in enumerate(documents)
+            with_documents(outcome, functools.partial(self._with_tokens, images=images[index], index=index))
+            for index, outcome in enumerate(self.inner(plain))
         ]
 
     def _column_images(self, rows: Columns, index: int) -> Sequence[Any]:
