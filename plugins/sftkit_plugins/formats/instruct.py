@@ -11,7 +11,7 @@ from sftkit_plugins.formats.conversation import Message
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
 from sftkit_plugins.formats.pairs import Pair, text_of
 from sftkit_plugins.formats.reading import Rules
-from sftkit_plugins.formats.side_columns import SideColumns
+from sftkit_plugins.formats.side_columns import SideColumns, names_of
 
 EMPTY = Skipped("empty text")
 
@@ -83,12 +83,12 @@ class Prompted(ColumnFormatter):
     Earlier answers are trained like the last one, and end with the tokenizer's EOS.
 
     Attributes:
-        side: the columns of the system message and of earlier turns.
+        side: the columns of the system message and of earlier turns, if there are any.
         eos: the tokenizer's EOS.
     """
 
     loss: Loss = "completion"
-    side: SideColumns = field(default_factory=SideColumns)
+    side: SideColumns | None = None
     eos: str = ""
 
     def completed(self, rows: Columns, index: int, start: str, prompt: str, answer: str) -> Outcome:
@@ -103,10 +103,11 @@ class Prompted(ColumnFormatter):
         """
         notes: set[str] = set()
         trained = self.loss == "all"
-        system = self.side.read_system(rows, index)
+        side = self.side or SideColumns()
+        system = side.read_system(rows, index)
         before = f"{system}\n\n{start}" if system else start
         spans = []
-        for question, reply in _pairs_of(self.side.read_history(rows, index, Rules(), notes), index, self.side.history):
+        for question, reply in _pairs_of(side.read_history(rows, index, Rules(), notes), index, side.history):
             spans += [Span(before + self.earlier(question), trained), Span(reply + self.eos, True)]
             before = "\n\n"
         if not spans and not system and not prompt and not answer:
@@ -134,11 +135,11 @@ class PromptCompletion(Prompted):
     @property
     def columns_used(self) -> frozenset[str]:
         """See `ColumnFormatter`."""
-        return self.with_weight(self.pair.columns | self.side.names)
+        return self.with_weight(self.pair.columns | names_of(self.side))
 
     def documents(self, rows: Columns) -> list[Outcome]:
         """A span for the prompt and one for the completion."""
-        if self.between or self.side.names or self.pair.before or self.pair.after:
+        if self.between or self.side or self.pair.before or self.pair.after:
             return [self._document(rows, index) for index in range(len(rows[self.pair.answer]))]
         train_prompt = self.loss == "all"
         return [
@@ -166,7 +167,7 @@ class Alpaca(Prompted):
     @property
     def columns_used(self) -> frozenset[str]:
         """See `ColumnFormatter`."""
-        return self.with_weight({"instruction", "input", "output"} | self.side.names)
+        return self.with_weight({"instruction", "input", "output"} | names_of(self.side))
 
     def documents(self, rows: Columns) -> list[Outcome]:
         """A span for the prompt and one for the output. Rows without input use the prompt without input."""
@@ -175,7 +176,7 @@ class Alpaca(Prompted):
         outcomes: list[Outcome] = []
         for index, (instruction, text, output) in enumerate(zip(instructions, inputs, outputs, strict=True)):
             start, prompt = _ALPACA_WITH_INPUT if text else _ALPACA, _alpaca_turn(instruction, text)
-            if self.side.names:
+            if self.side:
                 outcomes.append(self.completed(rows, index, start, prompt, output))
             else:
                 outcomes.append((Span(start + prompt, self.loss == "all"), Span(output, True)))

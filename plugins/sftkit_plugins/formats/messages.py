@@ -10,7 +10,7 @@ from sftkit_plugins.formats.conversation import Conversation, Message
 from sftkit_plugins.formats.pairs import Pair
 from sftkit_plugins.formats.reading import PLAIN as PLAIN, REASONING as REASONING, Rules, read_messages as read_messages
 from sftkit_plugins.formats.shapes import read_conversation, read_tree
-from sftkit_plugins.formats.side_columns import SideColumns
+from sftkit_plugins.formats.side_columns import SideColumns, names_of
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class MessagesReader:
 
     Attributes:
         names: the column, or the two columns; a text in one of two columns is a message of the user or the assistant.
-        side: the columns beside it.
+        side: the columns beside it, if there are any.
         rules: how messages are read.
     """
 
     names: tuple[str, ...]
-    side: SideColumns = field(default_factory=SideColumns)
+    side: SideColumns | None = None
     rules: Rules = field(default_factory=Rules)
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns that it uses."""
-        return frozenset(self.names) | self.side.names
+        return frozenset(self.names) | names_of(self.side)
 
     def __call__(self, rows: Columns, index: int) -> Conversation:
         """The conversation of a row.
@@ -57,18 +57,18 @@ class PairReader:
 
     Attributes:
         pair: the columns of the question and of the answer.
-        side: the columns beside them.
+        side: the columns beside them, if there are any.
         rules: how messages are read.
     """
 
     pair: Pair
-    side: SideColumns = field(default_factory=SideColumns)
+    side: SideColumns | None = None
     rules: Rules = field(default_factory=Rules)
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns that it uses."""
-        return self.pair.columns | self.side.names
+        return self.pair.columns | names_of(self.side)
 
     def __call__(self, rows: Columns, index: int) -> Conversation:
         """The conversation of a row.
@@ -94,18 +94,18 @@ class TreeReader:
 
     Attributes:
         column: the column of the tree.
-        side: the columns beside it.
+        side: the columns beside it, if there are any.
         rules: how messages are read.
     """
 
     column: str
-    side: SideColumns = field(default_factory=SideColumns)
+    side: SideColumns | None = None
     rules: Rules = field(default_factory=Rules)
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns that it uses."""
-        return frozenset({self.column}) | self.side.names
+        return frozenset({self.column}) | names_of(self.side)
 
     def __call__(self, rows: Columns, index: int) -> Conversation:
         """The conversation of a row.
@@ -121,7 +121,7 @@ class TreeReader:
 def _conversation(
     prompt: list[Message],
     completion: list[Message] | None,
-    side: SideColumns,
+    side: SideColumns | None,
     rules: Rules,
     rows: Columns,
     index: int,
@@ -130,9 +130,9 @@ def _conversation(
     """The conversation with what the columns beside it add."""
     tools: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = {}
-    if side.names and (prompt or completion):
+    if side is not None and (prompt or completion):
         prompt = side.complete(prompt, rows, index, rules, notes)
         tools, variables = side.read_tools(rows, index), side.read_variables(rows, index, notes)
     messages = prompt if completion is None else [*prompt, *completion]
     number = None if completion is None else len(prompt)
-    return Conversation(messages, number, tools, variables, tuple(sorted(notes)))
+    return Conversation(messages, number, tools, variables, sorted(notes) if notes else ())

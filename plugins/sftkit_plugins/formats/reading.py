@@ -22,6 +22,7 @@ CALL_KEYS = ("tool_calls", "function_call")
 REASONING = reasoning.FIELDS
 _READ = {*CALL_KEYS, *REASONING, *FLAGS}
 _SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_OTHER_ROLES = tuple(role for role in ROLES if role != "developer")
 _SHAPE = "write each message as {role, content} or {from, value}"
 
 
@@ -69,7 +70,7 @@ def read_messages(
     if not isinstance(value, list):
         raise RowError(index, f"column {column!r} is {kind(value)}, not a list of messages", _SHAPE)
     rules, notes = rules or Rules(), set() if notes is None else notes
-    thinks, roles = rules.reads.moves_reasoning, _plain_roles(rules)
+    thinks, roles = rules.reads.moves_reasoning, _OTHER_ROLES if rules.developer_as_system else ROLES
     messages: list[Message] = []
     for number, raw in enumerate(value, start=1):
         if type(raw) is dict and len(raw) == 2:
@@ -90,14 +91,11 @@ def read_messages(
     return messages
 
 
-def _plain_roles(rules: Rules) -> tuple[str, ...]:
-    return tuple(role for role in ROLES if role != "developer") if rules.developer_as_system else ROLES
-
-
 def _same_turn(before: Message, call: Message) -> bool:
-    """Whether a call continues the assistant's turn before it."""
+    """Whether a call continues the assistant's turn before it, and adds nothing else to it."""
     flags = ("train", "weight")
-    return before["role"] == "assistant" and all(before.get(flag) == call.get(flag) for flag in flags)
+    same = before["role"] == "assistant" and all(before.get(flag) == call.get(flag) for flag in flags)
+    return same and call.keys() <= {"role", "tool_calls", *flags}
 
 
 @dataclass(frozen=True)

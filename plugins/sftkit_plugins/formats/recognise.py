@@ -26,7 +26,7 @@ from sftkit_plugins.formats.messages import MessagesReader, PairReader, TreeRead
 from sftkit_plugins.formats.options import Loss
 from sftkit_plugins.formats.pairs import Pair
 from sftkit_plugins.formats.reading import Rules
-from sftkit_plugins.formats.refusals import checked_columns, nothing_to_train, refusal
+from sftkit_plugins.formats.refusals import LABELS, checked_columns, nothing_to_train, refusal
 from sftkit_plugins.formats.renamed import CONVERSATIONS, Renamed, check_names, names_of
 from sftkit_plugins.formats.side_columns import SideColumns
 from sftkit_plugins.formats.template_reads import TemplateReads, reads_of
@@ -104,7 +104,8 @@ class _Recognition:
             fits = is_texts if name == "data" else is_conversation
             if name in columns and fits(columns[name]):
                 return self._chat((name,), MessagesReader((name,), self._side, self._rules(name)), "messages")
-        if is_messages(columns.get("segments")) or _has_keys(columns.get("segments"), "label", "text"):
+        segment = element(columns.get("segments"))
+        if is_json(columns.get("segments")) or is_json(segment) or _keys(segment, "label", "text"):
             return Segments(**self._loss("segments", "completion", "all"), **self._shared)
         if "message_tree_id" in columns and (is_json(columns.get("prompt")) or _keys(columns.get("prompt"), "replies")):
             self._report("message trees, of which the best thread is used", "prompt")
@@ -136,7 +137,8 @@ class _Recognition:
                 what = "the columns prompt and text: text may be the answer to prompt, or repeat it"
                 fix = "set formats:columns to {prompt: prompt, completion: text}, or to {text: text} to use text alone"
                 raise DataError(Problem(what, "data", fix))
-            return Text(**self._loss("text", "all"), **shared)
+            checked = tuple(name for name in shared["checked"] if name not in LABELS)  # those label the text itself
+            return Text(**self._loss("text", "all"), **{**shared, "checked": checked})
         for name in CONVERSATIONS:
             if name in texts:
                 return self._chat((name,), MessagesReader((name,), self._side, self._rules(name)), "messages")
@@ -179,7 +181,7 @@ class _Recognition:
         return reads_of(self._template or "", self._special_tokens)
 
     @property
-    def _side(self) -> SideColumns:
+    def _side(self) -> SideColumns | None:
         return SideColumns.of(self.columns, self._reads.variables)
 
     def _rules(self, *names: str) -> Rules:
@@ -233,10 +235,6 @@ def chosen_loss(options: Formats, form: str, default: Loss, *others: Loss) -> Lo
 
 def _option_problem(option: str, what: str, fix: str) -> Problem:
     return Problem(what, f"plugin formats, option {option}", fix, ("plugins", "formats", option))
-
-
-def _has_keys(feature: Any, *keys: str) -> bool:
-    return _keys(element(feature), *keys)
 
 
 def _keys(feature: Any, *keys: str) -> bool:

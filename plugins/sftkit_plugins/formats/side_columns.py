@@ -46,8 +46,8 @@ class SideColumns:
     exact_tools: bool = False
 
     @classmethod
-    def of(cls, columns: Mapping[str, Any], variables: frozenset[str] = frozenset()) -> SideColumns:
-        """Those among some columns. Numbers are none of them."""
+    def of(cls, columns: Mapping[str, Any], variables: frozenset[str] = frozenset()) -> SideColumns | None:
+        """Those among some columns, of which numbers are none; None if there are none."""
         usable = {name: feature for name, feature in columns.items() if not _is_number(feature)}
 
         def first(*names: str) -> str | None:
@@ -56,13 +56,13 @@ class SideColumns:
         tools = first(*TOOLS)
         documents = first(DOCUMENTS) if DOCUMENTS in variables else None
         exact = tools is not None and nulls_are_data(columns[tools])
-        return cls(first(*SYSTEM), first(HISTORY), tools, first(KWARGS), documents, variables, exact)
+        found = cls(first(*SYSTEM), first(HISTORY), tools, first(KWARGS), documents, variables, exact)
+        return found if found.names else None
 
     @classmethod
-    def of_text(cls, columns: Mapping[str, Any]) -> SideColumns:
+    def of_text(cls, columns: Mapping[str, Any]) -> SideColumns | None:
         """Those that have a place in text without a chat template: system message and earlier turns."""
-        found = cls.of(columns)
-        return cls(found.system, found.history)
+        return cls.of({name: columns[name] for name in (*SYSTEM, HISTORY) if name in columns})
 
     @property
     def names(self) -> frozenset[str]:
@@ -136,6 +136,11 @@ class SideColumns:
             notes.add(f"column {self.system} ignored where the messages have a system message")
         first = own or ([{"role": "system", "content": system}] if system else [])
         return [*first, *earlier, *messages[len(own) :]] if first or earlier else messages
+
+
+def names_of(side: SideColumns | None) -> frozenset[str]:
+    """The names of the columns, if there are any."""
+    return frozenset() if side is None else side.names
 
 
 def _is_number(feature: Any) -> bool:

@@ -73,7 +73,7 @@ def _source_reads(source: str) -> tuple[frozenset[str] | None, frozenset[str]]:
     if tree is None:
         return None, frozenset()
     read = [(base, key) for node in tree.find_all(nodes.Node) for base, key in _key_reads(node)]
-    messages = {base for base, key in read if key in ("role", "content")}
+    messages = {base for base, key in read if key in ("role", "content") or "messages[]" in base}
     messages |= {loop.target.name for loop in tree.find_all(nodes.For) if _is_messages(loop)}
     if any(_name(node) in messages for node in _written(tree)):
         return None, frozenset(meta.find_undeclared_variables(tree))
