@@ -114,7 +114,7 @@ def test_parts_of_messages_to_train_are_refused(read):
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
 def test_reasoning_reaches_the_template_under_each_name(read, key):
     (answer,) = conversation(read, [{"role": "assistant", "content": "a", key: "b"}]).messages
-    assert answer["reasoning_content"] == answer["thinking"] == "b"
+    assert answer["reasoning_content"] == answer["thinking"] == answer["reasoning"] == "b"
 
 
 @pytest.mark.parametrize("reasoning", [{"reasoning": "a", "thinking": "b"}, {"reasoning": {"effort": "low"}}])
@@ -137,7 +137,7 @@ def test_an_empty_block_moves_only_if_the_template_writes_one(read):
     message = {"role": "assistant", "content": "<think>\n\n</think>\n\nHello"}
     assert conversation(read, [message], THINKING).messages == [message]
     (moved,) = conversation(read, [message], ALWAYS_THINKING).messages
-    assert (moved["content"], moved["reasoning_content"]) == ("Hello", "")
+    assert moved == {"role": "assistant", "content": "Hello"}
 
 
 def test_reasoning_in_field_and_content_must_be_the_same(read):
@@ -210,6 +210,7 @@ def test_blocks_of_anthropic_become_reasoning_text_calls_and_results(read):
             "content": "Let me see.",
             "reasoning_content": "I look.",
             "thinking": "I look.",
+            "reasoning": "I look.",
             "tool_calls": [call],
         },
         {"role": "tool", "content": "rain", "tool_call_id": "t1"},

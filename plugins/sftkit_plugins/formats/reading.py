@@ -157,7 +157,7 @@ class _Reading:
             fix = "fill in the content, or remove the row"
             raise RowError(self.index, f"{self.where} ({role}) has no content{said}", fix)
         if role == "assistant" and self.rules.reads.moves_reasoning:
-            empty = self.rules.reads.writes_empty
+            empty = self.rules.reads.moves_empty
             return reasoning.move_reasoning(message, self.index, self.where, also_empty=empty)
         return message
 

@@ -29,7 +29,7 @@ def name_reasoning(message: dict[str, Any], index: int, where: str) -> None:
     if len(set(given.values())) > 1:
         raise RowError(index, f"{where}: {' and '.join(given)} differ", "keep one of these keys")
     reasoning = next(iter(given.values()))
-    message["thinking"] = message["reasoning_content"] = reasoning
+    message.update(dict.fromkeys(FIELDS, reasoning))
 
 
 def move_reasoning(message: dict[str, Any], index: int, where: str, *, also_empty: bool) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def move_reasoning(message: dict[str, Any], index: int, where: str, *, also_empt
         message: the message, with text as content; it is not changed.
         index: position of the row in its batch, for errors.
         where: the column and the number of the message, for errors.
-        also_empty: whether a block without text is moved too.
+        also_empty: whether a block without text stands for no reasoning, and is removed.
 
     Raises:
         RowError: if the message has other reasoning in its field.
@@ -52,9 +52,7 @@ def move_reasoning(message: dict[str, Any], index: int, where: str, *, also_empt
     if field is not None and field.strip() != reasoning.strip():
         what = f"{where}: reasoning_content and the <think> block in the content differ"
         raise RowError(index, what, "keep one of the two")
+    rest = {**message, "content": content[inline.end() :]}
     if not reasoning.strip():
-        if not also_empty:
-            return message
-        reasoning = ""
-    rest = {"content": content[inline.end() :], "reasoning_content": reasoning, "thinking": reasoning}
-    return {**message, **rest}
+        return rest if also_empty else message
+    return {**rest, **dict.fromkeys(FIELDS, reasoning)}

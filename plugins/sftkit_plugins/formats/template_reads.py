@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sftkit_plugins.formats.reasoning import FIELDS
+
 logger = logging.getLogger("sftkit")
 
-_QUESTION, _ANSWER, _REASON = "\ue0f6", "\ue0f7", "\ue0f8"
+_REASON = "\ue0f8"
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,16 @@ class TemplateReads:
     Attributes:
         keys: the keys of messages; None if it writes messages as a whole, and so reads every key.
         variables: the variables that it does not set itself.
-        moves_reasoning: whether it writes the reasoning of a message's own field, so that a ``<think>`` block in the
-            content belongs there.
-        writes_empty: whether it writes an empty block for reasoning without text.
+        moves_reasoning: whether a ``<think>`` block in the content belongs into the field for reasoning: the template
+            reads that field, and writes it or a block of its own.
+        moves_empty: whether a block without text stands for no reasoning. It does not if the template writes
+            ``<think>`` blocks, but none without text.
     """
 
     keys: frozenset[str] | None = frozenset()
     variables: frozenset[str] = frozenset()
     moves_reasoning: bool = False
-    writes_empty: bool = False
+    moves_empty: bool = False
 
 
 def reads_of(template: str | Mapping[str, str], special_tokens: Mapping[str, Any]) -> TemplateReads:
@@ -44,19 +47,19 @@ def reads_of(template: str | Mapping[str, str], special_tokens: Mapping[str, Any
         found, names = _source_reads(source)
         keys = None if keys is None or found is None else keys | found
         variables |= names
-    with_text = [_rendered(source, special_tokens, _REASON) for source in sources]
-    empty = [_rendered(source, special_tokens, "") for source in sources]
-    moves = all(_REASON in text for text in with_text)
-    writes_empty = moves and all(_ANSWER in text and "<think>" in text and "</think>" in text for text in empty)
-    return TemplateReads(None if keys is None else frozenset(keys), frozenset(variables), moves, writes_empty)
+    texts = [_rendered(source, special_tokens, dict.fromkeys(FIELDS, _REASON)) for source in sources]
+    empty = [_rendered(source, special_tokens, {}) for source in sources]
+    reads = keys is None or not keys.isdisjoint(FIELDS)
+    moves = reads and all(_REASON in text or "<think>" in none for text, none in zip(texts, empty, strict=True))
+    same = all("<think>" not in text or "</think>" in none for text, none in zip(texts, empty, strict=True))
+    return TemplateReads(None if keys is None else frozenset(keys), frozenset(variables), moves, moves and same)
 
 
-def _rendered(source: str, special_tokens: Mapping[str, Any], reasoning: str) -> str:
-    """A short conversation with reasoning; empty text if the template rejects it."""
+def _rendered(source: str, special_tokens: Mapping[str, Any], reasoning: Mapping[str, str]) -> str:
+    """A short conversation, with some fields for reasoning; empty text if the template rejects it."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    answer = {"content": _ANSWER, "reasoning_content": reasoning, "thinking": reasoning}
-    messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", **answer}]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **reasoning}]
     try:
         texts, _ = render_jinja_template(conversations=[messages], chat_template=source, **special_tokens)
     except Exception as error:  # a template runs the user's Jinja, which may raise anything
