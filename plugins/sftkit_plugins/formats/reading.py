@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftkit.api import RowError
-from sftkit_plugins.formats import reasoning
+from sftkit_plugins.formats import thoughts
 from sftkit_plugins.formats.blocks import Blocks, read_blocks
 from sftkit_plugins.formats.conversation import Message
 from sftkit_plugins.formats.flags import FLAGS, read_flags
@@ -19,7 +19,7 @@ PLAIN = {"role", "content"}
 SENDERS = ("role", "from")
 CONTENTS = ("content", "value", "message", "text", "parts")
 CALL_KEYS = ("tool_calls", "function_call")
-REASONING = reasoning.FIELDS
+REASONING = thoughts.FIELDS
 _READ = {*CALL_KEYS, *REASONING, *FLAGS}
 _SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _OTHER_ROLES = tuple(role for role in ROLES if role != "developer")
@@ -158,7 +158,7 @@ class _Reading:
             raise RowError(self.index, f"{self.where} ({role}) has no content{said}", fix)
         if role == "assistant" and self.rules.reads.moves_reasoning:
             empty = self.rules.reads.moves_empty
-            return reasoning.move_reasoning(message, self.index, self.where, also_empty=empty)
+            return thoughts.move_reasoning(message, self.index, self.where, also_empty=empty)
         return message
 
     def _rest(self, given: dict[str, Any], role: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class _Reading:
         rest: dict[str, Any] = {}
         if role == "assistant":
             rest = {key: given[key] for key in REASONING if key in given}
-            reasoning.name_reasoning(rest, self.index, self.where)
+            thoughts.name_reasoning(rest, self.index, self.where)
         for key in CALL_KEYS:
             calls = calls + (self._calls(given[key]) if given.get(key) else [])
         if calls and role != "assistant":

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sftkit_plugins.formats.reasoning import FIELDS
+from sftkit_plugins.formats.thoughts import FIELDS
 
 logger = logging.getLogger("sftkit")
 
