@@ -104,7 +104,7 @@ def test_an_unknown_key_of_a_message_is_noted(read):
     """``13.jsonl``: a key that no tool knows"""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "trainable": False}]
     (outcome,) = read([{"messages": messages}], CHATML).outcomes
-    assert outcome.notes == ["message key trainable ignored"]
+    assert list(outcome.notes) == ["message key trainable ignored"]
 
 
 def test_rows_of_a_message_tree_are_refused(read):
@@ -149,7 +149,7 @@ def test_arguments_of_calls_are_exactly_as_written(read, marked):
     """``20.jsonl``, in a column of JSON, as its file is read"""
     template = (
         "{% for m in messages %}<{{ m.role }}>{% for call in m.tool_calls or [] %}"
-        "{{ call.function.arguments | tojson }}{% endfor %}{{ m.content }}</s>{% endfor %}"
+        "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}{{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     written = [{"time": "2025-08-01"}, {"time": 1690876800}, {"time": 3, "zone": 3.0, "at": None}]
@@ -162,7 +162,7 @@ def test_arguments_of_calls_are_exactly_as_written(read, marked):
     ]
     rows = Dataset.from_dict({"messages": messages}, features=Features({"messages": Json()}))
     texts = [marked(outcome) for outcome in read(rows, template).outcomes]
-    assert texts == [f"<user>a</s><assistant>⟦{json.dumps(arguments)}</s>⟧" for arguments in written]
+    assert texts == [f"<user>a</s><assistant>⟦f{json.dumps(arguments)}</s>⟧" for arguments in written]
 
 
 def test_answers_that_look_like_dates_are_text(read, marked):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from sftkit.data.documents import RowError, Skipped, Span
+from sftkit.data.documents import Formatted, RowError, Skipped, Span
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.select import Choice, select
 from sftkit.testing import CHATML, check_plugin, run_problems, tiny_config, tiny_conversations, tiny_tokenizer
@@ -45,7 +45,8 @@ def formatter_for(rows, template=None, **options):
 
 def documents(rows, template=None, **options):
     formatter, columns = formatter_for(rows, template, **options)
-    return formatter(columns)
+    outcomes = formatter(columns)
+    return [outcome.documents[0] if isinstance(outcome, Formatted) else outcome for outcome in outcomes]
 
 
 def trained(document):
@@ -314,7 +315,7 @@ CALL_AS_TEXT = {"type": "function", "function": {"name": "f", "arguments": '{"x"
 def test_tool_calls_may_be_json_text_and_keep_their_nulls(calls):
     template = (
         "{% for m in messages %}[{{ m.role }}]{% generation %}{{ m.content }}{% for call in m.tool_calls %}"
-        "{{ (call.function or call).arguments | tojson }}{% endfor %}{% endgeneration %}{% endfor %}"
+        "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}{% endgeneration %}{% endfor %}"
     )
     rows = [{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": calls}]}]
     (document,) = documents(rows, template)
@@ -337,7 +338,7 @@ def test_tools_may_be_json_text(as_text):
 
 
 def test_rows_with_tools_use_the_template_named_tool_use():
-    template = {"default": CHATML, "tool_use": "TOOLS" + CHATML}
+    template = {"default": CHATML, "tool_use": "TOOLS{{ tools | tojson }}" + CHATML}
     rows = [{"messages": TURNS, "tools": '[{"name": "f"}]'}, {"messages": TURNS, "tools": None}]
     starts = [text(document)[:5] for document in documents(rows, template)]
     assert starts == ["TOOLS", "<|im_"]
