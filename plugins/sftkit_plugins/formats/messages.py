@@ -41,6 +41,8 @@ class MessagesReader:
         notes: set[str] = set()
         if len(self.names) == 1:
             messages = read_conversation(rows[self.names[0]][index], index, self.names[0], self.rules, notes)
+            if self.side is None and not notes:
+                return Conversation(messages)
             return _conversation(messages, None, self.side, self.rules, rows, index, notes)
         parts = []
         for name, role in zip(self.names, ("user", "assistant"), strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftkit.api import RowError
 from sftkit_plugins.formats.conversation import Message
-from sftkit_plugins.formats.reading import SENDERS, Rules, kind, read_messages
+from sftkit_plugins.formats.reading import Rules, kind, read_messages
 
 #: The keys of a question and its answer, in lists of exchanges.
 EXCHANGES = (
@@ -48,7 +48,7 @@ def read_conversation(value: Any, index: int, column: str, rules: Rules, notes: 
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, str):
         value = _in_turn(value, index, column)
-    elif isinstance(first, dict) and not any(first.get(key) is not None for key in SENDERS):
+    elif isinstance(first, dict) and first.get("role") is None and first.get("from") is None:
         value = _exchanged(value, index, column, notes)
     return read_messages(value, index, column, rules, notes)
 
