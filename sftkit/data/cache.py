@@ -117,7 +117,7 @@ def entries() -> Iterator[Entry]:
 
 
 def clear(older_than: float = 0.0) -> tuple[int, int]:
-    """Remove what is older than ``older_than`` seconds: entries, remains of failed builds, and copies of files.
+    """Remove what is older than ``older_than`` seconds: entries, and remains of failed builds and of killed runs.
 
     Entries that another process is building are kept.
 
@@ -127,7 +127,7 @@ def clear(older_than: float = 0.0) -> tuple[int, int]:
     from filelock import FileLock, Timeout
 
     number = size = 0
-    for path in sorted([*(root() / "data").glob("*"), *(root() / "clean").glob("*")]):
+    for path in sorted([*(root() / "data").glob("*"), *(root() / "rows").glob("*")]):
         key = path.name.partition(".")[0]
         if path.name.endswith(".lock") or time.time() - path.stat().st_mtime < older_than:
             continue

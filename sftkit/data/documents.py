@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import Self
 
+from sftkit.errors import DataError, Problem
+
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """A batch of rows as columns: each name maps to one value per row."""
 
@@ -29,6 +31,32 @@ class Span(NamedTuple):
 
 
 Document: TypeAlias = Sequence[Span]
+
+
+class TokenDocument(Sequence[Span]):
+    """A document that is tokenized already, from a formatter whose `Formatter.tokenized` is True. It has no spans.
+
+    Args:
+        ids: token ids.
+        labels: unshifted labels: the ids of trained tokens, and -100 for the others.
+        weight: a factor on the loss of all its tokens.
+    """
+
+    def __init__(self, ids: Sequence[int], labels: Sequence[int], weight: float = 1.0) -> None:
+        self.ids, self.labels, self.weight = ids, labels, weight
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Not possible: raises a DataError, since the text is not known."""
+        what = "the data is tokenized already, but a plugin works on text"
+        raise DataError(Problem(what, "data", "deselect the plugin, or use data with text"))
+
+    def weighted(self, weight: float) -> TokenDocument:
+        """The document with its loss multiplied by a weight."""
+        return TokenDocument(self.ids, self.labels, self.weight * weight)
 
 
 class Skipped(NamedTuple):
@@ -134,6 +162,11 @@ class Formatter(ABC):
         the start of a text that already begins with them.
         """
         return "none"
+
+    @property
+    def tokenized(self) -> bool:
+        """Whether each document is a `TokenDocument`. A wrapper that works on text leaves this False."""
+        return False
 
     @property
     def attached_type(self) -> Any:

@@ -10,6 +10,7 @@ from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
 from sftkit_plugins.formats.messages import MessagesReader
 from sftkit_plugins.formats.options import Loss
+from sftkit_plugins.formats.tokens import Tokens, has_tokens
 from sftkit_plugins.formats.weights import COLUMN, has_weights
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, op
             conversations.
         DataError: if no format fits, or a column ``weight`` does not hold numbers.
     """
+    if has_tokens(columns):
+        return Tokens.of(columns, tokenizer, options)
     names = {name for name, feature in columns.items() if is_text(feature)}
     chats = {name for name, feature in columns.items() if is_messages(feature)}
 
