@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
@@ -61,7 +64,8 @@ def filesystem_of(name: str, where: str) -> tuple[Any, str]:
         raise DataError(Problem(f"cannot open {name}: {error}", where, "correct the URL")) from None
 
 
-def open_binary(name: str, where: str) -> IO[bytes]:
+@contextmanager
+def open_binary(name: str, where: str) -> Iterator[IO[bytes]]:
     """The content of a local or remote file, without its compression.
 
     Raises:
@@ -74,12 +78,15 @@ def open_binary(name: str, where: str) -> IO[bytes]:
     if compression is not None and compression not in compr:
         what = f"{name} is compressed with {compression}, which needs the package zstandard"
         raise DataError(Problem(what, where, "pip install zstandard"))
-    if is_remote(name):
-        system, path = filesystem_of(name, where)
-        file = system.open(path, "rb")
-    else:
-        file = Path(name).open("rb")  # noqa: SIM115 (the caller closes it)
-    return cast("IO[bytes]", file if compression is None else compr[compression](file, mode="rb"))
+    with ExitStack() as stack:
+        if is_remote(name):
+            system, path = filesystem_of(name, where)
+            file = stack.enter_context(system.open(path, "rb"))
+        else:
+            file = stack.enter_context(Path(name).open("rb"))
+        if compression is not None:
+            file = stack.enter_context(compr[compression](file, mode="rb"))
+        yield io.BufferedReader(file) if compression == "zstd" else file
 
 
 def identity_of(name: str, where: str) -> list[Any]:
