@@ -98,7 +98,7 @@ class Tokens(Formatter):
         return [self._row(rows, index, weight) for index, weight in enumerate(weights)]
 
     def _row(self, rows: Columns, index: int, weight: float) -> Outcome:
-        row = {name: rows[name][index] for name in self.columns - {COLUMN}}
+        row = {name: rows[name][index] for name in (IDS, *sorted(self.columns - {IDS, COLUMN}))}
         ids = self._ids(row, index)
         if not ids:
             return Skipped("no tokens")
@@ -121,21 +121,22 @@ class Tokens(Formatter):
         return Formatted(documents, notes) if documents else Skipped("no tokens")
 
     def _ids(self, row: Mapping[str, Any], index: int) -> list[int]:
+        """The ids, in a row whose columns are lists of the same length, or null."""
         for name, values in row.items():
             if values is None and name != IDS:
                 continue
-            if not isinstance(values, list) or not set(map(type, values)) <= {int, bool, float}:
-                fix = "write a list of numbers, one for each token"
-                raise RowError(index, f"column {name!r} is not a list of numbers", fix)
+            if not isinstance(values, list) or not {*map(type, values)} <= {int, bool, float}:
+                what = f"column {name!r} is not a list of numbers"
+                raise RowError(index, what, "write a list of numbers, one for each token")
             if len(values) != len(row[IDS]):
                 what = f"column {name!r} has {len(values)} numbers, but {IDS!r} has {len(row[IDS])}"
                 raise RowError(index, what, "give each token one number")
         ids: list[int] = row[IDS]
-        for at, token in enumerate(ids):
-            if type(token) is not int or not 0 <= token < self.vocabulary:
-                what = f"column {IDS!r}: token {at + 1} is {token!r}, but the tokenizer has {self.vocabulary} tokens"
-                raise RowError(index, what, "use the tokenizer with which the data was tokenized")
-        return ids
+        if {*map(type, ids)} <= {int} and min(ids, default=0) >= 0 and max(ids, default=0) < self.vocabulary:
+            return ids
+        at = next(at for at, token in enumerate(ids) if type(token) is not int or not 0 <= token < self.vocabulary)
+        what = f"column {IDS!r}: token {at + 1} is {ids[at]!r}, but the tokenizer has {self.vocabulary} tokens"
+        raise RowError(index, what, "use the tokenizer with which the data was tokenized")
 
 
 def _labels(row: Mapping[str, Any], ids: Sequence[int], index: int) -> list[int]:

@@ -37,7 +37,7 @@ def has_weights(columns: Mapping[str, Any]) -> bool:
     if COLUMN not in columns:
         return False
     kind = getattr(columns[COLUMN], "dtype", None) or type(columns[COLUMN]).__name__
-    if not str(kind).startswith(("int", "uint", "float", "string", "large_string", "null")) and kind != "Json":
+    if not str(kind).startswith(("int", "uint", "float", "string", "large_string")) and kind != "Json":
         what = f"column {COLUMN!r} holds the weights of the rows, but is of type {kind}, not a number"
         raise DataError(Problem(what, "data", "use numbers, or rename the column"))
     logger.info("using column %r as the weight of each row's loss", COLUMN)
