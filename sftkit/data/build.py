@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
-from sftkit.data.documents import Document, DocumentWithAttachment, Formatted, Formatter, Outcome, RowError, Skipped
+from sftkit.data.documents import (
+    Document,
+    DocumentWithAttachment,
+    Formatted,
+    Formatter,
+    Outcome,
+    RowError,
+    Skipped,
+    find_invalid_text,
+)
 from sftkit.data.encode import NumberedDocuments, encode_stream
 from sftkit.data.length import NOTHING_TRAINED, check_length, drop_untrained, find_cut
 from sftkit.data.media import has_media, read_rows
@@ -174,7 +183,11 @@ class ExampleBuilder:
 
         while len(numbers):
             try:
-                return numbers, formatter(columns)
+                outcomes = formatter(columns)
+                if (invalid := find_invalid_text(outcomes)) is not None:
+                    fix = "fix the text, or remove the row"
+                    raise RowError(invalid, "the text has half of a surrogate pair, such as half an emoji", fix)
+                return numbers, outcomes
             except RowError as error:
                 at, where = error.index, place(int(numbers[error.index]))
                 if self.config.data.on_bad_row == "error":

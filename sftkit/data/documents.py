@@ -131,6 +131,24 @@ def with_documents(outcome: Outcome, change: Callable[[Document], Document | Ski
     return skipped[0] if skipped and not kept else outcome._replace(documents=kept)
 
 
+def find_invalid_text(outcomes: Sequence[Outcome]) -> int | None:
+    """The position of the first row whose text is not valid Unicode, such as half of a surrogate pair."""
+
+    def is_valid(some: Iterable[Outcome]) -> bool:
+        texts = (
+            span[0] for document in documents_of(some) if not isinstance(document, TokenDocument) for span in document
+        )
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    if is_valid(outcomes):
+        return None
+    return next(index for index, outcome in enumerate(outcomes) if not is_valid([outcome]))
+
+
 WEIGHT_FIX = "use a number of at least 0: 0 does not train, 1 is the usual weight, 0.5 is half of it"
 
 

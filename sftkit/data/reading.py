@@ -162,7 +162,7 @@ def read_list(rows: Sequence[Mapping[str, Any]], data: DataSection, where: str) 
     Raises:
         DataError: for text that is not valid Unicode, with the row.
     """
-    from datasets import Dataset, Features, concatenate_datasets
+    from datasets import Features, concatenate_datasets
 
     report, places = report_of(data, where), Places()
     try:
@@ -177,12 +177,24 @@ def read_list(rows: Sequence[Mapping[str, Any]], data: DataSection, where: str) 
         table.add({name: value for name, value in row.items() if name not in others} if others else row)
     made, columns = table.dataset(), table.columns
     if others:
-        values = [{name: row.get(name) for name in others} for row in rows]
-        typed = Dataset.from_list(values)
-        typed = Dataset.from_list(detach_images(values)) if holds_files(typed.features) else typed
+        typed = _typed([{name: row.get(name) for name in others} for row in rows], where)
         made = concatenate_datasets([made, typed], axis=1) if made.column_names else typed
         columns = Features({**columns, **typed.features})
     return Read(made, columns, report.bad, report.notes, places, table.mixed)
+
+
+def _typed(rows: list[dict[str, Any]], where: str) -> Dataset:
+    """Rows with types of Arrow, and with images as `datasets` stores them."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        made = Dataset.from_list(rows)
+        return Dataset.from_list(detach_images(rows)) if holds_files(made.features) else made
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+        first = str(error).splitlines()[0]
+        what = f"cannot read the columns {', '.join(rows[0])}: {first}"
+        raise DataError(Problem(what, where, "give all rows the same type, or use values that JSON has")) from error
 
 
 class _RowNumbers(Places):

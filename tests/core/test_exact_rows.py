@@ -98,6 +98,11 @@ def test_python_rows_may_hold_values_that_json_does_not_have():
     assert type(values(made)[0]["id"]) is int
 
 
+def test_values_of_other_types_that_differ_are_an_error():
+    with pytest.raises(DataError, match=r"data\.train: cannot read the columns value: "):
+        read_list([{"value": b"x"}, {"value": [b"y"]}], DATA, "data.train")
+
+
 def test_equal_python_rows_have_the_same_fingerprint():
     one, two, other = (read_list([{"a": [value]}], DATA, "data.train").rows for value in (1, 1, 2))
     assert one._fingerprint == two._fingerprint != other._fingerprint
