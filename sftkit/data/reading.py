@@ -22,6 +22,7 @@ from sftkit.data.media import detach_images, holds_files
 from sftkit.data.opening import TEXT_KINDS
 from sftkit.data.report import Report
 from sftkit.data.text_files import text_rows
+from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
