@@ -131,9 +131,9 @@ class ExampleBuilder:
             return self.make_formatter(read.columns)
         except DataError as error:
             mixed = [
-                Problem(f"column {name!r} has values of several types", "; ".join(places), "give it one type")
+                Problem(f"column {name!r} has several types: {'; '.join(places)}", source.where, "give it one type")
                 for name, firsts in read.mixed.items()
-                if (places := [f"{kind}: {source.place(row)}" for kind, row in sorted(firsts.items())])
+                if (places := [f"{kind} ({read.place(row)})" for kind, row in sorted(firsts.items())])
             ]
             raise DataError([*error.problems, *mixed]) from error
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import bisect
 import functools
 import json
-import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data import cache
@@ -79,16 +77,16 @@ class Read:
         notes: other things to tell the user, as counts by description.
         place: describes where a row comes from.
         mixed: columns with values of several kinds, such as text and lists, and the first row of each kind.
-        directory: the temporary directory of the rows; removed with this object.
+        scratch: keeps the files of the rows while this object is used.
     """
 
     rows: Dataset
     columns: Features
     bad: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)
-    place: Any = field(default_factory=Places)
+    place: Places = field(default_factory=Places)
     mixed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    directory: tempfile.TemporaryDirectory[str] | None = None
+    scratch: cache.Scratch | None = None
 
     @classmethod
     def of(cls, rows: Dataset) -> Read:
@@ -114,31 +112,28 @@ def read_files(names: Sequence[str], split: str | None, data: DataSection, where
         DataError: if the files are of several kinds or cannot be read; with file and line if known.
     """
     kind = kind_of_all(names, where)
-    scratch = cache.root() / "rows"
-    scratch.mkdir(parents=True, exist_ok=True)
-    directory = tempfile.TemporaryDirectory(prefix="read-", dir=scratch)
-    places = Places()
+    scratch, places = cache.Scratch(), Places()
     if kind not in TEXT_KINDS:
-        return _read_arrow(names, places, directory, where)
-    report, table = report_of(data, where), ExactTable(Path(directory.name))
+        return _read_arrow(names, places, scratch, where)
+    report, table = report_of(data, where), ExactTable(scratch.path)
     for name in names:
         places.start_file(name)
         for line, row in text_rows(name, split, report):
             places.add(line)
             table.add(row)
     rows = table.dataset()
-    return Read(rows, table.columns, report.bad, report.notes, places, table.mixed, directory)
+    return Read(rows, table.columns, report.bad, report.notes, places, table.mixed, scratch)
 
 
-def _read_arrow(names: Sequence[str], places: Places, directory: tempfile.TemporaryDirectory[str], where: str) -> Read:
+def _read_arrow(names: Sequence[str], places: Places, scratch: cache.Scratch, where: str) -> Read:
     from datasets import Dataset
 
-    features, path = common_features(names, where), Path(directory.name, "rows.arrow")
+    features, path = common_features(names, where), scratch.path / "rows.arrow"
     for name, number in zip(names, write_tables(names, features, path, where), strict=True):
         places.start_file(name)
         places.skip(number)
     rows = Dataset.from_file(str(path), in_memory=False)
-    return Read(rows, rows.features, place=places, directory=directory)
+    return Read(rows, rows.features, place=places, scratch=scratch)
 
 
 def stream_files(names: Sequence[str], split: str | None, report: Report) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 
@@ -127,7 +128,17 @@ def test_a_column_without_a_format_names_where_its_types_differ(tmp_path):
     config = {"data": {"train": str(tmp_path), "cache": False}, "train": {"output_dir": "unused"}}
     with pytest.raises(DataError, match="no format fits") as caught:
         Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), config=config).prepare()
-    problem = caught.value.problems[-1]
-    assert problem.what == "column 'completion' has values of several types"
-    assert f"an object: data.train, {tmp_path}/b.jsonl:1" in problem.where
-    assert f"text: data.train, {tmp_path}/a.jsonl:1" in problem.where
+    places = f"an object ({tmp_path}/b.jsonl:1); text ({tmp_path}/a.jsonl:1)"
+    assert caught.value.problems[-1].what == f"column 'completion' has several types: {places}"
+
+
+def test_rows_on_disk_are_removed_after_use_and_not_before(tmp_path):
+    from sftkit.data import cache
+
+    read = from_file([{"a": 1}], tmp_path)
+    directory = read.scratch.path
+    cache.clear()
+    assert [row["a"] for row in values(read)] == [1]
+    del read
+    gc.collect()
+    assert not list(directory.parent.glob(f"{directory.name}*"))
