@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         RowError as RowError,
         Skipped as Skipped,
         Span as Span,
+        TokenDocument as TokenDocument,
         documents_of as documents_of,
         is_weight as is_weight,
         with_documents as with_documents,
@@ -143,7 +144,7 @@ _MODULES = {
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     # Data
     "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
-    "WEIGHT_FIX documents_of is_weight with_documents",
+    "TokenDocument WEIGHT_FIX documents_of is_weight with_documents",
     "data.columns": "ATTACHED Examples IGNORE_INDEX LOSS_WEIGHTS examples_table flatten_column",
     "data.packs": "Packer",
     "data.counts": "Counts",

@@ -11,12 +11,15 @@ from torch.utils.data import IterableDataset
 
 from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
-from sftkit.data.build import BATCH, MEDIA_BATCH, ExampleBuilder, RowBatch
+from sftkit.data.build import BATCH, MEDIA_BATCH, UNREADABLE, ExampleBuilder, RowBatch
 from sftkit.data.columns import ATTACHED, Examples, flatten_column
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
 from sftkit.data.media import has_media, undecoded
 from sftkit.data.packs import packed
+from sftkit.data.reading import report_of
+from sftkit.data.report import Report
+from sftkit.data.shapes import feature_of, merged, shape_of
 from sftkit.data.sources import StreamSource
 from sftkit.data.threads import thread_ahead
 from sftkit.errors import DataError, Problem
@@ -169,20 +172,32 @@ class _Feed:
         if not self._any:
             raise self.builder.nothing_left()
         self._any = False
-        rows = self.source.load()
-        columns = rows.features or _columns(rows)
+        report = report_of(self.builder.config.data, self.source.where)
+        rows = self.source.load(report)
+        columns = rows.features or self._columns()
         if has_media(columns):
             rows = rows.cast(undecoded(columns))
         if self.source.shuffle_buffer:
             rows = rows.shuffle(seed=self.seed, buffer_size=self.source.shuffle_buffer)
         rows.set_epoch(self._passes)
         self._passes += 1
-        if self._passes > 1:
+        if self._passes == 1:
+            self.builder.note(self.source.notes)
+        else:
             self.builder.counts.add(SPLIT, f"times {self.source.where} began again")
-        self._coming = self.builder.encoded(self._batches(rows, columns), columns, self._place)
+        formatter = self.builder.make_formatter(columns)
+        self._coming = self.builder.encoded(self._batches(rows, columns, report), formatter, self._place)
         return self._next()
 
-    def _batches(self, rows: Any, columns: Mapping[str, Any]) -> Iterator[RowBatch]:
+    def _columns(self) -> Features:
+        """The columns of a source that does not name them, by its first rows."""
+        from datasets import Features
+
+        rows = list(self.source.load(report_of(self.builder.config.data, self.source.where)).take(FIRST_ROWS))
+        names = dict.fromkeys(name for row in rows for name in row)
+        return Features({name: feature_of(merged(shape_of(row.get(name)) for row in rows)) for name in names})
+
+    def _batches(self, rows: Any, columns: Mapping[str, Any], report: Report) -> Iterator[RowBatch]:
         import numpy as np
         from datasets.distributed import split_dataset_by_node
 
@@ -192,6 +207,7 @@ class _Feed:
         try:
             for batch in own.iter(batch_size=MEDIA_BATCH if has_media(columns) else BATCH):
                 number = len(next(iter(batch.values())))
+                self._count(report)
                 if unknown := [name for name in batch if name not in columns]:
                     what = f"a later row has the column {unknown[0]!r}, which none of the first {FIRST_ROWS} rows has"
                     fix = "add the column to one of the first rows, or remove it"
@@ -199,6 +215,7 @@ class _Feed:
                 self.builder.counts.add(SPLIT, "rows read", number)
                 yield np.arange(start, start + number), {name: batch.get(name, [None] * number) for name in columns}
                 start += number
+            self._count(report)
         except DataError:
             raise
         except Exception as error:  # datasets wraps whatever its readers raise
@@ -206,15 +223,16 @@ class _Feed:
             what = f"cannot read more of the stream: {cause[0]}"
             raise DataError(Problem(what, self.source.where, "fix the data files")) from error
 
+    def _count(self, report: Report) -> None:
+        """Count what the reader skipped."""
+        bad, notes = report.take()
+        self.builder.note(notes)
+        if bad:
+            self.builder.skip(bad, UNREADABLE)
+
     def _place(self, row: int) -> str:
         order = "shuffled " if self.source.shuffle_buffer else ""
         return f"{self.source.where}, {order}stream, row {row + 1}"
-
-
-def _columns(rows: Any) -> Features:
-    from datasets import Dataset
-
-    return Dataset.from_list(list(rows.take(FIRST_ROWS))).features
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -170,6 +170,53 @@ def test_a_column_that_appears_late_is_an_error():
         run.prepare()
 
 
+def test_unreadable_lines_are_reported_by_file_or_skipped_and_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", [*rows(4), {"prompt": "half \ud83d", "completion": "x"}, *rows(4)])
+    with pytest.raises(DataError, match=r"a\.jsonl:5: column 'prompt' has half of a surrogate pair"):
+        pipeline(tmp_path, {"train": path}).prepare()
+    stream = pipeline(tmp_path, {"train": path, "on_bad_row": "skip", "shuffle_buffer": 0}).prepare().data.train
+    assert "half" not in "".join(texts(stream, 8))
+    assert stream.counts.by_split["train"]["unreadable lines skipped"] == 1
+
+
+def test_a_stream_reads_the_split_of_a_directory_and_counts_other_files(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.jsonl", rows(4, split))
+    stream = pipeline(tmp_path, {"train": str(tmp_path), "window": 4}).prepare().data.train
+    assert all("train" in text for text in texts(stream, 8))
+    assert stream.counts.by_split["train"]["files not read: split test"] == 1
+
+
+def test_saved_data_can_be_streamed(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_list(rows(4)), test=Dataset.from_list(rows(4, "test"))).save_to_disk(tmp_path / "a")
+    stream = pipeline(tmp_path, {"train": str(tmp_path / "a"), "window": 4}).prepare().data.train
+    assert all("row" in text for text in texts(stream, 8))
+
+
+def test_streamed_values_are_exactly_as_written(tmp_path):
+    template = (
+        "{% for m in messages %}{{ m['role'] }}:{% generation %}{{ m['content'] }}{% for call in m['tool_calls'] %}"
+        "{{ call['function']['arguments'] | tojson }}{% endfor %}</s>{% endgeneration %}{% endfor %}"
+    )
+    given = [{"z": 3, "a": 3.0}, {"time": "2025-08-01"}, {"time": 1690876800}]
+    conversations = [
+        {
+            "messages": [
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": one}}]}
+            ]
+        }
+        for one in given
+    ]
+    data = {"train": write(tmp_path / "a.jsonl", conversations), "streaming": True, "window": 3}
+    tokenizer = tiny_tokenizer(chat_template=template)
+    train = {**TRAIN, "output_dir": str(tmp_path / "run")}
+    stream = Pipeline(model=tiny_model(), tokenizer=tokenizer, data=data, train=train).prepare().data.train
+    found = [text.partition(":")[2].removesuffix("</s>") for text in texts(stream, 3)]
+    assert sorted(found) == sorted(map(json.dumps, given))
+
+
 def test_closing_a_generator_does_not_wait_for_its_thread():
     import threading
 

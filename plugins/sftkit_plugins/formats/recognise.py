@@ -30,6 +30,7 @@ from sftkit_plugins.formats.refusals import LABELS, checked_columns, nothing_to_
 from sftkit_plugins.formats.renamed import CONVERSATIONS, Renamed, check_names, names_of
 from sftkit_plugins.formats.side_columns import SideColumns
 from sftkit_plugins.formats.template_reads import TemplateReads, reads_of
+from sftkit_plugins.formats.tokens import Tokens, has_tokens
 from sftkit_plugins.formats.weights import COLUMN, has_weights
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def recognise(
         DataError: if no format fits, the data is not for supervised fine-tuning, or a column ``weight`` does not hold
             numbers.
     """
+    if has_tokens(columns):
+        return Tokens.of(columns, tokenizer, options)
     check_names(options.columns, columns)
     names = names_of(options.columns, columns)
     known = {name: columns[column] for name, column in names.items()}
