@@ -27,12 +27,14 @@ class Vocabulary(NamedTuple):
         new_token_ids: ids of the tokens that plugins added.
         changed: whether plugins changed EOS, BOS or padding.
         processor: the processor that the tokenizer is part of, if there is one.
+        template_set: whether plugins set or changed the chat template.
     """
 
     tokenizer: Any
     new_token_ids: list[int]
     changed: bool
     processor: Any = None
+    template_set: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,13 @@ class Stages:
         else:
             loaded = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer")
         tokenizer, processor = split_processor(loaded)
-        before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
+        before, special, template = len(tokenizer), dict(tokenizer.special_tokens_map), tokenizer.chat_template
         self.plugins.hook.add_tokens(tokenizer=tokenizer, config=self.config)
         changed = special != tokenizer.special_tokens_map
         if processor is not None:
             processor.chat_template = tokenizer.chat_template
-        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed, processor)
+        new_token_ids = list(range(before, len(tokenizer)))
+        return Vocabulary(tokenizer, new_token_ids, changed, processor, tokenizer.chat_template != template)
 
     def prepare_data(self, tokenizer: Any, processor: Any = None) -> PreparedData:
         """The examples to train on and those held out.
@@ -151,7 +154,7 @@ class Stages:
 
         config, plugins = self.config, self.plugins
         set_seed(int(train_value(config, "seed")))  # for new weights, such as an adapter's
-        tokenizer, new_token_ids, changed, _ = vocabulary
+        tokenizer, new_token_ids, changed = vocabulary[:3]
         model = loaded
         if model is None:
             options = plugins.model_options(config)
