@@ -76,10 +76,10 @@ def write(path, rows):
     return str(path)
 
 
-def pipeline(tmp_path, model, rows=ROWS, plugins=(WordFormat(),), train=None, **data):
+def pipeline(tmp_path, model, rows=ROWS, train=None, **data):
     data = {"train": write(tmp_path / "train.jsonl", rows), "max_length": 64, **data}
     train = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "use_cpu": True, **(train or {})}
-    return Pipeline(config={"model": model, "data": data, "train": train}, plugins=plugins)
+    return Pipeline(config={"model": model, "data": data, "train": train}, plugins=[WordFormat()])
 
 
 def noted(counts):
