@@ -49,6 +49,7 @@ class PreparedRun:
         collator: makes a batch from a list of examples.
         vocabulary: the tokenizer with what plugins did to it.
         model: the loaded model among the run's inputs, if there is one.
+        collator_plugin: the name of the plugin that made the collator; empty if it is among the run's inputs.
     """
 
     config: RunConfig
@@ -58,6 +59,7 @@ class PreparedRun:
     collator: Callable[[list[dict[str, Any]]], Any]
     vocabulary: Vocabulary
     model: Any = None
+    collator_plugin: str = ""
 
     def verdicts(self) -> list[Verdict]:
         """The plugins' verdicts on this run."""
@@ -84,7 +86,8 @@ class Stages:
         tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
         data = self.prepare_data(tokenizer, processor)
         collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
-        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, model=self.inputs.model)
+        made_by = "" if self.inputs.collator else self.plugins.first_filler("make_collator")
+        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, self.inputs.model, made_by)
 
     def load_tokenizer(self) -> Vocabulary:
         """The tokenizer, or a copy of the input's, with what plugins add."""
@@ -197,7 +200,7 @@ def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextMan
         return nullcontext()
     from sftkit.memory.batch import largest_batch
 
-    batch = largest_batch(prepared.data.train, prepared.collator, prepared.config)
+    batch = largest_batch(prepared)
     found = prepared.plugins.hook.reduce_activations(model=model, config=prepared.config, batch=batch)
     return nullcontext() if found is None else found
 
