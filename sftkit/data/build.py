@@ -44,8 +44,9 @@ logger = logging.getLogger("sftkit")
 BATCH = 4000
 MEDIA_BATCH = 256  # for rows with images, audio or video, which may take a megabyte each
 WEIGHTED_TOKENS = "trained tokens with a weight other than 1"
-DROPPED, NOTED = "rows dropped: ", "rows noted: "  # followed by a reason, or by a note of the formatter
+WITH_EOS = "text already ends with EOS, so none is added"
 UNREADABLE = "unreadable lines skipped"
+DROPPED = "rows dropped: "  # followed by a reason
 SHOWN = 3  # skipped rows that are logged one by one
 #: Rows after which a memory-mapped source is opened again, to release the memory of pages that were read.
 REMAP = 12 * BATCH
@@ -62,7 +63,7 @@ class ExampleBuilder:
 
     Args:
         processor: the processor that the tokenizer belongs to, if there is one.
-        stats: statistics of the examples; None for a stream, which has no end.
+        stats: statistics of the examples; None to compute none, as after the first window of a stream.
     """
 
     split: str
@@ -72,9 +73,13 @@ class ExampleBuilder:
     processor: Any = None
     counts: Counts = field(default_factory=Counts)
     stats: DatasetStats | None = field(default_factory=DatasetStats)
+    _special: frozenset[int] = frozenset()
     _trained: int = 0
     _bad_rows: int = 0
     _first_row: str = ""
+
+    def __post_init__(self) -> None:
+        self._special = frozenset({*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids})
 
     def examples(self, source: DataSource) -> Iterator[Examples]:
         """The examples of a source that have a trained token, batch by batch, before they are cut to length.
@@ -103,14 +108,17 @@ class ExampleBuilder:
         documents = (self._documents(batch, formatter, place) for batch in rows)
         rendered = formatter.rendered_special_tokens
         special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
-        for source, examples in (
+        labelled = (
             token_stream(documents) if formatter.tokenized else encode_stream(documents, self.tokenizer, special_tokens)
-        ):
+        )
+        for source, (examples, with_eos) in labelled:
+            if with_eos:
+                self.counts.note(self.split, WITH_EOS, with_eos)
             self._check_length(examples, source, formatter, place)
             if formatter.attached_type is not None:
                 attached_N = self._attachments(source.documents, formatter.attached_type)  # noqa: N806 (a shape)
                 examples = dataclasses.replace(examples, attached_N=attached_N)
-            self._count(examples)
+            self._count(examples, rendered=not formatter.adds_special_tokens)
             yield drop_untrained(examples, self.split, self.counts)
 
     def nothing_left(self) -> DataError:
@@ -157,9 +165,9 @@ class ExampleBuilder:
             self._first_row = str({name: values[0] for name, values in columns.items()})[:400]
         numbers, formatted = self._format(numbers, columns, formatter, place)
         if formatter.columns_used is not None:
-            for name in columns.keys() - formatter.columns_used:
+            for name in (name for name in columns if name not in formatter.columns_used):
                 if filled := sum(value is not None for value in columns[name]):
-                    self.counts.add(self.split, f"{NOTED}column {name} ignored", filled)
+                    self.counts.note(self.split, f"column {name} ignored", filled)
         kept: list[tuple[int, Document]] = []
         for number, made in zip(numbers.tolist(), formatted, strict=True):
             if isinstance(made, Skipped):
@@ -167,7 +175,7 @@ class ExampleBuilder:
             elif isinstance(made, Formatted):
                 kept += [(number, document) for document in made.documents]
                 for note in made.notes:
-                    self.counts.add(self.split, f"{NOTED}{note}")
+                    self.counts.note(self.split, note)
             else:
                 kept.append((number, made))
         return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
@@ -234,10 +242,11 @@ class ExampleBuilder:
                     self.counts.add(self.split, what, number)
         return pa.array(values, kind)
 
-    def _count(self, examples: Examples) -> None:
+    def _count(self, examples: Examples, rendered: bool) -> None:
         self._trained += int(examples.trained_N.sum())
         if self.stats is not None:
-            self.stats.add(examples, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+            self.stats.add(examples, bos, eos, self._special, rendered)
         if weighted := examples.weighted:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
 

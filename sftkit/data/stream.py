@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
@@ -21,6 +22,7 @@ from sftkit.data.reading import report_of
 from sftkit.data.report import Report
 from sftkit.data.shapes import feature_of, merged, shape_of
 from sftkit.data.sources import StreamSource
+from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
 from sftkit.errors import DataError, Problem
 
@@ -37,6 +39,18 @@ if TYPE_CHECKING:
 
 SPLIT = "train"
 FIRST_ROWS = 100  # rows that determine the columns of a stream
+
+
+class FirstWindow(NamedTuple):
+    """What the first window of a stream tells about all of it.
+
+    Attributes:
+        stats: statistics of the examples that were made for it.
+        counts: what was done to their rows.
+    """
+
+    stats: DatasetStats
+    counts: Counter[str]
 
 
 class Stream(IterableDataset):
@@ -56,6 +70,7 @@ class Stream(IterableDataset):
 
     Attributes:
         fingerprint: a hash over everything that the rows depend on.
+        first: statistics of the first window, and what was done to its rows; None before an iteration has made it.
     """
 
     def __init__(
@@ -73,6 +88,7 @@ class Stream(IterableDataset):
         self._processor, self._rank, self._world_size = processor, rank, world_size
         self._seed = data_seed(config)
         self._builder = self._new_builder()
+        self.first: FirstWindow | None = None
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
         seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": world_size}
         self.fingerprint = cache.key_of({**parts, **seeds})
@@ -80,7 +96,7 @@ class Stream(IterableDataset):
         self._reading = threading.Lock()
 
     def _new_builder(self) -> ExampleBuilder:
-        return ExampleBuilder(SPLIT, self._tokenizer, self._config, self._plugins, self._processor, stats=None)
+        return ExampleBuilder(SPLIT, self._tokenizer, self._config, self._plugins, self._processor)
 
     @property
     def counts(self) -> Counts:
@@ -127,7 +143,11 @@ class Stream(IterableDataset):
             fitted = window if whole else fit_length(window, SPLIT, config.data, counts)
             if not fitted.trained_N.any():
                 raise builder.nothing_left()
-            yield [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
+            tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
+            if builder.stats is not None:
+                stats = DatasetStats.from_dict(builder.stats.as_dict())
+                self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT])), None
+            yield tables
 
 
 @dataclass

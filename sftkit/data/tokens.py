@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sftkit.data.columns import IGNORE_INDEX, Examples
 from sftkit.data.documents import TokenDocument
-from sftkit.data.encode import NumberedDocuments
+from sftkit.data.encode import Labelled, NumberedDocuments
 
 
 def examples_of_tokens(documents: Sequence[TokenDocument]) -> Examples:
@@ -31,7 +31,8 @@ def examples_of_tokens(documents: Sequence[TokenDocument]) -> Examples:
     return Examples(ids_S, labels_S, offsets_N1, weights_S)
 
 
-def token_stream(batches: Iterable[NumberedDocuments]) -> Iterator[tuple[NumberedDocuments, Examples]]:
+def token_stream(batches: Iterable[NumberedDocuments]) -> Iterator[tuple[NumberedDocuments, Labelled]]:
     """The documents of each batch, all of which are tokenized, with their examples."""
     for batch in batches:
-        yield batch, examples_of_tokens([each for each in batch.documents if isinstance(each, TokenDocument)])
+        examples = examples_of_tokens([each for each in batch.documents if isinstance(each, TokenDocument)])
+        yield batch, Labelled(examples, 0)

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from sftkit import Pipeline
-from sftkit.errors import ConfigError, DataError
+from sftkit.errors import ConfigError, DataError, RunError
 from sftkit.testing import tiny_model, tiny_tokenizer
 
 TRAIN = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "use_cpu": True, "save_steps": 3}
@@ -109,6 +109,16 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
     pipeline(tmp_path, data, output="parts", resume=True).run()
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+def test_resuming_a_stream_of_other_data_is_refused(tmp_path):
+    for number in (20, 21):
+        data = {"train": write(tmp_path / "a.jsonl", rows(number))}
+        run = pipeline(tmp_path, data, resume=number == 21)
+        if number == 20:
+            run.run()
+    with pytest.raises(RunError, match=r"data\.train: the data has changed"):
+        run.run()
 
 
 def test_the_manifest_counts_what_happened_to_a_stream(tmp_path):
