@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 #: Calls the command line once for each list of arguments in a file, in a group of processes that is formed once.
 SESSION = """
 import json
