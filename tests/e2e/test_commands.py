@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from importlib import metadata
 
 import pytest
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 
 import sftkit
 from sftkit import DISTRIBUTION, demo
-from sftkit.cli import main
 
 HEAVY = {"torch", "transformers", "datasets", "peft", "numpy"}
 #: The embedded model and data, as little of them as trains.
@@ -46,21 +44,6 @@ def first_run(cli, tmp_path_factory):
     options = ("train.max_steps=2", "train.logging_steps=1", "train.save_strategy=steps", "train.save_steps=2")
     cli("run", *SMALL, "-p", "packing", "-o", directory, *options, cwd=directory.parent)
     return directory
-
-
-@pytest.fixture
-def in_process(monkeypatch, capsys):
-    """The command line in this process, which has loaded torch already: exit code and what was printed."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sftkit", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out + printed.err
-
-    return run
 
 
 def manifest(directory):

@@ -9,65 +9,122 @@ from pathlib import Path
 
 import pytest
 
+#: Calls the command line once for each list of arguments in a file, in a group of processes that is formed once.
+SESSION = """
+import json
+import sys
+
+import torch.distributed as dist
+
+end, dist.destroy_process_group = dist.destroy_process_group, lambda: None
+for arguments in json.load(open(sys.argv[1])):
+    sys.argv = ["sftkit", "run", *arguments]
+    try:
+        main()
+    except SystemExit as error:
+        if error.code:
+            raise
+end()
+"""
+STREAM = ["data.train=rows.jsonl", "data.streaming=true", "data.window=4", "--model", "demo", "model.init=random"]
+STREAM += ["train.max_steps=2", "train.eval_strategy=no", "train.per_device_train_batch_size=4"]
+VISION = [
+    "-m",
+    "model",
+    "-d",
+    "images.jsonl",
+    "-p",
+    "vision",
+    "train.max_steps=2",
+    "train.per_device_train_batch_size=1",
+]
+VISION += ["train.gradient_checkpointing=true", "train.train_sampling_strategy=sequential"]
+VISION += ["train.save_strategy=no", "train.eval_strategy=no"]
+
+
+def embedded(plugin: str) -> list[str]:
+    return ["-p", plugin, "-p", "no:samples", "train.max_steps=3"]
+
 
 def metrics(directory: Path) -> dict[str, float]:
     return json.loads((directory / "manifest.json").read_text())["metrics"]
 
 
+def torchrun(*program: str) -> list[str]:
+    """A command that starts a program in two processes."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
+
+
 def in_two_processes(*options: str) -> list[str]:
     """A command that runs sftkit in two gloo processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     program = str(Path(sys.executable).with_name("sftkit"))
-    return [*torchrun, program, "run", *options, "train.use_cpu=true", "train.ddp_backend=gloo"]
+    return [*torchrun("--no-python", program), "run", *options, "train.use_cpu=true", "train.ddp_backend=gloo"]
 
 
-@pytest.mark.parametrize("plugin", ["packing", pytest.param("flash_attn", marks=pytest.mark.slow)])
-def test_two_gloo_processes_train_and_evaluate_as_one_does(tmp_path, plugin):
-    program = str(Path(sys.executable).with_name("sftkit"))
-    options = ["-p", plugin, "-p", "no:samples", "train.max_steps=3"]
-    two = ["train.per_device_train_batch_size=4", "--output", str(tmp_path / "two")]
-    one = ["train.use_cpu=true", "train.per_device_train_batch_size=8", "--output", str(tmp_path / "one")]
-    subprocess.run(in_two_processes(*options, *two), check=True, cwd=tmp_path, timeout=300)
-    subprocess.run([program, "run", *options, *one], check=True, cwd=tmp_path, timeout=300)
-    for name, value in metrics(tmp_path / "one").items():
-        assert metrics(tmp_path / "two")[name] == pytest.approx(value, rel=1e-5), name
-
-
-def test_two_processes_train_on_a_stream_and_each_reads_its_half(tmp_path):
-    from safetensors.torch import load_file
-
-    lines = [json.dumps({"prompt": f"{number} is ", "completion": f"number {number}"}) for number in range(16)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    stream = ["data.train=rows.jsonl", "data.streaming=true", "data.window=4", "--model", "demo"]
-    options = [*stream, "model.init=random", "train.max_steps=2", "train.eval_strategy=no"]
-    for name in ("first", "second"):
-        command = in_two_processes(*options, "train.per_device_train_batch_size=4", "--output", name)
-        subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
-    counts = json.loads((tmp_path / "first" / "manifest.json").read_text())["data"]["train"]
-    passes = 1 + sum(count for what, count in counts.items() if "began again" in what)
-    assert counts["rows read"] == 8 * passes  # the main process reads each second one of 16
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
-    assert all(first[name].equal(second[name]) for name in first)
-
-
-def test_processes_without_images_do_not_block_others(tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A directory with the runs of two processes, all made by the same two, since a start takes longer than a run."""
     from vision_models import drawn_image, tiny_vision_model
 
+    place = tmp_path_factory.mktemp("two")
+    lines = [json.dumps({"prompt": f"{number} is ", "completion": f"number {number}"}) for number in range(16)]
+    (place / "rows.jsonl").write_text("\n".join(lines))
     for part in tiny_vision_model():
-        part.save_pretrained(tmp_path / "model")
-    drawn_image("red").save(tmp_path / "red.png")
+        part.save_pretrained(place / "model")
+    drawn_image("red").save(place / "red.png")
     answer = {"role": "assistant", "content": "Red."}
     seen = {"image": "red.png", "messages": [{"role": "user", "content": "<image>What?"}, answer]}
     unseen = {"image": None, "messages": [{"role": "user", "content": "What?"}, answer]}
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [seen, unseen] * 2)))
-    options = ["-m", "model", "-d", "rows.jsonl", "-p", "vision", "train.max_steps=2"]
-    options += ["train.gradient_checkpointing=true", "train.per_device_train_batch_size=1"]
-    options += ["train.train_sampling_strategy=sequential", "train.save_strategy=no", "train.eval_strategy=no"]
-    subprocess.run(in_two_processes(*options, "--output", "two"), check=True, cwd=tmp_path, timeout=120)
-    one = ["train.use_cpu=true", "train.gradient_accumulation_steps=2", "--output", "one"]
-    program = str(Path(sys.executable).with_name("sftkit"))
-    subprocess.run([program, "run", *options, *one], check=True, cwd=tmp_path, timeout=120)
-    losses = [metrics(tmp_path / name)["train_loss"] for name in ("one", "two")]
+    (place / "images.jsonl").write_text("\n".join(map(json.dumps, [seen, unseen] * 2)))
+    packed = [*embedded("packing"), "train.per_device_train_batch_size=4"]
+    wanted = {"packing": packed, "first": STREAM, "second": STREAM, "vision": VISION}
+    gloo = ["train.use_cpu=true", "train.ddp_backend=gloo"]
+    calls = [[*options, *gloo, "--output", name] for name, options in wanted.items()]
+    (place / "calls.json").write_text(json.dumps(calls))
+    (place / "session.py").write_text(SESSION)
+    subprocess.run(torchrun("session.py", "calls.json"), check=True, cwd=place, timeout=300)
+    return place
+
+
+@pytest.fixture
+def alone(runs, in_process, monkeypatch, tmp_path):
+    """Runs sftkit in this process, beside the runs of two; returns the metrics."""
+
+    def run(*options: str) -> dict[str, float]:
+        monkeypatch.chdir(runs)
+        code, output = in_process("run", *options, "train.use_cpu=true", "--output", tmp_path / "alone")
+        assert code == 0, output
+        return metrics(tmp_path / "alone")
+
+    return run
+
+
+def test_two_gloo_processes_train_and_evaluate_as_one_does(runs, alone):
+    for name, value in alone(*embedded("packing"), "train.per_device_train_batch_size=8").items():
+        assert metrics(runs / "packing")[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.slow
+def test_two_processes_with_flash_attention_train_as_one_does(tmp_path, alone):
+    two = [*embedded("flash_attn"), "train.per_device_train_batch_size=4", "--output", "two"]
+    subprocess.run(in_two_processes(*two), check=True, cwd=tmp_path, timeout=300)
+    for name, value in alone(*embedded("flash_attn"), "train.per_device_train_batch_size=8").items():
+        assert metrics(tmp_path / "two")[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_two_processes_train_on_a_stream_and_each_reads_its_half(runs):
+    from safetensors.torch import load_file
+
+    counts = json.loads((runs / "first" / "manifest.json").read_text())["data"]["train"]
+    passes = 1 + sum(count for what, count in counts.items() if "began again" in what)
+    assert counts["rows read"] == 8 * passes  # the main process reads each second one of 16
+    first, second = (load_file(runs / name / "model.safetensors") for name in ("first", "second"))
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_processes_without_images_do_not_block_others(runs, alone):
+    losses = [metrics(runs / "vision")["train_loss"]]
+    losses.append(alone(*VISION, "train.gradient_accumulation_steps=2")["train_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -39,26 +39,28 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_configuration_trains(name, place, cli, tmp_path):
+def test_a_configuration_trains(name, place, in_process, tmp_path, monkeypatch):
     if name == "qlora.yaml":
         pytest.importorskip("bitsandbytes")
     overrides = [f"model.name={place / 'model'}", "model.dtype=float32", *SMALL]
     if name == "completion_only.yaml":
         overrides.append("data.train=text.jsonl")
-    cli("run", ROOT / "examples" / name, *overrides, "-o", tmp_path / "run", cwd=place)
+    monkeypatch.chdir(place)
+    code, output = in_process("run", ROOT / "examples" / name, *overrides, "-o", tmp_path / "run")
+    assert code == 0, output
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "done"
     assert manifest["metrics"]["train_loss"] > 0
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_trains(name, place, tmp_path):
+def test_a_script_trains(name, place, tmp_path, monkeypatch):
     arguments = ["--model", place / "model", "--steps", "2", "--output", tmp_path / "run"]
     if name != "loaded_model.py":
         arguments += ["--data", place / "train.jsonl"]
-    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
     assert (tmp_path / "run" / "manifest.json").exists()
 
 

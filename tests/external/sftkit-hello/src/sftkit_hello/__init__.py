@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sftkit.api import (
     Columns,
-    Document,
     Field,
     Formatter,
+    Outcome,
     Plugin,
     PreparedRun,
-    Skipped,
     Span,
     Verdict,
     dataclass,
@@ -30,7 +29,12 @@ if TYPE_CHECKING:
 class Greetings(Formatter):
     """A greeting, which is only read, and its reply, which is learned."""
 
-    def __call__(self, rows: Columns) -> list[Document | Skipped]:
+    @property
+    def columns_used(self) -> frozenset[str]:
+        """The two columns; others are reported as ignored."""
+        return frozenset({"greeting", "reply"})
+
+    def __call__(self, rows: Columns) -> list[Outcome]:
         """The two spans of each row."""
         pairs = zip(rows["greeting"], rows["reply"], strict=True)
         return [[Span(f"{greeting}\n", trained=False), Span(reply, trained=True)] for greeting, reply in pairs]
