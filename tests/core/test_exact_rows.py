@@ -122,14 +122,14 @@ def test_a_column_without_a_format_names_where_its_types_differ(tmp_path):
     from sftkit import Pipeline
     from sftkit.testing import tiny_model, tiny_tokenizer
 
-    for name, completion in (("a.jsonl", "x"), ("b.jsonl", {"answer": "y"})):
-        row = {"prompt": "q", "completion": completion}
+    for name, text in (("a.jsonl", "x"), ("b.jsonl", {"answer": "y"})):
+        row = {"text": text}
         (tmp_path / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
     config = {"data": {"train": str(tmp_path), "cache": False}, "train": {"output_dir": "unused"}}
     with pytest.raises(DataError, match="no format fits") as caught:
         Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), config=config).prepare()
     places = f"an object ({tmp_path}/b.jsonl:1); text ({tmp_path}/a.jsonl:1)"
-    assert caught.value.problems[-1].what == f"column 'completion' has several types: {places}"
+    assert caught.value.problems[-1].what == f"column 'text' has several types: {places}"
 
 
 def test_rows_on_disk_are_removed_after_use_and_not_before(tmp_path):
