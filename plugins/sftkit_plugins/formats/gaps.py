@@ -43,57 +43,58 @@ class Gaps:
 
     # Closings
 
-    def closing(self, kind: Kind, after: Kind, gap: str) -> int | None:
+    def closing(self, kind: Kind, after: Kind, gap: str) -> int:
         """How much of a gap closes the message before it, including whitespace that may follow.
 
         Args:
             kind: the kind of the message before the gap.
             after: the kind of the message after the gap, or `END`.
             gap: the text.
-
-        Returns:
-            The number of characters, or None if the evidence is contradictory.
         """
         if after == END and not self.always_prompts:
             return len(gap)
-        here, there = self._offsets(kind, gap)
-        rest = gap[here:]
+        if not kind[3]:
+            return self._closing(kind, after, gap)
+        # what follows the last argument depends on the argument; what closes the call and the turn does not
+        known = self._probes.gap(kind, after)
+        closed = known[: self._closing(kind, after, known)].rstrip() if known else ""
+        if gap.startswith(closed) and closed:
+            return len(closed)
+        for tag in self._tag.finditer(closed):
+            at = gap.find(closed[tag.start() :])
+            if at >= 0:
+                return at + len(closed) - tag.start()
+        return self._closing(kind, after, gap)
+
+    def _closing(self, kind: Kind, after: Kind, gap: str) -> int:
         last = self._probes.gap(kind, END)
         if last is not None and not self.always_prompts:
-            closed = self._without_ending(last)[there:].rstrip()
-            if closed and rest.startswith(closed):
-                return here + len(closed)
-        return self._bounded(kind, after, gap, here, there)
+            closed = self._without_ending(last).rstrip()
+            if closed and gap.startswith(closed):
+                return len(closed)
+        return self._bounded(kind, after, gap)
 
-    def _bounded(self, kind: Kind, after: Kind, gap: str, here: int, there: int) -> int:
+    def _bounded(self, kind: Kind, after: Kind, gap: str) -> int:
         """The closing is what stays if the next message changes; the header is what stays if the previous one does."""
-        rest = gap[here:]
-        follow = (USER, SYSTEM) if after in (ASSISTANT, END) else (ASSISTANT, PROMPT)
-        others = [self._probes.gap(kind, other) for other in follow if other != after]
-        kept = [shared(rest, other[there:]) for other in others if other is not None]
-        high = self.whole_units(rest, max(kept, default=0))
+        answers = after in (END, PROMPT) or after[0] == "assistant"
+        others = [self._probes.gap(kind, other) for other in ((USER, SYSTEM) if answers else (ASSISTANT, PROMPT))]
+        high = self.whole_units(gap, max((shared(gap, other) for other in others if other is not None), default=0))
         befores = [before for before in (START, SYSTEM, USER, ASSISTANT) if before[0] != kind[0]]
-        gaps = [self._probes.gap(before, ASSISTANT if after == END else after) for before in befores]
-        ends = [len(rest) - self._shared_end(rest, other) for other in gaps if other]
-        low = max((end for end in ends if rest[end:].strip()), default=0)
+        gaps = [self._probes.gap(before, ASSISTANT if answers else after) for before in befores]
+        ends = [len(gap) - self._shared_end(gap, other) for other in gaps if other]
+        low = max((end for end in ends if gap[end:].strip()), default=0)
+        if answers and self.role:
+            named = self._unit_in(self.role[0], gap)
+            low, high = (low, high) if named is None else (min(low, named), min(high, named))
         if low >= high:
-            return here + low
-        opener = next((tag.start() for tag in self._tag.finditer(rest, low, high) if tag.group() == self.opener), None)
+            return low
+        opener = next((tag.start() for tag in self._tag.finditer(gap, low, high) if tag.group() == self.opener), None)
         if opener is not None:
-            return here + opener
-        tags = [tag.end() for tag in self._tag.finditer(rest, 0, high)]
+            return opener
+        tags = [tag.end() for tag in self._tag.finditer(gap, 0, high)]
         if tags and tags[-1] >= low:
-            return here + tags[-1]
-        return here + (low if rest[:low].strip() else len(rest) - len(rest.lstrip()) if high else 0)
-
-    def _offsets(self, kind: Kind, gap: str) -> tuple[int, int]:
-        """Where the gap after tool calls, and that of the probes, go on after what depends on the arguments."""
-        if not kind[3]:
-            return 0, 0
-        last = self._probes.gap(kind, END) or self._probes.gap(kind, TOOL) or ""
-        tag = self._tag.search(last)
-        here = gap.find(tag.group()) if tag else -1
-        return (0, 0) if tag is None or here < 0 else (here, tag.start())
+            return tags[-1]
+        return low if gap[:low].strip() else len(gap[:high]) - len(gap[:high].lstrip())
 
     def _without_ending(self, last: str) -> str:
         """The end of a conversation without what is only written there, such as an EOS after all messages."""
@@ -106,14 +107,9 @@ class Gaps:
     @cached_property
     def always_prompts(self) -> bool:
         """Whether the template writes a generation prompt even if none is asked for."""
-        probes = self._probes
-        user, answer = probes.gap(USER, END), probes.gap(ASSISTANT, END)
-        if not user or not answer or user != probes.gap(USER, PROMPT) or answer != probes.gap(ASSISTANT, PROMPT):
-            return False
-        following, header = probes.gap(ASSISTANT, USER), probes.gap(USER, ASSISTANT)
-        if following is None or header is None:
-            return False
-        return header.startswith(user.rstrip()) and not following.startswith(answer.rstrip())
+        return bool(self.role) and all(
+            self._unit_in(self.role[0], self._probes.gap(before, END) or "") is not None for before in (USER, ASSISTANT)
+        )
 
     @cached_property
     def opener(self) -> str | None:
@@ -143,16 +139,32 @@ class Gaps:
         found = 0
         if prompt and prompt.strip():
             found = shared(gap, prompt)
-            whole = found == len(prompt) or found == len(gap)
-            found = found if whole else self.whole_units(gap, found)
+            found = found if found in (len(prompt), len(gap)) else self.whole_units(gap, found)
             if self._names_role(gap[:found]):
                 return found
         known = self._prompt_in(gap[found:])
         if known is not None:
             return found + known
-        if not self.role:  # the template has no generation prompt
-            return found if found or not prompt or not prompt.strip() else None
-        if before is not None and before[0] in ("tool", "function") and prompt and found == len(prompt):
+        if not self.role:
+            return found or self._given(before, gap)
+        return self._without_header(before, prompt, found, gap)
+
+    def _given(self, before: Kind | None, gap: str) -> int:
+        """The header in a template that never writes a generation prompt."""
+        ending = (self._probes.gap(USER, PROMPT) or "").strip()
+        if before is not None and before != START:
+            return 0
+        return gap.rindex(ending) + len(ending) if ending and ending in gap else len(gap)
+
+    def _without_header(self, before: Kind | None, prompt: str | None, found: int, gap: str) -> int | None:
+        """The header of a turn that the template does not begin anew, such as the second of two answers."""
+        if before == START or not gap[found:].strip():
+            return len(gap)
+        if before is None:
+            return None
+        if before[0] == "assistant" and not gap[self.closing(before, ASSISTANT, gap) :].strip():
+            return len(gap)
+        if before[0] in ("tool", "function") and found and not self._names_role(prompt or ""):
             return found
         return None
 
@@ -187,18 +199,18 @@ class Gaps:
     @cached_property
     def role(self) -> list[str]:
         """The units of the generation prompt from the one that names the assistant; empty if there is no prompt."""
-        probes = self._probes
-        for before in (USER, ASSISTANT):
-            prompt, alone = probes.gap(before, PROMPT), probes.gap(before, END)
-            if prompt and (prompt != alone or self.always_prompts):
-                others = [probes.gap(before, other) for other in (USER, SYSTEM)]
-                others += [probes.gap(USER if before == ASSISTANT else ASSISTANT, USER)]
-                known = max((shared(prompt, other) for other in others if other is not None), default=0)
-                units = self._unit.findall(prompt[self.whole_units(prompt, known) :])
-                while units and units[0].isspace():
-                    units.pop(0)
-                if units:
-                    return units
+        for before, other in ((USER, ASSISTANT), (ASSISTANT, USER)):
+            prompt, alone = self._probes.gap(before, PROMPT), self._probes.gap(before, END)
+            if not prompt:
+                continue
+            others = [self._probes.gap(*pair) for pair in ((before, USER), (before, SYSTEM), (other, USER))]
+            known = max((shared(prompt, text) for text in others if text is not None), default=0)
+            units = self._unit.findall(prompt[self.whole_units(prompt, known) :])
+            while units and units[0].isspace():
+                units.pop(0)
+            # without an option for it, a generation prompt is what is written after answers too
+            if units and (prompt != alone or self._unit_in(units[0], self._probes.gap(other, END) or "") is not None):
+                return units
         return []
 
     # Texts

@@ -48,7 +48,7 @@ def check_presence(
         Refusal: with the message, and what is left out of it.
     """
     shown = set(skeleton.order)
-    missing = [leaf for number, leaf in enumerate(leaves) if number not in shown and leaf.kind not in ("id", "label")]
+    missing = [leaf for number, leaf in enumerate(leaves) if number not in shown and leaf.kind not in ("blank", "id", "label")]
     missing += _hidden_calls(skeleton, leaves, messages)
     notes: list[str] = []
     without: set[int] = set()

@@ -47,6 +47,9 @@ CALL_FORMS = (
     *(CallForm("keep", False), CallForm("empty", False), CallForm("null", False)),
     *(CallForm("keep", True), CallForm("empty", True), CallForm("null", True)),
 )
+LABELS = ("name", "id", "label")
+"""The kinds of leaves that a template may repeat in other messages."""
+
 Probe = tuple[Skeleton, list[Leaf], int]
 """What was rendered, what its leaves are, and the number of the first message of the probe."""
 
@@ -138,12 +141,14 @@ class Probes:
     def call_form(self) -> CallForm:
         """How the template expects tool calls; if it renders none in any form, as they usually are."""
         if not self._form:
-            self._form.append(next(filter(self._renders_call, CALL_FORMS), CALL_FORMS[0]))
+            rounds = (USER, CALL, TOOL, ASSISTANT, USER, ASSISTANT), (USER, CALL)
+            forms = (form for kinds in rounds for form in CALL_FORMS if self._renders_call(kinds, form))
+            self._form.append(next(forms, CALL_FORMS[0]))
         return self._form[0]
 
-    def _renders_call(self, form: CallForm) -> bool:
+    def _renders_call(self, kinds: tuple[Kind, ...], form: CallForm) -> bool:
         stand_ins = StandIns(self.source)
-        messages = [in_form(message, form) for message in map(_message, (USER, CALL))]
+        messages = [in_form(message, form) for message in map(_message, kinds)]
         messages, tools = stand_ins.messages(messages), self._tools(stand_ins)
         try:
             text = self.rendering.text(messages, tools, self.variables)
@@ -166,11 +171,18 @@ class Probes:
         owners = [leaves[leaf].owner for leaf in skeleton.order]
         if after not in (END, PROMPT) and first + number + 1 not in owners:
             return None
+        if before == START and not kinds:
+            return "".join(skeleton.literals)
         if before == START:
             return "\0".join(skeleton.literals[: owners.index(first) + 1])
         own = [place for place, owner in enumerate(owners) if owner == first + number]
         places = own_places(skeleton.order, leaves, self.own_kinds(before), own)
-        return skeleton.literals[places[-1] + 1] if places else None
+        if not places:
+            return None
+        last = places[-1]
+        if after in (END, PROMPT) and all(leaves[leaf].kind in LABELS for leaf in skeleton.order[last + 1 :]):
+            last = len(skeleton.order) - 1
+        return skeleton.literals[last + 1]
 
     def _render(self, kinds: tuple[Kind, ...], prompt: bool) -> Probe | None:
         key = kinds, prompt
@@ -205,18 +217,15 @@ def own_places(
         kinds: the kinds of leaves that the template writes into such a turn. Names and ids may be repeated elsewhere.
         among: the positions of all its texts, in order.
     """
+    among = list(among)
     seen: set[int] = set()
     places = []
     for place in among:
         leaf = order[place]
-        if leaves[leaf].kind in ("name", "id"):
-            if leaf in seen or leaves[leaf].kind not in kinds:
-                continue
-        elif leaves[leaf].kind == "label":
-            continue
+        if leaves[leaf].kind not in LABELS or (leaf not in seen and leaves[leaf].kind in kinds):
+            places.append(place)
         seen.add(leaf)
-        places.append(place)
-    return places
+    return [place for place in among if places and places[0] <= place <= places[-1]]
 
 
 def in_form(message: dict[str, Any], form: CallForm) -> dict[str, Any]:

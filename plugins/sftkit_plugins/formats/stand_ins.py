@@ -29,7 +29,7 @@ class Leaf:
 
     Attributes:
         owner: the number of its message, `TOOLS` or `DOCUMENTS`.
-        kind: ``content``, ``thinking``, ``reasoning``, ``name``, ``argument``, ``id``, ``label``, ``tool`` or
+        kind: ``content``, ``blank`` (a content without text), ``thinking``, ``reasoning``, ``name``, ``argument``, ``id``, ``label``, ``tool`` or
             ``document``. A ``label`` is a name or id in a message that need not be rendered.
         place: what it is, for messages to the user.
         call: the number of its tool call in the message.
@@ -91,7 +91,7 @@ class StandIns:
             if content.strip():
                 masked["content"] = self._content(number, message["role"], content)
             elif self.full and not calls and not reasoning.strip():
-                masked["content"] = self._stand_in(content, Leaf(number, "content"))
+                masked["content"] = self._stand_in(content, Leaf(number, "blank"))
         if calls:
             masked["tool_calls"] = [self._call(number, at, call) for at, call in enumerate(calls, start=1)]
         if self.full:
@@ -128,6 +128,9 @@ class StandIns:
             changed["arguments"] = self._arguments(function["arguments"], Leaf(number, "argument", place, at))
         masked = {**call, "function": changed} if "function" in call else changed
         if self.full and isinstance(call.get("id"), str):
+            name = function.get("name")
+            if isinstance(name, str) and name and name in call["id"]:  # as in functions.look_up:0
+                self._ids.setdefault(call["id"], call["id"].replace(name, changed["name"]))
             masked["id"] = self._id(call["id"], Leaf(number, "id", place, at))
         return masked
 

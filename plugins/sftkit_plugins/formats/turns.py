@@ -16,7 +16,7 @@ from typing import Any
 from sftkit_plugins.formats.gaps import Gaps
 from sftkit_plugins.formats.messages import PLAIN
 from sftkit_plugins.formats.presence import Presence, check_presence
-from sftkit_plugins.formats.probes import END, START, Kind, Probes, kind_of, own_places
+from sftkit_plugins.formats.probes import END, LABELS, START, Kind, Probes, kind_of, own_places
 from sftkit_plugins.formats.rendering import FIX, Messages, Refusal, Region, Rejected, Rendering
 from sftkit_plugins.formats.skeleton import Place, Skeleton
 from sftkit_plugins.formats.stand_ins import TOOLS, Leaf, StandIns
@@ -127,7 +127,8 @@ class Turns:
         stand_ins = StandIns(self._probes.source, full)
         masked = stand_ins.messages(messages), stand_ins.tools(tools), stand_ins.variables(variables)
         if values is None:
-            key = json.dumps(masked, ensure_ascii=False, default=repr)
+            blank = [number for number, leaf in enumerate(stand_ins.leaves) if leaf.kind == "blank"]
+            key = json.dumps((masked, blank), ensure_ascii=False, default=repr)
         if key in self._structures:
             self._structures.move_to_end(key)
             return self._structures[key], stand_ins.values
@@ -260,7 +261,7 @@ class Finder:
         kinds = {self._leaves[self._skeleton.order[place]].kind for place in places}
         if role != "assistant":
             return (role, False, True, False)
-        return (role, "reasoning" in kinds, bool(kinds & {"content", "thinking"}), bool(kinds & {"argument", "name"}))
+        return (role, "reasoning" in kinds, bool(kinds & {"content", "thinking", "blank"}), bool(kinds & {"argument", "name"}))
 
     def _run_regions(self, number: int, run: _Run, first: bool, last: bool) -> list[tuple[Place, Place]]:
         literals = self._skeleton.literals
@@ -316,7 +317,10 @@ class Finder:
     def _kind_before(self, number: int, place: int) -> Kind | None:
         if place == 0:
             return START if number == 0 else None
-        if number == 0 or self._owners[place - 1] != number - 1:
+        place -= 1
+        while place and self._leaves[self._skeleton.order[place]].kind in LABELS:  # may be those of another message
+            place -= 1
+        if number == 0 or self._owners[place] != number - 1:
             return None
         return kind_of(self._messages[number - 1])
 
