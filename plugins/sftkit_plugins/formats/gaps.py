@@ -39,7 +39,7 @@ class Gaps:
         self._tag = re.compile(forms)
         # the units of a header or a closing: a tag such as <|im_start|> or [/INST], a word, or a character
         self._unit = re.compile(rf"{forms}|\w+|.", re.DOTALL)
-        self._begins = str(tokens.get("bos_token") or "")
+        self._begins, self._ends = str(tokens.get("bos_token") or ""), str(tokens.get("eos_token") or "")
 
     # Closings
 
@@ -51,7 +51,7 @@ class Gaps:
             after: the kind of the message after the gap, or `END`.
             gap: the text.
         """
-        if after == END and not self.always_prompts:
+        if after == END and not self.always_prompts and not self._adds_text(kind):
             return len(gap)
         if not kind[3]:
             return self._closing(kind, after, gap)
@@ -68,10 +68,11 @@ class Gaps:
 
     def _closing(self, kind: Kind, after: Kind, gap: str) -> int:
         last = self._probes.gap(kind, END)
-        if last is not None and not self.always_prompts:
+        if last is not None and not self.always_prompts and not self._adds_text(kind):
             closed = self._without_ending(last).rstrip()
             if closed and gap.startswith(closed):
-                return len(closed)
+                rest = gap[len(closed) :].lstrip()
+                return len(gap) - len(rest) + len(self._ends) if self._ends and rest.startswith(self._ends) else len(closed)
         return self._bounded(kind, after, gap)
 
     def _bounded(self, kind: Kind, after: Kind, gap: str) -> int:
@@ -84,8 +85,10 @@ class Gaps:
         ends = [len(gap) - self._shared_end(gap, other) for other in gaps if other]
         low = max((end for end in ends if gap[end:].strip()), default=0)
         if answers and self.role:
-            named = self._unit_in(self.role[0], gap)
+            named = self._role_in(gap)
             low, high = (low, high) if named is None else (min(low, named), min(high, named))
+        if low > high and gap[:high].strip():
+            low = 0  # what is before the next message is not always the same header
         if low >= high:
             return low
         opener = next((tag.start() for tag in self._tag.finditer(gap, low, high) if tag.group() == self.opener), None)
@@ -95,6 +98,14 @@ class Gaps:
         if tags and tags[-1] >= low:
             return tags[-1]
         return low if gap[:low].strip() else len(gap[:high]) - len(gap[:high].lstrip())
+
+    def _adds_text(self, kind: Kind) -> bool:
+        """Whether the template writes words after a last message, which cannot be its closing."""
+        last, middle = self._probes.gap(kind, END), self._probes.gap(kind, USER)
+        if last is None or middle is None:
+            return False
+        added = last[self.whole_units(last, shared(last, middle)) :]
+        return any(unit.isalpha() for unit in self._unit.findall(added))
 
     def _without_ending(self, last: str) -> str:
         """The end of a conversation without what is only written there, such as an EOS after all messages."""
@@ -107,9 +118,7 @@ class Gaps:
     @cached_property
     def always_prompts(self) -> bool:
         """Whether the template writes a generation prompt even if none is asked for."""
-        return bool(self.role) and all(
-            self._unit_in(self.role[0], self._probes.gap(before, END) or "") is not None for before in (USER, ASSISTANT)
-        )
+        return all(self._role_in(self._probes.gap(before, END) or "") is not None for before in (USER, ASSISTANT))
 
     @cached_property
     def opener(self) -> str | None:
@@ -135,16 +144,17 @@ class Gaps:
         Returns:
             The number of characters, or None if the generation prompt is not in the gap.
         """
-        prompt = None if before is None else self._probes.gap(before, PROMPT)
+        prompt = None if before in (None, START) else self._probes.gap(before, PROMPT)
         found = 0
         if prompt and prompt.strip():
             found = shared(gap, prompt)
             found = found if found in (len(prompt), len(gap)) else self.whole_units(gap, found)
-            if self._names_role(gap[:found]):
+            named = self._role_in(prompt)
+            if named is not None and found > named:
                 return found
-        known = self._prompt_in(gap[found:])
-        if known is not None:
-            return found + known
+        known = self._prompt_in(gap)
+        if known is not None and known > found:
+            return known
         if not self.role:
             return found or self._given(before, gap)
         return self._without_header(before, prompt, found, gap)
@@ -164,31 +174,40 @@ class Gaps:
             return None
         if before[0] == "assistant" and not gap[self.closing(before, ASSISTANT, gap) :].strip():
             return len(gap)
-        if before[0] in ("tool", "function") and found and not self._names_role(prompt or ""):
+        if before[0] in ("tool", "function") and found and self._role_in(prompt or "") is None:
             return found
         return None
 
-    def _names_role(self, header: str) -> bool:
-        """Whether a text contains the part of the generation prompt that names the assistant."""
-        return bool(self.role) and self._unit_in(self.role[0], header) is not None
-
     def _prompt_in(self, gap: str) -> int | None:
         """The end of the generation prompt, wherever it is in a gap; the last if there are several."""
-        if not self.role:
+        end = self._role_in(gap)
+        if end is None:
             return None
-        start = self._unit_in(self.role[0], gap)
-        if start is None:
-            return None
-        end = start
         for unit in self.role:
             if not gap.startswith(unit, end):
                 break
             end += len(unit)
         return end
 
-    def _unit_in(self, unit: str, text: str) -> int | None:
-        found = [match.start() for match in self._unit.finditer(text) if match.group() == unit]
-        return found[-1] if found else None
+    def _role_in(self, text: str) -> int | None:
+        """Where the part of the generation prompt that names the assistant begins in a text, last."""
+        if not self.role:
+            return None
+        units = list(self._unit.finditer(text))
+        for at in reversed(range(len(units))):
+            if units[at].group() != self.role[0]:
+                continue
+            if self._tag.fullmatch(self.role[0]) or len(self.role) == 1:
+                return units[at].start()
+            # a word may be in any text: what is around it must be the same
+            before = units[at - 1].group() if at else ""
+            after = units[at + 1].group() if at + 1 < len(units) else ""
+            if after == self.role[1] and (before == self._lead or not self._tag.fullmatch(self._lead)):
+                return units[at].start()
+        return None
+
+    def _has(self, unit: str, text: str | None) -> bool:
+        return text is not None and unit in self._unit.findall(text)
 
     @property
     def prompt(self) -> str:
@@ -196,22 +215,44 @@ class Gaps:
         prompt, alone = self._probes.gap(USER, PROMPT) or "", self._probes.gap(USER, END) or ""
         return prompt[len(alone) :] if prompt.startswith(alone) else prompt
 
-    @cached_property
+    @property
     def role(self) -> list[str]:
         """The units of the generation prompt from the one that names the assistant; empty if there is no prompt."""
+        return self._named[1]
+
+    @property
+    def _lead(self) -> str:
+        """The unit before the one that names the assistant."""
+        return self._named[0]
+
+    @cached_property
+    def _named(self) -> tuple[str, list[str]]:
         for before, other in ((USER, ASSISTANT), (ASSISTANT, USER)):
             prompt, alone = self._probes.gap(before, PROMPT), self._probes.gap(before, END)
             if not prompt:
                 continue
-            others = [self._probes.gap(*pair) for pair in ((before, USER), (before, SYSTEM), (other, USER))]
-            known = max((shared(prompt, text) for text in others if text is not None), default=0)
-            units = self._unit.findall(prompt[self.whole_units(prompt, known) :])
-            while units and units[0].isspace():
-                units.pop(0)
-            # without an option for it, a generation prompt is what is written after answers too
-            if units and (prompt != alone or self._unit_in(units[0], self._probes.gap(other, END) or "") is not None):
-                return units
-        return []
+            follow = [self._probes.gap(*pair) for pair in ((before, USER), (other, USER), (before, SYSTEM))]
+            befores = [self._probes.gap(kind, ASSISTANT) for kind in (ASSISTANT, START)]
+            if alone and alone != prompt:
+                kept = [unit for unit in self._unit.findall(alone) if not any(self._has(unit, text) for text in befores)]
+                follow.append("".join(kept))
+            units = self._unit.findall(prompt)
+            header = self._unit.findall(self._probes.gap(before, ASSISTANT) or "")
+            at = self._first_own(header, follow)
+            name = header[at] if at is not None and header[at] in units else None
+            start = len(units) - 1 - units[::-1].index(name) if name is not None else self._first_own(units, follow)
+            if start is None:
+                continue
+            # without an option for it, a generation prompt is what is written before any answer
+            befores.append(self._probes.gap(other, END))
+            if prompt != alone or any(self._has(units[start], text) for text in befores):
+                return units[start - 1] if start else "", units[start:]
+        return "", []
+
+    def _first_own(self, units: list[str], others: list[str | None]) -> int | None:
+        """The first unit, other than whitespace, that is in none of some other texts."""
+        known = {unit for text in others if text is not None for unit in self._unit.findall(text)}
+        return next((at for at, unit in enumerate(units) if not unit.isspace() and unit not in known), None)
 
     # Texts
 

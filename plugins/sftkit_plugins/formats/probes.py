@@ -78,6 +78,7 @@ class Probes:
     _gaps: dict[tuple[Kind, Kind], str | None] = field(default_factory=dict)
     _probes: dict[tuple[tuple[Kind, ...], bool], Probe | None] = field(default_factory=dict)
     _form: list[CallForm] = field(default_factory=list)
+    _own: dict[Kind, frozenset[str]] = field(default_factory=dict)
     _fields: dict[bool, bool] = field(default_factory=dict)
 
     @property
@@ -104,14 +105,21 @@ class Probes:
         return sought in self.own_kinds(kind)
 
     def own_kinds(self, kind: Kind) -> frozenset[str]:
-        """The kinds of leaves that the template writes into a message, if it is the last one."""
-        kinds = (*_LEADING.get(kind[0], ()), kind)
+        """The kinds of leaves that the template writes into a message before the texts of the next one."""
+        if kind not in self._own:
+            leading = _LEADING.get(kind[0], ())
+            rounds = ((*leading, kind), (*leading, kind, USER)) if kind[3] else ((*leading, kind),)
+            self._own[kind] = frozenset().union(*(self._own_leaves(kinds, len(leading)) for kinds in rounds))
+        return self._own[kind]
+
+    def _own_leaves(self, kinds: tuple[Kind, ...], number: int) -> set[str]:
         found = self._render(kinds, False)
         if found is None:
-            return frozenset()
+            return set()
         skeleton, leaves, first = found
-        number = first + len(kinds) - 1
-        return frozenset(leaves[leaf].kind for leaf in skeleton.order if leaves[leaf].owner == number)
+        owned = [(leaves[leaf].owner - first - number, leaves[leaf].kind) for leaf in skeleton.order]
+        until = next((at for at, (owner, _) in enumerate(owned) if owner > 0), len(owned))
+        return {kind for owner, kind in owned[:until] if owner == 0}
 
     def needs_field(self, thought: bool) -> bool:
         """Whether inline ``<think>`` must be moved to the field for reasoning.
@@ -135,7 +143,7 @@ class Probes:
         except Rejected:
             return False
         if thought:
-            return thought in texts[1] and texts[0] != texts[1]
+            return thought in texts[1] and texts[0].split() != texts[1].split()
         return texts[0].count("<think>") > 1 and texts[1].count("<think>") == 1
 
     def call_form(self) -> CallForm:
@@ -219,13 +227,21 @@ def own_places(
     """
     among = list(among)
     seen: set[int] = set()
-    places = []
+    places: list[int] = []
+    waiting: list[int] = []  # repetitions, which belong to the turn if a text of it follows directly
     for place in among:
         leaf = order[place]
-        if leaves[leaf].kind not in LABELS or (leaf not in seen and leaves[leaf].kind in kinds):
+        if waiting and place != waiting[-1] + 1:
+            waiting = []
+        if leaves[leaf].kind not in LABELS:
+            places += [*waiting, place]
+            waiting = []
+        elif leaf not in seen and leaves[leaf].kind in kinds:
             places.append(place)
+        else:
+            waiting.append(place)
         seen.add(leaf)
-    return [place for place in among if places and places[0] <= place <= places[-1]]
+    return places
 
 
 def in_form(message: dict[str, Any], form: CallForm) -> dict[str, Any]:

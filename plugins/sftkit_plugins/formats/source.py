@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,14 @@ class Source:
         reads: the variables that it reads.
         keywords: the texts that it looks for in contents, such as ``</think>``; what it does depends on them.
         thought_ends: those of the keywords that end a reasoning text.
+        tests_breaks: whether it looks for line breaks in a text.
         marked: whether it has generation markers.
     """
 
     reads: frozenset[str]
     keywords: tuple[str, ...]
     thought_ends: tuple[str, ...]
+    tests_breaks: bool
     marked: bool
 
 
@@ -45,28 +47,23 @@ def source_of(template: str) -> Source:
         for node in tree.find_all(nodes.Assign)
         if isinstance(node.target, nodes.Name) and isinstance(node.node, nodes.Const)
     }
-    found = {text for text in _sought(tree, nodes, named) if len(text) > 1 and re.search(r"[^\w\s]", text)}
+    tested, cut = _sought(tree, nodes, named)
+    found = {text for text in tested | {text for text in cut if len(text) > 1} if re.search(r"[^\w\s]", text)}
     keywords = tuple(sorted(found, key=lambda text: (-len(text), text)))
     ends = tuple(text for text in keywords if "/" in text and _THOUGHT.search(text) and not text.startswith("/"))
-    return Source(frozenset(meta.find_undeclared_variables(tree)), keywords, ends, has_markers(template))
+    reads = frozenset(meta.find_undeclared_variables(tree))
+    return Source(reads, keywords, ends, "\n" in tested, has_markers(template))
 
 
-def _sought(tree: Any, nodes: Any, named: dict[str, Any]) -> Iterator[str]:
-    """Texts in tests such as ``'x' in content`` and in calls such as ``content.split('x')``."""
+def _sought(tree: Any, nodes: Any, named: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Texts in tests such as ``'x' in content``, and in calls such as ``content.split('x')``."""
 
-    def text(node: Any) -> Iterator[str]:
-        value = named.get(node.name) if isinstance(node, nodes.Name) else getattr(node, "value", None)
-        if isinstance(value, str):
-            yield value
+    def texts(found: Iterable[Any]) -> set[str]:
+        values = (named.get(node.name) if isinstance(node, nodes.Name) else getattr(node, "value", "") for node in found)
+        return {value for value in values if isinstance(value, str)}
 
-    for node in tree.find_all(nodes.Compare):
-        if any(operand.op in ("in", "notin") for operand in node.ops):
-            yield from text(node.expr)
-    for node in tree.find_all(nodes.Call):
-        if isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS:
-            for argument in node.args:
-                yield from text(argument)
-    for node in tree.find_all(nodes.Filter):
-        if node.name == "replace":
-            for argument in node.args:
-                yield from text(argument)
+    compares = tree.find_all(nodes.Compare)
+    tested = [node.expr for node in compares if any(operand.op in ("in", "notin") for operand in node.ops)]
+    calls = [node for node in tree.find_all(nodes.Call) if getattr(node.node, "attr", None) in _METHODS]
+    calls += [node for node in tree.find_all(nodes.Filter) if node.name == "replace"]
+    return texts(tested), texts(argument for node in calls for argument in node.args)

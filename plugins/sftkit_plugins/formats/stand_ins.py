@@ -111,6 +111,8 @@ class StandIns:
     def _cut(self, text: str, leaf: Leaf) -> str:
         """A text with stand-ins between the keywords of the template, which are kept."""
         keywords = [word for word in self.source.keywords if word in text]
+        if leaf.kind == "argument" and self.source.tests_breaks and "\n" in text:
+            keywords.append("\n")
         if not keywords:
             return self._stand_in(text, leaf) if text.strip() else text
         pieces = re.split(f"({'|'.join(map(re.escape, keywords))})", text)

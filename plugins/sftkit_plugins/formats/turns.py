@@ -320,9 +320,12 @@ class Finder:
         place -= 1
         while place and self._leaves[self._skeleton.order[place]].kind in LABELS:  # may be those of another message
             place -= 1
-        if number == 0 or self._owners[place] != number - 1:
-            return None
-        return kind_of(self._messages[number - 1])
+        owner = self._owners[place]
+        if owner == number - 1:
+            return kind_of(self._messages[owner])
+        if 0 <= owner < number and all(between in self._places for between in range(owner, number)):
+            return self._kind(owner, [place])  # a text that the template moved
+        return None
 
     def _kind_after(self, number: int, place: int, last: bool) -> Kind:
         if number == len(self._messages) - 1:
