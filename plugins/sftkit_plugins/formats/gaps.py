@@ -56,10 +56,13 @@ class Gaps:
         if not kind[3]:
             return self._closing(kind, after, gap)
         # what follows the last argument depends on the argument; what closes the call and the turn does not
-        known = self._probes.gap(kind, after)
-        closed = known[: self._closing(kind, after, known)].rstrip() if known else ""
-        if gap.startswith(closed) and closed:
+        known = self._probes.gap(kind, after) or ""
+        length = self._closing(kind, after, known)
+        closed, header = known[:length].rstrip(), known[length:]
+        if closed and gap.startswith(closed):
             return len(closed)
+        if header.strip() and gap.endswith(header):
+            return len(gap) - len(header)
         for tag in self._tag.finditer(closed):
             at = gap.find(closed[tag.start() :])
             if at >= 0:
@@ -172,9 +175,11 @@ class Gaps:
             return len(gap)
         if before is None:
             return None
-        if before[0] == "assistant" and not gap[self.closing(before, ASSISTANT, gap) :].strip():
-            return len(gap)
-        if before[0] in ("tool", "function") and found and self._role_in(prompt or "") is None:
+        again = self._role_in(self._probes.gap(before, ASSISTANT) or "") is not None
+        if before[0] == "assistant":
+            closed = self.closing(before, ASSISTANT, gap)
+            return (len(gap) if not gap[closed:].strip() else None) if again else closed
+        if before[0] in ("tool", "function") and found and (not again or self._role_in(prompt or "") is None):
             return found
         return None
 
