@@ -62,6 +62,8 @@ CONVERSATIONS = {
         assistant("<think>\nTwo and two.\n</think>\n\nFour."),
     ],
 }
+
+
 def without_markers(template):
     """The same template: a block that is always true has the same whitespace control."""
     template = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl
+from sftkit_plugins.formats.chat import Reasoning
 from sftkit_plugins.formats.options import Loss, Role
+from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.recognise import recognise
+from sftkit_plugins.formats.rendering import DATE, RESERVED
 from sftkit_plugins.formats.user_function import UserFunction, import_function
 
 if TYPE_CHECKING:
@@ -34,6 +39,22 @@ class Formats(Plugin):
         "assistant",
     )
     text_column: Annotated[str, Field(description="name of the column of plain text")] = "text"
+    allow_left_out: Annotated[
+        tuple[Part, ...],
+        Field(description="what the chat template may leave out of rows"),
+    ] = ()
+    reasoning: Annotated[
+        Reasoning,
+        Field(
+            description="turns whose reasoning the chat template leaves out: train them, do not, or each as the last"
+        ),
+    ] = "as_rendered"
+    chat_template_kwargs: Annotated[
+        dict[str, Any], Field(description="variables for the chat template; those of a row override them")
+    ] = dataclasses.field(default_factory=dict)
+    date: Annotated[
+        datetime.date, Field(description="the date that a chat template is told is today, as in 2024-07-26")
+    ] = datetime.date.fromisoformat(DATE)
     formatting: Annotated[
         str | Callable[..., Any] | None,
         Field(description="your own formatting function, as `module:function`"),
@@ -41,7 +62,11 @@ class Formats(Plugin):
 
     @hookimpl
     def check_run(self) -> Iterator[Problem]:
-        """What is wrong with the option ``formatting``."""
+        """What is wrong with the options ``formatting`` and ``chat_template_kwargs``."""
+        for name in RESERVED & self.chat_template_kwargs.keys():
+            where = ("plugins", "formats", "chat_template_kwargs", name)
+            what = f"chat_template_kwargs cannot set {name}: it is set for each row"
+            yield Problem(what, "plugin formats, option chat_template_kwargs", "remove it", where)
         try:
             if isinstance(self.formatting, str):
                 import_function(self.formatting)

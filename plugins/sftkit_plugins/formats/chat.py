@@ -12,8 +12,7 @@ from sftkit_plugins.formats.conversation import Conversation, Reader
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
 from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.probes import Probes, in_form
-from sftkit_plugins.formats.reasoning import MOVED_NOTE, with_field
-from sftkit_plugins.formats.rendering import DATE, Messages, Refusal, Rendering, split
+from sftkit_plugins.formats.rendering import DATE, Messages, RefusedError, Rendering, split
 from sftkit_plugins.formats.source import source_of
 from sftkit_plugins.formats.stand_ins import StandIns
 from sftkit_plugins.formats.turns import Found, Turns
@@ -75,7 +74,7 @@ class Chat(ColumnFormatter):
             conversation = self.reader(rows, index)
             try:
                 outcomes.append(self._outcome(conversation, index))
-            except Refusal as refusal:
+            except RefusedError as refusal:
                 raise RowError(index, refusal.message, refusal.fix) from refusal
         return outcomes
 
@@ -160,14 +159,12 @@ class _Row:
         self._tools = conversation.tools
         self._variables = {**chat.variables, **conversation.variables}
         self._probes, self._turns = chat.known(self._tools, self._variables)
-        messages, moved = with_field(messages, self._probes)
         if any(message.get("tool_calls") for message in messages):
             form = self._probes.call_form()
             messages = [in_form(message, form) for message in messages]
         self._messages = messages
-        self.notes = [MOVED_NOTE] if moved else []
         unread = [name for name in self._variables if name not in self._probes.source.reads and name != "documents"]
-        self.notes += [f"chat_template_kwargs: {name} is not read by the template" for name in unread]
+        self.notes = [f"chat_template_kwargs {name} ignored" for name in unread]
 
     def find(self, wanted: frozenset[int], count: int | None = None) -> Found:
         """The rendered conversation, or its first messages, with some turns located."""

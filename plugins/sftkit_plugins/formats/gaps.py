@@ -14,7 +14,6 @@ from sftkit_plugins.formats.probes import (
     PROMPT,
     START,
     SYSTEM,
-    TOOL,
     USER,
     Kind,
     Probes,
@@ -75,7 +74,8 @@ class Gaps:
             closed = self._without_ending(last).rstrip()
             if closed and gap.startswith(closed):
                 rest = gap[len(closed) :].lstrip()
-                return len(gap) - len(rest) + len(self._ends) if self._ends and rest.startswith(self._ends) else len(closed)
+                further = bool(self._ends) and rest.startswith(self._ends)  # an EOS that is not after the last message
+                return len(gap) - len(rest) + len(self._ends) if further else len(closed)
         return self._bounded(kind, after, gap)
 
     def _bounded(self, kind: Kind, after: Kind, gap: str) -> int:
@@ -238,9 +238,9 @@ class Gaps:
                 continue
             follow = [self._probes.gap(*pair) for pair in ((before, USER), (other, USER), (before, SYSTEM))]
             befores = [self._probes.gap(kind, ASSISTANT) for kind in (ASSISTANT, START)]
-            if alone and alone != prompt:
-                kept = [unit for unit in self._unit.findall(alone) if not any(self._has(unit, text) for text in befores)]
-                follow.append("".join(kept))
+            if alone and alone != prompt:  # it may contain a part of the header
+                written = {unit for text in befores for unit in self._unit.findall(text or "")}
+                follow.append("".join(unit for unit in self._unit.findall(alone) if unit not in written))
             units = self._unit.findall(prompt)
             header = self._unit.findall(self._probes.gap(before, ASSISTANT) or "")
             at = self._first_own(header, follow)
@@ -272,11 +272,9 @@ class Gaps:
 
     def _shared_end(self, first: str, second: str) -> int:
         """Length of the common end of two texts, without a part of a tag or word."""
-        length = shared(first[::-1], second[::-1])
-        if length == len(first):
-            return length
-        cut = len(first) - length
-        return len(first) - next((unit.start() for unit in self._unit.finditer(first) if unit.start() >= cut), len(first))
+        cut = len(first) - shared(first[::-1], second[::-1])
+        starts = (unit.start() for unit in self._unit.finditer(first))
+        return len(first) - next((start for start in starts if start >= cut), len(first))
 
 
 def shared(first: str, second: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from sftkit_plugins.formats.rendering import Rejected, Rendering
+from sftkit_plugins.formats.rendering import RejectedError, Rendering
 from sftkit_plugins.formats.skeleton import Skeleton
 from sftkit_plugins.formats.source import Source, source_of
 from sftkit_plugins.formats.stand_ins import Leaf, StandIns
@@ -79,7 +79,6 @@ class Probes:
     _probes: dict[tuple[tuple[Kind, ...], bool], Probe | None] = field(default_factory=dict)
     _form: list[CallForm] = field(default_factory=list)
     _own: dict[Kind, frozenset[str]] = field(default_factory=dict)
-    _fields: dict[bool, bool] = field(default_factory=dict)
 
     @property
     def source(self) -> Source:
@@ -100,10 +99,6 @@ class Probes:
             self._gaps[before, after] = self._find_gap(before, after)
         return self._gaps[before, after]
 
-    def shows(self, kind: Kind, sought: str) -> bool:
-        """Whether an answer is rendered with its texts of a kind of leaf, if it is the last message."""
-        return sought in self.own_kinds(kind)
-
     def own_kinds(self, kind: Kind) -> frozenset[str]:
         """The kinds of leaves that the template writes into a message before the texts of the next one."""
         if kind not in self._own:
@@ -121,31 +116,6 @@ class Probes:
         until = next((at for at, (owner, _) in enumerate(owned) if owner > 0), len(owned))
         return {kind for owner, kind in owned[:until] if owner == 0}
 
-    def needs_field(self, thought: bool) -> bool:
-        """Whether inline ``<think>`` must be moved to the field for reasoning.
-
-        That is so if the template renders the field, but not the same for a content with ``<think>``. An empty block is
-        moved only if the template would write a second one.
-
-        Args:
-            thought: whether there is a text between the tags.
-        """
-        if thought not in self._fields:
-            self._fields[thought] = self._compare_field("A thought." if thought else "")
-        return self._fields[thought]
-
-    def _compare_field(self, thought: str) -> bool:
-        user, answer = _message(USER), _message(ASSISTANT)
-        inline = {**answer, "content": f"<think>\n{thought}\n</think>\n\n{answer['content']}"}
-        moved = {**answer, "reasoning_content": thought, "thinking": thought}
-        try:
-            texts = [self.rendering.text([user, last], None, self.variables) for last in (inline, moved)]
-        except Rejected:
-            return False
-        if thought:
-            return thought in texts[1] and texts[0].split() != texts[1].split()
-        return texts[0].count("<think>") > 1 and texts[1].count("<think>") == 1
-
     def call_form(self) -> CallForm:
         """How the template expects tool calls; if it renders none in any form, as they usually are."""
         if not self._form:
@@ -160,7 +130,7 @@ class Probes:
         messages, tools = stand_ins.messages(messages), self._tools(stand_ins)
         try:
             text = self.rendering.text(messages, tools, self.variables)
-        except Rejected:
+        except RejectedError:
             return False
         return "argument" in {stand_ins.leaves[leaf].kind for leaf in Skeleton.of(text).order}
 
@@ -209,14 +179,12 @@ class Probes:
         messages, tools = stand_ins.messages(messages), self._tools(stand_ins)
         try:
             text = self.rendering.text(messages, tools, self.variables, prompt=prompt)
-        except Rejected:
+        except RejectedError:
             return None
         return Skeleton.of(text), stand_ins.leaves, int(kinds[:1] == (SYSTEM,) and kinds[1:2] == (USER,))
 
 
-def own_places(
-    order: Sequence[int], leaves: Sequence[Leaf], kinds: Collection[str], among: Iterable[int]
-) -> list[int]:
+def own_places(order: Sequence[int], leaves: Sequence[Leaf], kinds: Collection[str], among: Iterable[int]) -> list[int]:
     """The positions in ``order`` of the texts of a message that belong to its turn.
 
     Args:

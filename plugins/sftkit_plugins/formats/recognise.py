@@ -83,6 +83,7 @@ def _loss(options: Formats, form: str, default: Loss, *others: Loss) -> Loss:
         what = f"loss={loss} is not possible: data in the {form} format has {_LACKS[loss]}"
         raise ConfigError(_option_problem("loss", what, fix))
     chosen = {"turns": options.turns != "all", "roles": options.roles != ("assistant",)}
+    chosen["reasoning"] = options.reasoning != "as_rendered"
     if loss != "assistant" and any(chosen.values()):
         option = next(name for name, is_set in chosen.items() if is_set)
         what = f"{option} has no effect with loss={loss} (data in the {form} format)"
@@ -114,6 +115,10 @@ def _chat(
         special_tokens=dict(specials),
         turns=options.turns,
         roles=options.roles,
+        variables=options.chat_template_kwargs,
+        allow_left_out=options.allow_left_out,
+        reasoning=options.reasoning,
+        date=options.date.isoformat(),
         weighted=has_weights(columns),
         **loss,
     )

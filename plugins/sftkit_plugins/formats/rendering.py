@@ -19,13 +19,15 @@ Messages = list[dict[str, Any]]
 #: What a template prints as today's date unless the option ``date`` says otherwise: the date that Llama 3's own
 #: templates fall back to.
 DATE = "2024-07-26"
+#: The variables of a template that each row sets.
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 #: Stand for the start and the end of a region between generation markers in a text that is rendered ``marked``.
 OPEN, CLOSE = "\ue0f2", "\ue0f3"
 _MARKER = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 FIX = "use a chat template with {% generation %} markers, such as -p chatml, or set formats:loss=all"
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """A conversation that cannot be trained on with a template.
 
     Args:
@@ -38,7 +40,7 @@ class Refusal(Exception):
         self.message, self.fix = message, fix
 
 
-class Rejected(Refusal):
+class RejectedError(RefusedError):
     """Messages that the template itself rejects."""
 
 
@@ -77,7 +79,7 @@ class Rendering:
             marked: whether to write `OPEN` and `CLOSE` where the template has generation markers.
 
         Raises:
-            Rejected: if the template rejects the messages.
+            RejectedError: if the template rejects the messages.
         """
         values = {"messages": messages, "tools": tools, "add_generation_prompt": prompt}
         try:
@@ -89,7 +91,7 @@ class Rendering:
             roles = ", ".join(str(message.get("role")) for message in messages) or "none"
             what = f"the chat template rejects the messages (roles: {roles}): {type(error).__name__}: {error}"
             fix = "change the messages, or use another template, such as -p chatml"
-            raise Rejected(what, fix) from error
+            raise RejectedError(what, fix) from error
 
     def _now(self, form: str) -> str:
         self.clock.append(form)

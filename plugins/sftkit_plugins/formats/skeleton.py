@@ -33,7 +33,8 @@ class Skeleton:
     @classmethod
     def of(cls, text: str) -> Skeleton:
         """Take a text apart."""
-        literals, order, at = [], [], 0
+        literals: list[str] = []
+        order, at = [], 0
         for found in STAND_IN.finditer(text):
             literals.append(text[at : found.start()])
             order.append(int(next(group for group in found.groups() if group)))
@@ -41,8 +42,7 @@ class Skeleton:
         literals.append(text[at:])
         places: list[Place] = []
         for number, literal in enumerate(literals):
-            marks = list(_MARK.finditer(literal))
-            places += [(number, mark.start() - before) for before, mark in enumerate(marks)]
+            places += [(number, mark.start() - before) for before, mark in enumerate(_MARK.finditer(literal))]
             literals[number] = _MARK.sub("", literal)
         kinds = "".join(_MARK.findall(text))
         # nested or unbalanced markers mark nothing

@@ -59,7 +59,7 @@ def _sought(tree: Any, nodes: Any, named: dict[str, Any]) -> tuple[set[str], set
     """Texts in tests such as ``'x' in content``, and in calls such as ``content.split('x')``."""
 
     def texts(found: Iterable[Any]) -> set[str]:
-        values = (named.get(node.name) if isinstance(node, nodes.Name) else getattr(node, "value", "") for node in found)
+        values = [named.get(getattr(node, "name", ""), getattr(node, "value", None)) for node in found]
         return {value for value in values if isinstance(value, str)}
 
     compares = tree.find_all(nodes.Compare)

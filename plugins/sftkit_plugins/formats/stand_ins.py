@@ -29,8 +29,8 @@ class Leaf:
 
     Attributes:
         owner: the number of its message, `TOOLS` or `DOCUMENTS`.
-        kind: ``content``, ``blank`` (a content without text), ``thinking``, ``reasoning``, ``name``, ``argument``, ``id``, ``label``, ``tool`` or
-            ``document``. A ``label`` is a name or id in a message that need not be rendered.
+        kind: ``content``, ``blank`` (a content without text), ``thinking``, ``reasoning``, ``name``, ``argument``,
+            ``id``, ``label`` (a name or id that need not be rendered), ``tool`` or ``document``.
         place: what it is, for messages to the user.
         call: the number of its tool call in the message.
     """
@@ -194,7 +194,7 @@ class StandIns:
 
 
 def forms(value: Any) -> Iterator[list[str]]:
-    """How a template may write a value: as it is or stripped; and as a second group, escaped in JSON, Python or HTML."""
+    """How a template may write a value: as it is or stripped; as a second group, escaped in JSON, Python or HTML."""
     if not isinstance(value, str):
         yield list(dict.fromkeys((json.dumps(value), str(value))))
         return
