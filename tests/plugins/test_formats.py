@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from sftkit.data.documents import RowError, Skipped, Span
+from sftkit.data.documents import Formatted, RowError, Skipped, Span
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.select import Choice, select
 from sftkit.testing import CHATML, check_plugin, run_problems, tiny_config, tiny_conversations, tiny_tokenizer
@@ -45,7 +45,8 @@ def formatter_for(rows, template=None, **options):
 
 def documents(rows, template=None, **options):
     formatter, columns = formatter_for(rows, template, **options)
-    return formatter(columns)
+    outcomes = formatter(columns)
+    return [outcome.documents[0] if isinstance(outcome, Formatted) else outcome for outcome in outcomes]
 
 
 def trained(document):
@@ -311,7 +312,8 @@ CALL_AS_TEXT = {"type": "function", "function": {"name": "f", "arguments": '{"x"
 def test_tool_calls_may_be_json_text_and_keep_their_nulls(calls):
     template = (
         "{% for m in messages %}[{{ m.role }}]{% generation %}{{ m.content }}{% for call in m.tool_calls %}"
-        "{{ (call.function or call).arguments | tojson }}{% endfor %}{% endgeneration %}{% endfor %}"
+        "{{ (call.function or call).name }}{{ (call.function or call).arguments | tojson }}"
+        "{% endfor %}{% endgeneration %}{% endfor %}"
     )
     rows = [{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": calls}]}]
     (document,) = documents(rows, template)
@@ -334,7 +336,7 @@ def test_tools_may_be_json_text(as_text):
 
 
 def test_rows_with_tools_use_the_template_named_tool_use():
-    template = {"default": CHATML, "tool_use": "TOOLS" + CHATML}
+    template = {"default": CHATML, "tool_use": "TOOLS{{ tools | tojson }}" + CHATML}
     rows = [{"messages": TURNS, "tools": '[{"name": "f"}]'}, {"messages": TURNS, "tools": None}]
     starts = [text(document)[:5] for document in documents(rows, template)]
     assert starts == ["TOOLS", "<|im_"]
@@ -386,7 +388,7 @@ def test_conversations_need_a_chat_template():
 
 def test_a_template_that_leaves_out_turns_is_rejected():
     dropping = unmarked(CHATML).replace("in messages %}", "in messages[-2:] %}")
-    assert "leaves out the content of message 3" in row_error([{"messages": TURNS}], dropping).message
+    assert "leaves out the content of message 1 (role system)" in row_error([{"messages": TURNS}], dropping).message
 
 
 def test_a_generation_prompt_missing_from_the_conversation_is_rejected():
@@ -396,13 +398,14 @@ def test_a_generation_prompt_missing_from_the_conversation_is_rejected():
     assert "{% generation %}" in error.fix
 
 
-def test_markers_inside_a_macro_are_rejected():
+def test_markers_inside_a_macro_are_found():
     in_macro = (
         "{% macro turn(m) %}<{{ m.role }}>{% generation %}{{ m.content }}</s>{% endgeneration %}{% endmacro %}"
         "{% for m in messages %}{{ turn(m) }}{% endfor %}"
     )
     messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In the garden."}]
-    assert "markers do not enclose" in row_error([{"messages": messages}], in_macro).message
+    (document,) = documents([{"messages": messages}], in_macro)
+    assert trained(document) == ["In the garden.</s>"]
 
 
 def test_an_exception_in_the_template_is_reported_with_the_row():

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sftkit_plugins.formats.probes import REASONED, Probes
+from sftkit_plugins.formats.probes import CALL, REASONED, Probes
 from sftkit_plugins.formats.rendering import Messages, RefusedError
 from sftkit_plugins.formats.skeleton import Skeleton
 from sftkit_plugins.formats.stand_ins import DOCUMENTS, TOOLS, Leaf, StandIns, forms
@@ -58,7 +58,7 @@ def check_presence(
             continue
         part = _part(leaf, messages)
         if part not in allowed:
-            raise _left_out(leaf, shown, messages, part)
+            raise _left_out(leaf, shown, messages, part, probes)
         notes.append(f"{_NAMES.get(part, f'{part} message')} left out by the template")
     if without:
         notes.append(REASONING_NOTE)
@@ -130,7 +130,7 @@ def _check_reasoning(leaf: Leaf, messages: Messages, probes: Probes) -> None:
     raise RefusedError(f"the chat template leaves out the {what} of message {number + 1}", fix)
 
 
-def _left_out(leaf: Leaf, shown: Collection[Leaf], messages: Messages, part: str) -> RefusedError:
+def _left_out(leaf: Leaf, shown: Collection[Leaf], messages: Messages, part: str, probes: Probes) -> RefusedError:
     fix = "use a template that renders it, or remove it from the data"
     if part in ("tools", "documents"):
         some = any(other.owner == leaf.owner for other in shown)
@@ -140,7 +140,7 @@ def _left_out(leaf: Leaf, shown: Collection[Leaf], messages: Messages, part: str
         if part == "developer":
             fix = "write it as a system message, or use a template that renders it"
     else:
-        what, fix = _call_left_out(leaf, shown, fix)
+        what, fix = _call_left_out(leaf, shown, fix) if "argument" in probes.own_kinds(CALL) else ("tool_calls", fix)
         what = f"the {what} of message {leaf.owner + 1}"
     fix = f"{fix}; to train without it, set formats:allow_left_out={part}"
     return RefusedError(f"the chat template leaves out {what}", fix)
@@ -148,10 +148,8 @@ def _left_out(leaf: Leaf, shown: Collection[Leaf], messages: Messages, part: str
 
 def _call_left_out(leaf: Leaf, shown: Collection[Leaf], fix: str) -> tuple[str, str]:
     """What is missing of the tool calls, and how to fix it."""
-    calls = {other.call for other in shown if other.owner == leaf.owner and other.kind == "argument"}
-    if not calls:
-        return "tool_calls", fix
-    if leaf.call not in calls:
+    calls = {other.call for other in shown if other.owner == leaf.owner and other.kind in ("argument", "name")}
+    if calls and leaf.call not in calls:
         return f"tool call {leaf.call}", "use a template that renders parallel calls, or split the message"
     if leaf.kind == "name":
         fix = "use a template that renders it, or ids that contain it, as in functions.look_up:0"
