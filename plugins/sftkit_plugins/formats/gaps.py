@@ -167,7 +167,7 @@ class Gaps:
         ending = (self._probes.gap(USER, PROMPT) or "").strip()
         if before is not None and before != START:
             return 0
-        return gap.rindex(ending) + len(ending) if ending and ending in gap else len(gap)
+        return gap.rindex(ending) + len(ending) if ending and ending in gap else len(gap.rstrip())
 
     def _without_header(self, before: Kind | None, prompt: str | None, found: int, gap: str) -> int | None:
         """The header of a turn that the template does not begin anew, such as the second of two answers."""

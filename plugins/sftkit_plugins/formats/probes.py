@@ -69,7 +69,7 @@ class Probes:
     Args:
         rendering: renders with the template.
         with_tools: whether the rows have tools.
-        variables: further variables of the rows, with stand-ins.
+        variables: further variables of the rows.
     """
 
     rendering: Rendering
@@ -129,7 +129,7 @@ class Probes:
         messages = [in_form(message, form) for message in map(_message, kinds)]
         messages, tools = stand_ins.messages(messages), self._tools(stand_ins)
         try:
-            text = self.rendering.text(messages, tools, self.variables)
+            text = self.rendering.text(messages, tools, stand_ins.variables(self.variables))
         except RejectedError:
             return False
         return "argument" in {stand_ins.leaves[leaf].kind for leaf in Skeleton.of(text).order}
@@ -178,7 +178,7 @@ class Probes:
         stand_ins = StandIns(self.source)
         messages, tools = stand_ins.messages(messages), self._tools(stand_ins)
         try:
-            text = self.rendering.text(messages, tools, self.variables, prompt=prompt)
+            text = self.rendering.text(messages, tools, stand_ins.variables(self.variables), prompt=prompt)
         except RejectedError:
             return None
         return Skeleton.of(text), stand_ins.leaves, int(kinds[:1] == (SYSTEM,) and kinds[1:2] == (USER,))

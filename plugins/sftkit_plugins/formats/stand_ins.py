@@ -159,9 +159,10 @@ class StandIns:
         function = tool.get("function", tool)
         if not isinstance(function, dict):
             return tool
-        changed = self._described(function, f"tool {number}")
-        if isinstance(function.get("name"), str):
-            changed["name"] = self._stand_in(function["name"], Leaf(TOOLS, "tool", f"the name of tool {number}"))
+        name = function.get("name")
+        if isinstance(name, str):
+            name = self._stand_in(name, Leaf(TOOLS, "tool", f"the name of tool {number}"))
+        changed = self._described(function, f"tool {number}") | ({"name": name} if isinstance(name, str) else {})
         return {**tool, "function": changed} if "function" in tool else changed
 
     def _described(self, value: Any, place: str) -> Any:
