@@ -225,3 +225,12 @@ def test_values_are_found_as_the_template_escapes_them():
     assert "⟦<tool_call>" not in text  # the line break before it is the model's
     assert '⟦\n<tool_call>\n{"name": "look_up", "arguments": {"town": "Zü\\"rich' in text
     assert text.endswith(f"⟦<think>\n\n</think>\n\n{odd}<|im_end|>⟧\n")
+
+
+def test_markers_that_change_the_text_are_not_used():
+    template = "{% for m in messages %}{% set written %}{% generation %}{{ m.content }}{% endgeneration %}{% endset %}"
+    template += "<{{ m.role }}>{{ written | length }}:{{ written }}</s>{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert refusal(template, TALK).message.endswith("the template does not render it unchanged")
+    shorter = template.replace("{{ written | length }}:", "{% if '\ue0f2' in written %}marked{% endif %}")
+    assert marked(shorter, TALK[:2]) == "<user>One?</s><assistant>⟦1</s>⟧"

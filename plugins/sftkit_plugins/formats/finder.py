@@ -103,12 +103,11 @@ class Finder:
         text_start = (run.first, len(literals[run.first]))
         start: Place | None = text_start
         if first and self._messages[number]["role"] == "assistant":
-            before = self._kind_before(number, run.first)
-            length = self._gaps.header(before, literals[run.first])
+            length = self._gaps.known_header(self._kind_before(number, run.first), literals[run.first])
             start = None if length is None else (run.first, length)
         gap = literals[run.last + 1]
         after = self._kind_after(number, run.last, last)
-        end = (run.last + 1, self._trimmed(gap, self._gaps.closing(run.kind, after, gap)))
+        end = (run.last + 1, self._trimmed(gap, self._gaps.known_closing(run.kind, after, gap)))
         marked = self._marked(start, text_start, end)
         if marked is None:
             raise self._unclear(number, literals[run.first])

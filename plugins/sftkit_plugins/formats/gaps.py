@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from typing import Any
 
 from sftkit_plugins.formats.probes import (
     ASSISTANT,
@@ -19,6 +20,8 @@ from sftkit_plugins.formats.probes import (
     Probes,
 )
 
+KEPT = 4096
+"""For how many gaps the results are kept."""
 _TAG_FORMS = r"<[^<>\s]{1,64}>|\[/?[A-Z_]+\]|\[\|[^\[\]\s]{1,64}\|\]"
 
 
@@ -31,6 +34,8 @@ class Gaps:
 
     def __init__(self, probes: Probes) -> None:
         self._probes = probes
+        self._closings: dict[tuple[Kind, Kind, str], int] = {}
+        self._headers: dict[tuple[Kind | None, str], int | None] = {}
         tokens = probes.rendering.special_tokens
         special = {text for token in tokens.values() for text in (token if isinstance(token, list) else [token])}
         special = {str(token) for token in special if str(token).strip()}
@@ -39,6 +44,22 @@ class Gaps:
         # the units of a header or a closing: a tag such as <|im_start|> or [/INST], a word, or a character
         self._unit = re.compile(rf"{forms}|\w+|.", re.DOTALL)
         self._begins, self._ends = str(tokens.get("bos_token") or ""), str(tokens.get("eos_token") or "")
+
+    def known_closing(self, kind: Kind, after: Kind, gap: str) -> int:
+        """The same as `closing`, which is kept for the next gap with this text."""
+        key = kind, after, gap
+        if key not in self._closings:
+            _make_room(self._closings)
+            self._closings[key] = self.closing(kind, after, gap)
+        return self._closings[key]
+
+    def known_header(self, before: Kind | None, gap: str) -> int | None:
+        """The same as `header`, which is kept for the next gap with this text."""
+        key = before, gap
+        if key not in self._headers:
+            _make_room(self._headers)
+            self._headers[key] = self.header(before, gap)
+        return self._headers[key]
 
     # Closings
 
@@ -275,6 +296,11 @@ class Gaps:
         cut = len(first) - shared(first[::-1], second[::-1])
         starts = (unit.start() for unit in self._unit.finditer(first))
         return len(first) - next((start for start in starts if start >= cut), len(first))
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    if len(kept) >= KEPT:
+        kept.clear()
 
 
 def shared(first: str, second: str) -> int:

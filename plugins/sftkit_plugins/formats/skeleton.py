@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Skeleton:
         for number, leaf in enumerate(self.order):
             after, value = self.literals[number + 1], values[leaf]
             if not isinstance(value, str):
-                return self._search(text, values)
+                value = json.dumps(value)
             for form in (value, value.strip()):
                 end = at + len(form)
                 if text.startswith(form, at) and text.startswith(after, end):

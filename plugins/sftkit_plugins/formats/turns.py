@@ -60,7 +60,7 @@ class _Structure:
     skeleton: Skeleton
     leaves: Sequence[Leaf]
     missing: Sequence[Leaf]
-    turns: dict[frozenset[int], _Turns | RefusedError] = field(default_factory=dict)
+    turns: dict[frozenset[int], _Turns | tuple[str, str]] = field(default_factory=dict)
 
 
 class Turns:
@@ -98,8 +98,8 @@ class Turns:
         """
         text = self._rendering.text(messages, tools, variables)
         failed: tuple[_Structure, int] | None = None
-        for full in (True, False):
-            structure, values = self._structure(messages, tools, variables, full)
+        for full, marked in self._attempts:
+            structure, values = self._structure(messages, tools, variables, full, marked)
             if structure is None:
                 continue
             starts = structure.skeleton.find(text, values)
@@ -119,11 +119,24 @@ class Turns:
         presence = check_presence(missing, shown, messages, self._probes, self._allowed)
         return Found(text, [], presence, presence.notes)
 
+    @property
+    def _attempts(self) -> tuple[tuple[bool, bool], ...]:
+        """Whether to replace everything, and whether to mark regions; both may change what is written."""
+        marked = self._probes.source.marked
+        return ((True, marked), (False, marked), (False, False)) if marked else ((True, False), (False, False))
+
     def _structure(
-        self, messages: Messages, tools: list[dict[str, Any]] | None, variables: Mapping[str, Any], full: bool
+        self,
+        messages: Messages,
+        tools: list[dict[str, Any]] | None,
+        variables: Mapping[str, Any],
+        full: bool,
+        marked: bool,
     ) -> tuple[_Structure | None, Sequence[Any]]:
         """What the template writes around the texts, and the texts."""
-        values = _plain_values(messages, self._probes.source.keywords) if full and not tools and not variables else None
+        values = None
+        if full and not tools and "documents" not in variables:
+            values = _plain_values(messages, self._probes.source.keywords)
         if values is not None:
             key: Any = tuple([message["role"] for message in messages])
             if key in self._structures:
@@ -133,12 +146,12 @@ class Turns:
         masked = stand_ins.messages(messages), stand_ins.tools(tools), stand_ins.variables(variables)
         if values is None:
             blank = [number for number, leaf in enumerate(stand_ins.leaves) if leaf.kind == "blank"]
-            key = json.dumps((masked, blank), ensure_ascii=False, default=repr)
+            key = json.dumps((masked, blank, marked), ensure_ascii=False, default=repr)
         if key in self._structures:
             self._structures.move_to_end(key)
             return self._structures[key], stand_ins.values
         try:
-            text = self._rendering.text(*masked, marked=self._probes.source.marked)
+            text = self._rendering.text(*masked, marked=marked)
         except RejectedError:
             self._structures[key] = None
         else:
@@ -163,13 +176,15 @@ class Turns:
 
     def _turns(self, structure: _Structure, messages: Messages, wanted: frozenset[int]) -> _Turns:
         if wanted not in structure.turns:
+            if len(structure.turns) >= KEPT:
+                structure.turns.clear()
             try:
                 structure.turns[wanted] = self._locate(structure, messages, wanted)
             except RefusedError as refusal:
-                structure.turns[wanted] = refusal
+                structure.turns[wanted] = refusal.message, refusal.fix
         found = structure.turns[wanted]
-        if isinstance(found, RefusedError):
-            raise found
+        if not isinstance(found, _Turns):
+            raise RefusedError(*found)
         return found
 
     def _locate(self, structure: _Structure, messages: Messages, wanted: frozenset[int]) -> _Turns:
