@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,45 @@ def block(folder: Path) -> str:
 
 
 def paragraph(data: dict[str, Any], page: str) -> str:
-    """The targets of one card, with the values that were measured."""
+    """A table of one card: in each row the fastest setting of sftkit, TRL's default and TRL's fastest setting."""
     run = data["runs"][-1]
     packages = run["environment"]["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages)
-    lines = [f"One {data['card']} ({versions}; {run['when'][:10]}; [all figures](benchmarks/results/{page})):", ""]
-    for target in data["targets"]:
-        verdict = {None: "not measured", True: "met", False: "missed"}[target["met"]]
-        value = "" if target["value"] is None else f"{target['value']:,.4g}, "
-        by = f" with `{target['by']}`" if target["by"] else ""
-        lines.append(f"- {target['target']}: {value}{verdict}{by}")
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, entry in data["step"].items():
+        if entry["status"] == "done":
+            group, _, setting = name.partition(": ")
+            groups.setdefault(group, {})[setting] = entry
+    trl = (entry for found in groups.values() for name, entry in found.items() if name.startswith("trl"))
+    attention = " and ".join(sorted({entry["attention"] for entry in trl}))
+    used = f"; TRL's attention is `{attention}`, for want of FlashAttention" if attention == "sdpa" else ""
+    lines = [
+        f"Tokens per second on one {data['card']} ({versions}; {run['when'][:10]}{used}; "
+        f"[all figures](benchmarks/results/{page})):",
+        "",
+        "| model, training, rows | sftkit | MFU | TRL's default | TRL's fastest of those measured |",
+        "|---|---|---|---|---|",
+    ]
+    for group, found in groups.items():
+        cells = [_fastest(found, lambda setting: setting.startswith("sftkit"), named=True)]
+        best = max((entry for name, entry in found.items() if name.startswith("sftkit")), key=_rate, default=None)
+        cells.append("" if best is None else f"{best['mfu']:.1%}")
+        cells.append(_fastest(found, lambda setting: setting == "trl"))
+        cells.append(_fastest(found, lambda setting: setting.startswith("trl"), named=True))
+        lines.append(f"| {group.replace(' ', ', ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _rate(entry: dict[str, Any]) -> float:
+    return float(entry["tokens_per_second"])
+
+
+def _fastest(found: dict[str, dict[str, Any]], belongs: Callable[[str], bool], named: bool = False) -> str:
+    some = {name: entry for name, entry in found.items() if belongs(name)}
+    if not some:
+        return "not measured"
+    best = max(some, key=lambda name: _rate(some[name]))
+    return f"{_rate(some[best]):,.0f}" + (f" (`{best}`)" if named else "")
 
 
 def filled(text: str, folder: Path) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         train_value as train_value,
     )
     from sftkit.console import Display as Display, console as console, show_data as show_data, show_table as show_table
-    from sftkit.data.build import NOTED as NOTED, WEIGHTED_TOKENS as WEIGHTED_TOKENS
+    from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
     from sftkit.data.columns import (
         ATTACHED as ATTACHED,
         IGNORE_INDEX as IGNORE_INDEX,
@@ -34,7 +34,14 @@ if TYPE_CHECKING:
         examples_table as examples_table,
         flatten_column as flatten_column,
     )
-    from sftkit.data.counts import Counts as Counts
+    from sftkit.data.counts import (
+        Counts as Counts,
+        describe_notes as describe_notes,
+        note_lines as note_lines,
+        notes_of as notes_of,
+        without_fix as without_fix,
+        without_notes as without_notes,
+    )
     from sftkit.data.documents import (
         WEIGHT_FIX as WEIGHT_FIX,
         Columns as Columns,
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
         RowError as RowError,
         Skipped as Skipped,
         Span as Span,
+        TokenDocument as TokenDocument,
         documents_of as documents_of,
         is_weight as is_weight,
         with_documents as with_documents,
@@ -143,13 +151,13 @@ _MODULES = {
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     # Data
     "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
-    "WEIGHT_FIX documents_of is_weight with_documents",
+    "TokenDocument WEIGHT_FIX documents_of is_weight with_documents",
     "data.columns": "ATTACHED Examples IGNORE_INDEX LOSS_WEIGHTS examples_table flatten_column",
     "data.packs": "Packer",
-    "data.counts": "Counts",
+    "data.counts": "Counts describe_notes note_lines notes_of without_fix without_notes",
     "data.stats": "DatasetStats hash_documents",
     "data.media": "detach_image",
-    "data.build": "NOTED WEIGHTED_TOKENS",
+    "data.build": "WEIGHTED_TOKENS",
     "training.collate": "Collator",
     # Models
     "models.adapt": "NEEDS_ADAPTER",

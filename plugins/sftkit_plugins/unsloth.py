@@ -145,7 +145,11 @@ class Unsloth(Plugin):
         for name in self.options:
             where = f"plugin unsloth, option options.{name}"
             if name in own:
-                yield Problem("already set", where, "use the plugin's own option, or remove it")
+                yield Problem(
+                    "set by the plugin itself",
+                    where,
+                    "use the plugin's own option, or remove it",
+                )
             elif name not in known:
                 fix = nearest(name, known) or f"use one of {', '.join(sorted(known - own))}"
                 yield Problem("unsloth's get_peft_model has no such argument", where, fix)

@@ -45,7 +45,7 @@ class DataSection(Section):
     """What to train on, and how to prepare it."""
 
     train: Where | None = Field(
-        None, description="file, glob, directory or hub name, or a list of files; `demo` is the embedded data"
+        None, description="file, glob, directory, URL or hub name, or a list of files; `demo` is the embedded data"
     )
     mix: dict[str, PositiveFloat] | None = Field(
         None, description="several sources and their weights, instead of `train`; their formats may differ"
@@ -57,7 +57,7 @@ class DataSection(Section):
         None, description="evaluation data: like `train`, a fraction of the training data, or several sets by name"
     )
     subset: str | None = Field(None, description="configuration name of a hub data set")
-    split: str = Field("train", description="split of a hub data set or DatasetDict to train on")
+    split: str = Field("train", description="split to train on, of a hub data set, a DatasetDict or files")
     max_length: PositiveInt = Field(1024, description="maximum number of tokens in a row")
     truncation: Literal["keep_start", "drop", "error"] = Field(
         "keep_start", description="what to do with longer examples: cut off their end, drop them, or stop"

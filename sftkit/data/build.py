@@ -5,18 +5,29 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
-from sftkit.data.documents import Document, DocumentWithAttachment, Formatted, Formatter, Outcome, RowError, Skipped
+from sftkit.data.documents import (
+    Document,
+    DocumentWithAttachment,
+    Formatted,
+    Formatter,
+    Outcome,
+    RowError,
+    Skipped,
+    find_invalid_text,
+)
 from sftkit.data.encode import NumberedDocuments, encode_stream
 from sftkit.data.length import NOTHING_TRAINED, check_length, drop_untrained, find_cut
 from sftkit.data.media import has_media, read_rows
+from sftkit.data.reading import Read
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
+from sftkit.data.tokens import token_stream
 from sftkit.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
@@ -33,7 +44,9 @@ logger = logging.getLogger("sftkit")
 BATCH = 4000
 MEDIA_BATCH = 256  # for rows with images, audio or video, which may take a megabyte each
 WEIGHTED_TOKENS = "trained tokens with a weight other than 1"
-DROPPED, NOTED = "rows dropped: ", "rows noted: "  # followed by a reason, or by a note of the formatter
+WITH_EOS = "text already ends with EOS, so none is added"
+UNREADABLE = "unreadable lines skipped"
+DROPPED = "rows dropped: "  # followed by a reason
 SHOWN = 3  # skipped rows that are logged one by one
 #: Rows after which a memory-mapped source is opened again, to release the memory of pages that were read.
 REMAP = 12 * BATCH
@@ -50,7 +63,7 @@ class ExampleBuilder:
 
     Args:
         processor: the processor that the tokenizer belongs to, if there is one.
-        stats: statistics of the examples; None for a stream, which has no end.
+        stats: statistics of the examples; None to compute none, as after the first window of a stream.
     """
 
     split: str
@@ -60,9 +73,13 @@ class ExampleBuilder:
     processor: Any = None
     counts: Counts = field(default_factory=Counts)
     stats: DatasetStats | None = field(default_factory=DatasetStats)
+    _special: frozenset[int] = frozenset()
     _trained: int = 0
     _bad_rows: int = 0
     _first_row: str = ""
+
+    def __post_init__(self) -> None:
+        self._special = frozenset({*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids})
 
     def examples(self, source: DataSource) -> Iterator[Examples]:
         """The examples of a source that have a trained token, batch by batch, before they are cut to length.
@@ -72,26 +89,36 @@ class ExampleBuilder:
         """
         read = source.load()
         rows = read.rows
-        if read.bad_lines:
-            self._skip(read.bad_lines, "unreadable lines skipped")
+        self.note({**source.notes, **read.notes})
+        if read.bad:
+            self.skip(read.bad, UNREADABLE)
         if not len(rows):
             raise DataError(Problem("the data has no rows", source.where, "use data with at least one row"))
         picked = source.pick(len(rows)) if source.pick else None
         self.counts.add(self.split, "rows read", len(rows) if picked is None else len(picked))
-        return self.encoded(batches(rows, picked), rows.features, source.place)
+        return self.encoded(batches(rows, picked), self._formatter_of(read, source), source.place)
 
-    def encoded(self, rows: Iterable[RowBatch], columns: Features, place: Place) -> Iterator[Examples]:
-        """The examples of batches of rows with these columns."""
-        formatter = self._make_formatter(columns)
+    def note(self, notes: Mapping[str, int]) -> None:
+        """Count what the user should know about a source."""
+        for what, number in notes.items():
+            self.counts.add(self.split, what, number)
+
+    def encoded(self, rows: Iterable[RowBatch], formatter: Formatter, place: Place) -> Iterator[Examples]:
+        """The examples of batches of rows."""
         documents = (self._documents(batch, formatter, place) for batch in rows)
         rendered = formatter.rendered_special_tokens
         special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
-        for source, examples in encode_stream(documents, self.tokenizer, special_tokens):
+        labelled = (
+            token_stream(documents) if formatter.tokenized else encode_stream(documents, self.tokenizer, special_tokens)
+        )
+        for source, (examples, with_eos) in labelled:
+            if with_eos:
+                self.counts.note(self.split, WITH_EOS, with_eos)
             self._check_length(examples, source, formatter, place)
             if formatter.attached_type is not None:
                 attached_N = self._attachments(source.documents, formatter.attached_type)  # noqa: N806 (a shape)
                 examples = dataclasses.replace(examples, attached_N=attached_N)
-            self._count(examples)
+            self._count(examples, rendered=not formatter.adds_special_tokens)
             yield drop_untrained(examples, self.split, self.counts)
 
     def nothing_left(self) -> DataError:
@@ -107,7 +134,23 @@ class ExampleBuilder:
         fix = f"check what the formatter and the chat template train; the first row is {self._first_row!r}"
         return DataError(Problem(f"no row can be trained on: {why}", where, fix))
 
-    def _make_formatter(self, columns: Features) -> Formatter:
+    def _formatter_of(self, read: Read, source: DataSource) -> Formatter:
+        try:
+            return self.make_formatter(read.columns)
+        except DataError as error:
+            mixed = [
+                Problem(f"column {name!r} has several types: {'; '.join(places)}", source.where, "give it one type")
+                for name, firsts in read.mixed.items()
+                if (places := [f"{kind} ({read.place(row)})" for kind, row in sorted(firsts.items())])
+            ]
+            raise DataError([*error.problems, *mixed]) from error
+
+    def make_formatter(self, columns: Features) -> Formatter:
+        """The formatter of rows with these columns.
+
+        Raises:
+            ConfigError: if no plugin formats them.
+        """
         formatter = self.plugins.hook.make_formatter(
             columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
         )
@@ -122,9 +165,9 @@ class ExampleBuilder:
             self._first_row = str({name: values[0] for name, values in columns.items()})[:400]
         numbers, formatted = self._format(numbers, columns, formatter, place)
         if formatter.columns_used is not None:
-            for name in columns.keys() - formatter.columns_used:
+            for name in (name for name in columns if name not in formatter.columns_used):
                 if filled := sum(value is not None for value in columns[name]):
-                    self.counts.add(self.split, f"{NOTED}column {name} ignored", filled)
+                    self.counts.note(self.split, f"column {name} ignored", filled)
         kept: list[tuple[int, Document]] = []
         for number, made in zip(numbers.tolist(), formatted, strict=True):
             if isinstance(made, Skipped):
@@ -132,7 +175,7 @@ class ExampleBuilder:
             elif isinstance(made, Formatted):
                 kept += [(number, document) for document in made.documents]
                 for note in made.notes:
-                    self.counts.add(self.split, f"{NOTED}{note}")
+                    self.counts.note(self.split, note)
             else:
                 kept.append((number, made))
         return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
@@ -148,7 +191,11 @@ class ExampleBuilder:
 
         while len(numbers):
             try:
-                return numbers, formatter(columns)
+                outcomes = formatter(columns)
+                if (invalid := find_invalid_text(outcomes)) is not None:
+                    fix = "fix the text, or remove the row"
+                    raise RowError(invalid, "the text has half of a surrogate pair, such as half an emoji", fix)
+                return numbers, outcomes
             except RowError as error:
                 at, where = error.index, place(int(numbers[error.index]))
                 if self.config.data.on_bad_row == "error":
@@ -156,12 +203,17 @@ class ExampleBuilder:
                     raise DataError(Problem(error.message, where, fix)) from error
                 if self._bad_rows < SHOWN:
                     logger.warning("skipped a bad row: %s: %s", where, error.message)
-                self._skip(1, "bad rows skipped")
+                self.skip(1, "bad rows skipped")
                 numbers = np.delete(numbers, at)
                 columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
         return numbers, []
 
-    def _skip(self, number: int, what: str) -> None:
+    def skip(self, number: int, what: str) -> None:
+        """Count rows or lines that are skipped.
+
+        Raises:
+            DataError: if they are more than ``data.max_bad_rows``.
+        """
         self._bad_rows += number
         self.counts.add(self.split, what, number)
         limit = self.config.data.max_bad_rows
@@ -190,10 +242,11 @@ class ExampleBuilder:
                     self.counts.add(self.split, what, number)
         return pa.array(values, kind)
 
-    def _count(self, examples: Examples) -> None:
+    def _count(self, examples: Examples, rendered: bool) -> None:
         self._trained += int(examples.trained_N.sum())
         if self.stats is not None:
-            self.stats.add(examples, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+            self.stats.add(examples, bos, eos, self._special, rendered)
         if weighted := examples.weighted:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,31 @@ def root() -> Path:
     if directory := os.environ.get("SFTKIT_CACHE"):
         return Path(directory).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftkit"
+
+
+class Scratch:
+    """A directory in the cache for rows while they are used: removed with this object, and not by `clear`.
+
+    Attributes:
+        path: the directory.
+    """
+
+    def __init__(self) -> None:
+        from filelock import FileLock
+
+        parent = root() / "rows"
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = tempfile.TemporaryDirectory(prefix="read-", dir=parent)
+        lock = FileLock(f"{directory.name}.lock")
+        lock.acquire()
+        self.path = Path(directory.name)
+        weakref.finalize(self, _remove, directory, lock)
+
+
+def _remove(directory: tempfile.TemporaryDirectory[str], lock: Any) -> None:
+    directory.cleanup()
+    lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def key_of(parts: dict[str, Any]) -> str:
@@ -117,7 +144,7 @@ def entries() -> Iterator[Entry]:
 
 
 def clear(older_than: float = 0.0) -> tuple[int, int]:
-    """Remove what is older than ``older_than`` seconds: entries, remains of failed builds, and copies of files.
+    """Remove what is older than ``older_than`` seconds: entries, and remains of failed builds and of killed runs.
 
     Entries that another process is building are kept.
 
@@ -127,7 +154,7 @@ def clear(older_than: float = 0.0) -> tuple[int, int]:
     from filelock import FileLock, Timeout
 
     number = size = 0
-    for path in sorted([*(root() / "data").glob("*"), *(root() / "clean").glob("*")]):
+    for path in sorted([*(root() / "data").glob("*"), *(root() / "rows").glob("*")]):
         key = path.name.partition(".")[0]
         if path.name.endswith(".lock") or time.time() - path.stat().st_mtime < older_than:
             continue

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+NOTED = "rows noted: "  # followed by a note of the formatter
+IGNORED = re.compile(r"(?P<kind>.*\b(?:column|key)) (?P<name>.+) ignored")
 
 
 @dataclass
@@ -16,6 +22,51 @@ class Counts:
         """Add ``number`` to the count of ``what`` in ``split``."""
         self.by_split.setdefault(split, Counter())[what] += int(number)
 
+    def note(self, split: str, note: str, number: int = 1) -> None:
+        """Add ``number`` rows to those that have this note; see `sftkit.api.Formatted`."""
+        self.add(split, f"{NOTED}{note}", number)
+
     def as_dict(self) -> dict[str, dict[str, int]]:
         """The counts as plain data, for the manifest."""
         return {split: dict(counter) for split, counter in self.by_split.items()}
+
+
+def notes_of(counts: Mapping[str, Any]) -> dict[str, int]:
+    """The number of rows of each note among the counts of a split."""
+    return {what.removeprefix(NOTED): number for what, number in counts.items() if what.startswith(NOTED)}
+
+
+def without_notes(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of a split without its notes."""
+    return {what: number for what, number in counts.items() if not what.startswith(NOTED)}
+
+
+def without_fix(note: str) -> tuple[str, str]:
+    """What a note says, and the fix that follows ``->``; an empty text if nothing has to be done."""
+    what, _, fix = note.partition(" -> ")
+    return what, fix
+
+
+def describe_notes(notes: Mapping[str, int]) -> list[str]:
+    """Notes for people, each with its number of rows.
+
+    Columns, or keys, that were ignored in the same number of rows share a line: ``columns id, source ignored (52
+    rows)``. Fixes are left out.
+    """
+    lines: dict[tuple[str, int], list[str]] = {}
+    for note, number in notes.items():
+        what, _ = without_fix(note)
+        found = IGNORED.fullmatch(what)
+        lines.setdefault((found["kind"] if found else what, number), []).extend([found["name"]] if found else [])
+    described = []
+    for (what, number), names in lines.items():
+        plural = "s" if len(names) > 1 else ""
+        text = f"{what}{plural} {', '.join(names)} ignored" if names else what
+        described.append(f"{text} ({number:,} {'row' if number == 1 else 'rows'})")
+    return described
+
+
+def note_lines(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was noted about the rows of each split, from the counts of the splits; one line each, none without notes."""
+    found = {split: describe_notes(notes_of(counts)) for split, counts in summary.items()}
+    return [f"noted in {split}: {'; '.join(notes)}" for split, notes in found.items() if notes]

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import Self
 
+from sftkit.errors import DataError, Problem
+
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """A batch of rows as columns: each name maps to one value per row."""
 
@@ -29,6 +31,32 @@ class Span(NamedTuple):
 
 
 Document: TypeAlias = Sequence[Span]
+
+
+class TokenDocument(Sequence[Span]):
+    """A document that is tokenized already, from a formatter whose `Formatter.tokenized` is True. It has no spans.
+
+    Args:
+        ids: token ids.
+        labels: unshifted labels: the ids of trained tokens, and -100 for the others.
+        weight: a factor on the loss of all its tokens.
+    """
+
+    def __init__(self, ids: Sequence[int], labels: Sequence[int], weight: float = 1.0) -> None:
+        self.ids, self.labels, self.weight = ids, labels, weight
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Not possible: raises a DataError, since the text is not known."""
+        what = "the data is tokenized already, but a plugin works on text"
+        raise DataError(Problem(what, "data", "deselect the plugin, or use data with text"))
+
+    def weighted(self, weight: float) -> TokenDocument:
+        """The document with its loss multiplied by a weight."""
+        return TokenDocument(self.ids, self.labels, self.weight * weight)
 
 
 class Skipped(NamedTuple):
@@ -103,6 +131,24 @@ def with_documents(outcome: Outcome, change: Callable[[Document], Document | Ski
     return skipped[0] if skipped and not kept else outcome._replace(documents=kept)
 
 
+def find_invalid_text(outcomes: Sequence[Outcome]) -> int | None:
+    """The position of the first row whose text is not valid Unicode, such as half of a surrogate pair."""
+
+    def is_valid(some: Iterable[Outcome]) -> bool:
+        texts = (
+            span[0] for document in documents_of(some) if not isinstance(document, TokenDocument) for span in document
+        )
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    if is_valid(outcomes):
+        return None
+    return next(index for index, outcome in enumerate(outcomes) if not is_valid([outcome]))
+
+
 WEIGHT_FIX = "use a number of at least 0: 0 does not train, 1 is the usual weight, 0.5 is half of it"
 
 
@@ -134,6 +180,11 @@ class Formatter(ABC):
         the start of a text that already begins with them.
         """
         return "none"
+
+    @property
+    def tokenized(self) -> bool:
+        """Whether each document is a `TokenDocument`. A wrapper that works on text leaves this False."""
+        return False
 
     @property
     def attached_type(self) -> Any:

@@ -47,22 +47,37 @@ def encode(
         tokenizer: a fast tokenizer.
         special_tokens: what to add around each document. ``bos_eos`` adds BOS at the start if the tokenizer does,
             never twice, and one EOS at the end, which is trained like the document's last character and has its
-            weight. ``tokenizer`` adds what the tokenizer adds, trained in the same way. ``once`` adds the same, but
+            weight; a text that ends with EOS keeps its own, also before whitespace, which is then not trained.
+            ``tokenizer`` adds what the tokenizer adds, trained in the same way. ``once`` adds the same, but
             nothing at the start of a text that already begins with it. ``none`` adds nothing.
 
     Raises:
         DataError: for a span whose weight is negative, not finite, or not a number.
     """
-    return Encoder.of(tokenizer, special_tokens)(documents)
+    encoder = Encoder.of(tokenizer, special_tokens)
+    parts = [encoder.label(texts, encoder.tokenize(texts)).examples for texts in Texts.pieces_of(documents)]
+    return Examples.concatenate(parts)
+
+
+class Labelled(NamedTuple):
+    """Encoded documents.
+
+    Attributes:
+        examples: one per document.
+        with_eos: number of documents whose text already ended with EOS, so that none was added.
+    """
+
+    examples: Examples
+    with_eos: int
 
 
 def encode_stream(
     batches: Iterable[NumberedDocuments], tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens
-) -> Iterator[tuple[NumberedDocuments, Examples]]:
+) -> Iterator[tuple[NumberedDocuments, Labelled]]:
     """`encode` batch by batch and piece by piece; a thread tokenizes the next piece while one is processed.
 
     Yields:
-        The documents of each piece, with the numbers of their rows, and their examples.
+        The documents of each piece, with the numbers of their rows, and what they became.
     """
     encoder = Encoder.of(tokenizer, special_tokens)
     pending: deque[tuple[NumberedDocuments, Texts, Future[list[Any]]]] = deque()
@@ -93,6 +108,7 @@ class Encoder:
         special_tokens: see `encode`.
         bos: id of the BOS token, if there is one.
         eos: id of the EOS token, if there is one.
+        eos_text: the EOS token as text; empty if there is none.
         prefix: the special tokens that the tokenizer adds at the start of a text.
         suffix: the number of special tokens that the tokenizer adds at the end of a text and that ``bos_eos`` does not
             treat as part of the text.
@@ -102,6 +118,7 @@ class Encoder:
     special_tokens: SpecialTokens
     bos: int | None
     eos: int | None
+    eos_text: str
     prefix: tuple[int, ...]
     suffix: int
 
@@ -115,12 +132,8 @@ class Encoder:
         mask = probe.special_tokens_mask
         prefix = tuple(probe.ids[: mask.index(0)]) if 0 in mask else ()
         suffix = mask[::-1].index(0) if 0 in mask and special_tokens == "bos_eos" else 0
-        return cls(backend, special_tokens, tokenizer.bos_token_id, tokenizer.eos_token_id, prefix, suffix)
-
-    def __call__(self, documents: Sequence[Document]) -> Examples:
-        """The examples of one batch of documents."""
-        parts = [self.label(texts, self.tokenize(texts)) for texts in Texts.pieces_of(documents)]
-        return Examples.concatenate(parts)
+        bos, eos, eos_text = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token or ""
+        return cls(backend, special_tokens, bos, eos, eos_text, prefix, suffix)
 
     def tokenize(self, texts: Texts) -> list[Any]:
         """The encodings of the texts, with offsets only if a region starts or ends inside a text."""
@@ -129,7 +142,7 @@ class Encoder:
         encode_batch = self.backend.encode_batch if inside else self.backend.encode_batch_fast
         return encode_batch(texts.texts, add_special_tokens=self.special_tokens != "none")
 
-    def label(self, texts: Texts, encodings: list[Any]) -> Examples:
+    def label(self, texts: Texts, encodings: list[Any]) -> Labelled:
         """The ids and labels of encoded texts as flat arrays."""
         import numpy as np
 
@@ -153,17 +166,59 @@ class Encoder:
         if (weights_R == 1).all():
             weights_R = np.ones(len(weights_R), bool)
         weights_S = _spread(weights_R, base_R + firsts_R, base_R + lasts_R, len(ids_S))
+        with_eos_N = np.zeros(len(sizes_N), bool)
         if self.special_tokens == "bos_eos":
             ends_N = np.zeros(len(sizes_N), weights_S.dtype)
             ends_N[owners_R[~inside_R]] = weights_R[~inside_R]
-            ids_S, weights_S, offsets_N1 = self._fix_bos_eos(ids_S, weights_S, offsets_N1, ends_N, sizes_N > 0)
+            own = self._own_eos(texts.texts, encodings)
+            with_eos_N[list(own)] = True
+            ids_S, weights_S, offsets_N1 = self._end_at(own, ids_S, weights_S, offsets_N1)
+            ids_S, weights_S, offsets_N1 = self._fix_bos(ids_S, weights_S, offsets_N1)
+            ids_S, weights_S, offsets_N1 = self._add_eos(
+                ids_S, weights_S, offsets_N1, ends_N, (sizes_N > 0) & ~with_eos_N
+            )
         elif self.special_tokens == "once" and self.prefix:
             ids_S, weights_S, offsets_N1 = self._drop_second_prefix(ids_S, weights_S, offsets_N1)
         weights_S[offsets_N1[:-1][np.diff(offsets_N1) > 0]] = 0  # the first token of each document
         trained_S = weights_S > 0
         labels_S = np.where(trained_S, ids_S, np.int32(IGNORE_INDEX))
-        plain = weights_S.dtype == bool
-        return Examples(ids_S, labels_S, offsets_N1, None if plain else np.where(trained_S, weights_S, np.float32(1)))
+        weights = None if weights_S.dtype == bool else np.where(trained_S, weights_S, np.float32(1))
+        return Labelled(Examples(ids_S, labels_S, offsets_N1, weights), int(with_eos_N.sum()))
+
+    def _own_eos(self, texts: Sequence[str], encodings: list[Any]) -> dict[int, int]:
+        """The token of the EOS that texts end with, by their number; more EOS and whitespace may follow it."""
+        found = {}
+        for number, text in enumerate(texts) if self.eos_text else ():
+            rest, times = text.rstrip(), 0
+            while rest.endswith(self.eos_text):
+                rest, times = rest.removesuffix(self.eos_text).rstrip(), times + 1
+            if not times:
+                continue
+            ids = encodings[number].ids
+            places = [at for at in range(len(ids) - self.suffix) if ids[at] == self.eos]
+            # At the start of a text, a token that is both BOS and EOS is BOS.
+            if len(places) >= times and (places[-times] or self.eos != self.bos):
+                found[number] = places[-times]
+        return found
+
+    def _end_at(
+        self, own: dict[int, int], ids_S: np.ndarray, weights_S: np.ndarray, offsets_N1: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Documents that end at their own EOS: what follows it is not trained, and a second EOS is removed."""
+        import numpy as np
+
+        removed_N = np.zeros(len(offsets_N1) - 1, np.int64)
+        removed: list[int] = []
+        for number, token in own.items():
+            start, end = offsets_N1[number] + token + 1, offsets_N1[number + 1]
+            weights_S[start:end] = 0
+            again = start + np.flatnonzero(ids_S[start:end] == self.eos)
+            removed_N[number] = len(again)
+            removed.extend(again.tolist())
+        if not removed:
+            return ids_S, weights_S, offsets_N1
+        offsets_N1 = offsets_N1 - np.concatenate([[0], np.cumsum(removed_N)])
+        return np.delete(ids_S, removed), np.delete(weights_S, removed), offsets_N1
 
     def _drop_second_prefix(
         self, ids_S: np.ndarray, weights_S: np.ndarray, offsets_N1: np.ndarray
@@ -179,33 +234,40 @@ class Encoder:
         dropped = places[doubled_N].ravel()
         return np.delete(ids_S, dropped), np.delete(weights_S, dropped), offsets_N1
 
-    def _fix_bos_eos(
+    def _fix_bos(
+        self, ids_S: np.ndarray, weights_S: np.ndarray, offsets_N1: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """At most one BOS at the start of each document."""
+        import numpy as np
+
+        while self.bos is not None and self.bos != self.eos:
+            first_N = offsets_N1[:-1][np.diff(offsets_N1) > 1]
+            doubled = first_N[(ids_S[first_N] == self.bos) & (ids_S[first_N + 1] == self.bos)]
+            if not len(doubled):
+                break
+            offsets_N1 = offsets_N1 - np.searchsorted(doubled, offsets_N1, side="left")
+            ids_S, weights_S = np.delete(ids_S, doubled), np.delete(weights_S, doubled)
+        return ids_S, weights_S, offsets_N1
+
+    def _add_eos(
         self,
         ids_S: np.ndarray,
         weights_S: np.ndarray,
         offsets_N1: np.ndarray,
         ends_N: np.ndarray,
-        filled_N: np.ndarray,
+        which_N: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One BOS at the start, and one EOS at the end with the weight of the last character (``ends_N``)."""
+        """One EOS at the end of these documents, with the weight of their last character (``ends_N``)."""
         import numpy as np
 
-        if self.bos is not None and self.bos != self.eos:
-            while True:
-                first_N = offsets_N1[:-1][np.diff(offsets_N1) > 1]
-                doubled = first_N[(ids_S[first_N] == self.bos) & (ids_S[first_N + 1] == self.bos)]
-                if not len(doubled):
-                    break
-                offsets_N1 = offsets_N1 - np.searchsorted(doubled, offsets_N1, side="left")
-                ids_S, weights_S = np.delete(ids_S, doubled), np.delete(weights_S, doubled)
         if self.eos is None:
             return ids_S, weights_S, offsets_N1
         lengths_N = np.diff(offsets_N1)
         last_N = offsets_N1[1:] - 1
-        has_N = (lengths_N > 0) & (ids_S[np.maximum(last_N, 0)] == self.eos if len(ids_S) else False)
+        has_N = which_N & (lengths_N > 0) & (ids_S[np.maximum(last_N, 0)] == self.eos if len(ids_S) else False)
         has_N &= ~((lengths_N == 1) & (self.eos == self.bos))
-        weights_S[last_N[has_N & filled_N]] = ends_N[has_N & filled_N]
-        missing_N = filled_N & ~has_N
+        weights_S[last_N[has_N]] = ends_N[has_N]
+        missing_N = which_N & ~has_N
         where = offsets_N1[1:][missing_N]
         ids_S = np.insert(ids_S, where, self.eos)
         weights_S = np.insert(weights_S, where, ends_N[missing_N])

@@ -1,179 +1,152 @@
-"""Data files: which files a name stands for, how they are read, and where a row is in them."""
+"""Which files a name stands for: a file, a pattern, or a directory, local or remote."""
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import glob
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sftkit import demo
-from sftkit.data.cache import root
-from sftkit.data.file_errors import check_encoding, copy_without_bad_lines, diagnose, is_array
-from sftkit.data.hub import load_quietly
+from sftkit.data.opening import SUPPORTED, filesystem_of, is_remote, kind_of, suffixes_of
+from sftkit.data.splits import by_split, choose_split, is_data_path
 from sftkit.errors import DataError, Problem
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from sftkit.config import DataSection
-
-BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
+MAGIC = "*?["
 
 
-class Read(NamedTuple):
-    """Rows that were read.
+@dataclass(frozen=True)
+class Found:
+    """Files to read.
 
     Attributes:
-        rows: the rows.
-        bad_lines: the number of lines that were skipped because they could not be read.
-        copies: files that were read in place of others, with the same line numbers.
+        names: their paths or URLs.
+        saved: whether the only name is a directory that `datasets` saved with ``save_to_disk``.
+        notes: what was not read, as counts by description.
     """
 
-    rows: Dataset
-    bad_lines: int = 0
-    copies: Mapping[Path, Path] = MappingProxyType({})
+    names: tuple[str, ...]
+    saved: bool = False
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
-def kind_of(path: Path) -> str:
-    """The kind of a file, by its suffix: the name of a reader of `datasets`."""
-    return BUILDERS[path.suffix.lower()]
-
-
-def find_files(name: str, where: str) -> list[Path] | None:
+def find_files(name: str, split: str | None, where: str) -> Found | None:
     """The files that a name stands for, or None if it can only be the name of a hub data set.
 
+    Args:
+        name: a path, a pattern, or a URL.
+        split: the split to read if the names of several files stand for splits; None is for evaluation data.
+        where: the configuration key, for errors.
+
     Raises:
-        DataError: if the name is a path, and there is nothing there or no file of a supported type.
+        DataError: if the name is a path, and there is nothing there, no file of a supported type, or not this split.
     """
     if name == demo.NAME:
-        return [demo.TRAIN if where == "data.train" else demo.EVAL]
+        return Found((str(demo.TRAIN if where == "data.train" else demo.EVAL),))
+    if is_remote(name):
+        return _find_remote(name, split, where)
     path = Path(name).expanduser()
-    supported = f"use one of these file types: {', '.join(BUILDERS)}"
     if path.is_file():
-        if path.suffix.lower() not in BUILDERS:
-            raise DataError(Problem(f"unsupported file type: {name}", where, supported))
-        return [path]
+        return _one_file(str(path), where)
     if path.is_dir():
-        found, nothing = list(path.rglob("*")), Problem(f"no data file in the directory {name}", where, supported)
-    elif any(char in name for char in "*?["):
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        nothing = Problem(f"no data file matches {name}", where, "correct the pattern")
-    elif name.startswith((".", "/", "~")) or path.suffix.lower() in BUILDERS or name.count("/") > 1:
+        if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+            return Found((str(path),), saved=True)
+        inside = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        return _in_directory(str(path), inside, split, where)
+    if any(char in name for char in MAGIC):
+        matches = [match for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
+        return _of_pattern(name, str(path), matches, split, where)
+    if name.startswith((".", "/", "~")) or kind_of(name) or name.count("/") > 1:
         raise DataError(Problem(f"no such file or directory: {name}", where, "correct the path"))
+    return None
+
+
+def _find_remote(url: str, split: str | None, where: str) -> Found:
+    system, path = filesystem_of(url, where)
+    on_web = url.startswith(("http://", "https://"))
+    try:
+        if any(char in url for char in ("*[" if on_web else MAGIC)):
+            return _with_protocol(system, _of_pattern(url, path, system.glob(path), split, where))
+        if kind_of(url) is None and not on_web and system.isdir(path):
+            root = path.rstrip("/")
+            inside = [str(file)[len(root) :].lstrip("/") for file in system.find(path)]
+            return _with_protocol(system, _in_directory(root, inside, split, where))
+        exists = on_web or system.exists(path)
+    except DataError:
+        raise
+    except Exception as error:  # each file system has its own
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        fix = "check the URL, the network and your credentials"
+        raise DataError(Problem(f"cannot list {url}: {first}", where, fix)) from error
+    if not exists:
+        raise DataError(Problem(f"no such file or directory: {url}", where, "correct the URL"))
+    return _one_file(url, where)
+
+
+def _with_protocol(system: Any, found: Found) -> Found:
+    return dataclasses.replace(found, names=tuple(str(system.unstrip_protocol(name)) for name in found.names))
+
+
+def _one_file(name: str, where: str) -> Found:
+    if kind_of(name) is None:
+        raise DataError(Problem(f"unsupported file type: {name}", where, SUPPORTED))
+    return Found((name,))
+
+
+def _of_pattern(name: str, pattern: str, matches: Iterable[str], split: str | None, where: str) -> Found:
+    """The data files among matches; names in the pattern itself, without wildcards, stand for no split."""
+    first = next(at for at, char in enumerate(pattern) if char in MAGIC)
+    base = pattern[:first].rpartition("/")[0]
+    named_hidden = any(part.startswith(".") for part in PurePosixPath(pattern[len(base) :]).parts)
+    inside = [match[len(base) :].lstrip("/") for match in matches]
+    paths = sorted(path for path in inside if kind_of(path) and (named_hidden or is_data_path(path)))
+    if not paths:
+        raise DataError(Problem(f"no data file matches {name}", where, "correct the pattern"))
+    splits = by_split(paths)
+    if len(splits) > 1:
+        chosen, notes = _chosen(paths, splits, split, name, where)
     else:
-        return None
-    if files := sorted(file for file in found if file.suffix.lower() in BUILDERS and file.is_file()):
-        return files
-    raise DataError(nothing)
+        chosen, notes = paths, {}
+    return Found(tuple(f"{base}/{path}" if base or pattern.startswith("/") else path for path in chosen), notes=notes)
 
 
-def read_files(files: Sequence[Path], data: DataSection, where: str) -> Read:
-    """Read files of one kind with the same columns.
+def _in_directory(name: str, inside: Iterable[str], split: str | None, where: str) -> Found:
+    paths = sorted(path for path in inside if kind_of(path) and is_data_path(path))
+    if not paths:
+        raise DataError(Problem(f"no data file in the directory {name}", where, SUPPORTED))
+    splits = by_split(paths)
+    chosen, notes = _chosen(paths, splits, split, name, where) if splits else (paths, {})
+    return Found(tuple(f"{name}/{path}" for path in chosen), notes=notes)
+
+
+def _chosen(
+    paths: Sequence[str], splits: Mapping[str, Sequence[str]], split: str | None, name: str, where: str
+) -> tuple[Sequence[str], dict[str, int]]:
+    """The paths of one split, and how many others are not read."""
+    chosen = choose_split(splits, split, name, where)
+    read = set(splits[chosen])
+    notes: Counter[str] = Counter()
+    for path in paths:
+        if path not in read:
+            others = [other for other, some in splits.items() if path in some]
+            notes[f"files not read: {f'split {others[0]}' if others else 'no split in their names'}"] += 1
+    return splits[chosen], dict(notes)
+
+
+def kind_of_all(names: Sequence[str], where: str) -> str:
+    """The kind of files that are read together.
 
     Raises:
-        DataError: if the files are of several kinds or cannot be parsed; with file and line if known.
+        DataError: if there are several; names a file of each.
     """
-    kinds = {kind_of(path) for path in files}
-    if len(kinds) > 1:
-        what = f"the files have different types: {', '.join(sorted(kinds))}"
-        raise DataError(Problem(what, where, "use files of one type, or data.mix"))
-    text = kinds <= {"json", "csv", "text"}
-    try:
-        if text:
-            check_encoding(files, where)
-        return Read(open_files(files))
-    except Exception as error:  # datasets wraps whatever its readers raise
-        problems = error.problems if isinstance(error, DataError) else tuple(diagnose(files, where, *kinds))
-        lines = kinds == {"json"} and all(path.stat().st_size and not is_array(path) for path in files)
-        if data.on_bad_row == "skip" and lines:
-            return _read_good_lines(files, where, data.max_bad_rows)
-        raise DataError(problems or [_unreadable(error, files, where)]) from error
-
-
-def _read_good_lines(files: Sequence[Path], where: str, limit: int) -> Read:
-    import xxhash
-
-    copies: dict[Path, Path] = {}
-    bad = 0
-    for path in files:
-        name = xxhash.xxh3_64_hexdigest(str(path.resolve()).encode())
-        copies[path] = root() / "clean" / name / path.name
-        bad += copy_without_bad_lines(path, copies[path], where, limit - bad)
-    return Read(open_files(list(copies.values())), bad, copies)
-
-
-def open_files(files: Sequence[Path], streaming: bool = False) -> Any:
-    """The rows of files of one kind, as a Dataset or, if ``streaming``, an IterableDataset."""
-    options = {"sep": "\t"} if files[0].suffix.lower() == ".tsv" else {}
-    names = [str(path) for path in files]
-    return load_quietly(kind_of(files[0]), data_files=names, split="train", streaming=streaming, **options)
-
-
-def _unreadable(error: Exception, files: Sequence[Path], where: str) -> Problem:
-    cause = error.__cause__ or error
-    first = (str(cause).splitlines() or [type(cause).__name__])[0]
-    names = ", ".join(str(path) for path in files[:3])
-    return Problem(f"cannot read the data: {first}", f"{where} ({names})", "use files with the same columns and types")
-
-
-def locate(files: Sequence[Path], row: int, copies: Mapping[Path, Path]) -> str:
-    """``file:line`` of a row, counted from 0 over all files; the number of the row if the file has no lines.
-
-    Args:
-        copies: files that were read in place of others, with the same line numbers.
-    """
-    for path in files:
-        number = 0
-        for number, line in enumerate(_lines_of_rows(copies.get(path, path)), start=1):
-            if number > row:
-                return f"{path}:{line}" if line else f"{path}, row {row + 1}"
-        row -= number
-    return f"row {row + 1}"
-
-
-def _lines_of_rows(path: Path) -> Iterator[int]:
-    """The line, from 1, at which each row begins; 0 for files without lines."""
-    kind = kind_of(path)
-    if kind == "json" and not is_array(path):
-        with path.open("rb") as file:
-            yield from (number for number, line in enumerate(file, start=1) if line.strip())
-    elif kind == "csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            next(reader, None)
-            start = reader.line_num
-            for cells in reader:
-                if cells:
-                    yield start + 1
-                start = reader.line_num
-    elif kind == "text":
-        with path.open("rb") as file:
-            yield from (number for number, _ in enumerate(file, start=1))
-    else:
-        yield from (0 for _ in range(_count_rows(path)))
-
-
-def _count_rows(path: Path) -> int:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    kind = kind_of(path)
-    if kind == "parquet":
-        return parquet.ParquetFile(path).metadata.num_rows
-    if kind == "json":
-        return len(json.loads(path.read_text(encoding="utf-8")))
-    with pa.memory_map(str(path)) as file:
-        return sum(len(batch) for batch in pa.ipc.open_stream(file))
+    examples: dict[str, str] = {}
+    for name in names:
+        examples.setdefault(kind_of(name) or "", name)
+    if len(examples) > 1:
+        found = ", ".join(f"{suffixes_of(example)[0]} ({example})" for example in examples.values())
+        fix = "name files of one type, or use data.mix"
+        raise DataError(Problem(f"the files have different types: {found}", where, fix))
+    return next(iter(examples))

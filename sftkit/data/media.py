@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,20 @@ def has_media(features: Features) -> bool:
 
 
 def read_rows(rows: Dataset, at: slice | np.ndarray) -> dict[str, Any]:
-    """Some rows as columns, with media as ``{"path": ..., "bytes": ...}``."""
-    if not has_media(rows.features):
+    """Some rows as columns, with media as ``{"path": ..., "bytes": ...}``, and JSON exactly as written."""
+    features = rows.features
+    if not has_media(features) and not any(map(_is_json, _nested(features))):
         return rows.with_format(None)[at]
-    columns: dict[str, Any] = undecoded(rows.features).decode_batch(rows.with_format("arrow")[at].to_pydict())
+    columns: dict[str, Any] = rows.with_format("arrow")[at].to_pydict()
+    if has_media(features):
+        without_json = {name: None if _has_json(feature) else feature for name, feature in features.items()}
+        decoded = {name: feature for name, feature in without_json.items() if feature is not None}
+        columns |= undecoded(type(features)(decoded)).decode_batch({name: columns[name] for name in decoded})
+    for name, feature in features.items():
+        if _is_json(feature):
+            columns[name] = [None if text is None else json.loads(text) for text in columns[name]]
+        elif _has_json(feature):
+            columns[name] = [_parsed(value, feature) for value in columns[name]]
     return columns
 
 
@@ -74,3 +85,23 @@ def _nested(feature: Any) -> Iterator[Any]:
 
 def _is_media(feature: Any) -> bool:
     return type(feature).__name__ in MEDIA
+
+
+def _is_json(feature: Any) -> bool:
+    return type(feature).__name__ == "Json"
+
+
+def _parsed(value: Any, feature: Any) -> Any:
+    """A stored value with its JSON text parsed, which keeps numbers that `datasets` would round."""
+    if value is None or not _has_json(feature):
+        return value
+    if _is_json(feature):
+        return json.loads(value)
+    if isinstance(feature, Mapping):
+        return {key: _parsed(item, feature[key]) for key, item in value.items()}
+    inner = feature[0] if isinstance(feature, list) else feature.feature
+    return [_parsed(item, inner) for item in value]
+
+
+def _has_json(feature: Any) -> bool:
+    return any(map(_is_json, _nested(feature)))

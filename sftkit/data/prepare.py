@@ -41,8 +41,8 @@ class PreparedData:
 
     Attributes:
         splits: rows ready for the collator, by split: a Dataset, or the Stream to train on.
-        counts: what was done to the data.
-        stats: statistics of the examples as encoded, before they were cut or packed.
+        counts: what was done to the data; for a stream, to its first window.
+        stats: statistics of the examples as encoded, before they were cut or packed; for a stream, of its first window.
         described: rows, tokens, trained tokens and a fingerprint of each split.
         cached: the splits that were found in the cache.
         directory: the temporary directory of rows that are not cached. It is removed together with this object, so
@@ -67,8 +67,12 @@ class PreparedData:
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
 
     def with_stream(self, stream: Stream) -> PreparedData:
-        """This data, with a stream to train on."""
-        return dataclasses.replace(self, splits={"train": stream, **self.splits})
+        """This data, with a stream to train on, and the counts and statistics of its first window."""
+        added: dict[str, Any] = {"splits": {"train": stream, **self.splits}}
+        if stream.first is not None:
+            added["counts"] = Counts({"train": stream.first.counts, **self.counts.by_split})
+            added["stats"] = {"train": stream.first.stats, **self.stats}
+        return dataclasses.replace(self, **added)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""

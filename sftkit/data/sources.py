@@ -1,25 +1,29 @@
-"""Where rows come from: files, the hub, and loaded objects."""
+"""Where rows come from: files, directories, the hub, and loaded objects."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import train_value
-from sftkit.data.files import Read, find_files, locate, open_files, read_files
+from sftkit.data.files import Found, find_files
 from sftkit.data.hub import read_hub
-from sftkit.data.media import detach_images, holds_files
 from sftkit.data.mixes import hold_out, mix
+from sftkit.data.opening import identity_of
+from sftkit.data.reading import Read, read_files, read_list, stream_files
+from sftkit.data.report import Report
+from sftkit.data.splits import choose_split
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, IterableDataset
 
-    from sftkit.config import RunConfig
+    from sftkit.config import DataSection, RunConfig
 
 
 @dataclass(frozen=True)
@@ -30,21 +34,19 @@ class DataSource:
         where: the configuration key that names the source.
         identity: identifies the data without reading it; can be stored as JSON.
         load: reads the rows.
-        files: the files that the rows come from, if any.
+        notes: what of the source is not read, as counts by description.
         pick: chooses rows, given the number of rows; None uses all.
     """
 
     where: str
     identity: Any
     load: Callable[[], Read]
-    files: tuple[Path, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
     pick: Callable[[int], np.ndarray] | None = None
 
     def place(self, row: int) -> str:
         """Where a row is, for error messages: file and line if it comes from a file."""
-        if not self.files:
-            return f"{self.where}, row {row + 1}"
-        return f"{self.where}, {locate(self.files, row, self.load().copies)}"
+        return f"{self.where}, {self.load().place(row)}"
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class StreamSource:
     Attributes:
         where: the configuration key that names the source.
         identity: identifies the data; can be stored as JSON.
-        load: starts reading.
+        load: starts reading; lines that are skipped are reported.
+        notes: what of the source is not read, as counts by description.
         shuffle_buffer: size of the shuffle buffer in rows; 0 keeps the order.
     """
 
     where: str
     identity: Any
-    load: Callable[[], IterableDataset]
+    load: Callable[[Report], IterableDataset]
+    notes: Mapping[str, int] = field(default_factory=dict)
     shuffle_buffer: int = 0
 
 
@@ -77,19 +81,19 @@ def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -
     """
     data, seed = config.data, int(train_value(config, "seed"))
     if train is not None:
-        sources = [_loaded(train, data.split, "data.train")]
+        sources = [_loaded(train, data.split, data, "data.train")]
     elif data.mix:
-        weighted = [(_named(name, config, "data.mix"), weight) for name, weight in data.mix.items()]
+        weighted = [(_named(name, data.split, data, "data.mix"), weight) for name, weight in data.mix.items()]
         sources = mix(weighted, data.mix_until, seed)
     else:
-        sources = [_named(data.train or [], config, "data.train")]
+        sources = [_named(data.train or [], data.split, data, "data.train")]
     if evaluation is None and isinstance(data.eval, float):
         sources, held_out = hold_out(sources, data.eval, seed)
         return {"train": sources, "eval": held_out}
     if evaluation is not None:
-        sets = {name: _loaded(value, "train", where) for name, where, value in _eval_sets(evaluation)}
+        sets = {name: _loaded(value, None, data, where) for name, where, value in _eval_sets(evaluation)}
     else:
-        sets = {name: _named(value, config, where) for name, where, value in _eval_sets(data.eval)}
+        sets = {name: _named(value, None, data, where) for name, where, value in _eval_sets(data.eval)}
     return {"train": sources, **{name: [source] for name, source in sets.items()}}
 
 
@@ -120,73 +124,106 @@ def load_streams(config: RunConfig, train: Any = None) -> list[tuple[StreamSourc
     data = config.data
     if train is not None:
         identity = {"stream": str(getattr(train, "_fingerprint", None) or train.info)}
-        return [(StreamSource("data.train", identity, lambda: train, data.shuffle_buffer), 1.0)]
+        return [(StreamSource("data.train", identity, lambda _: train, shuffle_buffer=data.shuffle_buffer), 1.0)]
     if data.mix:
-        return [(_streamed(name, config, "data.mix"), weight) for name, weight in data.mix.items()]
-    return [(_streamed(data.train or [], config, "data.train"), 1.0)]
+        return [(_streamed(name, data, "data.mix"), weight) for name, weight in data.mix.items()]
+    return [(_streamed(data.train or [], data, "data.train"), 1.0)]
 
 
-def _streamed(names: str | list[str], config: RunConfig, where: str) -> StreamSource:
+def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSource:
     listed = [names] if isinstance(names, str) else list(names)
-    files = [path for name in listed for path in find_files(name, where) or ()]
-    load = functools.partial(open_files, files, streaming=True)
-    identity: Any = {"files": _stats(files)}
-    if not files:
-        load = functools.partial(read_hub, listed[0], config.data, where, streaming=True)
-        identity = {"hub": [*listed, config.data.subset, config.data.split]}
-    return StreamSource(where, identity, load, config.data.shuffle_buffer)
+    found = _find(listed, data.split, where)
+
+    def load(report: Report) -> IterableDataset:
+        if found is None:
+            return read_hub(listed[0], data, where, streaming=True)
+        if found.saved:
+            return _saved(found, data.split, where).to_iterable_dataset()
+        return stream_files(found.names, data.split, report)
+
+    if found is None:
+        return StreamSource(where, {"hub": [*listed, data.subset, data.split]}, load, {}, data.shuffle_buffer)
+    return StreamSource(where, _identity(found, data.split, where), load, found.notes, data.shuffle_buffer)
 
 
-def _stats(files: Iterable[Path]) -> list[Any]:
-    return [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in files]
-
-
-def _named(names: str | list[str], config: RunConfig, where: str) -> DataSource:
+def _named(names: str | list[str], split: str | None, data: DataSection, where: str) -> DataSource:
     listed = [names] if isinstance(names, str) else list(names)
-    found = {name: find_files(name, where) for name in listed}
-    files = tuple(path for paths in found.values() for path in paths or ())
-    if files and (others := [name for name, paths in found.items() if paths is None]):
+    found = _find(listed, split, where)
+
+    @functools.cache
+    def load() -> Read:
+        if found is None:
+            return Read.of(read_hub(listed[0], data, where))
+        return Read.of(_saved(found, split, where)) if found.saved else read_files(found.names, split, data, where)
+
+    if found is None:
+        return DataSource(where, {"fingerprint": load().rows._fingerprint}, load)
+    return DataSource(where, {**_identity(found, split, where), "on_bad_row": data.on_bad_row}, load, found.notes)
+
+
+def _find(listed: list[str], split: str | None, where: str) -> Found | None:
+    """The files of all names together, or None for the name of a hub data set."""
+    found = {name: find_files(name, split, where) for name in listed}
+    files = [each for each in found.values() if each is not None]
+    if files and (others := [name for name, each in found.items() if each is None]):
         what = f"{others[0]!r} is not a file, but other names in the list are"
         raise DataError(Problem(what, where, "correct the path, or use data.mix"))
     if not files and len(listed) > 1:
         raise DataError(Problem("a list can only name files", where, "name one hub data set, or use data.mix"))
-
-    @functools.cache
-    def load() -> Read:
-        return read_files(files, config.data, where) if files else Read(read_hub(listed[0], config.data, where))
-
-    if files:
-        return DataSource(where, {"files": _stats(files), "on_bad_row": config.data.on_bad_row}, load, files)
-    return DataSource(where, {"fingerprint": load().rows._fingerprint}, load)
-
-
-def _loaded(value: Any, split: str, where: str) -> DataSource:
-    rows = as_rows(value, split, where)
-    return DataSource(where, {"fingerprint": rows._fingerprint}, lambda: Read(rows))
+    if len(files) > 1 and (saved := [each.names[0] for each in files if each.saved]):
+        what = f"{saved[0]} was saved with save_to_disk, and cannot be in a list"
+        raise DataError(Problem(what, where, "use data.mix"))
+    if not files:
+        return None
+    notes: Counter[str] = sum((Counter(each.notes) for each in files), Counter())
+    return Found(tuple(name for each in files for name in each.names), files[0].saved, notes)
 
 
-def as_rows(value: Any, split: str, where: str) -> Dataset:
-    """A loaded object as a Dataset.
+def _identity(found: Found, split: str | None, where: str) -> dict[str, Any]:
+    """Identifies files without reading them."""
+    names: Iterable[str] = found.names
+    if found.saved:
+        names = sorted(str(path) for path in Path(found.names[0]).rglob("*") if path.is_file())
+    return {"files": [identity_of(name, where) for name in names], "split": split}
+
+
+def _saved(found: Found, split: str | None, where: str) -> Dataset:
+    """Rows that were saved with ``save_to_disk``."""
+    from datasets import DatasetDict, load_from_disk
+
+    name = found.names[0]
+    try:
+        loaded = load_from_disk(name)
+    except Exception as error:  # of the file system, of JSON, or of Arrow
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        fix = "save it again with save_to_disk"
+        raise DataError(Problem(f"cannot read the saved data set: {first}", f"{where}, {name}", fix)) from error
+    return loaded[choose_split(loaded, split, name, where)] if isinstance(loaded, DatasetDict) else loaded
+
+
+def _loaded(value: Any, split: str | None, data: DataSection, where: str) -> DataSource:
+    read = _read_object(value, split, data, where)
+    return DataSource(where, {"fingerprint": read.rows._fingerprint}, lambda: read)
+
+
+def _read_object(value: Any, split: str | None, data: DataSection, where: str) -> Read:
+    """The rows of a loaded object.
 
     Raises:
         DataError: if it is not a Dataset, a DatasetDict with the split, or a list of dicts.
     """
     from datasets import Dataset, DatasetDict, IterableDataset
 
+    if isinstance(value, DatasetDict):
+        value = value[choose_split(value, split, "the DatasetDict", where)]
     if isinstance(value, Dataset):
         if value.format["type"] == "custom":
             what = "the data set has a transform, but rows are only prepared once"
             fix = "apply the transform with map(), or remove it with reset_format()"
             raise DataError(Problem(what, where, fix))
-        return value
-    if isinstance(value, DatasetDict):
-        if split not in value:
-            fix = f"set data.split to one of: {', '.join(value)}"
-            raise DataError(Problem(f"the DatasetDict has no split {split!r}", where, fix))
-        return value[split]
+        return Read.of(value)
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        rows = Dataset.from_list(value)
-        return Dataset.from_list(detach_images(value)) if holds_files(rows.features) else rows
+        return read_list(value, data, where)
     if isinstance(value, IterableDataset):
         fix = "set data.streaming=true for training data, or use Dataset.from_list(list(data.take(n)))"
         raise DataError(Problem("an IterableDataset can only be used as a stream", where, fix))

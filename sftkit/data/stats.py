@@ -1,12 +1,13 @@
 # ruff: noqa: N803, N806 (suffixes are shapes)
 """Statistics of encoded examples, before they are cut or packed; computed batch by batch.
 
-Legend: N examples, S tokens in all of them, L lengths up to `LONGEST`.
+Legend: N examples, M some of them, S tokens in all of them, K trained special tokens, L lengths up to `LONGEST`.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,9 @@ class DatasetStats:
         tokens: number of tokens.
         trained: number of trained tokens.
         longest: number of tokens in the longest example.
-        eos_trained: number of examples with a trained EOS.
+        ends: number of examples by the id (as text) of their last trained special token, such as EOS.
+        ended_twice: number of examples in which this token is trained twice in succession.
+        rendered: number of examples whose text had its special tokens already, as that of a chat template has.
         bos_doubled: number of examples that begin with two BOS tokens.
         without_bos: number of examples that do not begin with BOS; 0 if the tokenizer has none.
         duplicates: number of examples that are equal to an earlier one.
@@ -41,7 +44,9 @@ class DatasetStats:
     tokens: int = 0
     trained: int = 0
     longest: int = 0
-    eos_trained: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+    ended_twice: int = 0
+    rendered: int = 0
     bos_doubled: int = 0
     without_bos: int = 0
     duplicates: int = 0
@@ -52,13 +57,17 @@ class DatasetStats:
         self._counts_L: Any = None
         self._hashes: list[np.ndarray] = []
 
-    def add(self, examples: Examples, bos: int | None, eos: int | None) -> None:
+    def add(
+        self, examples: Examples, bos: int | None, eos: int | None, special: Collection[int], rendered: bool
+    ) -> None:
         """Add a batch.
 
         Args:
             examples: the batch.
             bos: id of the tokenizer's BOS token, if it has one.
             eos: id of its EOS token, if it has one.
+            special: ids of all its special and added tokens.
+            rendered: whether the texts had their special tokens already.
         """
         import numpy as np
 
@@ -70,9 +79,8 @@ class DatasetStats:
         self.tokens += len(ids_S)
         self.trained += int(examples.trained_N.sum())
         self.longest = max(self.longest, int(lengths_N.max(initial=0)))
-        if eos is not None:
-            running = np.append(0, np.cumsum(labels_S == eos))
-            self.eos_trained += int((running[offsets_N1[1:]] > running[offsets_N1[:-1]]).sum())
+        self.rendered += len(lengths_N) if rendered else 0
+        self._add_ends(ids_S, labels_S, offsets_N1, special)
         if bos is not None and bos != eos:
             self.without_bos += int((ids_S[starts_N] != bos).sum())
             longer = starts_N[lasts_N > starts_N]
@@ -80,6 +88,20 @@ class DatasetStats:
         counts_L = np.bincount(np.minimum(lengths_N, LONGEST), minlength=LONGEST + 1)
         self._counts_L = counts_L if self._counts_L is None else self._counts_L + counts_L
         self._hashes.append(hash_documents(ids_S, offsets_N1, examples.attached_N))
+
+    def _add_ends(
+        self, ids_S: np.ndarray, labels_S: np.ndarray, offsets_N1: np.ndarray, special: Collection[int]
+    ) -> None:
+        import numpy as np
+
+        place_K = np.flatnonzero(np.isin(labels_S, np.fromiter(special, np.int64, len(special))))
+        last_N = np.full(len(offsets_N1) - 1, -1)
+        last_N[np.searchsorted(offsets_N1, place_K, side="right") - 1] = place_K  # the last one of each row stays
+        last_M = last_N[last_N >= 0]
+        for token, number in zip(*np.unique(ids_S[last_M], return_counts=True), strict=True):
+            self.ends[str(token)] = self.ends.get(str(token), 0) + int(number)
+        # the first token of a row is never trained, so the token before a trained one belongs to the same row
+        self.ended_twice += int((labels_S[last_M] == labels_S[last_M - 1]).sum())
 
     def as_dict(self) -> dict[str, Any]:
         """The statistics as plain data."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
 from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
-from sftkit.data.build import BATCH, MEDIA_BATCH, ExampleBuilder, RowBatch
+from sftkit.data.build import BATCH, MEDIA_BATCH, UNREADABLE, ExampleBuilder, RowBatch
 from sftkit.data.columns import ATTACHED, Examples, flatten_column
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
 from sftkit.data.media import has_media, undecoded
 from sftkit.data.packs import packed
+from sftkit.data.reading import report_of
+from sftkit.data.report import Report
+from sftkit.data.shapes import feature_of, merged, shape_of
 from sftkit.data.sources import StreamSource
+from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
 from sftkit.errors import DataError, Problem
 
@@ -34,6 +39,18 @@ if TYPE_CHECKING:
 
 SPLIT = "train"
 FIRST_ROWS = 100  # rows that determine the columns of a stream
+
+
+class FirstWindow(NamedTuple):
+    """What the first window of a stream tells about all of it.
+
+    Attributes:
+        stats: statistics of the examples that were made for it.
+        counts: what was done to their rows.
+    """
+
+    stats: DatasetStats
+    counts: Counter[str]
 
 
 class Stream(IterableDataset):
@@ -53,6 +70,7 @@ class Stream(IterableDataset):
 
     Attributes:
         fingerprint: a hash over everything that the rows depend on.
+        first: statistics of the first window, and what was done to its rows; None before an iteration has made it.
     """
 
     def __init__(
@@ -70,6 +88,7 @@ class Stream(IterableDataset):
         self._processor, self._rank, self._world_size = processor, rank, world_size
         self._seed = data_seed(config)
         self._builder = self._new_builder()
+        self.first: FirstWindow | None = None
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
         seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": world_size}
         self.fingerprint = cache.key_of({**parts, **seeds})
@@ -77,7 +96,7 @@ class Stream(IterableDataset):
         self._reading = threading.Lock()
 
     def _new_builder(self) -> ExampleBuilder:
-        return ExampleBuilder(SPLIT, self._tokenizer, self._config, self._plugins, self._processor, stats=None)
+        return ExampleBuilder(SPLIT, self._tokenizer, self._config, self._plugins, self._processor)
 
     @property
     def counts(self) -> Counts:
@@ -124,7 +143,11 @@ class Stream(IterableDataset):
             fitted = window if whole else fit_length(window, SPLIT, config.data, counts)
             if not fitted.trained_N.any():
                 raise builder.nothing_left()
-            yield [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
+            tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
+            if builder.stats is not None:
+                stats = DatasetStats.from_dict(builder.stats.as_dict())
+                self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT])), None
+            yield tables
 
 
 @dataclass
@@ -169,20 +192,32 @@ class _Feed:
         if not self._any:
             raise self.builder.nothing_left()
         self._any = False
-        rows = self.source.load()
-        columns = rows.features or _columns(rows)
+        report = report_of(self.builder.config.data, self.source.where)
+        rows = self.source.load(report)
+        columns = rows.features or self._columns()
         if has_media(columns):
             rows = rows.cast(undecoded(columns))
         if self.source.shuffle_buffer:
             rows = rows.shuffle(seed=self.seed, buffer_size=self.source.shuffle_buffer)
         rows.set_epoch(self._passes)
         self._passes += 1
-        if self._passes > 1:
+        if self._passes == 1:
+            self.builder.note(self.source.notes)
+        else:
             self.builder.counts.add(SPLIT, f"times {self.source.where} began again")
-        self._coming = self.builder.encoded(self._batches(rows, columns), columns, self._place)
+        formatter = self.builder.make_formatter(columns)
+        self._coming = self.builder.encoded(self._batches(rows, columns, report), formatter, self._place)
         return self._next()
 
-    def _batches(self, rows: Any, columns: Mapping[str, Any]) -> Iterator[RowBatch]:
+    def _columns(self) -> Features:
+        """The columns of a source that does not name them, by its first rows."""
+        from datasets import Features
+
+        rows = list(self.source.load(report_of(self.builder.config.data, self.source.where)).take(FIRST_ROWS))
+        names = dict.fromkeys(name for row in rows for name in row)
+        return Features({name: feature_of(merged(shape_of(row.get(name)) for row in rows)) for name in names})
+
+    def _batches(self, rows: Any, columns: Mapping[str, Any], report: Report) -> Iterator[RowBatch]:
         import numpy as np
         from datasets.distributed import split_dataset_by_node
 
@@ -192,6 +227,7 @@ class _Feed:
         try:
             for batch in own.iter(batch_size=MEDIA_BATCH if has_media(columns) else BATCH):
                 number = len(next(iter(batch.values())))
+                self._count(report)
                 if unknown := [name for name in batch if name not in columns]:
                     what = f"a later row has the column {unknown[0]!r}, which none of the first {FIRST_ROWS} rows has"
                     fix = "add the column to one of the first rows, or remove it"
@@ -199,6 +235,7 @@ class _Feed:
                 self.builder.counts.add(SPLIT, "rows read", number)
                 yield np.arange(start, start + number), {name: batch.get(name, [None] * number) for name in columns}
                 start += number
+            self._count(report)
         except DataError:
             raise
         except Exception as error:  # datasets wraps whatever its readers raise
@@ -206,15 +243,16 @@ class _Feed:
             what = f"cannot read more of the stream: {cause[0]}"
             raise DataError(Problem(what, self.source.where, "fix the data files")) from error
 
+    def _count(self, report: Report) -> None:
+        """Count what the reader skipped."""
+        bad, notes = report.take()
+        self.builder.note(notes)
+        if bad:
+            self.builder.skip(bad, UNREADABLE)
+
     def _place(self, row: int) -> str:
         order = "shuffled " if self.source.shuffle_buffer else ""
         return f"{self.source.where}, {order}stream, row {row + 1}"
-
-
-def _columns(rows: Any) -> Features:
-    from datasets import Dataset
-
-    return Dataset.from_list(list(rows.take(FIRST_ROWS))).features
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import train_value
 from sftkit.data.columns import ATTACHED
+from sftkit.errors import HookError, Problem, RunError, SftkitError
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
+    from sftkit.run.stages import PreparedRun
 
 AT_ONCE = 1 << 16  # rows whose lengths are compared at once
 
 
-def largest_batch(rows: Any, collator: Callable[[list[dict[str, Any]]], Any], config: RunConfig) -> dict[str, Any]:
+def largest_batch(run: PreparedRun) -> dict[str, Any]:
     """A batch of the longest rows; for a stream, whose rows are not known, of rows of `data.max_length` tokens.
 
-    Args:
-        rows: the training data, a Dataset or a Stream.
-        collator: makes the batch.
-        config: the run as resolved.
+    Raises:
+        HookError: if the collator of a plugin fails.
+        RunError: if the collator of the run's inputs fails.
     """
+    rows, config = run.data.train, run.config
     size = int(train_value(config, "per_device_train_batch_size"))
     if hasattr(rows, "with_format"):
         examples = [rows[index] for index in _longest(rows, size)]
     else:
         examples = [_lengthened(example, config.data.max_length) for example in islice(iter(rows), 1)] * size
-    return dict(collator(examples))
+    try:
+        return dict(run.collator(examples))
+    except SftkitError:
+        raise
+    except Exception as error:  # a collator is anyone's code
+        if run.collator_plugin:
+            raise HookError(run.collator_plugin, "make_collator", error) from error
+        what = f"the collator fails: {type(error).__name__}: {error}"
+        raise RunError(Problem(what, "Pipeline(collator=...)", "correct the collator")) from error
 
 
 def as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:

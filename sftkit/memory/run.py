@@ -24,7 +24,7 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
 
     Raises:
         UnknownMemoryError: if it is not known before the model is loaded.
-        SftkitError: if a plugin finds that the run is wrong.
+        SftkitError: if a plugin finds that the run is wrong, or the collator fails.
     """
     from sftkit.memory import estimate_memory
     from sftkit.memory.batch import largest_batch
@@ -32,7 +32,7 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
     for key in SHARING:
         if prepared.config.train.get(key):
             raise UnknownMemoryError(f"train.{key} shares the weights or gradients out among processes")
-    batch = largest_batch(prepared.data.train, prepared.collator, prepared.config)
+    batch = largest_batch(prepared)
     try:
         model, quantized = unloaded_model(prepared)
         sizes = None if quantized is None else quantized.sizes(model)

@@ -67,7 +67,8 @@ def _sections() -> str:
 def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any, list[Problem]]:
     raw = source.values.get(name)
     if raw is None:
-        return None, [Problem("is missing", source.where((name,)), f"give `{name}:`, or --{name} on the command line")]
+        fix = f"add `{name}: ...` to the file, or use --{name} on the command line"
+        return None, [Problem(f"no {name} is given", source.where((name,)), fix)]
     values = raw if isinstance(raw, Mapping) else {SHORT[name]: raw}
     try:
         return cls.model_validate(values), []
@@ -91,7 +92,7 @@ def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
         fix = plugin_advice(key) or nearest(key, keys) or f"its keys are: {', '.join(keys)}"
         return Problem("no such key", where, fix)
     if item["type"] == "missing":
-        return Problem("is missing", where, "set it")
+        return Problem("required, but not set", where, "set it")
     if not item["loc"]:  # of the section as a whole
         return Problem(item["msg"].removeprefix("Value error, "), where, "correct the section")
     field = cls.model_fields.get(str(item["loc"][0]))

@@ -63,6 +63,11 @@ class PluginSet:
         implementations = getattr(self.hook, slot).get_hookimpls()
         return {impl.plugin_name for impl in implementations if not (impl.wrapper or impl.hookwrapper)}
 
+    def first_filler(self, slot: str) -> str:
+        """The name of the plugin that is asked first to fill a slot; empty if none does."""
+        names = self.fillers(slot)
+        return next((item.name for item in self.selected if item.name in names), "")
+
     def import_first(self) -> None:
         """Import the modules that the selected plugins need imported before transformers.
 

@@ -136,8 +136,15 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
     for split, counts in new["data"].items():
         known = old["data"].get(split, {})
         if known.get("fingerprint") != counts["fingerprint"]:
-            what = f"the data has changed: {known.get('rows')} rows -> {counts['rows']} rows, or their contents"
-            yield Problem(what, f"data.{split}", fix)
+            yield Problem(_changed_data(known.get("rows"), counts.get("rows")), f"data.{split}", fix)
+
+
+def _changed_data(before: int | None, after: int | None) -> str:
+    if before is None or after is None:  # a stream has no number of rows
+        return "the data has changed"
+    if before == after:
+        return f"the data has changed: it still has {after:,} rows, but other contents"
+    return f"the data has changed: it has {after:,} rows, and had {before:,}"
 
 
 def versions(plugins: PluginSet) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.source import ConfigSource
 from sftkit.console import Display, show_data
+from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
@@ -137,7 +138,9 @@ class Pipeline:
         display = Display(quiet=not is_main_process())
         manifest = new_manifest(prepared.config, prepared.plugins, prepared.data.summary())
         if not display.quiet:
-            show_data(display.console, manifest["data"])
+            show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
+            for line in note_lines(manifest["data"]):
+                display.console.print(line, markup=False)
         stop_if_wrong(prepared.verdicts())
         self._directory.begin(manifest, self._resume)
         model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))

@@ -27,12 +27,14 @@ class Vocabulary(NamedTuple):
         new_token_ids: ids of the tokens that plugins added.
         changed: whether plugins changed EOS, BOS or padding.
         processor: the processor that the tokenizer is part of, if there is one.
+        template_set: whether plugins set or changed the chat template.
     """
 
     tokenizer: Any
     new_token_ids: list[int]
     changed: bool
     processor: Any = None
+    template_set: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class PreparedRun:
         collator: makes a batch from a list of examples.
         vocabulary: the tokenizer with what plugins did to it.
         model: the loaded model among the run's inputs, if there is one.
+        collator_plugin: the name of the plugin that made the collator; empty if it is among the run's inputs.
     """
 
     config: RunConfig
@@ -56,6 +59,7 @@ class PreparedRun:
     collator: Callable[[list[dict[str, Any]]], Any]
     vocabulary: Vocabulary
     model: Any = None
+    collator_plugin: str = ""
 
     def verdicts(self) -> list[Verdict]:
         """The plugins' verdicts on this run."""
@@ -82,7 +86,8 @@ class Stages:
         tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
         data = self.prepare_data(tokenizer, processor)
         collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
-        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, model=self.inputs.model)
+        made_by = "" if self.inputs.collator else self.plugins.first_filler("make_collator")
+        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, self.inputs.model, made_by)
 
     def load_tokenizer(self) -> Vocabulary:
         """The tokenizer, or a copy of the input's, with what plugins add."""
@@ -93,12 +98,13 @@ class Stages:
         else:
             loaded = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer")
         tokenizer, processor = split_processor(loaded)
-        before, special = len(tokenizer), dict(tokenizer.special_tokens_map)
+        before, special, template = len(tokenizer), dict(tokenizer.special_tokens_map), tokenizer.chat_template
         self.plugins.hook.add_tokens(tokenizer=tokenizer, config=self.config)
         changed = special != tokenizer.special_tokens_map
         if processor is not None:
             processor.chat_template = tokenizer.chat_template
-        return Vocabulary(tokenizer, list(range(before, len(tokenizer))), changed, processor)
+        new_token_ids = list(range(before, len(tokenizer)))
+        return Vocabulary(tokenizer, new_token_ids, changed, processor, tokenizer.chat_template != template)
 
     def prepare_data(self, tokenizer: Any, processor: Any = None) -> PreparedData:
         """The examples to train on and those held out.
@@ -151,7 +157,7 @@ class Stages:
 
         config, plugins = self.config, self.plugins
         set_seed(int(train_value(config, "seed")))  # for new weights, such as an adapter's
-        tokenizer, new_token_ids, changed, _ = vocabulary
+        tokenizer, new_token_ids, changed = vocabulary[:3]
         model = loaded
         if model is None:
             options = plugins.model_options(config)
@@ -194,7 +200,7 @@ def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextMan
         return nullcontext()
     from sftkit.memory.batch import largest_batch
 
-    batch = largest_batch(prepared.data.train, prepared.collator, prepared.config)
+    batch = largest_batch(prepared)
     found = prepared.plugins.hook.reduce_activations(model=model, config=prepared.config, batch=batch)
     return nullcontext() if found is None else found
 

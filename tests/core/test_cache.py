@@ -17,7 +17,7 @@ from sftkit import Pipeline
 from sftkit.data import cache
 from sftkit.data.documents import Formatter, Span
 from sftkit.plugin.base import Plugin, dataclass, hookimpl
-from sftkit.testing import tiny_model, tiny_tokenizer
+from sftkit.testing import CHATML, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +37,9 @@ def write(path, number, answer="yes"):
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def prepare(data, *, tokenizer=None, plugins=(), seed=42, **options):
+def prepare(data, *, tokenizer=None, plugins=(), seed=42, max_steps=-1, **options):
     options = {"train": str(data), "max_length": 64, **options}
-    train = {"output_dir": str(data.parent / "run"), "seed": seed}
+    train = {"output_dir": str(data.parent / "run"), "seed": seed, "max_steps": max_steps}
     run = Pipeline(
         model=tiny_model(), tokenizer=tokenizer or tiny_tokenizer(), data=options, plugins=plugins, train=train
     )
@@ -63,6 +63,28 @@ def test_unchanged_data_is_prepared_once(data):
     assert {name: stats.as_dict() for name, stats in first.stats.items()} == {
         name: stats.as_dict() for name, stats in second.stats.items()
     }
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_clock_changes_neither_the_cache_nor_a_fingerprint(data, streaming, monkeypatch):
+    import datetime
+    import time
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + datetime.timedelta(days=400)
+
+    template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    options = {"tokenizer": tiny_tokenizer(chat_template=template), "streaming": streaming, "max_steps": 1}
+    first = prepare(data, **options)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 400 * 86_400)
+    monkeypatch.setattr(datetime, "datetime", Later)
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
+    second = prepare(data, **options)
+    assert second.cached == (frozenset() if streaming else {"train"})
+    assert second.summary()["train"]["fingerprint"] == first.summary()["train"]["fingerprint"]
 
 
 def test_cached_data_is_used_without_reading_rows(data, monkeypatch):
@@ -195,7 +217,7 @@ def test_two_processes_can_prepare_the_same_data_at_once(data, tmp_path):
     write(data, 4000)
     code = f"""
 from sftkit import Pipeline
-from sftkit.testing import tiny_model, tiny_tokenizer
+from sftkit.testing import CHATML, tiny_model, tiny_tokenizer
 ready = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data={{"train": {str(data)!r}}},
                  train={{"output_dir": {str(tmp_path / "run")!r}}}).prepare()
 print(len(ready.data.train), ready.data.described["train"]["fingerprint"], "train" in ready.data.cached)

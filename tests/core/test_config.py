@@ -87,8 +87,8 @@ def test_an_invalid_value_is_reported_once_with_what_is_allowed(tmp_path):
 
 def test_missing_sections_are_reported(tmp_path):
     text = problems_of(write(tmp_path, "train: {max_steps: 1}\n"))
-    assert "model: is missing" in text
-    assert "data: is missing" in text
+    assert "model: no model is given" in text
+    assert "data: no data is given" in text
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_overrides_replace_values_of_the_file(tmp_path):
 
 def test_a_model_without_data_does_not_use_the_embedded_data():
     source, choices = gather([], [], model="demo")
-    with pytest.raises(ConfigError, match="data: is missing"):
+    with pytest.raises(ConfigError, match="data: no data is given"):
         Pipeline(config=source, plugins=choices)._resolve()
 
 

@@ -134,3 +134,67 @@ def test_special_tokens_can_be_those_of_the_tokenizer_or_none():
         single=f"{tokenizer.bos_token} $A", special_tokens=pair[:1]
     )
     assert encode(document, tokenizer, "tokenizer").ids_S.tolist() == [bos, *inner]
+
+
+def labelled(document, tokenizer, special_tokens="bos_eos"):
+    """The text of the tokens, with ⟦ ⟧ around those that are trained."""
+    made = encode([document], tokenizer, special_tokens)
+    names = tokenizer.convert_ids_to_tokens(made.ids_S)
+    pieces = zip(names, made.labels_S != -100, strict=True)
+    return "".join(f"⟦{name}⟧" if trained else name for name, trained in pieces).replace("⟧⟦", "")
+
+
+def with_suffix(tokenizer):
+    """The tokenizer, which now adds its EOS itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    pair = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=pair)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizer, lambda: with_suffix(tiny_tokenizer())], ids=["BOS", "BOS and EOS"])
+@pytest.mark.parametrize(
+    ("spans", "right"),
+    [
+        ([Span("Hi</s>", True)], "<s>⟦Hi</s>⟧"),
+        ([Span("Hi</s>\n", True)], "<s>⟦Hi</s>⟧Ċ"),
+        ([Span("Hi</s></s>", True)], "<s>⟦Hi</s>⟧"),
+        ([Span("Hi</s>\n</s>\n", True)], "<s>⟦Hi</s>⟧ĊĊ"),
+        ([Span("Hi</s>\nHi", True)], "<s>⟦Hi</s>ĊHi</s>⟧"),
+        ([Span("Hi", False), Span("Hi</s>\n", True)], "<s>Hi⟦Hi</s>⟧Ċ"),
+        ([Span("Hi", True), Span("Hi</s>\n", False)], "<s>⟦Hi⟧Hi</s>Ċ"),
+        ([Span("Hi", False), Span("Hi</s>", True, 0.5), Span("\n", False)], "<s>Hi⟦Hi</s>⟧Ċ"),
+    ],
+)
+def test_a_text_that_ends_with_eos_gets_no_second_one(make, spans, right):
+    assert labelled(spans, make()) == right
+
+
+def test_an_own_eos_keeps_its_weight():
+    made = encode([[Span("Hi", False), Span("Hi</s>\n", True, 0.5)]], tiny_tokenizer(), "bos_eos")
+    trained = made.labels_S != -100
+    assert made.labels_S[trained][-1] == tiny_tokenizer().eos_token_id
+    assert set(made.weights_S[trained].tolist()) == {0.5}
+
+
+def test_a_token_that_is_bos_and_eos_begins_a_text_and_ends_it():
+    tokenizer = tiny_tokenizer(bos=False)
+    tokenizer.bos_token = tokenizer.eos_token
+    assert labelled([Span("</s>Hi", True)], tokenizer) == "</s>⟦Hi</s>⟧"
+    assert labelled([Span("</s>Hi</s> \n", True)], tokenizer) == "</s>⟦Hi</s>⟧ĠĊ"
+
+
+def test_documents_beside_one_with_its_own_eos_are_unchanged():
+    tokenizer = tiny_tokenizer()
+    documents = [[Span("Paris", True)], [Span("Hi</s></s>\n", True)], [Span("", True)], [Span("city", True)]]
+    together = rows(documents, tokenizer)
+    assert together == [rows([document], tokenizer)[0] for document in documents]
+
+
+def test_eos_text_is_only_text_where_the_tokenizer_does_not_read_it_as_a_token():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    made = encode([[Span("Hi</s>", True)]], tokenizer, "bos_eos")
+    assert made.ids_S.tolist().count(tokenizer.eos_token_id) == 1
+    assert made.ids_S[-1] == made.labels_S[-1] == tokenizer.eos_token_id

@@ -17,12 +17,14 @@ def script(root, monkeypatch):
     return importlib.import_module("gpu_figures")
 
 
-def result(when, value, card="NVIDIA H100"):
+def result(when, rate, card="NVIDIA H100"):
     packages = {"sftkit": "0.1.0", "torch": "2.11.0", "numpy": "2.5.2"}
-    target = {"target": "8B full packed: MFU ≥ 45%", "value": value, "met": value > 0.45, "by": "sftkit"}
-    missing = {"target": "loss head: ≤ 80 ms", "value": None, "met": None, "by": ""}
     runs = [{"when": when, "environment": {"packages": packages}}]
-    return json.dumps({"card": card, "runs": runs, "targets": [target, missing]})
+    rates = {"sftkit": 900.0, "sftkit + liger": rate, "trl": 100.0, "trl, liger": 200.0}
+    entry = {"status": "done", "mfu": 0.45, "attention": "sdpa"}
+    step = {f"8B full packed: {name}": {**entry, "tokens_per_second": value} for name, value in rates.items()}
+    step["0.6B full packed: trl"] = {"status": "not reached", "reason": "no time was left"}
+    return json.dumps({"card": card, "runs": runs, "step": step})
 
 
 def test_the_readme_has_the_figures_of_the_results(script):
@@ -35,16 +37,18 @@ def test_without_results_the_readme_says_that_nothing_was_measured(script, tmp_p
 
 
 def test_figures_are_the_newest_of_each_card_with_versions(script, tmp_path):
-    (tmp_path / "gpu-h100-2026-01-02.json").write_text(result("2026-01-02T10:00", 0.5))
-    (tmp_path / "gpu-h100-2026-01-01.json").write_text(result("2026-01-01T10:00", 0.4))
-    (tmp_path / "gpu-toy-cpu-2026-01-03.json").write_text(result("2026-01-03T10:00", 0.6, "toy-cpu"))
+    (tmp_path / "gpu-h100-2026-01-02.json").write_text(result("2026-01-02T10:00", 5000.0))
+    (tmp_path / "gpu-h100-2026-01-01.json").write_text(result("2026-01-01T10:00", 4000.0))
+    (tmp_path / "gpu-toy-cpu-2026-01-03.json").write_text(result("2026-01-03T10:00", 6000.0, "toy-cpu"))
     text = script.block(tmp_path)
-    assert text.startswith("One NVIDIA H100 (sftkit 0.1.0, torch 2.11.0; 2026-01-02; ")
+    assert text.startswith(
+        "Tokens per second on one NVIDIA H100 (sftkit 0.1.0, torch 2.11.0; 2026-01-02; TRL's attention"
+    )
     assert "(benchmarks/results/gpu-h100-2026-01-02.md)" in text
-    assert "- 8B full packed: MFU ≥ 45%: 0.5, met with `sftkit`" in text
-    assert "- loss head: ≤ 80 ms: not measured" in text
-    assert "0.4" not in text
-    assert "0.6" not in text
+    assert "| 8B, full, packed | 5,000 (`sftkit + liger`) | 45.0% | 100 | 200 (`trl, liger`) |" in text
+    assert "4,000" not in text
+    assert "6,000" not in text
+    assert "0.6B" not in text
 
 
 def test_figures_of_a_gpu_are_quoted_nowhere_else(root, script):

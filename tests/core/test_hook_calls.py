@@ -125,6 +125,30 @@ def test_a_plugins_bug_in_a_run_names_the_plugin(tmp_path):
         ).run()
 
 
+def run_of(**options):
+    return Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=[{"text": "a"}], **options)
+
+
+def failing_collator(examples):
+    return examples[0]["no such key"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenCollator(Plugin):
+    """Makes a collator that fails."""
+
+    @hookimpl
+    def make_collator(self):
+        return failing_collator
+
+
+def test_a_bug_of_a_collator_names_its_plugin():
+    with pytest.raises(HookError, match="BrokenCollator, hook make_collator: KeyError"):
+        run_of(plugins=[BrokenCollator()]).prepare().verdicts()
+    (wrong,) = [item for item in run_of(collator=failing_collator).prepare().verdicts() if item.status == "wrong"]
+    assert (wrong.where, wrong.what) == ("Pipeline(collator=...)", "the collator fails: KeyError: 'no such key'")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Broken(Plugin):
     """Adds a text to a number."""

@@ -89,7 +89,9 @@ def test_each_example_is_called_in_a_run(hook, code, model, adapter, tmp_path, m
     wraps = "wrapper=True" in code
     rows = None
     if hook == "make_formatter" and not wraps:
-        rows = [{"hello": f"hello {number}", "reply": f"good day {number}"} for number in range(20)]
+        greetings = [{"hello": f"hello {number}", "reply": f"good day {number}"} for number in range(20)]
+        answers = {"question": "what now?", "answers": ["wait", "go on"]}
+        rows = [greeting | answers for greeting in greetings]
     result = run(adapter if hook == "attach_adapter" else model, tmp_path / "run", [cls()], rows)
     assert set(calls) == {hook}
     assert result.metrics["train_loss"] > 0

@@ -113,6 +113,20 @@ def test_an_unreadable_json_array_is_an_error_despite_on_bad_row_skip(tmp_path):
         prepare(tmp_path, path, on_bad_row="skip")
 
 
+def half_of_an_emoji(row):
+    return json.loads(row["text"])
+
+
+def test_text_that_a_formatter_makes_invalid_is_reported_or_skipped(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines({"text": '"whole"'}, {"text": '"half \\ud83d"'}))
+    plugins = [{"formats": {"formatting": half_of_an_emoji}}]
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the text has half of a surrogate pair"):
+        prepare(tmp_path, path, plugins=plugins)
+    data = prepare(tmp_path, path, plugins=plugins, on_bad_row="skip").data
+    assert data.counts.by_split["train"]["bad rows skipped"] == 1
+    assert len(data.train) == 1
+
+
 def mixture(tmp_path, left=30, right=10):
     one = [{"prompt": f"left {n}? ", "completion": "l"} for n in range(left)]
     two = [{"text": f"right {n}"} for n in range(right)]

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from sftkit import Pipeline
-from sftkit.errors import ConfigError, DataError
+from sftkit.errors import ConfigError, DataError, RunError
 from sftkit.testing import tiny_model, tiny_tokenizer
 
 TRAIN = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "use_cpu": True, "save_steps": 3}
@@ -111,6 +111,16 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
     assert all(whole[name].equal(parts[name]) for name in whole)
 
 
+def test_resuming_a_stream_of_other_data_is_refused(tmp_path):
+    for number in (20, 21):
+        data = {"train": write(tmp_path / "a.jsonl", rows(number))}
+        run = pipeline(tmp_path, data, resume=number == 21)
+        if number == 20:
+            run.run()
+    with pytest.raises(RunError, match=r"data\.train: the data has changed"):
+        run.run()
+
+
 def test_the_manifest_counts_what_happened_to_a_stream(tmp_path):
     data = {"train": write(tmp_path / "a.jsonl", rows(20)), "max_length": 8}
     pipeline(tmp_path, data).run()
@@ -168,6 +178,53 @@ def test_a_column_that_appears_late_is_an_error():
     run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, config=config)
     with pytest.raises(DataError, match="column 'weight', which none of the first 100 rows has"):
         run.prepare()
+
+
+def test_unreadable_lines_are_reported_by_file_or_skipped_and_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", [*rows(4), {"prompt": "half \ud83d", "completion": "x"}, *rows(4)])
+    with pytest.raises(DataError, match=r"a\.jsonl:5: column 'prompt' has half of a surrogate pair"):
+        pipeline(tmp_path, {"train": path}).prepare()
+    stream = pipeline(tmp_path, {"train": path, "on_bad_row": "skip", "shuffle_buffer": 0}).prepare().data.train
+    assert "half" not in "".join(texts(stream, 8))
+    assert stream.counts.by_split["train"]["unreadable lines skipped"] == 1
+
+
+def test_a_stream_reads_the_split_of_a_directory_and_counts_other_files(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.jsonl", rows(4, split))
+    stream = pipeline(tmp_path, {"train": str(tmp_path), "window": 4}).prepare().data.train
+    assert all("train" in text for text in texts(stream, 8))
+    assert stream.counts.by_split["train"]["files not read: split test"] == 1
+
+
+def test_saved_data_can_be_streamed(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_list(rows(4)), test=Dataset.from_list(rows(4, "test"))).save_to_disk(tmp_path / "a")
+    stream = pipeline(tmp_path, {"train": str(tmp_path / "a"), "window": 4}).prepare().data.train
+    assert all("row" in text for text in texts(stream, 8))
+
+
+def test_streamed_values_are_exactly_as_written(tmp_path):
+    template = (
+        "{% for m in messages %}{{ m['role'] }}:{% generation %}{{ m['content'] }}{% for call in m['tool_calls'] %}"
+        "{{ call['function']['arguments'] | tojson }}{% endfor %}</s>{% endgeneration %}{% endfor %}"
+    )
+    given = [{"z": 3, "a": 3.0}, {"time": "2025-08-01"}, {"time": 1690876800}]
+    conversations = [
+        {
+            "messages": [
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": one}}]}
+            ]
+        }
+        for one in given
+    ]
+    data = {"train": write(tmp_path / "a.jsonl", conversations), "streaming": True, "window": 3}
+    tokenizer = tiny_tokenizer(chat_template=template)
+    train = {**TRAIN, "output_dir": str(tmp_path / "run")}
+    stream = Pipeline(model=tiny_model(), tokenizer=tokenizer, data=data, train=train).prepare().data.train
+    found = [text.partition(":")[2].removesuffix("</s>") for text in texts(stream, 3)]
+    assert sorted(found) == sorted(map(json.dumps, given))
 
 
 def test_closing_a_generator_does_not_wait_for_its_thread():

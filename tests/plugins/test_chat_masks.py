@@ -18,6 +18,7 @@ from sftkit.data.documents import RowError, documents_of
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.messages import MessagesReader, read_messages
 from sftkit_plugins.formats.rendering import DATE
+from sftkit_plugins.formats.side_columns import SideColumns
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -72,7 +73,9 @@ def without_markers(template):
 
 def turns(template, messages):
     tools = TOOLS if any(message["role"] == "tool" for message in messages) else None
-    chat = Chat(reader=MessagesReader(("messages",), has_tools=True), template=template, special_tokens=SPECIAL)
+    chat = Chat(
+        reader=MessagesReader(("messages",), SideColumns(tools="tools")), template=template, special_tokens=SPECIAL
+    )
     (document,) = documents_of(chat({"messages": [messages], "tools": [tools]}))
     text, regions = "", []
     for span in document:

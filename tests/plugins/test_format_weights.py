@@ -140,7 +140,14 @@ def test_a_column_of_numbers_named_weight_is_recognised_and_logged(columns, kind
     assert "using column 'weight' as the weight of each row's loss" in caplog.messages
 
 
-@pytest.mark.parametrize("kind", ["string", "bool", "null"])
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_weights_may_be_numbers_written_as_text_as_in_csv_files(kind):
+    formatter = formatter_of({"text": "string", "weight": kind})
+    documents = formatter({"text": ["a", "b", "c"], "weight": ["0.5", None, "2"]})
+    assert [document[0].weight for document in documents] == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["bool", "null"])
 def test_a_column_named_weight_must_hold_numbers(kind):
     with pytest.raises(DataError, match=f"column 'weight' .* is of type {kind}, not a number") as caught:
         formatter_of({"text": "string", "weight": kind})

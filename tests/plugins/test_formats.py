@@ -298,7 +298,10 @@ def test_nulls_that_arrow_adds_do_not_reach_the_template():
     )
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
     other = {"role": "assistant", "tool_calls": [{"function": {"name": "g", "arguments": {"y": 2}}}]}
-    tools = [{"name": "f", "parameters": {"x": "int"}}, {"name": "g", "parameters": {"y": "int"}}]
+    tools = [
+        {"function": {"name": "f", "parameters": {"x": "int"}}},
+        {"function": {"name": "g", "parameters": {"y": "int"}}},
+    ]
     user = {"role": "user", "content": "go"}
     (document,) = documents([{"messages": [user, call, other], "tools": tools}], template)
     assert text(document) == "".join(map(json.dumps, [user, call, other])) + json.dumps(tools)
@@ -312,8 +315,7 @@ CALL_AS_TEXT = {"type": "function", "function": {"name": "f", "arguments": '{"x"
 def test_tool_calls_may_be_json_text_and_keep_their_nulls(calls):
     template = (
         "{% for m in messages %}[{{ m.role }}]{% generation %}{{ m.content }}{% for call in m.tool_calls %}"
-        "{{ (call.function or call).name }}{{ (call.function or call).arguments | tojson }}"
-        "{% endfor %}{% endgeneration %}{% endfor %}"
+        "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}{% endgeneration %}{% endfor %}"
     )
     rows = [{"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": calls}]}]
     (document,) = documents(rows, template)
@@ -324,12 +326,12 @@ def test_tool_calls_may_be_json_text_and_keep_their_nulls(calls):
 def test_unreadable_tool_calls_are_reported_with_their_message(calls):
     messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": calls}]
     error = row_error([{"messages": messages}])
-    assert "message 2: cannot read tool_calls" in error.message
+    assert "message 2: cannot read the tool calls" in error.message
 
 
 @pytest.mark.parametrize("as_text", [json.dumps, lambda tools: [json.dumps(tool) for tool in tools]])
 def test_tools_may_be_json_text(as_text):
-    template = CHATML + "{% if tools %}{{ tools[0].name }}{% endif %}"
+    template = CHATML + "{% if tools %}{{ tools[0].function.name }}{% endif %}"
     tools = [{"name": "weather", "parameters": {"type": "object", "properties": {}}}]
     (document,) = documents([{"messages": TURNS, "tools": as_text(tools)}], template)
     assert text(document).endswith("weather")
@@ -359,7 +361,7 @@ def test_a_conversation_without_an_assistant_turn_is_skipped():
     [
         (None, "column 'messages' is null, not a list of messages"),
         ([{"role": "user", "content": None}], "column 'messages', message 1 (user) has no content"),
-        ([TURNS[0], {"role": "bot", "content": "a"}], "column 'messages', message 2: unknown role 'bot'"),
+        ([TURNS[0], {"role": "narrator", "content": "a"}], "column 'messages', message 2: unknown role 'narrator'"),
         ([{"role": None, "content": "a"}], "column 'messages', message 1 has no role"),
         ([None], "column 'messages', message 1 is null, not a mapping"),
     ],
@@ -372,7 +374,7 @@ def test_an_invalid_message_is_reported_with_its_place_and_a_fix(messages, messa
 
 def test_an_unknown_sharegpt_sender_is_reported():
     error = row_error([{"conversations": [{"from": "narrator", "value": "a"}]}])
-    assert "unknown 'from' 'narrator'" in error.message
+    assert "unknown role 'narrator'" in error.message
     assert "human" in error.fix
 
 

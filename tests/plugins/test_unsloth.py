@@ -91,7 +91,7 @@ def test_the_package_refuses_unknown_options_and_loaded_models(measure):
 
     assert "option options.lora_droput" in misspelt
     assert "did you mean 'lora_dropout'?" in misspelt
-    assert "option options.r: already set" in duplicate
+    assert "option options.r: set by the plugin itself" in duplicate
     assert "attn_implementation: not allowed here -> remove it" in ignored
     assert missing.startswith("model: ")
     assert "unsloth can only train models that it loads" in foreign

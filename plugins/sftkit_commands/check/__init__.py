@@ -74,7 +74,10 @@ def _found(verdict: Verdict) -> str:
 
 
 def _counts(stats: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in stats.items() if not isinstance(value, dict)}
+    """The counts of a split without its notes, which have verdicts."""
+    from sftkit.api import without_notes
+
+    return {name: value for name, value in without_notes(stats).items() if not isinstance(value, dict)}
 
 
 def _show_lengths(screen: Console, split: str, lengths: dict[str, int]) -> None:

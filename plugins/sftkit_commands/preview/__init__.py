@@ -27,7 +27,7 @@ def preview(
         arguments = [*(arguments or []), "model.init=random"]  # a preview works without weights
     pipeline = pipeline_from(arguments, plugin, model, data)
 
-    from sftkit.api import console
+    from sftkit.api import console, note_lines
     from sftkit_commands.preview.page import write_html
     from sftkit_commands.preview.rows import read_batch
     from sftkit_commands.preview.text import print_rows
@@ -35,11 +35,14 @@ def preview(
     prepared = pipeline.prepare()
     examples = _examples(prepared.data.splits, split, row - 1, rows)
     shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
+    noted = note_lines({split: prepared.data.summary()[split]})
     screen = console()
     if html is None:
         print_rows(screen, shown, ids)
+        for line in noted:
+            screen.print(f"\n{line}", markup=False)
         return
-    write_html(html, shown, f"sftkit preview: {split}", ids)
+    write_html(html, shown, f"sftkit preview: {split}", ids, noted)
     screen.print(f"{len(shown)} rows of {split} written to {html}", markup=False)
 
 

@@ -8,8 +8,16 @@ from pathlib import Path
 from sftkit_commands.preview.rows import LEGEND, WEIGHT_MEANING, Row
 
 
-def write_html(path: Path, rows: Sequence[Row], title: str, ids: bool) -> None:
-    """Write a self-contained page, without scripts or requests; ``ids`` adds the token ids."""
+def write_html(path: Path, rows: Sequence[Row], title: str, ids: bool, noted: Sequence[str] = ()) -> None:
+    """Write a self-contained page, without scripts or requests.
+
+    Args:
+        path: the file to write.
+        rows: the rows to show.
+        title: the title of the page.
+        ids: whether to add the token ids.
+        noted: lines on what was noted about the rows of the split.
+    """
     from jinja2 import Environment
 
     source = Path(__file__).with_name("preview.html.jinja").read_text(encoding="utf-8")
@@ -17,6 +25,8 @@ def write_html(path: Path, rows: Sequence[Row], title: str, ids: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     weighted = any(piece.weight != 1 for row in rows for piece in row.pieces)
     path.write_text(
-        page.render(rows=rows, title=title, legend=LEGEND, ids=ids, weight=WEIGHT_MEANING if weighted else ""),
+        page.render(
+            rows=rows, title=title, legend=LEGEND, ids=ids, weight=WEIGHT_MEANING if weighted else "", noted=noted
+        ),
         encoding="utf-8",
     )

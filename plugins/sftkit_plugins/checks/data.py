@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import WEIGHTED_TOKENS, DatasetStats, Status, Verdict
+from sftkit.api import WEIGHTED_TOKENS, DatasetStats, Status, Verdict, describe_notes, notes_of, without_fix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,16 +24,20 @@ AT_ONCE = 4096  # rows whose documents are hashed at once
 
 def data_verdicts(run: PreparedRun) -> Iterator[Verdict]:
     """Verdicts on each split, and on rows that the splits share."""
+    from sftkit_plugins.checks.tokens import token_verdicts
+
     for split, stats in run.data.stats.items():
         done = Counter(run.data.counts.by_split[split])
         yield _rows(split, stats, done)
+        yield from _notes(split, done)
         if weighted := done[WEIGHTED_TOKENS]:
             what = f"{split}: {weighted:,} of {stats.trained:,} trained tokens have a weight other than 1"
             yield Verdict("weights", "ok", what)
         yield from _lengths(split, stats, done, run)
-        yield from _special_tokens(split, stats, run)
-        yield _duplicates(split, stats)
-        yield from _fill(split, run)
+        yield from token_verdicts(split, stats, done, run)
+        if split in run.data.described:  # not of a stream, which may begin again within a window
+            yield _duplicates(split, stats)
+            yield from _fill(split, run)
     yield from _leaks(run)
 
 
@@ -50,6 +54,17 @@ def _rows(split: str, stats: DatasetStats, done: Counter[str]) -> Verdict:
     return Verdict("rows", "ok", what)
 
 
+def _notes(split: str, done: Counter[str]) -> Iterator[Verdict]:
+    """One verdict on all notes that need no action, and one on each of the others, whose fix the note names."""
+    notes, read = notes_of(done), done["rows read"]
+    if plain := {note: number for note, number in notes.items() if not without_fix(note)[1]}:
+        yield Verdict("noted", "ok", f"{split}: {'; '.join(describe_notes(plain))}", details=plain)
+    for note, number in notes.items():
+        what, fix = without_fix(note)
+        if fix:
+            yield Verdict("noted", "warn", f"{split}: {number:,} of {read:,} rows: {what}", fix, f"data.{split}")
+
+
 def _duplicates(split: str, stats: DatasetStats) -> Verdict:
     share = stats.duplicates / max(stats.rows, 1)
     what = f"{split}: {stats.duplicates:,} of {stats.rows:,} rows are duplicates"
@@ -64,7 +79,7 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
     what += f"the longest {stats.longest:,} (data.max_length {limit:,})"
     cut = done["completions cut"]
     if cut:
-        what += f"; {cut:,} completions were cut, together with their EOS"
+        what += f"; {cut:,} completions were cut"
     cut_share = cut / max(stats.rows, 1)
     status: Status = "wrong" if cut_share > CUT_MOST else "warn" if cut_share > CUT_SHARE else "ok"
     fix = f"raise data.max_length to {share.get('p99', limit):,}, or set data.truncation=drop"
@@ -74,28 +89,6 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
     if positions and longest > positions:
         what = f"{split}: rows have up to {longest:,} tokens, but the model has {positions:,} positions"
         yield Verdict("positions", "wrong", what, f"set data.max_length={positions}", "data.max_length")
-
-
-def _special_tokens(split: str, stats: DatasetStats, run: PreparedRun) -> Iterator[Verdict]:
-    tokenizer = run.tokenizer
-    if tokenizer.eos_token_id is None:
-        what = "the tokenizer has no EOS token, so the model cannot learn to stop"
-        yield Verdict("EOS", "wrong", what, "set an EOS token, for instance with -p chatml")
-    else:
-        share = stats.eos_trained / max(stats.rows, 1)
-        what = f"{split}: EOS {tokenizer.eos_token!r} is trained in {share:.1%} of the rows"
-        fix = "end answers with the EOS token in the chat template, or make its end token the EOS, as -p chatml does"
-        status: Status = "ok" if stats.eos_trained else "wrong"
-        yield Verdict("EOS", status, what, "" if stats.eos_trained else fix)
-    if stats.bos_doubled:
-        what = f"{split}: {stats.bos_doubled:,} rows begin with two BOS tokens"
-        yield Verdict("BOS", "wrong", what, "remove the BOS token from the data or from the chat template")
-    elif stats.without_bos and _adds_bos(tokenizer):
-        what = f"{split}: {stats.without_bos:,} rows do not begin with BOS, which the tokenizer adds to plain text"
-        yield Verdict("BOS", "warn", what, "begin the chat template with bos_token")
-    if split == "train" and tokenizer.pad_token_id is None:
-        what = "the tokenizer has no pad token; batches are padded with EOS, and padding is never trained"
-        yield Verdict("padding", "ok", what)
 
 
 def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
@@ -120,8 +113,11 @@ def _leaks(run: PreparedRun) -> Iterator[Verdict]:
         own = _document_hashes(rows)
         leaked = int(np.isin(own, train).sum())
         what = f"{name}: {leaked:,} of {len(own):,} rows are also in the training data"
-        status: Status = "wrong" if leaked > LEAK_SHARE * len(own) else "warn" if leaked else "ok"
-        yield Verdict("held out", status, what, "remove them from one of the two sets" if leaked else "", "data.eval")
+        status: Status = "ok" if not leaked else "wrong" if leaked > LEAK_SHARE * len(own) else "warn"
+        fix = "remove them from one of the two sets"
+        if isinstance(run.config.data.eval, float):  # a random choice: every duplicate may be on both sides
+            status, fix = "warn" if leaked else "ok", "remove duplicates from the data, which are held out one by one"
+        yield Verdict("held out", status, what, fix if leaked else "", "data.eval")
 
 
 def _document_hashes(rows: Any) -> np.ndarray:
@@ -140,10 +136,6 @@ def _document_hashes(rows: Any) -> np.ndarray:
         attached = table[ATTACHED].combine_chunks() if ATTACHED in table.column_names else None
         found.append(hash_documents(ids, offsets, attached))
     return np.concatenate(found)
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
 
 
 def _positions(run: PreparedRun) -> int | None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl
 from sftkit_plugins.formats.chat import Reasoning
-from sftkit_plugins.formats.options import Loss, Role
+from sftkit_plugins.formats.options import Loss
 from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.recognise import recognise
 from sftkit_plugins.formats.rendering import DATE, RESERVED
+from sftkit_plugins.formats.roles import Role
 from sftkit_plugins.formats.user_function import UserFunction, import_function
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Formats(Plugin):
-    """Recognises the data format by its columns: messages, ShareGPT, prompt/completion, Alpaca, text."""
+    """Recognises the data format by its columns: messages, ShareGPT, prompt/completion, Alpaca, text, and others."""
 
     replaces: ClassVar[Mapping[str, str]] = {"dataset_text_field": "text_column"}
 
@@ -39,6 +40,13 @@ class Formats(Plugin):
         "assistant",
     )
     text_column: Annotated[str, Field(description="name of the column of plain text")] = "text"
+    columns: Annotated[
+        dict[str, str],
+        Field(description="the data's column for a name that a format knows, as in `{prompt: q, completion: a}`"),
+    ] = dataclasses.field(default_factory=dict)
+    developer_as_system: Annotated[
+        bool, Field(description="write messages of the role developer as system messages")
+    ] = False
     allow_left_out: Annotated[
         tuple[Part, ...],
         Field(description="what the chat template may leave out of rows"),
@@ -62,11 +70,14 @@ class Formats(Plugin):
 
     @hookimpl
     def check_run(self) -> Iterator[Problem]:
-        """What is wrong with the options ``formatting`` and ``chat_template_kwargs``."""
-        for name in RESERVED & self.chat_template_kwargs.keys():
-            where = ("plugins", "formats", "chat_template_kwargs", name)
-            what = f"chat_template_kwargs cannot set {name}: it is set for each row"
-            yield Problem(what, "plugin formats, option chat_template_kwargs", "remove it", where)
+        """What is wrong with the options ``formatting`` and ``chat_template_kwargs``, and options without effect."""
+        for name in sorted(RESERVED & self.chat_template_kwargs.keys()):
+            what, where = f"chat_template_kwargs cannot set {name}", "plugin formats, option chat_template_kwargs"
+            path = ("plugins", "formats", "chat_template_kwargs", name)
+            yield Problem(what, where, "remove it: each row sets it", path)
+        if self.formatting is not None and self.columns:
+            what, where = "columns has no effect with formatting", "plugin formats, option columns"
+            yield Problem(what, where, "remove one of the options", ("plugins", "formats", "columns"))
         try:
             if isinstance(self.formatting, str):
                 import_function(self.formatting)
@@ -74,14 +85,14 @@ class Formats(Plugin):
             yield from error.problems
 
     @hookimpl
-    def make_formatter(self, columns: Features, tokenizer: PreTrainedTokenizerBase) -> Formatter:
+    def make_formatter(self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any) -> Formatter:
         """A formatter for the user's function, if there is one, else for the first format that fits the columns.
 
         Raises:
             ConfigError: if the format does not support the option ``loss``, or the tokenizer has no chat template
                 for conversations.
-            DataError: if no format fits the columns.
+            DataError: if no format fits the columns, or the data is not for supervised fine-tuning.
         """
         if self.formatting is not None:
             return UserFunction(self.formatting, loss=self.loss)
-        return recognise(columns, tokenizer, self)
+        return recognise(columns, tokenizer, self, images=processor is not None)

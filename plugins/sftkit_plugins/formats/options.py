@@ -11,10 +11,10 @@ from typing import Literal
 from typing_extensions import Self
 
 from sftkit.api import Columns, ConfigError, Formatter, Outcome, Problem
+from sftkit_plugins.formats.refusals import check_rows
 from sftkit_plugins.formats.weights import COLUMN, weigh
 
 Loss = Literal["all", "completion", "assistant"]
-Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,13 @@ class ColumnFormatter(Formatter):
         loss: what is trained.
         loss_is_set: whether the user has set the option ``loss``; if not, the format decides.
         weighted: whether the data has a column ``weight``.
+        checked: columns that no row may use, such as images; see `refusals`.
     """
 
     loss: Loss
     loss_is_set: bool = False
     weighted: bool = False
+    checked: tuple[str, ...] = ()
 
     def defer_loss(self, plugin: str) -> Self:
         """A formatter that trains everything.
@@ -47,17 +49,18 @@ class ColumnFormatter(Formatter):
         Raises:
             RowError: for a malformed row, or an invalid weight.
         """
+        check_rows(self.checked, rows)
         documents = self.documents(rows)
         return weigh(documents, rows) if self.weighted else documents
 
     def with_weight(self, columns: Iterable[str]) -> frozenset[str]:
-        """Some columns, and that of the rows' weights if there is one."""
-        return frozenset(columns) | ({COLUMN} if self.weighted else set())
+        """Some columns, that of the rows' weights if there is one, and those that are checked."""
+        return frozenset(columns) | {*self.checked} | ({COLUMN} if self.weighted else set())
 
     @property
     @abstractmethod
     def columns_used(self) -> frozenset[str]:
-        """The columns of the format, and that of the weights."""
+        """The columns of the format, that of the weights, and those that are checked."""
 
     @abstractmethod
     def documents(self, rows: Columns) -> list[Outcome]:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from sftkit.api import ConfigError, DataError, Formatter, Problem, nearest
 from sftkit_plugins.formats.chat import Chat
-from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Text
-from sftkit_plugins.formats.messages import MessagesReader
+from sftkit_plugins.formats.column_types import (
+    element,
+    is_conversation,
+    is_json,
+    is_messages,
+    is_text,
+    is_texts,
+    nulls_are_data,
+    type_name,
+)
+from sftkit_plugins.formats.conversation import Reader
+from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Segments, Text
+from sftkit_plugins.formats.messages import MessagesReader, PairReader, TreeReader
 from sftkit_plugins.formats.options import Loss
+from sftkit_plugins.formats.pairs import Pair
+from sftkit_plugins.formats.reading import Rules
+from sftkit_plugins.formats.refusals import LABELS, checked_columns, nothing_to_train, refusal
+from sftkit_plugins.formats.renamed import CONVERSATIONS, Renamed, check_names, names_of
+from sftkit_plugins.formats.side_columns import SideColumns
+from sftkit_plugins.formats.template_reads import TemplateReads, reads_of
+from sftkit_plugins.formats.tokens import Tokens, has_tokens
 from sftkit_plugins.formats.weights import COLUMN, has_weights
 
 if TYPE_CHECKING:
@@ -17,64 +38,193 @@ if TYPE_CHECKING:
 
     from sftkit_plugins.formats import Formats
 
-_TEXT_TYPES = ("string", "large_string", "string_view")
+logger = logging.getLogger("sftkit")
+
 _LACKS = {"completion": "no completion", "assistant": "no assistant turns"}
+_PROMPT = ("prompt", "completion")
+_ACCEPTED = (
+    "rename columns with formats:columns, to names of one format: messages (list of {role, content}); conversations "
+    "(list of {from, value}); prompt and completion (both text, or lists of messages); instruction, output and "
+    "optional input (text); question and answer (text); text. Or set formats:text_column to the name of a text column, "
+    "or formats:formatting to your own function"
+)
 
 
-def recognise(columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: Formats) -> Formatter:
-    """The formatter of the first format that fits: messages, conversations, prompt/completion, Alpaca, text.
+def recognise(
+    columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: Formats, *, images: bool = False
+) -> Formatter:
+    """The formatter of the first format that fits; `docs/plugins/formats.md` lists them in order.
 
     A ``text_column`` other than the default was set by the user and overrides all formats.
 
+    Args:
+        columns: the columns of the data, with their types.
+        tokenizer: the run's tokenizer.
+        options: the options of the plugin.
+        images: whether the run uses images.
+
     Raises:
-        ConfigError: if the format does not support the option ``loss``, or the tokenizer has no chat template for
-            conversations.
-        DataError: if no format fits, or a column ``weight`` does not hold numbers.
+        ConfigError: if the format does not support the option ``loss``, the tokenizer has no chat template for
+            conversations, or the option ``columns`` names columns that do not exist.
+        DataError: if no format fits, the data is not for supervised fine-tuning, or a column ``weight`` does not hold
+            numbers.
     """
-    names = {name for name, feature in columns.items() if is_text(feature)}
-    chats = {name for name, feature in columns.items() if is_messages(feature)}
-
-    def loss(form: str, default: Loss, *others: Loss) -> dict[str, Any]:
-        return {"loss": _loss(options, form, default, *others), "loss_is_set": options.loss is not None}
-
-    if options.text_column != "text":
-        return _named_text(columns, names, options.text_column, loss("text", "all"))
-    for column in ("messages", "conversations"):
-        if column in chats:
-            return _chat((column,), columns, tokenizer, options, loss("messages", "assistant", "all"))
-    if {"prompt", "completion"} <= chats:
-        chosen = loss("prompt/completion", "completion", "assistant", "all")
-        return _chat(("prompt", "completion"), columns, tokenizer, options, chosen)
-    if {"prompt", "completion"} <= names:
-        return PromptCompletion(**loss("prompt/completion", "completion", "all"), weighted=has_weights(columns))
-    if {"instruction", "output"} <= names:
-        return Alpaca(**loss("Alpaca", "completion", "all"), weighted=has_weights(columns))
-    if "text" in names:
-        return Text(**loss("text", "all"), weighted=has_weights(columns))
-    raise DataError(_no_format(columns))
+    if has_tokens(columns):
+        return Tokens.of(columns, tokenizer, options)
+    check_names(options.columns, columns)
+    names = names_of(options.columns, columns)
+    known = {name: columns[column] for name, column in names.items()}
+    formatter = _Recognition(known, tokenizer, options, images).formatter()
+    return formatter if all(name == column for name, column in names.items()) else Renamed(formatter, names)
 
 
-def is_text(feature: Any) -> bool:
-    """Whether a column holds text."""
-    return getattr(feature, "dtype", None) in _TEXT_TYPES
+@dataclass(frozen=True)
+class _Recognition:
+    """The choice of a formatter, for columns with the names that the formats know."""
+
+    columns: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    options: Formats
+    images: bool
+
+    def formatter(self) -> Formatter:
+        options, texts = self.options, {name for name, feature in self.columns.items() if is_text(feature)}
+        if options.text_column != "text":
+            return self._named_text(texts)
+        if problem := refusal(self.columns):
+            raise DataError(problem)
+        if (found := self._conversation(texts) or self._text(texts)) is not None:
+            return found
+        why = nothing_to_train(self.columns)
+        found_columns = ", ".join(f"{name} ({type_name(feature)})" for name, feature in self.columns.items()) or "none"
+        what = f"no format fits these columns: {found_columns}"
+        raise DataError(Problem(f"{why}; {what}" if why else what, "data", _ACCEPTED))
+
+    def _conversation(self, texts: set[str]) -> Formatter | None:
+        """A formatter for conversations in columns of their own."""
+        columns = self.columns
+        for name in (*CONVERSATIONS, "contents", "data"):
+            fits = is_texts if name == "data" else is_conversation
+            if name in columns and fits(columns[name]):
+                return self._chat((name,), MessagesReader((name,), self._side, self._rules(name)), "messages")
+        segment = element(columns.get("segments"))
+        if is_json(columns.get("segments")) or is_json(segment) or _keys(segment, "label", "text"):
+            return Segments(**self._loss("segments", "completion", "all"), **self._shared)
+        if "message_tree_id" in columns and (is_json(columns.get("prompt")) or _keys(columns.get("prompt"), "replies")):
+            self._report("message trees, of which the best thread is used", "prompt")
+            return self._chat(("prompt",), TreeReader("prompt", self._side, self._rules("prompt")), "messages")
+        kinds = [name in texts or is_messages(columns.get(name)) for name in _PROMPT]
+        if all(kinds) and not texts >= {*_PROMPT}:
+            reader = MessagesReader(_PROMPT, self._side, self._rules(*_PROMPT))
+            return self._chat(_PROMPT, reader, "prompt/completion", "completion", "assistant")
+        return None
+
+    def _text(self, texts: set[str]) -> Formatter | None:
+        """A formatter for columns of text."""
+        shared, eos = self._shared, str(getattr(self.tokenizer, "eos_token", None) or "")
+        side = SideColumns.of_text(self.columns)
+        if {*_PROMPT} <= texts:
+            chosen = self._loss("prompt/completion", "completion", "all")
+            return PromptCompletion(side=side, eos=eos, **chosen, **shared)
+        if {"instruction", "output"} <= texts:
+            return Alpaca(side=side, eos=eos, **self._loss("Alpaca", "completion", "all"), **shared)
+        if pair := Pair.among(texts):
+            self._report("a question and its answer", *sorted(pair.columns))
+            if self._template:
+                reader = PairReader(pair, self._side, self._rules())
+                return self._chat((pair.question,), reader, "question/answer", "assistant", "completion")
+            pair, chosen = dataclasses.replace(pair, reasoning=None), self._loss("question/answer", "completion", "all")
+            return PromptCompletion(pair=pair, between="\n", side=side, eos=eos, **chosen, **shared)
+        if "text" in texts:
+            if "prompt" in texts and "text" not in self.options.columns:
+                what = "the columns prompt and text: text may be the answer to prompt, or repeat it"
+                fix = "set formats:columns to {prompt: prompt, completion: text}, or to {text: text} to use text alone"
+                raise DataError(Problem(what, "data", fix))
+            checked = tuple(name for name in shared["checked"] if name not in LABELS)  # those label the text itself
+            return Text(**self._loss("text", "all"), **{**shared, "checked": checked})
+        for name in CONVERSATIONS:
+            if name in texts:
+                return self._chat((name,), MessagesReader((name,), self._side, self._rules(name)), "messages")
+        return None
+
+    def _chat(
+        self, names: tuple[str, ...], reader: Reader, form: str, default: Loss = "assistant", *others: Loss
+    ) -> Chat:
+        template = self._template
+        if not template:
+            named = getattr(self.tokenizer, "chat_template", None)
+            which = f"only the chat templates {sorted(named)}, and no default" if named else "no chat template"
+            what = f"the column {names[0]!r} holds conversations, but the tokenizer has {which}"
+            fix = "set a chat template with -p chatml, or set model.tokenizer to the tokenizer of a chat model"
+            raise ConfigError(Problem(what, "chat template", fix))
+        return Chat(
+            reader=reader,
+            template=template,
+            special_tokens=self._special_tokens,
+            turns=self.options.turns,
+            roles=self.options.roles,
+            variables=self.options.chat_template_kwargs,
+            allow_left_out=self.options.allow_left_out,
+            reasoning=self.options.reasoning,
+            date=self.options.date.isoformat(),
+            **self._loss(form, default, *others, "all"),
+            **self._shared,
+        )
+
+    @property
+    def _template(self) -> str | dict[str, str] | None:
+        """The chat template, or several by name; None if there is no default."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        if isinstance(template, Mapping):
+            return dict(template) if "default" in template else None
+        return template or None
+
+    @property
+    def _special_tokens(self) -> dict[str, Any]:
+        return dict(cast("Mapping[str, Any]", self.tokenizer.special_tokens_map))
+
+    @property
+    def _reads(self) -> TemplateReads:
+        return reads_of(self._template or "", self._special_tokens)
+
+    @property
+    def _side(self) -> SideColumns | None:
+        return SideColumns.of(self.columns, self._reads.variables)
+
+    def _rules(self, *names: str) -> Rules:
+        exact = all(nulls_are_data(self.columns[name]) for name in names)
+        return Rules(self._reads, self.options.developer_as_system, exact)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """What every formatter gets."""
+        checked = checked_columns(self.columns, images=self.images)
+        return {"weighted": has_weights(self.columns), "checked": checked}
+
+    def _loss(self, form: str, default: Loss, *others: Loss) -> dict[str, Any]:
+        return {"loss": chosen_loss(self.options, form, default, *others), "loss_is_set": self.options.loss is not None}
+
+    def _report(self, what: str, *names: str) -> None:
+        logger.info("formats: reading the columns %s as %s", ", ".join(names), what)
+
+    def _named_text(self, texts: set[str]) -> Text:
+        column = self.options.text_column
+        if column not in texts:
+            what = f"no such column: {column!r}"
+            if column in self.columns:
+                what = f"column {column!r} is of type {type_name(self.columns[column])}, not text"
+            fix = nearest(column, texts) or f"use a column of text: {', '.join(sorted(texts)) or 'there is none'}"
+            raise DataError(_option_problem("text_column", what, fix))
+        weighted = column != COLUMN and has_weights(self.columns)
+        return Text(column=column, weighted=weighted, **self._loss("text", "all"))
 
 
-def is_messages(feature: Any) -> bool:
-    """Whether a column holds lists of ``{role, content}`` or ``{from, value}``, or JSON of any shape."""
-    if _is_json(feature):
-        return True
-    element = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
-    if _is_json(element):
-        return True
-    return isinstance(element, Mapping) and ({"role", "content"} <= set(element) or {"from", "value"} <= set(element))
+def chosen_loss(options: Formats, form: str, default: Loss, *others: Loss) -> Loss:
+    """The option ``loss``, or the default of the format.
 
-
-def _is_json(feature: Any) -> bool:
-    return type(feature).__name__ == "Json"
-
-
-def _loss(options: Formats, form: str, default: Loss, *others: Loss) -> Loss:
-    """The option ``loss``, or the default of the format; checked against what the format supports."""
+    Raises:
+        ConfigError: if the format does not support it, or if it makes other options pointless.
+    """
     loss = options.loss or default
     if loss not in (default, *others):
         fix = f"use loss={default} (the default for this format)" + (" or loss=all" if default != "all" else "")
@@ -95,60 +245,5 @@ def _option_problem(option: str, what: str, fix: str) -> Problem:
     return Problem(what, f"plugin formats, option {option}", fix, ("plugins", "formats", option))
 
 
-def _chat(
-    chat_columns: tuple[str, ...],
-    columns: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    options: Formats,
-    loss: dict[str, Any],
-) -> Chat:
-    template = getattr(tokenizer, "chat_template", None)
-    if not template or (isinstance(template, Mapping) and "default" not in template):
-        which = "no chat template" if not template else f"only the chat templates {sorted(template)}, and no default"
-        what = f"the column {chat_columns[0]!r} holds conversations, but the tokenizer has {which}"
-        fix = "set a chat template with -p chatml, or set model.tokenizer to the tokenizer of a chat model"
-        raise ConfigError(Problem(what, "chat template", fix))
-    specials = cast("Mapping[str, Any]", tokenizer.special_tokens_map)
-    return Chat(
-        reader=MessagesReader(chat_columns, "tools" in columns),
-        template=template if isinstance(template, str) else dict(template),
-        special_tokens=dict(specials),
-        turns=options.turns,
-        roles=options.roles,
-        variables=options.chat_template_kwargs,
-        allow_left_out=options.allow_left_out,
-        reasoning=options.reasoning,
-        date=options.date.isoformat(),
-        weighted=has_weights(columns),
-        **loss,
-    )
-
-
-def _named_text(columns: Mapping[str, Any], names: set[str], column: str, loss: dict[str, Any]) -> Text:
-    if column not in names:
-        what = f"no such column: {column!r}"
-        if column in columns:
-            what = f"column {column!r} is of type {_type(columns[column])}, not text"
-        fix = nearest(column, names) or f"use a column of text: {', '.join(sorted(names)) or 'there is none'}"
-        raise DataError(_option_problem("text_column", what, fix))
-    return Text(column=column, weighted=column != COLUMN and has_weights(columns), **loss)
-
-
-def _no_format(columns: Mapping[str, Any]) -> Problem:
-    found = ", ".join(f"{name} ({_type(feature)})" for name, feature in columns.items()) or "none"
-    accepted = (
-        "rename columns to one of: messages (list of {role, content}); conversations (list of {from, value}); "
-        "prompt and completion (both text, or both lists of messages); instruction, output and optional input (text); "
-        "text. Or set formats:text_column to the name of a text column, or formats:formatting to your own function"
-    )
-    return Problem(f"no format fits these columns: {found}", "data", accepted)
-
-
-def _type(feature: Any) -> str:
-    dtype = getattr(feature, "dtype", None)
-    if isinstance(dtype, str):
-        return dtype
-    element = getattr(feature, "feature", None)
-    if isinstance(element, Mapping):
-        return f"list of {{{', '.join(element)}}}"
-    return f"list of {_type(element)}" if element is not None else type(feature).__name__
+def _keys(feature: Any, *keys: str) -> bool:
+    return isinstance(feature, Mapping) and set(keys) <= set(feature)

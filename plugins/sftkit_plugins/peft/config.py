@@ -149,7 +149,13 @@ def _values(method: _Method, named: Mapping[str, Any], further: Mapping[str, Any
     for name in further:
         if name in reserved:
             where = f"plugin peft, option options.{name}"
-            problems.append(Problem("already set", where, "use the plugin's own option, or remove it"))
+            problems.append(
+                Problem(
+                    "set by the plugin itself",
+                    where,
+                    "use the plugin's own option, or remove it",
+                )
+            )
     problems += method.unknown((name for name in further if name not in reserved), "options")
     if problems:
         raise ConfigError(problems)

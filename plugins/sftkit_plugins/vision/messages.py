@@ -14,6 +14,8 @@ from sftkit_plugins.vision.template import MARK
 #: What stands for an image in plain text, as in LLaVA's data.
 PLAIN = "<image>"
 USERS = ("user", "human")
+#: Keys of a message that train it.
+TRAINED = ("train", "training", "loss", "weight", "loss_scale")
 
 
 @dataclass
@@ -125,7 +127,7 @@ def _marked(text: str) -> str:
 def _check_trained(conversations: list[Any]) -> None:
     for each, at, key in _texts(conversations):
         message = each[at]
-        trained = message.get("train") or message.get("weight")
+        trained = any(message.get(key) for key in TRAINED)
         if MARK in message[key] and trained and _role(message) in USERS:
             what = "a user message with an image cannot be trained, because its place in the text is unknown"
             raise ImageError(what, "remove train or weight from it; formats:loss=all trains all of the text")
@@ -140,5 +142,5 @@ def _texts(conversations: list[Any]) -> Iterator[tuple[list[Any], int, str]]:
                 yield each, at, key
 
 
-def _role(message: dict[str, Any]) -> Any:
-    return message.get("role") or message.get("from")
+def _role(message: dict[str, Any]) -> str:
+    return str(message.get("role") or message.get("from")).lower()

@@ -60,7 +60,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(make_run, tmp_path):
 def test_resuming_with_other_data_or_plugins_is_refused(make_run, rows):
     train = {"save_steps": 1, "save_strategy": "steps"}
     make_run(train=train).run()
-    with pytest.raises(RunError, match="the data has changed"):
+    with pytest.raises(RunError, match=f"the data has changed: it has 6 rows, and had {len(rows)}"):
         make_run(data=rows[:6], train=train, resume=True).run()
+    with pytest.raises(RunError, match=f"the data has changed: it still has {len(rows)} rows, but other contents"):
+        make_run(data=rows[::-1], train=train, resume=True).run()
     with pytest.raises(RunError, match="neftune"):
         make_run(plugins=["neftune"], train=train, resume=True).run()

@@ -1,0 +1,103 @@
+"""Parquet and Arrow files: read in batches, and brought to the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from sftkit.data.opening import cannot_read, kind_of, open_binary
+from sftkit.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Features
+
+BATCH = 1000  # rows
+
+
+def common_features(names: Sequence[str], where: str) -> Features:
+    """The columns of all files; numbers and texts of different sizes are brought to the larger one.
+
+    Raises:
+        DataError: if the types of a column cannot be brought together, with the file and the column.
+    """
+    import pyarrow as pa
+    from datasets import Features
+
+    common: dict[str, Any] = {}
+    for name in names:
+        with _opened(name, where) as file:
+            features = Features.from_arrow_schema(file.schema_arrow if kind_of(name) == "parquet" else file.schema)
+        for column, feature in features.items():
+            known = common.setdefault(column, feature)
+            if known == feature:
+                continue
+            pair = [pa.schema([(column, Features({column: each}).arrow_schema.types[0])]) for each in (known, feature)]
+            try:
+                both = pa.unify_schemas(pair, promote_options="permissive")
+            except pa.ArrowTypeError:
+                what = f"column {column!r} is of type {pair[1].types[0]}, but of type {pair[0].types[0]} in other files"
+                fix = "give the column one type, or use data.mix"
+                raise DataError(Problem(what, f"{where}, {name}", fix)) from None
+            common[column] = feature if pa.types.is_null(pair[0].types[0]) else Features.from_arrow_schema(both)[column]
+    return Features(common)
+
+
+def write_tables(names: Sequence[str], features: Features, path: Path, where: str) -> list[int]:
+    """Write the rows of files into one Arrow file, with null for columns that a file lacks.
+
+    Returns:
+        The number of rows of each file.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    import pyarrow as pa
+    from datasets.table import table_cast
+
+    schema, counts = features.arrow_schema, []
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        for name in names:
+            counts.append(0)
+            for batch in _batches(name, where):
+                table = pa.Table.from_batches([batch])
+                for column in set(schema.names) - set(table.column_names):
+                    table = table.append_column(column, pa.nulls(len(table), schema.field(column).type))
+                writer.write_table(table_cast(table.select(schema.names), schema))
+                counts[-1] += len(table)
+    return counts
+
+
+def _batches(name: str, where: str) -> Iterator[pa.RecordBatch]:
+    with _opened(name, where) as file:
+        if kind_of(name) == "parquet":
+            yield from file.iter_batches(batch_size=BATCH)
+        elif hasattr(file, "get_batch"):
+            yield from (file.get_batch(index) for index in range(file.num_record_batches))
+        else:
+            yield from file
+
+
+@contextmanager
+def _opened(name: str, where: str) -> Iterator[Any]:
+    """A reader of a Parquet file, or of an Arrow file in one of its two formats."""
+    try:
+        with open_binary(name, where) as source:
+            yield _reader(name, source)
+    except DataError:
+        raise
+    except Exception as error:  # of Arrow, or of a file system
+        raise DataError(cannot_read(name, error, where)) from error
+
+
+def _reader(name: str, source: IO[bytes]) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if kind_of(name) == "parquet":
+        return parquet.ParquetFile(source)
+    in_file_format = source.read(6) == b"ARROW1"
+    source.seek(0)
+    return pa.ipc.open_file(source) if in_file_format else pa.ipc.open_stream(source)

@@ -1,0 +1,266 @@
+"""Rows of Python values as Arrow tables from which the same values are read: types, numbers and the order of keys.
+
+Arrow gives a column one type, which would turn 3 beside 3.5 into 3.0, dates into times, and give each mapping the keys
+of all others. Columns whose values Arrow keeps are stored as they are; the others as JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sftkit.data.shapes import SCALARS, Shape, feature_of, kind_of_value, merged, shape_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, Features
+
+BLOCK = 1000  # rows
+JSON, NULL = "json", "null"
+_ENCODE = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+_OF_TYPES = {frozenset({kind}): name for kind, name in SCALARS.items()} | {frozenset[type](): NULL}
+
+
+class Storage(NamedTuple):
+    """How a column is stored.
+
+    Attributes:
+        kind: the name of an Arrow type; ``records`` for lists of mappings with the same keys, all of whose values are
+            text; or ``json``.
+        keys: the keys of records.
+    """
+
+    kind: str
+    keys: tuple[str, ...] = ()
+
+    def or_wider(self, other: Storage) -> Storage:
+        """A storage for the values of both."""
+        if self == other or other.kind == NULL:
+            return self
+        return other if self.kind == NULL else Storage(JSON)
+
+
+@dataclass
+class _Column:
+    """What is known about a column: its storage, its shape, and where each kind of value first occurs."""
+
+    storage: Storage = field(default_factory=lambda: Storage(NULL))
+    shape: Shape = NULL
+    firsts: dict[str, int] = field(default_factory=dict)
+
+
+class ExactTable:
+    """Collects rows.
+
+    Args:
+        directory: where to store them; None keeps them in memory.
+
+    Raises:
+        UnicodeEncodeError: from `add`, for text that is not valid Unicode.
+        TypeError: from `add`, for values that JSON does not have.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory
+        self._columns: dict[str, _Column] = {}
+        self._parts: list[_Part] = []
+        self._waiting: list[Mapping[str, Any]] = []
+        self._rows = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row. Its values must not be changed afterwards."""
+        self._waiting.append(row)
+        if len(self._waiting) == BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Store the rows that were added."""
+        rows, self._waiting = self._waiting, []
+        if not rows:
+            return
+        keys = dict.fromkeys(map(tuple, rows))
+        names = dict.fromkeys(chain.from_iterable(keys))
+        columns: Iterator[Sequence[Any]] = (
+            zip(*(row.values() for row in rows), strict=True)
+            if len(keys) == 1
+            else ([row.get(name) for row in rows] for name in names)
+        )
+        arrays = {name: self._array(name, values) for name, values in zip(names, columns, strict=True)}
+        schema = {name: column.storage for name, column in self._columns.items()}
+        if not self._parts or self._parts[-1].schema != schema:
+            if self._parts:
+                self._parts[-1].close()
+            path = self._directory and self._directory / f"{len(self._parts)}.arrow"
+            self._parts.append(_Part(schema, path))
+        self._parts[-1].write(arrays, len(rows))
+        self._rows += len(rows)
+
+    def _array(self, name: str, values: Sequence[Any]) -> pa.Array:
+        column = self._columns.get(name) or _Column()
+        types = {*map(type, values)}
+        storage = _storage_of(values, types - {type(None)})
+        column.storage = column.storage.or_wider(storage)
+        array = array_of(values, column.storage)
+        column.shape = merged([column.shape, _shape_of(values, storage)])
+        if len(types) > 1 or not column.firsts:
+            for kind, index in _first_kinds(values).items():
+                column.firsts.setdefault(kind, self._rows + index)
+        else:
+            column.firsts.setdefault(kind_of_value(values[0]), self._rows)
+        self._columns[name] = column
+        return array
+
+    @property
+    def columns(self) -> Features:
+        """What the values are."""
+        from datasets import Features
+
+        return Features({name: feature_of(column.shape) for name, column in self._columns.items()})
+
+    @property
+    def mixed(self) -> dict[str, dict[str, int]]:
+        """The columns with values of several kinds, such as text and lists, and the first row of each kind."""
+        firsts = {name: dict(column.firsts) for name, column in self._columns.items()}
+        for kinds in firsts.values():
+            kinds.pop("null", None)
+        return {name: kinds for name, kinds in firsts.items() if len(kinds) > 1}
+
+    def dataset(self) -> Dataset:
+        """The rows; columns stored as JSON have the type ``Json``."""
+        import pyarrow as pa
+        from datasets import Dataset, concatenate_datasets
+        from datasets.table import InMemoryTable
+
+        self.flush()
+        if not self._parts:
+            return Dataset.from_dict({})
+        self._parts[-1].close()
+        schema = self._parts[-1].schema
+        if self._directory is None:
+            tables = [table for part in self._parts for table in part.tables(schema)]
+            return Dataset(InMemoryTable(pa.concat_tables(tables)))
+        paths = [part.converted(schema) for part in self._parts]
+        return concatenate_datasets([Dataset.from_file(str(path), in_memory=False) for path in paths])
+
+
+class _Part:
+    """Blocks of rows with the same storage, in a file or in memory."""
+
+    def __init__(self, schema: dict[str, Storage], path: Path | None) -> None:
+        self.schema, self._path = schema, path
+        self._tables: list[pa.Table] = []
+        self._writer: Any = None
+
+    def write(self, arrays: Mapping[str, pa.Array], number: int) -> None:
+        """Add a block of ``number`` rows; columns that it lacks are null."""
+        import pyarrow as pa
+
+        missing = {name: storage for name, storage in self.schema.items() if name not in arrays}
+        nulls = {name: array_of([None] * number, storage) for name, storage in missing.items()}
+        table = pa.table({name: arrays[name] if name in arrays else nulls[name] for name in self.schema})
+        if self._path is None:
+            self._tables.append(table)
+            return
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def tables(self, schema: dict[str, Storage]) -> Iterator[pa.Table]:
+        """The blocks with another storage."""
+        import pyarrow as pa
+
+        if self._path is None:
+            yield from (_convert(table, self.schema, schema) for table in self._tables)
+            return
+        with pa.memory_map(str(self._path)) as file:
+            for batch in pa.ipc.open_stream(file):
+                yield _convert(pa.Table.from_batches([batch]), self.schema, schema)
+
+    def converted(self, schema: dict[str, Storage]) -> Path:
+        """The file, or one with another storage in its place."""
+        assert self._path is not None
+        if schema == self.schema:
+            return self._path
+        other = _Part(schema, self._path.with_suffix(".converted.arrow"))
+        for table in self.tables(schema):
+            other.write(dict(zip(table.column_names, table.columns, strict=True)), len(table))
+        other.close()
+        self._path.unlink()
+        assert other._path is not None
+        return other._path
+
+
+def _convert(table: pa.Table, old: Mapping[str, Storage], new: Mapping[str, Storage]) -> pa.Table:
+    import pyarrow as pa
+
+    columns = {}
+    for name, storage in new.items():
+        if name in old and old[name] == storage:
+            columns[name] = table[name]
+        else:
+            values = table[name].to_pylist() if name in old else [None] * len(table)
+            columns[name] = array_of(values, storage)
+    return pa.table(columns)
+
+
+def _storage_of(values: Sequence[Any], types: set[type]) -> Storage:
+    """How to store values whose types, without that of None, are ``types``."""
+    kind = _OF_TYPES.get(frozenset(types), JSON)
+    if kind == "int64" and any(not -(1 << 63) <= value < 1 << 63 for value in values if value is not None):
+        return Storage(JSON)
+    if kind == JSON and types == {list} and len({*map(type, values)}) == 1:
+        records = list(chain.from_iterable(values))
+        if records and {*map(type, records)} == {dict} and len(keys := {*map(tuple, records)}) == 1:
+            (names,) = keys
+            if names and all({type(record[name]) for record in records} == {str} for name in names):
+                return Storage("records", names)
+    return Storage(kind)
+
+
+def array_of(values: Sequence[Any], storage: Storage) -> pa.Array:
+    """Values as an Arrow array.
+
+    Raises:
+        UnicodeEncodeError: for text that is not valid Unicode.
+        TypeError: for values that JSON does not have.
+    """
+    import pyarrow as pa
+
+    if storage.kind == JSON:
+        texts = [None if value is None else _ENCODE(value) for value in values]
+        return pa.ExtensionArray.from_storage(pa.json_(pa.utf8()), pa.array(texts, pa.utf8()))
+    if storage.kind == "records":
+        lists = [value or [] for value in values]
+        ends = [0]
+        for value in lists:
+            ends.append(ends[-1] + len(value))
+        records = list(chain.from_iterable(lists))
+        fields = [pa.array([record[name] for record in records], pa.large_utf8()) for name in storage.keys]
+        empty = pa.array([value is None for value in values])
+        inner = pa.StructArray.from_arrays(fields, names=list(storage.keys))
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), inner, mask=empty)
+    types = {"string": pa.large_utf8(), "bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64()}
+    return pa.array(values, types.get(storage.kind, pa.null()))
+
+
+def _shape_of(values: Sequence[Any], storage: Storage) -> Shape:
+    if storage.kind == "records":
+        return [dict.fromkeys(storage.keys, "string")]
+    return storage.kind if storage.kind != JSON else merged(map(shape_of, values))
+
+
+def _first_kinds(values: Sequence[Any]) -> dict[str, int]:
+    """The position of the first value of each kind."""
+    firsts: dict[type, int] = {}
+    for index, value in enumerate(values):
+        firsts.setdefault(type(value), index)
+    return {kind_of_value(values[index]): index for index in reversed(firsts.values())}
