@@ -6,15 +6,18 @@ from a copy in memory. Both must give the same turns, or the template without ma
 
 from __future__ import annotations
 
+import datetime
 import re
 from pathlib import Path
 
 import pytest
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sftkit.data.documents import RowError
+from sftkit.data.documents import RowError, documents_of
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.messages import MessagesReader, read_messages
+from sftkit_plugins.formats.rendering import DATE
 from sftkit_plugins.formats.side_columns import SideColumns
 
 trl = pytest.importorskip("trl")
@@ -60,14 +63,6 @@ CONVERSATIONS = {
         assistant("<think>\nTwo and two.\n</think>\n\nFour."),
     ],
 }
-# Without markers, a tag after a tool call may belong to the call or to the result, or the turn does not begin with its
-# generation prompt.
-REJECTED_WITHOUT_MARKERS = {
-    ("deepseekv3_training", "tool calls twice"),
-    ("diffusion_gemma_training", "tool calls"),
-    ("diffusion_gemma_training", "tool calls twice"),
-    ("diffusion_gemma_training", "tool call and text"),
-}
 
 
 def without_markers(template):
@@ -81,7 +76,7 @@ def turns(template, messages):
     chat = Chat(
         reader=MessagesReader(("messages",), SideColumns(tools="tools")), template=template, special_tokens=SPECIAL
     )
-    (document,) = chat({"messages": [messages], "tools": [tools]})
+    (document,) = documents_of(chat({"messages": [messages], "tools": [tools]}))
     text, regions = "", []
     for span in document:
         if span.trained:
@@ -102,15 +97,24 @@ def or_rejected(template, messages):
 def test_turns_are_the_same_with_and_without_markers(name, kind):
     marked = or_rejected(TEMPLATES[name], CONVERSATIONS[kind])
     found = or_rejected(without_markers(TEMPLATES[name]), CONVERSATIONS[kind])
-    if (name, kind) in REJECTED_WITHOUT_MARKERS:
-        assert found is None
-        assert marked is not None
-    else:
-        assert found == marked
+    assert found == marked
+
+
+@pytest.fixture
+def fixed_date(monkeypatch):
+    """transformers' clock shows the date that is the default of the formatter."""
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(DATE)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 @pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.usefixtures("fixed_date")
 def test_only_prompt_and_whitespace_inside_the_markers_are_not_trained(name, kind):
     messages = CONVERSATIONS[kind]
     ours = or_rejected(TEMPLATES[name], messages)
@@ -118,14 +122,17 @@ def test_only_prompt_and_whitespace_inside_the_markers_are_not_trained(name, kin
         pytest.skip("the template does not render the whole conversation")
     text, regions = ours
     tools = TOOLS if any(message["role"] == "tool" for message in messages) else None
-    plain = [read_messages([message], 0, "messages")[0] for message in messages]
-    theirs, marked = render_jinja_template(
-        [plain], tools, chat_template=TEMPLATES[name], return_assistant_tokens_mask=True, **SPECIAL
+    # for "reasoning in text", the field is used if the template has one
+    kinds = (kind, "reasoning") if kind == "reasoning in text" else (kind,)
+    rows = [[read_messages([message], 0, "messages")[0] for message in CONVERSATIONS[one]] for one in kinds]
+    theirs, marks = render_jinja_template(
+        rows, tools, chat_template=TEMPLATES[name], return_assistant_tokens_mask=True, **SPECIAL
     )
-    assert text == theirs[0]
+    marked = [marks[theirs.index(text)]]
     kept = {at for start, end in regions for at in range(start, end)}
     enclosed = {at for start, end in marked[0] for at in range(start, end)}
-    assert kept <= enclosed
+    beyond = "".join(text[at] for at in sorted(kept - enclosed))
+    assert re.fullmatch(r"(<\|tool_response>)*", beyond)  # with this token Gemma ends a turn that calls a tool
     left_out = "".join(text[at] for at in sorted(enclosed - kept))
     prompts = r"(<think>|<｜Assistant｜>|<｜tool▁outputs▁end｜>|<\|start\|>assistant|\s|</think>)*"
     assert re.fullmatch(prompts, left_out), left_out
@@ -187,19 +194,13 @@ FIRST_TURN_REWRITTEN = (
         (UNPROMPTED, ["<assistant>Hello, friend.</s>", "<assistant>Yes, again.</s>"]),
         (LATE_SYSTEM, ["Hello, friend.</s>", "Yes, again.</s>"]),
         (FIRST_TURN_REWRITTEN, ["Hello, friend.</s>", "THINK Yes, again.</s>"]),
+        (ALWAYS_PROMPTING, ["Hello, friend.</s>", "Yes, again.</s>"]),
+        (EOS_IF_LAST, ["Hello, friend.", "Yes, again.<EOS>"]),
     ],
 )
 def test_turns_are_found_in_unusual_templates(template, expected):
     text, regions = turns(template, CONVERSATIONS["multi"])
     assert [text[start:end] for start, end in regions] == expected
-
-
-@pytest.mark.parametrize("template", [ALWAYS_PROMPTING, EOS_IF_LAST])
-def test_an_ambiguous_template_is_rejected_with_the_message_and_a_fix(template):
-    with pytest.raises(RowError) as caught:
-        turns(template, CONVERSATIONS["multi"])
-    assert "cannot be located in the chat template's output" in caught.value.message
-    assert "generation" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -390,7 +390,7 @@ def test_conversations_need_a_chat_template():
 
 def test_a_template_that_leaves_out_turns_is_rejected():
     dropping = unmarked(CHATML).replace("in messages %}", "in messages[-2:] %}")
-    assert "leaves out the content of message 3" in row_error([{"messages": TURNS}], dropping).message
+    assert "leaves out the content of message 1 (role system)" in row_error([{"messages": TURNS}], dropping).message
 
 
 def test_a_generation_prompt_missing_from_the_conversation_is_rejected():
@@ -400,13 +400,14 @@ def test_a_generation_prompt_missing_from_the_conversation_is_rejected():
     assert "{% generation %}" in error.fix
 
 
-def test_markers_inside_a_macro_are_rejected():
+def test_markers_inside_a_macro_are_found():
     in_macro = (
         "{% macro turn(m) %}<{{ m.role }}>{% generation %}{{ m.content }}</s>{% endgeneration %}{% endmacro %}"
         "{% for m in messages %}{{ turn(m) }}{% endfor %}"
     )
     messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In the garden."}]
-    assert "markers do not enclose" in row_error([{"messages": messages}], in_macro).message
+    (document,) = documents([{"messages": messages}], in_macro)
+    assert trained(document) == ["In the garden.</s>"]
 
 
 def test_an_exception_in_the_template_is_reported_with_the_row():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, hookimpl
+from sftkit_plugins.formats.chat import Reasoning
 from sftkit_plugins.formats.options import Loss
+from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.recognise import recognise
+from sftkit_plugins.formats.rendering import DATE, RESERVED
 from sftkit_plugins.formats.roles import Role
 from sftkit_plugins.formats.user_function import UserFunction, import_function
 
@@ -43,6 +47,22 @@ class Formats(Plugin):
     developer_as_system: Annotated[
         bool, Field(description="write messages of the role developer as system messages")
     ] = False
+    allow_left_out: Annotated[
+        tuple[Part, ...],
+        Field(description="what the chat template may leave out of rows"),
+    ] = ()
+    reasoning: Annotated[
+        Reasoning,
+        Field(
+            description="turns whose reasoning the chat template leaves out: train them, do not, or each as the last"
+        ),
+    ] = "as_rendered"
+    chat_template_kwargs: Annotated[
+        dict[str, Any], Field(description="variables for the chat template; those of a row override them")
+    ] = dataclasses.field(default_factory=dict)
+    date: Annotated[
+        datetime.date, Field(description="the date that a chat template is told is today, as in 2024-07-26")
+    ] = datetime.date.fromisoformat(DATE)
     formatting: Annotated[
         str | Callable[..., Any] | None,
         Field(description="your own formatting function, as `module:function`"),
@@ -50,7 +70,11 @@ class Formats(Plugin):
 
     @hookimpl
     def check_run(self) -> Iterator[Problem]:
-        """What is wrong with the option ``formatting``, and options that it makes pointless."""
+        """What is wrong with the options ``formatting`` and ``chat_template_kwargs``, and options without effect."""
+        for name in sorted(RESERVED & self.chat_template_kwargs.keys()):
+            what, where = f"chat_template_kwargs cannot set {name}", "plugin formats, option chat_template_kwargs"
+            path = ("plugins", "formats", "chat_template_kwargs", name)
+            yield Problem(what, where, "remove it: each row sets it", path)
         if self.formatting is not None and self.columns:
             what, where = "columns has no effect with formatting", "plugin formats, option columns"
             yield Problem(what, where, "remove one of the options", ("plugins", "formats", "columns"))

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sftkit.api import Columns, Document, Formatted, Outcome, RowError, Skipped, Span
+from sftkit.api import Columns, Document, Formatted, Outcome, RowError, Skipped
 from sftkit_plugins.formats.conversation import Conversation, Reader
-from sftkit_plugins.formats.messages import PLAIN
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
-from sftkit_plugins.formats.rendering import FIX, Messages, Region, Rendering, split
-from sftkit_plugins.formats.skeleton import Skeleton, stand_ins
-from sftkit_plugins.formats.turns import Turns, turn_end
+from sftkit_plugins.formats.presence import Part
+from sftkit_plugins.formats.probes import Probes, in_form
+from sftkit_plugins.formats.rendering import DATE, Messages, RefusedError, Rendering, split
+from sftkit_plugins.formats.source import source_of
+from sftkit_plugins.formats.stand_ins import StandIns
+from sftkit_plugins.formats.turns import Found, Turns
 from sftkit_plugins.formats.weights import KEYS, message_weight
+
+Reasoning = Literal["as_rendered", "last_turn_only", "each_turn_as_last"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chat(ColumnFormatter):
     """Conversations, whatever their columns are.
 
-    The characters that the assistant wrote are found exactly: with the template's ``{% generation %}`` markers, or by
-    rendering parts of the conversation and comparing them.
+    The characters that the assistant wrote are found exactly; see `Turns`.
 
     Args:
         reader: reads the conversation of a row.
@@ -30,6 +34,11 @@ class Chat(ColumnFormatter):
         loss: ``assistant`` (content and closing token of each assistant turn), ``completion`` or ``all``.
         turns: which turns of ``roles`` are trained; ``train`` or ``weight`` on a message overrides this.
         roles: whose turns are trained.
+        variables: further variables for the template; those of a row override them.
+        allow_left_out: what the template may leave out.
+        reasoning: what to do with turns whose reasoning the template leaves out: train them as they are rendered, do
+            not train them, or make a document of each trained turn, in which it is the last.
+        date: the date that the template is told is today.
     """
 
     reader: Reader
@@ -38,7 +47,11 @@ class Chat(ColumnFormatter):
     loss: Loss = "assistant"
     turns: Literal["all", "last"] = "all"
     roles: tuple[str, ...] = ("assistant",)
-    _skeletons: dict[Any, tuple[Skeleton | None, list[int]]] = field(default_factory=dict, repr=False, compare=False)
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    allow_left_out: tuple[Part, ...] = ()
+    reasoning: Reasoning = "as_rendered"
+    date: str = DATE
+    _known: dict[Any, tuple[Probes, Turns]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -46,17 +59,24 @@ class Chat(ColumnFormatter):
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the skeletons, so that a used formatter pickles to the same bytes as a new one."""
-        return {**self.__dict__, "_skeletons": {}}
+        """Without what is known about the template, so that a used formatter pickles to the same bytes as a new one."""
+        return {**self.__dict__, "_known": {}}
 
     def documents(self, rows: Columns) -> list[Outcome]:
         """The rendered conversations as spans.
 
         Raises:
-            RowError: for a value that is not a conversation, messages that the template rejects, a template that does
-                not reveal what the assistant wrote, or an invalid weight.
+            RowError: for a value that is not a conversation, messages that the template rejects or leaves out, a
+                template that does not reveal what the assistant wrote, or an invalid weight.
         """
-        return [self._outcome(self.reader(rows, index), index) for index in range(len(next(iter(rows.values()))))]
+        outcomes = []
+        for index in range(len(next(iter(rows.values())))):
+            conversation = self.reader(rows, index)
+            try:
+                outcomes.append(self._outcome(conversation, index))
+            except RefusedError as refusal:
+                raise RowError(index, refusal.message, refusal.fix) from refusal
+        return outcomes
 
     @property
     def columns_used(self) -> frozenset[str]:
@@ -64,65 +84,32 @@ class Chat(ColumnFormatter):
         return self.with_weight(self.reader.columns)
 
     def _outcome(self, conversation: Conversation, index: int) -> Outcome:
-        document = self._document(conversation, index)
-        if not conversation.notes or isinstance(document, Skipped):
-            return document
-        return Formatted([document], conversation.notes)
-
-    def _document(self, conversation: Conversation, index: int) -> Document | Skipped:
-        messages, tools = conversation.messages, conversation.tools
-        if not messages:
+        if not conversation.messages:
             return Skipped("empty conversation")
-        rendering = Rendering(self._template(tools), self.special_tokens, tools, index)
-        plain = tools is None and all(message.keys() == PLAIN for message in messages)
-        if plain and self.loss == "assistant":
-            return self._plain(rendering, messages, dict.fromkeys(self._chosen(messages), 1.0))
-        messages, trained = self._trained_turns(messages, index)
+        messages, trained = self._trained_turns(conversation.messages, index)
+        if self.loss == "assistant" and not trained:
+            return Skipped(f"no {' or '.join(self.roles)} turn")
+        if self.loss == "completion" and conversation.prompt == len(messages):
+            return Skipped("empty completion")
+        row = _Row(self, conversation, messages, index)
         if self.loss == "all":
-            return (Span(rendering.text(messages), True),)
-        if self.loss == "completion":
-            return self._completion(rendering, messages, conversation.prompt or 0)
-        if tools is None and all(message.keys() == PLAIN for message in messages):
-            return self._plain(rendering, messages, trained)
-        if not trained:
-            return self._untrained()
-        text = rendering.text(messages)
-        found = find_regions(rendering, messages, text, trained)
-        return split(text, [region for _, region in found], [trained[number] for number, _ in found])
-
-    def _plain(self, rendering: Rendering, messages: Messages, trained: dict[int, float]) -> Document | Skipped:
-        """A conversation of nothing but roles and contents, with the weights of its trained messages."""
-        if not trained:
-            return self._untrained()
-        key = tuple([message["role"] for message in messages]), tuple(sorted(trained))
-        if key not in self._skeletons:
-            self._skeletons[key] = _skeleton(rendering, messages, trained)
-        skeleton, numbers = self._skeletons[key]
-        text = rendering.text(messages)
-        regions = skeleton.find(text, [message["content"] for message in messages]) if skeleton else None
-        if regions is None:
-            found = find_regions(rendering, messages, text, trained)
-            numbers, regions = [number for number, _ in found], [region for _, region in found]
-        return split(text, regions, [trained[number] for number in numbers])
-
-    def _untrained(self) -> Skipped:
-        return Skipped(f"no {' or '.join(self.roles)} turn")
+            documents = [split(row.find(frozenset()).text, [(0, len(row.found.text))])]
+        elif self.loss == "completion":
+            documents = [row.completion(conversation.prompt or 0)]
+        elif self.reasoning == "each_turn_as_last" and (len(trained) > 1 or max(trained) < len(messages) - 1):
+            documents = [row.turns({number: trained[number]}, number + 1) for number in sorted(trained)]
+        else:
+            documents = [row.turns(trained)]
+        kept = [document for document in documents if document]
+        if not kept:
+            return Skipped("no turn whose reasoning the template renders")
+        notes = tuple(dict.fromkeys([*conversation.notes, *row.notes]))
+        return Formatted(kept, notes) if notes or len(kept) > 1 else kept[0]
 
     def _chosen(self, messages: Messages) -> set[int]:
         """The messages that are trained unless their own keys say otherwise."""
         chosen = [number for number, message in enumerate(messages) if message["role"] in self.roles]
         return set(chosen[-1:] if self.turns == "last" else chosen)
-
-    def _completion(self, rendering: Rendering, messages: Messages, prompt: int) -> Document | Skipped:
-        if prompt == len(messages):
-            return Skipped("empty completion")
-        if messages[prompt]["role"] != "assistant":
-            what = f"the completion begins with a message of the role {messages[prompt]['role']}"
-            fix = "begin it with an assistant message, or set formats:loss=assistant"
-            raise RowError(rendering.index, what, fix)
-        text = rendering.text(messages)
-        start = Turns(rendering, messages, text).start(prompt)
-        return split(text, [(start, turn_end(text, start, len(text), messages[-1]))])
 
     def _trained_turns(self, messages: Messages, index: int) -> tuple[Messages, dict[int, float]]:
         """The messages without the keys ``train`` and ``weight``, and the weights of the trained messages."""
@@ -143,71 +130,69 @@ class Chat(ColumnFormatter):
                 trained.pop(number, None)
         return [{k: v for k, v in message.items() if k not in KEYS} for message in messages], trained
 
-    def _template(self, tools: list[dict[str, Any]] | None) -> str:
-        if isinstance(self.template, str):
-            return self.template
-        return self.template["tool_use" if tools and "tool_use" in self.template else "default"]
+    def known(self, tools: list[dict[str, Any]] | None, variables: Mapping[str, Any]) -> tuple[Probes, Turns]:
+        """What is known about the template for rows with such tools and variables."""
+        template = self.template
+        if not isinstance(template, str):
+            template = template["tool_use" if tools and "tool_use" in template else "default"]
+        if variables:
+            variables = StandIns(source_of(template)).variables(variables)
+        key = template, bool(tools), json.dumps(variables, default=repr) if variables else ""
+        if key not in self._known:
+            rendering = Rendering(template, self.special_tokens, self.date)
+            probes = Probes(rendering, bool(tools), variables)
+            if len(self._known) >= _KEPT:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = probes, Turns(rendering, probes, self.allow_left_out)
+        return self._known[key]
 
 
-def _skeleton(rendering: Rendering, messages: Messages, trained: Collection[int]) -> tuple[Skeleton | None, list[int]]:
-    """The skeleton, and the number of the message that each of its regions belongs to."""
-    masked = stand_ins(messages)
-    try:
-        text = rendering.text(masked)
-        found = find_regions(rendering, masked, text, trained)
-    except RowError:  # the row itself raises a clearer error
-        return None, []
-    return Skeleton.of(text, [region for _, region in found]), [number for number, _ in found]
+_KEPT = 16
+"""For how many combinations of template, tools and variables the probes and structures are kept."""
 
 
-def find_regions(
-    rendering: Rendering, messages: Messages, text: str, trained: Collection[int]
-) -> list[tuple[int, Region]]:
-    """Where the trained messages are in the rendered conversation.
+class _Row:
+    """One row: renders it, and collects the notes."""
 
-    They are found with the template's markers, or by rendering parts of the conversation.
+    def __init__(self, chat: Chat, conversation: Conversation, messages: Messages, index: int) -> None:
+        self._chat, self._index = chat, index
+        self._tools = conversation.tools
+        self._variables = {**chat.variables, **conversation.variables}
+        self._probes, self._turns = chat.known(self._tools, self._variables)
+        if any(message.get("tool_calls") for message in messages):
+            form = self._probes.call_form()
+            messages = [in_form(message, form) for message in messages]
+        self._messages = messages
+        unread = [name for name in self._variables if name not in self._probes.source.reads and name != "documents"]
+        self.notes = [f"chat_template_kwargs {name} ignored" for name in unread]
 
-    Returns:
-        Regions in order, each with the number of its message; a message may have several.
+    def find(self, wanted: frozenset[int], count: int | None = None) -> Found:
+        """The rendered conversation, or its first messages, with some turns located."""
+        clock = self._probes.rendering.clock
+        clock.clear()
+        self.found = self._turns.find(self._messages[:count], self._tools, self._variables, wanted)
+        if clock:
+            self.notes.append(f"the template prints a date: {self._chat.date} is used")
+        self.notes += self.found.notes
+        return self.found
 
-    Raises:
-        RowError: if a message cannot be located, or the template leaves out a part of it.
-    """
-    turns = Turns(rendering, messages, text)
-    turns.check_rendered(trained)
-    if not rendering.has_markers or all(message["role"] != "assistant" for message in messages):
-        return [(number, turns.region(number)) for number in sorted(trained)]
-    regions = _marked(turns, rendering, messages, trained)
-    regions += [(number, turns.region(number)) for number in trained if messages[number]["role"] != "assistant"]
-    return sorted(regions)
+    def turns(self, trained: dict[int, float], count: int | None = None) -> Document:
+        """The document of some trained turns."""
+        found = self.find(frozenset(trained), count)
+        left_out = found.presence.reasoning if self._chat.reasoning == "last_turn_only" else ()
+        kept = [(number, region) for number, region in found.regions if number not in left_out]
+        if left_out and not kept:
+            return ()
+        return split(found.text, [region for _, region in kept], [trained[number] for number, _ in kept])
 
-
-def _marked(
-    turns: Turns, rendering: Rendering, messages: Messages, trained: Collection[int]
-) -> list[tuple[int, Region]]:
-    """The marked regions of the trained turns, without the generation prompt and trailing whitespace."""
-    regions = rendering.marked(messages, turns.text)
-    assistant = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    starts = {number: _start(turns, number) for number in assistant}
-    unknown = None in starts.values()
-    if len(regions) != len(assistant) and unknown and not set(trained) >= set(assistant):
-        what = f"the chat template marks {len(regions)} regions for {len(assistant)} assistant turns"
-        raise RowError(rendering.index, f"{what}, so it is unclear which turn each region belongs to", FIX)
-    found = []
-    for at, (start, end) in enumerate(regions):
-        if len(regions) == len(assistant):
-            number = assistant[at]
-        else:
-            number = max((n for n, first in starts.items() if first is not None and first < end), default=assistant[0])
-        first = starts[number]
-        start = start if first is None else max(start, first)
-        if start < end and number in trained:
-            found.append((number, (start, turn_end(turns.text, start, end, messages[number]))))
-    return found
-
-
-def _start(turns: Turns, number: int) -> int | None:
-    try:
-        return turns.start(number)
-    except RowError:
-        return None
+    def completion(self, prompt: int) -> Document:
+        """The document of a completion that begins with a message."""
+        role = self._messages[prompt]["role"]
+        if role != "assistant":
+            what = f"the completion begins with a message of the role {role}"
+            fix = "begin it with an assistant message, or set formats:loss=assistant"
+            raise RowError(self._index, what, fix)
+        found = self.find(frozenset({prompt, len(self._messages) - 1}))
+        if not found.regions:
+            return split(found.text, [])
+        return split(found.text, [(found.regions[0][1][0], found.regions[-1][1][1])])

@@ -163,6 +163,10 @@ class _Recognition:
             special_tokens=self._special_tokens,
             turns=self.options.turns,
             roles=self.options.roles,
+            variables=self.options.chat_template_kwargs,
+            allow_left_out=self.options.allow_left_out,
+            reasoning=self.options.reasoning,
+            date=self.options.date.isoformat(),
             **self._loss(form, default, *others, "all"),
             **self._shared,
         )
@@ -229,6 +233,7 @@ def chosen_loss(options: Formats, form: str, default: Loss, *others: Loss) -> Lo
         what = f"loss={loss} is not possible: data in the {form} format has {_LACKS[loss]}"
         raise ConfigError(_option_problem("loss", what, fix))
     chosen = {"turns": options.turns != "all", "roles": options.roles != ("assistant",)}
+    chosen["reasoning"] = options.reasoning != "as_rendered"
     if loss != "assistant" and any(chosen.values()):
         option = next(name for name, is_set in chosen.items() if is_set)
         what = f"{option} has no effect with loss={loss} (data in the {form} format)"

@@ -1,83 +1,107 @@
-"""Where the contents are in a rendered conversation: found once per sequence of roles, and verified for each row."""
+"""What a template writes around the texts of a conversation, and where these are in the text of a row."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sftkit_plugins.formats.rendering import Region
+from sftkit_plugins.formats.rendering import CLOSE, OPEN
+from sftkit_plugins.formats.stand_ins import STAND_IN, forms
 
 Place = tuple[int, int]
 """The index of a literal, and a position in it."""
 
-# Stand-ins begin and end with private-use characters: templates do not split or strip them, and data hardly ever
-# contains them.
-_SENTINEL = re.compile("\ue0f0(\\d+)\ue0f1")
-
-
-def stand_ins(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, with a stand-in in place of each content."""
-    return [{**message, "content": f"\ue0f0{index}\ue0f1"} for index, message in enumerate(messages)]
+_MARK = re.compile(f"[{OPEN}{CLOSE}]")
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a template writes around the contents of conversations with the same roles.
+    """A text that was rendered with stand-ins, taken apart.
 
     Attributes:
-        literals: the text before, between and after the contents.
-        order: the index of the message whose content is between each literal and the next.
-        regions: the trained regions, by literal and position.
+        literals: the text before, between and after the stand-ins.
+        order: which leaf is between each literal and the next.
+        marks: where regions between generation markers begin and end.
     """
 
     literals: tuple[str, ...]
     order: tuple[int, ...]
-    regions: tuple[tuple[Place, Place], ...]
+    marks: tuple[tuple[Place, Place], ...] = ()
 
     @classmethod
-    def of(cls, text: str, regions: Sequence[Region]) -> Skeleton | None:
-        """From a conversation rendered with stand-ins; None if a region begins or ends inside a stand-in."""
-        pieces = _SENTINEL.split(text)
-        literals, order = tuple(pieces[::2]), tuple(map(int, pieces[1::2]))
-        starts, at = [], 0
-        for index, literal in enumerate(literals):
-            starts.append(at)
-            at += len(literal) + (len(pieces[2 * index + 1]) + 2 if index < len(order) else 0)
-        places: list[tuple[Place, Place]] = []
-        for first, end in regions:
-            low, high = _place(first, starts, literals), _place(end, starts, literals)
-            if low is None or high is None:
-                return None
-            places.append((low, high))
-        return cls(literals, order, tuple(places))
+    def of(cls, text: str) -> Skeleton:
+        """Take a text apart."""
+        literals: list[str] = []
+        order, at = [], 0
+        for found in STAND_IN.finditer(text):
+            literals.append(text[at : found.start()])
+            order.append(int(next(group for group in found.groups() if group)))
+            at = found.end()
+        literals.append(text[at:])
+        places: list[Place] = []
+        for number, literal in enumerate(literals):
+            places += [(number, mark.start() - before) for before, mark in enumerate(_MARK.finditer(literal))]
+            literals[number] = _MARK.sub("", literal)
+        kinds = "".join(_MARK.findall(text))
+        # nested or unbalanced markers mark nothing
+        balanced = kinds == (OPEN + CLOSE) * (len(kinds) // 2)
+        marks = tuple(zip(places[::2], places[1::2], strict=True)) if balanced else ()
+        return cls(tuple(literals), tuple(order), marks)
 
-    def find(self, text: str, contents: Sequence[str]) -> list[Region] | None:
-        """The regions in a rendered conversation, or None if the text is not the literals with the contents between.
+    def find(self, text: str, values: Sequence[Any]) -> list[int] | int:
+        """Where each literal begins in the text of a row with these values.
 
-        A content may be unchanged or stripped. The match covers the whole text, which proves where each content is.
+        The values may be unchanged, stripped or escaped. The match covers the whole text, which proves where each value
+        is.
+
+        Returns:
+            The positions; or, if the text is not the literals with the values between, the first value that does not
+            match, as its position in `order`.
         """
         starts, at = [0], len(self.literals[0])
         if not text.startswith(self.literals[0]):
-            return None
-        for number, index in enumerate(self.order):
-            after = self.literals[number + 1]
-            for content in (contents[index], contents[index].strip()):
-                end = at + len(content)
-                if text.startswith(content, at) and text.startswith(after, end):
+            return 0
+        for number, leaf in enumerate(self.order):
+            after, value = self.literals[number + 1], values[leaf]
+            if not isinstance(value, str):
+                value = json.dumps(value)
+            for form in (value, value.strip()):
+                end = at + len(form)
+                if text.startswith(form, at) and text.startswith(after, end):
                     break
             else:
-                return None
+                return self._search(text, values)
             starts.append(end)
             at = end + len(after)
-        if at != len(text):
-            return None
-        return [(starts[low] + first, starts[high] + end) for (low, first), (high, end) in self.regions]
+        return starts if at == len(text) else self._search(text, values)
 
-
-def _place(at: int, starts: Sequence[int], literals: Sequence[str]) -> Place | None:
-    for number, (start, literal) in enumerate(zip(starts, literals, strict=True)):
-        if start <= at <= start + len(literal):
-            return number, at - start
-    return None
+    def _search(self, text: str, values: Sequence[Any]) -> list[int] | int:
+        """The same for all forms of the values; positions that several forms allow are kept until one fits."""
+        ends = {len(self.literals[0]): 0}
+        trail: list[dict[int, int]] = []  # for each value: where the literal after it begins -> where that before began
+        for number, leaf in enumerate(self.order):
+            after = self.literals[number + 1]
+            step: dict[int, int] = {}
+            following: dict[int, int] = {}
+            for at, start in ends.items():
+                for shapes in forms(values[leaf]):
+                    fitting = [at + len(form) for form in shapes if text.startswith(form, at)]
+                    for end in fitting:
+                        if end not in step and text.startswith(after, end):
+                            step[end] = start
+                            following[end + len(after)] = end
+                    if step:  # escaping changes nothing, or it would not fit
+                        break
+            if not step:
+                return number
+            trail.append(step)
+            ends = following
+        if len(text) not in ends:
+            return len(self.order)
+        starts = [ends[len(text)]]
+        for step in reversed(trail):
+            starts.append(step[starts[-1]])
+        return starts[::-1]

@@ -1,0 +1,69 @@
+"""What the source of a chat template reveals: the variables and the texts that it looks for."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sftkit_plugins.formats.rendering import has_markers, parsed
+
+_METHODS = {
+    *("split", "rsplit", "startswith", "endswith", "replace", "find", "rfind", "index", "count", "partition"),
+    *("rpartition", "removeprefix", "removesuffix"),
+}
+_THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Facts about a template.
+
+    Attributes:
+        reads: the variables that it reads.
+        keywords: the texts that it looks for in contents, such as ``</think>``; what it does depends on them.
+        thought_ends: those of the keywords that end a reasoning text.
+        tests_breaks: whether it looks for line breaks in a text.
+        marked: whether it has generation markers.
+    """
+
+    reads: frozenset[str]
+    keywords: tuple[str, ...]
+    thought_ends: tuple[str, ...]
+    tests_breaks: bool
+    marked: bool
+
+
+@functools.lru_cache(16)
+def source_of(template: str) -> Source:
+    """The facts about a template that can be compiled."""
+    from jinja2 import meta, nodes
+
+    tree = parsed(template)
+    named = {
+        node.target.name: node.node.value
+        for node in tree.find_all(nodes.Assign)
+        if isinstance(node.target, nodes.Name) and isinstance(node.node, nodes.Const)
+    }
+    tested, cut = _sought(tree, nodes, named)
+    found = {text for text in tested | {text for text in cut if len(text) > 1} if re.search(r"[^\w\s]", text)}
+    keywords = tuple(sorted(found, key=lambda text: (-len(text), text)))
+    ends = tuple(text for text in keywords if "/" in text and _THOUGHT.search(text) and not text.startswith("/"))
+    reads = frozenset(meta.find_undeclared_variables(tree))
+    return Source(reads, keywords, ends, "\n" in tested, has_markers(template))
+
+
+def _sought(tree: Any, nodes: Any, named: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Texts in tests such as ``'x' in content``, and in calls such as ``content.split('x')``."""
+
+    def texts(found: Iterable[Any]) -> set[str]:
+        values = [named.get(getattr(node, "name", ""), getattr(node, "value", None)) for node in found]
+        return {value for value in values if isinstance(value, str)}
+
+    compares = tree.find_all(nodes.Compare)
+    tested = [node.expr for node in compares if any(operand.op in ("in", "notin") for operand in node.ops)]
+    calls = [node for node in tree.find_all(nodes.Call) if getattr(node.node, "attr", None) in _METHODS]
+    calls += [node for node in tree.find_all(nodes.Filter) if node.name == "replace"]
+    return texts(tested), texts(argument for node in calls for argument in node.args)
