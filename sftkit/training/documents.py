@@ -67,10 +67,10 @@ def _compare(caller: _Caller, trial: Trial, gradients: bool) -> str | None:
     shared = caller.gradient_of(trial, whole) if gradients else None
     if shared is not None and (leak := _leak(trial, shared)) is not None:
         return leak
-    tolerance = caller.tolerance(trial.documents[0])
     for number, document in enumerate(trial.documents):
         differentiated = gradients and number in trial.targets
         alone = caller.alone(document, differentiated)
+        tolerance = caller.tolerance(document, alone)
         apart = _apart(whole.logits[number], alone.logits[0])
         what = f"a document of {len(document.ids)} tokens at place {document.start % trial.batch['input_ids'].shape[1]} of its row"
         if not apart <= tolerance:
@@ -182,19 +182,21 @@ class _Caller:
         (gradient,) = torch.autograd.grad(total, [result.embedded])
         return gradient.flatten(0, 1).float()
 
-    def tolerance(self, document: Placed) -> float:
+    def tolerance(self, document: Placed, alone: _Result) -> float:
         """The distance that rounding explains, measured by embeddings that are moved by about as much."""
         if self._tolerance is None:
-            exact = self.alone(document)
-            kinds = {exact.logits[0].dtype, next(self._embedding.parameters()).dtype}
-            epsilon = max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+            weight = next(self._embedding.parameters())
+            kinds = [kind for kind in (alone.logits[0].dtype, weight.dtype) if kind.is_floating_point]
+            single = torch.finfo(torch.float32).eps
+            epsilon = max(torch.finfo(kind).eps for kind in kinds)
             if self._device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
                 epsilon = max(epsilon, 2**-10)
             if getattr(base_model(self._model), "hf_quantizer", None) is not None:
                 epsilon = max(epsilon, QUANTIZED)
-            noise = _apart(self.alone(document, noise=epsilon).logits[0], exact.logits[0])
-            summed = torch.finfo(torch.float32).eps * next(self._embedding.parameters()).shape[-1] ** 0.5
-            self._tolerance = EPSILONS * max(epsilon, summed, noise)
+            self._tolerance = EPSILONS * max(epsilon, single * weight.shape[-1] ** 0.5)
+            if epsilon > single:
+                moved = self.alone(document, noise=epsilon)
+                self._tolerance = max(self._tolerance, EPSILONS * _apart(moved.logits[0], alone.logits[0]))
         return self._tolerance
 
 

@@ -81,9 +81,7 @@ def document_trials(
     trials = [*build(map(sample.short, SHORT))]
     trials += build(sample.real(batch_size), gradients=False, limit=limit)
     if limit:
-        lines = [(5, max(length + 1, min(length + OVER, document, row - 5)))] if length < document else []
-        lines.append((*_split(length + OVER, document), 13))
-        trials += build(map(sample.line, lines), limit=limit)
+        trials += build(map(sample.line, _beyond(length, document, row)), limit=limit)
     return trials
 
 
@@ -197,22 +195,21 @@ class _Builder:
             targets, end = [], 0
             for line in some:
                 found, end = _placed(flat_S, line, end)
-                chosen = _chosen([len(document.ids) for document in found])
-                targets.append(len(documents) + chosen.index(_target(found, chosen)))
+                target = max(range(min(1, len(found) - 1), len(found)), key=lambda number: len(found[number].ids))
+                edges = {0, len(found) - 1} if limit else {len(found) - 1} - {0} if not gradients else set()
+                chosen = sorted({target, *edges})
+                targets.append(len(documents) + chosen.index(target))
                 documents += [found[number] for number in chosen]
             yield Trial(batch, documents, targets if gradients else [], limit)
 
 
-def _chosen(lengths: list[int]) -> list[int]:
-    """The indices of the documents of a line that are compared: the second, the longest and the last."""
-    last = len(lengths) - 1
-    return sorted({min(1, last), int(np.argmax(lengths)), last})
-
-
-def _target(documents: list[Placed], chosen: list[int]) -> int:
-    """The longest of the chosen documents that has another one before it."""
-    behind = [number for number in chosen if number] or chosen
-    return max(behind, key=lambda number: len(documents[number].ids))
+def _beyond(length: int, document: int, row: int) -> Iterator[tuple[int, ...]]:
+    """Lengths of the documents of rows that exceed a length; within those of the longest document and row."""
+    last = min(13, row - length)
+    yield (*_split(min(length + OVER, row - last), document), last)
+    long = min(length + OVER, document, row - 1)
+    if long > length:
+        yield min(5, row - long), long
 
 
 def _split(tokens: int, longest: int) -> Iterator[int]:

@@ -56,21 +56,20 @@ def isolated(model: Any, trials: list[Trial], autocast: torch.dtype | None = Non
 
 @contextmanager
 def _enforced(model: Any, trials: list[Trial], autocast: torch.dtype | None, leak: str) -> Iterator[None]:
-    logger = logging.getLogger("sftkit")
-    for borders, text in ((False, "is added"), (True, "is added, and its layers get the document borders")):
-        with ExitStack() as stack:
-            if takes_position_ids(model):
-                stack.enter_context(documents_known(model, borders))
-                try:
-                    still = difference_from_alone(model, trials, autocast)
-                except Exception as error:  # a model may raise anything for arguments that it does not support
-                    still = str(error)
-                if still is None:
-                    what = "packing: model type %s ignores document boundaries; a block-diagonal mask %s"
-                    logger.info(what, model.config.model_type, text)
-                    yield
-                    return
-    raise _refusal(model, trials, autocast, leak)
+    still: str | None = ""
+    for borders in (False, True) if takes_position_ids(model) else ():
+        with documents_known(model, borders):
+            try:
+                still = difference_from_alone(model, trials, autocast)
+            except Exception as error:  # a model may raise anything for arguments that it does not support
+                still = str(error)
+            if still is None:
+                text = "packing: model type %s ignores document boundaries; a block-diagonal mask is added"
+                text += ", and its layers get the document borders" if borders else ""
+                logging.getLogger("sftkit").info(text, model.config.model_type)
+                yield
+                return
+    raise _refusal(model, trials, leak, still)
 
 
 def trials_of(model: Any, rows: Any, collator: Collator | None, batch_size: int, max_length: int) -> list[Trial]:
@@ -167,7 +166,7 @@ def _borders(document_BT: Tensor) -> dict[str, Any]:
     return found
 
 
-def _refusal(model: Any, trials: list[Trial], autocast: torch.dtype | None, seen: str) -> ConfigError:
+def _refusal(model: Any, trials: list[Trial], seen: str, with_borders: str) -> ConfigError:
     attention = getattr(model.config, "_attn_implementation", None)
     what = f"model type {model.config.model_type} does not isolate packed documents"
     what += f" with attention implementation {attention}: {seen}"
@@ -177,7 +176,11 @@ def _refusal(model: Any, trials: list[Trial], autocast: torch.dtype | None, seen
         fix = "use a collator that keeps position_ids, or drop packing"
     elif kinds:
         what += f"; its layers of type {', '.join(sorted(kinds))} need kernels that take document borders"
-        fix = "drop packing"
+        fix = "drop packing, or install these kernels"
+        if "Install" in with_borders:  # transformers names them
+            fix = f"drop packing, or {with_borders[with_borders.index('Install') :].lower()}"
+        elif _several(trials):
+            fix += ", and set train.per_device_train_batch_size: 1"
     else:
         one_row = ", set train.per_device_train_batch_size: 1" if _several(trials) and "flash" in str(attention) else ""
         fix = f"drop packing{one_row}, or choose another model.options.attn_implementation (sdpa, eager)"
