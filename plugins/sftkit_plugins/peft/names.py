@@ -56,7 +56,7 @@ def report_frozen(adapted: Any, layers: list[str], experts: list[str]) -> None:
     if frozen:
         text = "peft: all-linear leaves the experts frozen; to adapt them, set target_parameters: [%s]"
         logging.getLogger("sftkit").warning(text, ", ".join(frozen))
-    if others := _short(name for name in layers if name not in targeted):
+    if others := _short(name for name in layers if not {name, f"{name}.weight"} & targeted):
         text = "peft: this version of peft leaves linear layers frozen (%s); to adapt them, name all in target_modules"
         logging.getLogger("sftkit").warning(text, ", ".join(others))
 
