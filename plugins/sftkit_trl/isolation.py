@@ -45,7 +45,8 @@ class Isolation:
         """
         if not rows or not hasattr(model, "get_input_embeddings"):
             return cls()
-        autocast, trials = autocast_type(config.train), document_trials(model.config, None, None, rows, config.data.max_length)
+        autocast = autocast_type(config.train)
+        trials = document_trials(model.config, None, None, rows, config.data.max_length)
         with _flash_alone(model, config) if packed else contextlib.nullcontext():
             if leak_of(model, trials, autocast) is None:
                 return cls(packed)

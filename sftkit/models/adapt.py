@@ -50,7 +50,7 @@ def loaded_model_problems(model: Any, adapting: list[str]) -> list[Problem]:
     weights = list(model.parameters()) if hasattr(model, "parameters") else []
     if weights and not any(weight.requires_grad for weight in weights):
         kind = "its adapter is loaded for inference" if has_adapter(model) else "every weight has requires_grad False"
-        loaded = "load the adapter with is_trainable=True" if has_adapter(model) else "set requires_grad of some weights"
+        loaded = "load the adapter with is_trainable=True" if has_adapter(model) else "set requires_grad of weights"
         return [Problem(f"nothing of the model can be trained: {kind}", "model", f"{loaded}, or add an adapter")]
     return []
 

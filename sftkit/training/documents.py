@@ -57,7 +57,9 @@ def _difference(caller: _Caller, trial: Trial) -> str | None:
             return _compare(caller, trial, True)
         except torch.OutOfMemoryError:
             tokens = tuple(trial.batch["input_ids"].shape)
-            text = "too little memory for the gradients of a batch of %d rows of %d tokens: only its logits are compared"
+            text = (
+                "too little memory for the gradients of a batch of %d rows of %d tokens: only its logits are compared"
+            )
             logging.getLogger("sftkit").warning(text, *tokens)
     return _compare(caller, trial, False)
 
@@ -72,7 +74,8 @@ def _compare(caller: _Caller, trial: Trial, gradients: bool) -> str | None:
         alone = caller.alone(document, differentiated)
         tolerance = caller.tolerance(document, alone)
         apart = _apart(whole.logits[number], alone.logits[0])
-        what = f"a document of {len(document.ids)} tokens at place {document.start % trial.batch['input_ids'].shape[1]} of its row"
+        place = document.start % trial.batch["input_ids"].shape[1]
+        what = f"a document of {len(document.ids)} tokens at place {place} of its row"
         if not apart <= tolerance:
             return f"the logits of {what} differ by {100 * apart:.2g} % from those of the document alone"
         if differentiated and shared is not None:
@@ -143,9 +146,7 @@ class _Caller:
             logits_BTV = self._model(**inputs, use_cache=False).logits
             if not self._keeps:
                 column_of = {column: column for column in kept}
-            found = [
-                torch.stack([logits_BTV[row, column_of[column]] for row, column in each]) for each in places
-            ]
+            found = [torch.stack([logits_BTV[row, column_of[column]] for row, column in each]) for each in places]
         return _Result(found, held[0] if held else None)
 
     @contextmanager

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 (suffixes are shapes)
+# ruff: noqa: N803, N806, N815 (suffixes are shapes)
 """Batches of a run on which its model is tried: rows of the data, and rows of the data's tokens in chosen lengths.
 
 Legend: T tokens of an example, S tokens of a batch, one row behind the other.
@@ -87,13 +87,13 @@ def document_trials(
 
 def length_limits(text: Any) -> dict[str, int]:
     """The numbers of tokens from which on a model computes something else, by their key in its configuration."""
-    found = {key: getattr(text, key, None) for key in LIMITS}
+    found: dict[str, Any] = {key: getattr(text, key, None) for key in LIMITS}
     parameters = getattr(text, "rope_parameters", None) or {}
     ropes = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
     scaled = [each for each in ropes if each.get("rope_type") in BY_LENGTH]
     original, key = LIMITS[-1], "max_position_embeddings"
-    lengths = [each.get(original) or found[original] or getattr(text, key, 0) for each in scaled]
-    found[original] = min(lengths, default=None)
+    lengths = [int(each.get(original) or found[original] or getattr(text, key)) for each in scaled]
+    found[original] = min(lengths) if lengths else None
     return {key: int(value) for key, value in found.items() if isinstance(value, int | float) and value > 0}
 
 

@@ -282,9 +282,9 @@ def test_packed_logits_equal_those_of_each_document_alone():
     torch.testing.assert_close(packed, model(input_ids=ids[:, 9:]).logits, rtol=1e-5, atol=1e-6)
 
 
-def enter(model, rows=None, collator=PadCollator(2), **train):
+def enter(model, rows=None, **train):
     rows = pack(documents(5, 9, 3, 7, 11, 6)) if rows is None else rows
-    with Packing().training_context(model, tiny_config(train=train), rows, collator):
+    with Packing().training_context(model, tiny_config(train=train), rows, PadCollator(2)):
         pass
 
 

@@ -81,18 +81,18 @@ def rows_of(lengths=LENGTHS, max_length=64):
     return packed_rows(Packing(), [dict(row) for row in documents(lengths)], max_length=max_length)
 
 
-def enter(model, rows, collator=PadCollator(2), size=2):
+def enter(model, rows, collator=None, size=2):
     config = tiny_config(train={"per_device_train_batch_size": size}, data={"max_length": 64})
-    return Packing().training_context(model, config, rows, collator)
+    return Packing().training_context(model, config, rows, collator or PadCollator(2))
 
 
 def gradients_of(model, batches):
     """The gradients of the mean loss of all trained tokens."""
     for ids, labels, positions in batches:
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
-        ).div(sum(LENGTHS)).backward()
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").div(
+            sum(LENGTHS)
+        ).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
@@ -103,7 +103,7 @@ def test_an_sgd_step_on_packed_rows_equals_one_on_single_documents(architecture,
         pytest.skip("it has eager attention only")
     alone = model_of(architecture, attn_implementation=attention).eval()
     packed = copy.deepcopy(alone)
-    batch = PadCollator(2)([rows for rows in rows_of()])
+    batch = PadCollator(2)(list(rows_of()))
     single = [torch.tensor([row["input_ids"]]) for row in documents()]
     labels = [torch.tensor([row["labels"]]) for row in documents()]
 

@@ -144,9 +144,7 @@ def test_adapters_on_shared_weights_are_refused_and_others_kept(
 )
 def test_shared_weights_that_are_trained_in_full_or_by_row_are_kept(options: dict[str, Any], tmp_path: Path) -> None:
     tiny_model(tie_word_embeddings=True, initializer_range=0.3).save_pretrained(tmp_path / "base")
-    model = adapt(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), target_modules=["q_proj"], options=options
-    )
+    model = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), target_modules=["q_proj"], options=options)
     steps(model)
     assert_kept(model, tmp_path / "base", tmp_path)
 

@@ -72,9 +72,7 @@ class FlashAttn(Plugin):
 
     @hookimpl(tryfirst=True)  # other plugins try the model with this implementation
     @contextmanager
-    def training_context(
-        self, model: Any, config: RunConfig, rows: Any, collator: Collator | None
-    ) -> Iterator[None]:
+    def training_context(self, model: Any, config: RunConfig, rows: Any, collator: Collator | None) -> Iterator[None]:
         """Switches the model to the implementation, and proves before the first step that it keeps documents apart.
 
         Raises:

@@ -82,9 +82,7 @@ class Packing(Plugin):
 
     @hookimpl
     @contextmanager
-    def training_context(
-        self, model: Any, config: RunConfig, rows: Any, collator: Collator | None
-    ) -> Iterator[None]:
+    def training_context(self, model: Any, config: RunConfig, rows: Any, collator: Collator | None) -> Iterator[None]:
         """The model isolates the documents of a row, which is proved on entry, on batches of the run."""
         from sftkit.api import autocast_type, train_value
         from sftkit_plugins.packing.isolation import isolated, trials_of

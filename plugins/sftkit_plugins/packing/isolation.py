@@ -69,7 +69,7 @@ def _enforced(model: Any, trials: list[Trial], autocast: torch.dtype | None, lea
                 logging.getLogger("sftkit").info(text, model.config.model_type)
                 yield
                 return
-    raise _refusal(model, trials, leak, still)
+    raise _refusal(model, trials, leak, still or "")
 
 
 def trials_of(model: Any, rows: Any, collator: Collator | None, batch_size: int, max_length: int) -> list[Trial]:
