@@ -27,14 +27,18 @@ def auxiliary_coefficient(causal: Any, model: Any) -> float | None:
         model: the same, perhaps wrapped by adapters or for several processes.
 
     Raises:
-        ConfigError: if no attribute is the coefficient, or the model's loss has a further part.
+        ConfigError: if no attribute is the coefficient, the model's loss has a further part, or the model fails to
+            compute a loss with the router logits that it is asked for.
     """
     candidates = list(_numbers(causal))
     named = [(owner, name, value) for owner, name, value in candidates if "loss" in name and value]
-    if not named and not getattr(causal.config.get_text_config(), "output_router_logits", False):
+    asked = getattr(causal.config.get_text_config(), "output_router_logits", False)
+    if not named and not asked:
         return None
     with evaluating(model):
         own, tokens, auxiliary = _losses(causal, model)
+        if own is None and asked:
+            raise _unknown(causal, "computes no loss with output_router_logits in this version of transformers", "")
         if own is None:
             return None
         coefficient = 0.0

@@ -103,7 +103,7 @@ class LossHead:
 
     def _inspect(self, model: Any) -> None:
         """Find out, on a few tokens, what the model does with its logits, and what it adds to its loss."""
-        self.auxiliary = auxiliary_coefficient(self._intercept.causal, model)
+        self.auxiliary = self._find_auxiliary(model)
         try:
             if self._intercept.module is None:
                 raise UnsuitedError("has no output embeddings")
@@ -115,6 +115,9 @@ class LossHead:
                 self._intercept.causal.config.model_type,
                 error,
             )
+
+    def _find_auxiliary(self, model: Any) -> float | None:
+        return auxiliary_coefficient(self._intercept.causal, model)
 
     def _find_post(self, model: Any) -> tuple[int, Post | None]:
         return find_post(self._intercept, model)

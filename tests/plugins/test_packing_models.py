@@ -8,6 +8,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from transformers import masking_utils
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
@@ -29,7 +30,7 @@ MODELS = {
         "num_local_experts": 2,
         "floor_scale": 32,
         "no_rope_layers": [1, 0],
-        "attention_chunk_size": 16,
+        "attention_chunk_size": 128,
         "intermediate_size_mlp": 64,
         "initializer_range": 0.3,
     },
@@ -139,8 +140,11 @@ def test_scaling_by_position_is_refused_only_where_the_run_reaches_it(architectu
         pass
 
 
+@pytest.mark.skipif(
+    not hasattr(masking_utils, "remap_positions_for_packed_sequence"), reason="chunks leak, and are refused"
+)
 def test_attention_in_chunks_restarts_with_each_document():
-    with enter(model_of("llama4_text", attn_temperature_tuning=False), rows_of()):
+    with enter(model_of("llama4_text", attn_temperature_tuning=False, attention_chunk_size=16), rows_of()):
         pass
 
 
@@ -164,9 +168,9 @@ def test_documents_longer_than_a_window_are_tried_even_if_the_first_rows_are_sho
         enter(model, rows_of((*short, 30))).__enter__()
 
 
-@pytest.mark.parametrize(("architecture", "package"), [("qwen3_next", "causal_conv1d"), ("lfm2", "")])
-def test_layers_with_a_state_are_refused_without_kernels_for_documents(architecture, package):
-    with pytest.raises(ConfigError, match=f"need kernels that take document borders.*install.*{package}"):
+@pytest.mark.parametrize("architecture", ["qwen3_next", "lfm2"])
+def test_layers_with_a_state_are_refused_without_kernels_for_documents(architecture):
+    with pytest.raises(ConfigError, match=r"need kernels that take document borders.*install"):
         enter(model_of(architecture), rows_of()).__enter__()
 
 
