@@ -127,6 +127,8 @@ if TYPE_CHECKING:
     from sftkit.run.verdict import Status as Status, Verdict as Verdict
     from sftkit.training.arguments import use_one_device as use_one_device
     from sftkit.training.collate import Collator as Collator
+    from sftkit.training.documents import difference_from_alone as difference_from_alone
+    from sftkit.training.intercept import replaced_forward as replaced_forward
     from sftkit.training.loss import (
         HeadLoss as HeadLoss,
         LossResult as LossResult,
@@ -137,6 +139,11 @@ if TYPE_CHECKING:
     )
     from sftkit.training.progress import ProgressCallback as ProgressCallback
     from sftkit.training.trainer import TokenLossTrainer as TokenLossTrainer
+    from sftkit.training.trials import (
+        Trial as Trial,
+        UnsuitedBatchError as UnsuitedBatchError,
+        document_trials as document_trials,
+    )
 
 API_VERSION = "1.0"
 
@@ -169,6 +176,9 @@ _MODULES = {
     # Training
     "training.loss": "HeadLoss LossResult OutputHead TokenLosses at_target minus_target",
     "training.trainer": "TokenLossTrainer",
+    "training.documents": "difference_from_alone",
+    "training.trials": "Trial UnsuitedBatchError document_trials",
+    "training.intercept": "replaced_forward",
     "training.arguments": "use_one_device",
     "training.progress": "ProgressCallback",
     # Memory

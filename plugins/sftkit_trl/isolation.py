@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sftkit.api import ConfigError, autocast_type
+from sftkit.api import ConfigError, autocast_type, document_trials
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.attention import NAMES
-from sftkit_plugins.packing.isolation import isolated, prove_isolation
+from sftkit_plugins.packing.isolation import isolated, leak_of
 from sftkit_trl.errors import warn
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ class Isolation:
         if not rows or not hasattr(model, "get_input_embeddings"):
             return cls()
         autocast = autocast_type(config.train)
+        trials = document_trials(model.config, None, None, rows, config.data.max_length)
         with _flash_alone(model, config) if packed else contextlib.nullcontext():
-            with contextlib.suppress(ConfigError):
-                prove_isolation(model, rows, autocast)
+            if leak_of(model, trials, autocast) is None:
                 return cls(packed)
             try:
-                with isolated(model, rows, autocast):
+                with isolated(model, trials, autocast):
                     return cls(packed, masked_rows=rows)
             except ConfigError as leak:
                 warn(f"{leak}. As in TRL, the documents of a packed row see each other.")
@@ -64,7 +64,8 @@ class Isolation:
             if self.packed and not self.joined:
                 stack.enter_context(_flash_alone(model, config))
             if self.masked_rows:
-                stack.enter_context(isolated(model, self.masked_rows, autocast_type(config.train)))
+                trials = document_trials(model.config, None, None, self.masked_rows, config.data.max_length)
+                stack.enter_context(isolated(model, trials, autocast_type(config.train)))
             yield
 
 
@@ -90,4 +91,4 @@ def _flash_alone(model: Any, config: RunConfig) -> contextlib.AbstractContextMan
     if others or not cuda.flash_sdp_enabled() or runs_already:
         return contextlib.nullcontext()
     plugin = FlashAttn(implementation="sdpa_flash", padding_free=False)
-    return plugin.training_context(model=model, config=config)
+    return plugin.training_context(model=model, config=config, rows=None, collator=None)

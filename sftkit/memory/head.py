@@ -49,6 +49,10 @@ class TracedHead(LossHead):
         """Every weight is: fake tensors have another type than real ones."""
         return True
 
+    def _find_auxiliary(self, model: Any) -> float | None:
+        """None: without values, a loss shows no coefficient, and one number changes no memory."""
+        return None
+
     def _find_post(self, model: Any) -> tuple[int, Post | None]:
         """Without values, logits count as changed if the model returns another tensor than that of its head."""
         module: Any = self._intercept.module

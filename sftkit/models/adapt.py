@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
 from sftkit.models.inspect import has_adapter
+from sftkit.models.precision import precision_problems
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -18,14 +19,40 @@ def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_i
     """The model as the plugins prepare and adapt it. Changes the model.
 
     Raises:
-        ConfigError: if a plugin cannot train it, or it is quantized and has no adapter.
+        ConfigError: if a plugin cannot train it, it is quantized and has no adapter, or its weights do not fit the
+            mixed precision.
     """
     plugins.hook.prepare_base(model=model, config=config)
     adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
     adapted = model if adapted is None else adapted
+    problems = [*precision_problems(config, adapted)]
     if problem := needs_adapter(adapted):
-        raise ConfigError(problem)
+        problems.append(problem)
+    if problems:
+        raise ConfigError(problems)
     return adapted
+
+
+def loaded_model_problems(model: Any, adapting: list[str]) -> list[Problem]:
+    """Why a loaded model cannot be trained: a second adapter, or no weights to train.
+
+    Args:
+        model: the model as it was passed.
+        adapting: names of the plugins that would adapt it.
+    """
+    if has_adapter(model) and adapting:
+        what = f"the model already has an adapter, and plugin {adapting[0]} would add a second one"
+        return [Problem(what, "model", f"drop plugin {adapting[0]} to train the adapter further")]
+    if adapting:
+        return []
+    if problem := needs_adapter(model):
+        return [problem]
+    weights = list(model.parameters()) if hasattr(model, "parameters") else []
+    if weights and not any(weight.requires_grad for weight in weights):
+        kind = "its adapter is loaded for inference" if has_adapter(model) else "every weight has requires_grad False"
+        loaded = "load the adapter with is_trainable=True" if has_adapter(model) else "set requires_grad of weights"
+        return [Problem(f"nothing of the model can be trained: {kind}", "model", f"{loaded}, or add an adapter")]
+    return []
 
 
 def needs_adapter(model: Any) -> Problem | None:

@@ -45,13 +45,14 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from datasets import Features
+    from datasets import Dataset, Features
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from sftkit.config import RunConfig
     from sftkit.data.counts import Counts
     from sftkit.data.documents import Formatter
     from sftkit.data.packs import Packer
+    from sftkit.data.stream import Stream
     from sftkit.errors import Problem
     from sftkit.plugin.selected import PluginSet
     from sftkit.run.stages import PreparedRun
@@ -267,12 +268,16 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec
-    def training_context(self, model: Any, config: RunConfig) -> AbstractContextManager[Any]:
+    def training_context(
+        self, model: Any, config: RunConfig, rows: Dataset | Stream | None, collator: Collator | None
+    ) -> AbstractContextManager[Any]:
         """Broadcast: a context manager around the training loop.
 
         Args:
             model: the model to train, on its device.
             config: the run as resolved.
+            rows: the training rows; None where a trainer of another library has no prepared ones.
+            collator: makes a batch of some rows; None together with ``rows``.
         """
         raise NotImplementedError
 

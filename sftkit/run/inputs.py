@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.errors import Problem
-from sftkit.models.adapt import needs_adapter
+from sftkit.models.adapt import loaded_model_problems
+from sftkit.models.precision import precision_problems
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -37,11 +38,11 @@ class RunInputs:
         loaded = {"load_tokenizer": self.tokenizer, "load_model": self.model, "make_collator": self.collator}
         needed = ["make_formatter", *(slot for slot, value in loaded.items() if value is None)]
         problems = plugins.unfilled(needed)
+        problems += precision_problems(config, self.model, bool(plugins.fillers("adapt_model")))
         options = plugins.model_options(config)
         if self.model is None:
             return problems
-        if not plugins.fillers("adapt_model") and (problem := needs_adapter(self.model)):
-            problems.append(problem)
+        problems += loaded_model_problems(self.model, sorted(plugins.fillers("adapt_model")))
         if options:
             what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
             problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))

@@ -184,12 +184,19 @@ class Stages:
         return [callback for _, callbacks in found for callback in callbacks]
 
     @contextmanager
-    def training(self, model: Any) -> Iterator[None]:
-        """Context around the training loop, with the evaluations in it: noise, and the plugins' training contexts."""
+    def training(self, model: Any, rows: Any = None, collator: Any = None) -> Iterator[None]:
+        """Context around the training loop, with the evaluations in it: noise, and the plugins' training contexts.
+
+        Args:
+            model: the model to train, on its device.
+            rows: the training rows, if they are prepared ones.
+            collator: makes a batch of them.
+        """
         with ExitStack() as stack:
             for _, context in reversed(self.plugins.hook.inject_noise(model=model)):
                 stack.enter_context(context)
-            for _, context in self.plugins.hook.training_context(model=model, config=self.config):
+            known = {"model": model, "config": self.config, "rows": rows, "collator": collator}
+            for _, context in self.plugins.hook.training_context(**known):
                 stack.enter_context(context)
             yield
 

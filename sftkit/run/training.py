@@ -67,7 +67,7 @@ def train(trainer: Any, stages: Stages, prepared: PreparedRun, checkpoint: str |
     with ExitStack() as stack:
         stack.enter_context(reduced_activations(trainer.model, prepared))
         stack.enter_context(trainer.loss_head.installed())
-        stack.enter_context(stages.training(trainer.model))
+        stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
         trainer.train(resume_from_checkpoint=checkpoint)
         if prepared.data.eval and trainer.args.eval_strategy == "no":
             trainer.evaluate()

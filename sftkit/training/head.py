@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sftkit.training.auxiliary import auxiliary_coefficient
 from sftkit.training.intercept import Call, HeadIntercept
 from sftkit.training.logits import Post, UnsuitedError, find_post
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead, summed_loss
@@ -36,11 +37,13 @@ class LossHead:
 
     Attributes:
         full_logits: whether the logits of every position are computed; known after the first request.
+        auxiliary: the factor of the model's ``aux_loss``, None if it has none; known after the first request.
     """
 
     def __init__(self, model: Any, loss: HeadLoss) -> None:
         self.loss = loss
         self.full_logits = False
+        self.auxiliary: float | None = None
         self._intercept = HeadIntercept(model)
         self._vocabulary = 0  # not known before the first request
         self._post: Post | None = None
@@ -99,7 +102,8 @@ class LossHead:
         return type(weight) in (Tensor, nn.Parameter)
 
     def _inspect(self, model: Any) -> None:
-        """Find out, on a few tokens, what the model does with its logits."""
+        """Find out, on a few tokens, what the model does with its logits, and what it adds to its loss."""
+        self.auxiliary = self._find_auxiliary(model)
         try:
             if self._intercept.module is None:
                 raise UnsuitedError("has no output embeddings")
@@ -111,6 +115,9 @@ class LossHead:
                 self._intercept.causal.config.model_type,
                 error,
             )
+
+    def _find_auxiliary(self, model: Any) -> float | None:
+        return auxiliary_coefficient(self._intercept.causal, model)
 
     def _find_post(self, model: Any) -> tuple[int, Post | None]:
         return find_post(self._intercept, model)

@@ -12,6 +12,7 @@ import torch
 from transformers import Trainer
 
 from sftkit.data.stream import Stream
+from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import Batch, WithPositions, window_weight
 from sftkit.training.checkpoint import loading_all_weights
@@ -171,10 +172,14 @@ class TokenLossTrainer(Trainer):
             loss = total / or_one(num_items_in_batch.to(total.device))
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes
                 loss = loss * self.accelerator.num_processes
-        if getattr(outputs, "aux_loss", None) is not None:
-            coefficient = getattr(self.model.config.get_text_config(), "router_aux_loss_coef", 0.0)
-            loss = loss + coefficient * outputs.aux_loss.to(loss.device) * share
-        self._measures.add(batch.tokens, len(batch.targets.tokens_K), result.measures)
+        measures = result.measures
+        if torch.is_tensor(auxiliary := getattr(outputs, "aux_loss", None)):
+            if self.loss_head.auxiliary is None:
+                what = f"model type {self.model.config.model_type} returns an aux_loss with an unknown coefficient"
+                raise ConfigError(Problem(what, "model", "set model.options.output_router_logits: false"))
+            loss = loss + self.loss_head.auxiliary * auxiliary.to(loss.device) * share
+            measures = {**measures, "router_loss": auxiliary.detach().float().expand(len(batch.targets.tokens_K))}
+        self._measures.add(batch.tokens, len(batch.targets.tokens_K), measures)
         return loss, outputs
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:

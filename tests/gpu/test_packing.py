@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sftkit.errors import ConfigError
-from sftkit.testing import tiny_config
+from sftkit.testing import packed_rows, tiny_config
 from sftkit_plugins.flash_attn.model import attending
 from sftkit_plugins.packing import Packing
+from sftkit_plugins.pad import PadCollator
 
 pytestmark = pytest.mark.gpu
 
@@ -21,8 +22,15 @@ CASES = [(name, kind) for name in ("llama", "gpt2") for kind in ("eager", "sdpa"
 CASES += [("llama", "flex")]  # which transformers does not have for GPT-2
 
 
+def rows():
+    lengths = (33, 60, 21, 90, 14, 47, 38, 75)
+    ids = [list(range(first, first + length)) for first, length in enumerate(lengths, 3)]
+    examples = [{"input_ids": document, "labels": document} for document in ids]
+    return packed_rows(Packing(), examples, max_length=128)
+
+
 def prove(model, train=FLOAT32):
-    with Packing().training_context(model, tiny_config(train=train)):
+    with Packing().training_context(model, tiny_config(train=train), rows(), PadCollator(2)):
         pass
 
 
@@ -60,8 +68,19 @@ def test_a_model_that_ignores_document_boundaries_gets_a_mask(build, caplog, dty
 
 
 def test_a_model_whose_documents_see_each_other_is_refused(build):
-    with pytest.raises(ConfigError, match="bloom lets packed documents attend to each other"):
-        prove(build("bloom", torch.bfloat16))
+    with pytest.raises(ConfigError, match="mamba does not isolate packed documents"):
+        prove(build("mamba", torch.bfloat16))
+
+
+@pytest.mark.parametrize(("dtype", "train"), [(torch.bfloat16, FLOAT32), (torch.float32, FLOAT32)])
+def test_windows_of_masked_models_are_kept(build, caplog, dtype, train):
+    caplog.set_level(logging.INFO, "sftkit")
+    layers = ["sliding_attention", "full_attention"]
+    layers *= build("llama").config.num_hidden_layers // 2
+
+    prove(build("gpt_oss", dtype, layer_types=layers, sliding_window=16, num_local_experts=4), train)
+
+    assert "gpt_oss ignores document boundaries" in caplog.text
 
 
 @pytest.mark.parametrize(("architecture", "attention"), CASES)

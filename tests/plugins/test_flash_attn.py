@@ -4,9 +4,11 @@ import inspect
 import json
 import logging
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
@@ -20,6 +22,7 @@ from sftkit.testing import (
     tiny_tokenizer,
 )
 from sftkit.training.batches import micro_batches
+from sftkit.training.trials import document_trials
 from sftkit_commands.preview.rows import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
@@ -59,6 +62,17 @@ def forward(model, batch):
     """Logits of a collated batch, computed the way the trainer calls the model."""
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_lengths", "loss_weights")}
     return model(**inputs, use_cache=False).logits
+
+
+def alone(rows=None, collator=None, **sections):
+    """The arguments of training_context behind the model."""
+    return tiny_config(**sections), rows, collator
+
+
+def trials(model, rows=EXAMPLES, **options):
+    """Batches without padding of single examples."""
+    made = Dataset.from_list(rows)
+    return document_trials(model.config, made, PaddingFreeCollator(), **{"batch_size": 4, "max_length": 64, **options})
 
 
 def gradients(model):
@@ -239,9 +253,9 @@ def test_sdpa_flash_treats_rows_without_padding_as_one_document_each():
 def test_isolation_is_tested_in_the_training_precision(train, dtype):
     model, seen = model_of("llama"), set()
     model.lm_head.register_forward_hook(lambda *args: seen.add(args[2].dtype))
-    config = tiny_config(train={"use_cpu": True, **train})
+    known = alone(train={"use_cpu": True, **train})
 
-    with FlashAttn().training_context(model, config), Packing().training_context(model, config):
+    with FlashAttn().training_context(model, *known), Packing().training_context(model, *known):
         pass
 
     assert seen == {dtype}
@@ -413,7 +427,7 @@ def test_auto_reports_the_problem_if_nothing_works():
 def test_the_choice_of_auto_is_logged(caplog):
     caplog.set_level(logging.INFO, "sftkit")
 
-    with FlashAttn().training_context(model_of("llama"), tiny_config()):
+    with FlashAttn().training_context(model_of("llama"), *alone()):
         pass
 
     assert caplog.messages == ["flash_attn: varlen, the best that works here; batches without padding"]
@@ -555,7 +569,7 @@ def test_prompt_methods_are_refused_in_padding_free_batches():
     [("bloom", "does not support choosing an attention"), ("mamba", "layers of type")],
 )
 def test_models_without_a_choice_of_attention_are_refused(architecture, match):
-    with pytest.raises(ConfigError, match=match), FlashAttn().training_context(model_of(architecture), tiny_config()):
+    with pytest.raises(ConfigError, match=match), FlashAttn().training_context(model_of(architecture), *alone()):
         pass
 
 
@@ -564,9 +578,28 @@ def test_the_isolation_test_detects_documents_that_attend_to_each_other(dtype):
     model = model_of("opt").to(dtype)
 
     with pytest.raises(ConfigError, match="model type opt does not keep the documents of a batch apart"):
-        prove_isolation(model, "sdpa")
+        prove_isolation(model, "sdpa", trials(model))
     with attending(model, "varlen"):
-        prove_isolation(model, "varlen")
+        prove_isolation(model, "varlen", trials(model))
+
+
+def test_the_isolation_test_reaches_windows_and_uses_the_batches_of_the_run():
+    model = model_of("mistral", sliding_window=16)
+    for trial in trials(model):
+        assert len(trial.batch["input_ids"]) == 1
+        assert "cu_seq_lens_q" in trial.batch
+    assert "sliding_window 16" in {trial.limit for trial in trials(model)}
+    with attending(model, "varlen"):
+        for layer in model.model.layers:
+            layer.self_attn.register_forward_pre_hook(_without_window, with_kwargs=True)
+        with pytest.raises(ConfigError, match="in rows longer than sliding_window 16"):
+            prove_isolation(model, "varlen", trials(model))
+
+
+def _without_window(module, args, kwargs):
+    mask = kwargs["attention_mask"]
+    whole = replace(mask, window=None, band=None) if isinstance(mask, Documents) else mask
+    return args, {**kwargs, "attention_mask": whole}
 
 
 # The model after training
@@ -585,7 +618,7 @@ def test_hooks_and_names_are_removed_on_exit(implementation):
     model = model_of("llama", attn_implementation="eager")
     before = traces(model)
 
-    with FlashAttn(implementation=implementation).training_context(model, tiny_config()):
+    with FlashAttn(implementation=implementation).training_context(model, *alone()):
         assert traces(model) != before
 
     assert traces(model) == before
@@ -595,7 +628,7 @@ def test_hooks_and_names_are_removed_after_an_exception():
     model = model_of("llama")
     before = traces(model)
 
-    with pytest.raises(RuntimeError, match="training"), FlashAttn().training_context(model, tiny_config()):
+    with pytest.raises(RuntimeError, match="training"), FlashAttn().training_context(model, *alone()):
         raise RuntimeError("training failed")
 
     assert traces(model) == before
@@ -607,7 +640,7 @@ def test_a_nested_run_keeps_the_implementation_of_the_outer_one():
     with attending(outer, "varlen"):
         with attending(inner, "varlen"):
             pass
-        prove_isolation(outer, "varlen")
+        prove_isolation(outer, "varlen", trials(outer))
 
 
 # Whole runs
@@ -669,7 +702,7 @@ def test_the_isolation_test_of_packing_uses_the_implementation_in_any_order(tmp_
 def test_the_isolation_test_of_packing_passes_with_several_rows_per_batch():
     model = model_of("opt")
 
-    with attending(model, "varlen"), Packing().training_context(model, tiny_config()):
+    with attending(model, "varlen"), Packing().training_context(model, *alone()):
         pass
 
 

@@ -136,7 +136,7 @@ def test_packed_rows_train_any_architecture(make, rows, architecture) -> None:
 
 def test_a_model_that_cannot_isolate_documents_warns_and_trains(make) -> None:
     with pytest.warns(UserWarning, match="As in TRL, the documents of a packed row see each other"):
-        trainer = make(tiny_model("bloom"), args={"packing": True})
+        trainer = make(tiny_model("mamba"), args={"packing": True})
     (batch,) = [*trainer.get_train_dataloader()][:1]
     assert "position_ids" not in batch
     assert batch["attention_mask"].all()
@@ -146,12 +146,12 @@ def test_a_model_that_cannot_isolate_documents_warns_and_trains(make) -> None:
 def test_a_packed_stream_trains_a_model_that_cannot_isolate_documents(make, rows, question) -> None:
     data = IterableDataset.from_generator(lambda: iter(rows.to_list() * 6))
     with pytest.warns(UserWarning, match="As in TRL, the documents of a packed row see each other"):
-        trainer = make(tiny_model("bloom"), args={"packing": True}, train_dataset=data, formatting_func=question)
+        trainer = make(tiny_model("mamba"), args={"packing": True}, train_dataset=data, formatting_func=question)
     assert trainer.train().global_step == 2
 
 
 def test_joined_documents_have_the_models_own_loss(make, rows) -> None:
-    model = tiny_model("bloom")
+    model = tiny_model("mamba")
     trainer = make(model, args={"packing": True}, eval_dataset=rows)
     (batch,) = trainer.get_eval_dataloader()
     with torch.no_grad():

@@ -72,13 +72,14 @@ class FlashAttn(Plugin):
 
     @hookimpl(tryfirst=True)  # other plugins try the model with this implementation
     @contextmanager
-    def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
+    def training_context(self, model: Any, config: RunConfig, rows: Any, collator: Collator | None) -> Iterator[None]:
         """Switches the model to the implementation, and proves before the first step that it keeps documents apart.
 
         Raises:
             ConfigError: if the loaded model or its precision does not work with the implementation.
         """
-        from sftkit.api import autocast_type
+        from sftkit.api import autocast_type, document_trials, train_value
+        from sftkit_plugins.flash_attn.collate import PaddingFreeCollator
         from sftkit_plugins.flash_attn.model import attending, prove_isolation
 
         half = half_precision(config, model)
@@ -89,6 +90,9 @@ class FlashAttn(Plugin):
         batches = "batches without padding" if self.padding_free else "padded batches"
         logging.getLogger("sftkit").info("flash_attn: %s; %s", chosen, batches)
         with attending(model, name):
-            if self.padding_free:
-                prove_isolation(model, name, autocast_type(config.train))
+            if self.padding_free and "packing" not in config.plugins:  # packing tries the model itself
+                size = int(train_value(config, "per_device_train_batch_size"))
+                made = collator or PaddingFreeCollator()
+                trials = document_trials(model.config, rows, made, size, config.data.max_length)
+                prove_isolation(model, name, trials, autocast_type(config.train))
             yield

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from sftkit.api import ConfigError, Problem, base_model, evaluating
+from sftkit.api import ConfigError, Problem, Trial, base_model, difference_from_alone
 from sftkit_plugins.flash_attn.attention import CURRENT, FUNCTIONS, flex_registered, registered
 from sftkit_plugins.flash_attn.documents import from_forward
-
-LENGTH = 8  # tokens of each document in the isolation test
 
 
 @contextlib.contextmanager
@@ -112,34 +110,23 @@ def _documents_as_arguments(module: Any, args: Any, kwargs: dict[str, Any]) -> t
     return args, {**kwargs, **dict(zip(_FLASH_ARGUMENTS, values, strict=True))}
 
 
-def prove_isolation(model: Any, implementation: str, autocast: torch.dtype | None = None) -> None:
-    """Tests that a document after another one in a row has the same logits as alone.
+def prove_isolation(
+    model: Any, implementation: str, trials: Sequence[Trial], autocast: torch.dtype | None = None
+) -> None:
+    """Tests that documents of a batch have the same logits and gradients as alone.
 
     Args:
         model: the model, already switched to the implementation.
         implementation: the name of the implementation.
+        trials: batches of the run.
         autocast: dtype of mixed precision in training, if any. Flash kernels accept only half precision.
 
     Raises:
-        ConfigError: if the logits differ by more than rounding.
+        ConfigError: if they differ by more than rounding.
     """
-    embedding = model.get_input_embeddings()
-    device = next(embedding.parameters()).device
-    ids = torch.arange(2 * LENGTH, device=device)[None] % embedding.num_embeddings
-    places = torch.arange(LENGTH, device=device).repeat(2)[None]
-    cu_seqlens = torch.tensor([0, LENGTH, 2 * LENGTH], dtype=torch.int32, device=device)
-    documents: dict[str, Any] = dict(zip(_FLASH_ARGUMENTS, (cu_seqlens, cu_seqlens, LENGTH, LENGTH), strict=True))
-    try:
-        with evaluating(model, autocast):
-            both = model(input_ids=ids, position_ids=places, use_cache=False, **documents).logits[0, LENGTH:]
-            alone = model(input_ids=ids[:, LENGTH:], use_cache=False).logits[0]
-    except (TypeError, AttributeError) as error:
-        raise _refusal(model, implementation, f"{type(error).__name__}: {error}") from error
-    eps = max(torch.finfo(dtype).eps for dtype in (next(model.parameters()).dtype, alone.dtype))
-    apart = float((both.float() - alone.float()).abs().max())
-    # Half precision rounds at every layer, differently in batches of another shape; a leak moves logits by far more.
-    if not apart <= max(1e-4, 16 * eps) * float(alone.abs().max()):
-        raise _refusal(model, implementation, f"the logits of a document change by {apart:.2g} after another document")
+    reason = difference_from_alone(model, trials, autocast)
+    if reason is not None:
+        raise _refusal(model, implementation, reason)
 
 
 def _refusal(model: Any, implementation: str, reason: str) -> ConfigError:

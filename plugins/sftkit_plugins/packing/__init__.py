@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
 if TYPE_CHECKING:
-    from sftkit.api import Counts, Packer, RunConfig
+    from sftkit.api import Collator, Counts, Packer, RunConfig
 
 Strategy = Literal["best_fit", "wrapped"]
-DEFAULT_BATCH_SIZE = 8  # of transformers.TrainingArguments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing(Plugin):
     """Packs several documents into each row of `data.max_length` tokens, isolated from each other.
 
-    Before training starts, the model is tested on two packed rows. If its documents attend to each other, it gets a
+    Before training starts, the model is tried on packed rows. If their documents attend to each other, it gets a
     block-diagonal mask; if that does not help, the run is refused.
 
     Sources: best-fit packing after Ding et al., 2024 (arXiv 2404.10830, section 2), with the classic best-fit
@@ -83,13 +82,14 @@ class Packing(Plugin):
 
     @hookimpl
     @contextmanager
-    def training_context(self, model: Any, config: RunConfig) -> Iterator[None]:
-        """The model isolates the documents of a row, which is proved on entry."""
-        from sftkit.api import autocast_type
-        from sftkit_plugins.packing.isolation import isolated
+    def training_context(self, model: Any, config: RunConfig, rows: Any, collator: Collator | None) -> Iterator[None]:
+        """The model isolates the documents of a row, which is proved on entry, on batches of the run."""
+        from sftkit.api import autocast_type, train_value
+        from sftkit_plugins.packing.isolation import isolated, trials_of
 
-        sizes = [config.train.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)]
+        sizes = [train_value(config, "per_device_train_batch_size")]
         if self.eval:
-            sizes.append(config.train.get("per_device_eval_batch_size", DEFAULT_BATCH_SIZE))
-        with isolated(model, max(map(int, sizes)), autocast_type(config.train)):
+            sizes.append(train_value(config, "per_device_eval_batch_size"))
+        trials = trials_of(model, rows, collator, max(map(int, sizes)), config.data.max_length)
+        with isolated(model, trials, autocast_type(config.train)):
             yield

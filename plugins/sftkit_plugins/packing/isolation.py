@@ -1,5 +1,5 @@
-# ruff: noqa: N806 (suffixes are shapes)
-"""Isolation of the documents of a packed row: proved on the model itself, or enforced by a mask.
+# ruff: noqa: N803, N806 (suffixes are shapes)
+"""Isolation of the documents of a packed row: proved on the model itself, or enforced by masks and document borders.
 
 Legend: B rows, T positions of a row.
 """
@@ -12,127 +12,182 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import ConfigError, Problem, base_model, evaluating
+from sftkit.api import (
+    ConfigError,
+    Problem,
+    Trial,
+    UnsuitedBatchError,
+    base_model,
+    difference_from_alone,
+    document_trials,
+    replaced_forward,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-LENGTH = 8  # tokens of each document in the test
-MASKED = ("sdpa", "eager")  # attention implementations that accept a custom mask
+    from sftkit.api import Collator
+
+MASKED = ("sdpa", "eager", "flex_attention")  # attention implementations that accept a custom mask
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @contextmanager
-def isolated(model: Any, batch_size: int, autocast: torch.dtype | None = None) -> Iterator[None]:
-    """A context in which the model isolates the documents of packed rows: by itself, or by a block-diagonal mask.
+def isolated(model: Any, trials: list[Trial], autocast: torch.dtype | None = None) -> Iterator[None]:
+    """A context in which the model isolates the documents of packed rows.
+
+    It does so by itself, or the plugin adds the documents to its masks, or also passes them to its layers.
 
     Args:
         model: the model.
-        batch_size: rows of a batch.
+        trials: batches on which it is tried, from `trials_of`.
         autocast: type of mixed precision in training; some attention kernels take nothing else.
 
     Raises:
-        ConfigError: if neither works.
+        ConfigError: if nothing works.
     """
     with ExitStack() as stack:
-        try:
-            prove_isolation(model, batch_size, autocast)
-        except ConfigError as leak:
-            if not _takes_position_ids(model) or getattr(model.config, "_attn_implementation", None) not in MASKED:
-                raise
-            stack.enter_context(_masked(model))
-            try:
-                prove_isolation(model, batch_size, autocast)
-            except Exception:  # a model may raise anything for a mask that it does not support
-                raise leak from None
-            text = "packing: model type %s ignores document boundaries; a block-diagonal mask is added"
-            logging.getLogger("sftkit").info(text, model.config.model_type)
+        leak = leak_of(model, trials, autocast)
+        if leak is not None:
+            stack.enter_context(_enforced(model, trials, autocast, leak))
         yield
 
 
 @contextmanager
-def _masked(model: Any) -> Iterator[None]:
-    """Pass the block-diagonal mask to each part of the model that makes masks, unless it has another mask."""
-
-    def enter(part: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        positions = kwargs.get("position_ids")
-        if positions is None or kwargs.get("attention_mask") is not None:
-            return None
-        return args, {
-            **kwargs,
-            "attention_mask": document_mask(positions, part.dtype, part.config._attn_implementation),
-        }
-
-    causal = base_model(model)
-    with ExitStack() as hooks:
-        # Adapters call the model's forward without its hooks, and some models their decoder's without its wrapper's.
-        for part in causal.modules():
-            if part is not causal and hasattr(part, "set_attn_implementation"):
-                hooks.callback(part.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        yield
+def _enforced(model: Any, trials: list[Trial], autocast: torch.dtype | None, leak: str) -> Iterator[None]:
+    still: str | None = ""
+    for borders in (False, True) if takes_position_ids(model) else ():
+        with documents_known(model, borders):
+            try:
+                still = difference_from_alone(model, trials, autocast)
+            except Exception as error:  # a model may raise anything for arguments that it does not support
+                still = str(error)
+            if still is None:
+                text = "packing: model type %s ignores document boundaries; a block-diagonal mask is added"
+                text += ", and its layers get the document borders" if borders else ""
+                logging.getLogger("sftkit").info(text, model.config.model_type)
+                yield
+                return
+    raise _refusal(model, trials, leak, still or "")
 
 
-def document_mask(position_ids: Tensor, dtype: Any, implementation: str) -> Tensor:
-    """The block-diagonal causal mask: a document begins where positions restart.
-
-    Args:
-        position_ids: ``[B, T]``.
-        dtype: type of the mask that eager attention adds to its scores.
-        implementation: ``sdpa`` or ``eager``.
-
-    Returns:
-        ``[B, 1, T, T]``: bool for sdpa, otherwise 0 and the type's smallest number.
-    """
-    import torch
-
-    document_BT = (position_ids == 0).cumsum(1)
-    seen = document_BT[:, None, :, None] == document_BT[:, None, None, :]
-    seen = seen & torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
-    if implementation == "sdpa":
-        return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-
-
-def prove_isolation(model: Any, batch_size: int, autocast: torch.dtype | None = None) -> None:
-    """Change the first document of a packed row, and compare the logits of the second.
-
-    The test uses two rows of two documents of 8 tokens each, with ``position_ids`` that restart and no
-    ``attention_mask``, as in training. They form one batch if training has several rows per batch, since some attention
-    implementations isolate documents only in batches of one row. Model, modes and random state are unchanged.
+def trials_of(model: Any, rows: Any, collator: Collator | None, batch_size: int, max_length: int) -> list[Trial]:
+    """The batches on which a model is tried.
 
     Raises:
-        ConfigError: if the second document's logits change, or the model takes no ``position_ids``.
+        ConfigError: if the collator's batches do not contain the rows' tokens.
     """
-    import torch
-
-    if not _takes_position_ids(model):
-        raise _leaks(model, batch_size, "its forward takes no position_ids")
-    embedding = model.get_input_embeddings()
-    device = next(embedding.parameters()).device
-    first, other, second = torch.arange(3 * LENGTH, device=device).view(3, LENGTH) % len(embedding.weight)
-    ids = torch.stack([torch.cat([first, second]), torch.cat([other, second])])
-    position_ids = torch.arange(LENGTH, device=device).repeat(2, 2)
-    with evaluating(model, autocast):
-        parts = zip(ids.split(min(batch_size, 2)), position_ids.split(min(batch_size, 2)), strict=True)
-        outputs = [model(input_ids=part, position_ids=places, use_cache=False).logits for part, places in parts]
-    logits = torch.cat(outputs)[:, LENGTH:].float()
-    # A masked score contributes exactly 0 to the softmax, so equal documents differ at most by rounding.
-    tolerance = max(1e-5, 2 * torch.finfo(outputs[0].dtype).eps) * float(logits.abs().max())
-    apart = float((logits[0] - logits[1]).abs().max())
-    if not apart <= tolerance:
-        raise _leaks(model, batch_size, f"changing the first document moves the logits of the second by {apart:.2g}")
+    try:
+        return document_trials(model.config, rows, collator, batch_size, max_length)
+    except UnsuitedBatchError as error:
+        fix = "use a collator that keeps the rows as they are, or drop packing"
+        raise ConfigError(Problem(str(error), "plugin packing", fix)) from error
 
 
-def _takes_position_ids(model: Any) -> bool:
-    base = base_model(model)
-    parameters = inspect.signature(base.forward).parameters
+def leak_of(model: Any, trials: list[Trial], autocast: torch.dtype | None = None) -> str | None:
+    """How the model fails to isolate the documents of the batches; None if it isolates them."""
+    if not takes_position_ids(model):
+        return "its forward takes no position_ids"
+    return difference_from_alone(model, trials, autocast)
+
+
+def takes_position_ids(model: Any) -> bool:
+    """Whether the model's forward accepts ``position_ids``, by name or among others."""
+    parameters = inspect.signature(base_model(model).forward).parameters
     return "position_ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _leaks(model: Any, batch_size: int, seen: str) -> ConfigError:
+@contextmanager
+def documents_known(model: Any, borders: bool = False) -> Iterator[None]:
+    """Inside, every mask that the model makes is limited to documents, if the model gets positions and no mask.
+
+    Masks keep what else limits them, such as a sliding window. They are changed where transformers makes them, since
+    many models do not pass it their positions.
+
+    Args:
+        model: the model.
+        borders: also pass ``seq_idx``, and ``cu_seq_lens_q`` and ``cu_seq_lens_k`` for a single row, which kernels of
+            convolutions, state spaces and linear attention take.
+    """
+    from transformers import AttentionMaskInterface
+
+    causal = base_model(model)
+    current: list[Tensor] = []  # the documents of the running forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        positions_BT = kwargs.get("position_ids")
+        if positions_BT is None or positions_BT.dim() != 2 or kwargs.get("attention_mask") is not None:
+            return plain(*args, **kwargs)
+        current.append((positions_BT.diff(dim=1, prepend=positions_BT[:, :1] - 1) != 1).cumsum(1))
+        try:
+            return plain(*args, **kwargs, **(_borders(current[0]) if borders else {}))
+        finally:
+            current.clear()
+
+    functions = AttentionMaskInterface._global_mapping
+    with ExitStack() as stack:
+        for name in {module.config._attn_implementation for module in _parts(causal)} & {*MASKED}:
+            stack.callback(functions.__setitem__, name, functions[name])
+            functions[name] = _limited(functions[name], current)
+        plain = stack.enter_context(replaced_forward(causal, forward))
+        yield
+
+
+def _parts(model: Any) -> Iterator[Any]:
+    return (part for part in model.modules() if hasattr(part, "set_attn_implementation"))
+
+
+def _limited(make_mask: Any, current: list[Tensor]) -> Any:
+    """A function that makes a mask, of transformers, with documents as a further limit."""
+    from transformers.masking_utils import and_masks, causal_mask_function, packed_sequence_mask_function
+
+    def limited(batch_size: int, q_length: int, kv_length: int, **options: Any) -> Any:
+        if current and (batch_size, q_length) == tuple(current[0].shape) and q_length == kv_length:
+            within = packed_sequence_mask_function(current[0].to(options.get("device", current[0].device)))
+            options["mask_function"] = and_masks(options.get("mask_function", causal_mask_function), within)
+            options["allow_is_causal_skip"] = False
+        return make_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **options)
+
+    return limited
+
+
+def _borders(document_BT: Tensor) -> dict[str, Any]:
+    """The arguments by which transformers passes documents to kernels."""
+    import torch
+
+    found: dict[str, Any] = {"seq_idx": document_BT.int()}
+    if len(document_BT) == 1:
+        lengths = torch.unique_consecutive(document_BT[0], return_counts=True)[1]
+        cu_seq_lens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        longest = int(lengths.max())
+        found |= {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}
+        found |= {"max_length_q": longest, "max_length_k": longest}
+    return found
+
+
+def _refusal(model: Any, trials: list[Trial], seen: str, with_borders: str) -> ConfigError:
     attention = getattr(model.config, "_attn_implementation", None)
-    what = f"model type {model.config.model_type} lets packed documents attend to each other"
+    what = f"model type {model.config.model_type} does not isolate packed documents"
     what += f" with attention implementation {attention}: {seen}"
-    one_row = ", or set train.per_device_train_batch_size: 1" if batch_size > 1 and "flash" in str(attention) else ""
-    fix = f"drop packing, or choose another model.options.attn_implementation (sdpa, eager){one_row}"
+    text = model.config.get_text_config()
+    kinds = {*(getattr(text, "layer_types", None) or ())} - ATTENTION
+    if "position_ids" not in trials[0].batch:
+        fix = "use a collator that keeps position_ids, or drop packing"
+    elif kinds:
+        what += f"; its layers of type {', '.join(sorted(kinds))} need kernels that take document borders"
+        fix = "drop packing, or install these kernels"
+        if "Install" in with_borders:  # transformers names them
+            fix = f"drop packing, or {with_borders[with_borders.index('Install') :].lower()}"
+        elif _several(trials):
+            fix += ", and set train.per_device_train_batch_size: 1"
+    else:
+        one_row = ", set train.per_device_train_batch_size: 1" if _several(trials) and "flash" in str(attention) else ""
+        fix = f"drop packing{one_row}, or choose another model.options.attn_implementation (sdpa, eager)"
+    if limit := next((trial.limit for trial in trials if trial.limit and trial.limit in seen), ""):
+        fix = f"set data.max_length to at most {limit.split()[-1]}, or drop packing"
     return ConfigError(Problem(what, "plugin packing", fix))
+
+
+def _several(trials: list[Trial]) -> bool:
+    return any(len(trial.batch["input_ids"]) > 1 for trial in trials)

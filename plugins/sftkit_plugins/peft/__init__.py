@@ -23,6 +23,7 @@ from sftkit.api import (
     linear_names,
 )
 from sftkit_plugins.peft.config import ALIASES, default_of, fields_of, from_fields, from_options
+from sftkit_plugins.peft.names import adaptable, adapted_twins, check_names, is_tied, report_frozen
 from sftkit_plugins.peft.targets import gptq_targets, part_targets, token_fields
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class PEFT(Plugin):
     target_modules: Annotated[
         str | list[str] | None,
         Field(description="layer names, a regular expression, or all-linear (the default of most methods)"),
+    ] = None
+    target_parameters: Annotated[
+        list[str] | None,
+        Field(description="weights outside linear layers, as those of experts: [experts.gate_up_proj]; LoRA only"),
     ] = None
     part: Annotated[
         Literal["language", "vision", "both"],
@@ -110,17 +115,24 @@ class PEFT(Plugin):
         if has_adapter(model):
             what = "the model already has an adapter, and plugin peft would add a second one"
             raise ConfigError(Problem(what, "plugin peft", "drop plugin peft to train the adapter further"))
+        check_names(model, self._peft_config(), new_token_ids)
+        tied, known = is_tied(model), adaptable(model)
         more = {} if self.config else part_targets(model, self._peft_config(), self.part, _projectors(config))
         more = more or gptq_targets(model, self._peft_config())
         if new_token_ids:
             more |= token_fields(model, self._peft_config(), sorted(new_token_ids))
         peft_config = self._peft_config(**more)
+        all_linear = getattr(peft_config, "target_modules", None) == "all-linear"
         layers = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
         try:
             adapted = get_peft_model(model, peft_config)
         except (ValueError, TypeError, NotImplementedError, ImportError) as error:
             fix = layers if hasattr(peft_config, "target_modules") else "correct the plugin's options"
             raise ConfigError(Problem(" ".join(str(error).split()), "plugin peft", fix)) from error
+        if tied and (problem := adapted_twins(adapted)):
+            raise ConfigError(problem)
+        if all_linear:
+            report_frozen(adapted, *known)
         if new_token_ids:
             # peft would save the whole resized embeddings beside the rows that the adapter holds
             adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)

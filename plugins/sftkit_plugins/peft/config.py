@@ -18,6 +18,7 @@ ALIASES = {
     "alpha": ("lora_alpha", "alpha"),
     "dropout": ("lora_dropout", "{method}_dropout", "dropout"),
     "target_modules": ("target_modules",),
+    "target_parameters": ("target_parameters",),
 }
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "dropout": 0.0}
 #: Methods that train a prompt and need its length, for which peft has no default.
