@@ -37,4 +37,9 @@ def run(
 
         screen = console()
         show_metrics(screen, result.metrics)
-        screen.print(f"saved to {result.directory}", markup=False)
+        ends = {
+            "trained": f"saved to {result.directory}",
+            "evaluated": f"no step was trained, so no model is saved; the metrics are in {result.directory}",
+            "finished": f"the run in {result.directory} was finished already",
+        }
+        screen.print(ends[result.status], markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import json
 import operator
 import typing
 from collections.abc import Mapping
@@ -40,10 +41,16 @@ REFUSED = {
     "remove_unused_columns": "remove it: the collator takes the columns that the model needs",
     "label_names": "remove it: the labels are always in `labels`",
     "resume_from_checkpoint": "use --resume",
-    "do_train": "remove it: a run always trains",
+    "do_train": "remove it, or set train.max_steps=0 to evaluate only",
     "do_eval": "set data.eval and train.eval_strategy",
     "do_predict": "remove it: a run does not predict",
     "auto_find_batch_size": "remove it: batches that do not fit are halved, with the same gradients",
+    "local_rank": "remove it: torchrun sets it",
+    "parallelism_config": "remove it, and use train.fsdp or train.deepspeed to shard the model",
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"),
+        "remove it: an evaluation computes in the precision of the training, and a conversion would change the model",
+    ),
 }
 #: Names that transformers 5 renamed or removed, or that other libraries use, and what to write instead.
 MOVED = {
@@ -56,9 +63,19 @@ MOVED = {
     "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
     "max_seq_length": "use data.max_length",
     "max_length": "use data.max_length",
+    "logging_dir": "set TENSORBOARD_LOGGING_DIR in the environment",
 }
 #: Fields that turn on activation checkpointing; the second name exists since transformers 5.23.
 CHECKPOINTING_KEYS = ("gradient_checkpointing", "activation_checkpointing")
+#: Values of fields that transformers only describes in prose.
+_CHOICES = {
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"), ("detail", "debug", "info", "warning", "error", "critical", "passive")
+    ),
+    "include_num_input_tokens_seen": ("all", "non_padding", "no"),
+}
+#: Fields that take a mapping, or the path of a file with one; the others with a mapping take only its JSON.
+FILE_FIELDS = ("deepspeed", "fsdp_config", "accelerator_config")
 _TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (str, int, float, bool, list, dict, tuple)},
     "Any": Any,
@@ -118,18 +135,25 @@ def _enums(tree: ast.Module, package: Path) -> dict[str, Any]:
 
 def _field(node: ast.AnnAssign, enums: Mapping[str, Any]) -> TrainField:
     name = node.target.id if isinstance(node.target, ast.Name) else ""
-    default, text = None, ""
+    default, described = None, {}
     value = node.value
     if isinstance(value, ast.Call):
         arguments = {keyword.arg: keyword.value for keyword in value.keywords}
         default = _literal(arguments.get("default"))
         if isinstance(arguments.get("default_factory"), ast.Name):
             default = {"list": [], "dict": {}}.get(ast.unparse(arguments["default_factory"]))
-        metadata = arguments.get("metadata")
-        text = str((_literal(metadata) or {}).get("help", "")) if metadata else ""
+        if isinstance(metadata := arguments.get("metadata"), ast.Dict):
+            described = {
+                _literal(key): _literal(item) for key, item in zip(metadata.keys, metadata.values, strict=True)
+            }
     elif value is not None:
         default = _literal(value)
-    return TrainField(name, _type(node.annotation, enums), default, " ".join(text.split()))
+    annotation = _type(node.annotation, enums)
+    if choices := _CHOICES.get(name) or described.get("choices"):
+        members = typing.get_args(annotation) or (annotation,)
+        chosen = [Literal[tuple(choices)] if member is str else member for member in members]
+        annotation = functools.reduce(operator.or_, chosen)
+    return TrainField(name, annotation, default, " ".join(str(described.get("help") or "").split()))
 
 
 def _literal(node: ast.expr | None) -> Any:
@@ -164,8 +188,8 @@ def _has_enum(node: ast.BinOp, enums: Mapping[str, Any]) -> bool:
 
 
 def allowed_fields() -> dict[str, TrainField]:
-    """The fields that a configuration can set."""
-    return {name: field for name, field in training_fields().items() if name not in REFUSED}
+    """The fields that a configuration can set; the same in each supported version of transformers that has them."""
+    return {name: field for name, field in training_fields().items() if name not in REFUSED and name not in MOVED}
 
 
 def train_value(config: RunConfig, name: str) -> Any:
@@ -181,6 +205,12 @@ def train_value(config: RunConfig, name: str) -> Any:
     if name in config.train:
         return config.train[name]
     return DEFAULTS[name] if name in DEFAULTS else training_fields()[name].default
+
+
+def evaluates_only(config: RunConfig) -> bool:
+    """Whether the run has no steps: ``max_steps`` is 0, or ``num_train_epochs`` is."""
+    steps = train_value(config, "max_steps")
+    return bool(steps == 0 or (steps < 0 and train_value(config, "num_train_epochs") == 0))
 
 
 def data_seed(config: RunConfig) -> int:
@@ -219,11 +249,20 @@ def _coerce(value: Any, annotation: Any) -> Any:
         raise ValueError("a boolean is not a number")
     if isinstance(value, str) and str not in members and value.lower() in ("none", "null") and type(None) in members:
         return None
+    if isinstance(value, str) and any(typing.get_origin(member) is dict or member is dict for member in members):
+        return _mapping_or_path(value)
     try:
         coerced = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         return value if coerced == value else coerced  # keep 10 steps as 10, not 10.0
     except ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def _mapping_or_path(text: str) -> Any:
+    """The mapping that a JSON text is; other text is the path of a file."""
+    if not text.lstrip().startswith("{"):
+        return text
+    return json.loads(text)  # its error is a ValueError
 
 
 def _plain(annotation: Any) -> str:
@@ -233,12 +272,3 @@ def _plain(annotation: Any) -> str:
     if typing.get_origin(annotation) is Union:
         return " or ".join(_plain(member) for member in typing.get_args(annotation))
     return {type(None): "None", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def train_schema() -> dict[str, Any]:
-    """The JSON schema of the section ``train``."""
-    properties = {}
-    for name, field in allowed_fields().items():
-        schema = {} if field.annotation is Any else TypeAdapter(field.annotation).json_schema()
-        properties[name] = {**schema, "default": DEFAULTS.get(name, field.default), "description": field.help}
-    return {"type": "object", "additionalProperties": False, "properties": properties}

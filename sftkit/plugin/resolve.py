@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from sftkit import demo
 from sftkit.config.models import DataSection, ModelSection, RunConfig
 from sftkit.config.source import SHORT, ConfigSource
-from sftkit.config.train_fields import MOVED, allowed_fields, check_train
+from sftkit.config.train_checks import value_problems
+from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.registry import plugin_advice
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 
-def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunConfig, PluginSet]:
+def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool = True) -> tuple[RunConfig, PluginSet]:
     """Check everything that can be known without reading data or weights.
 
     Args:
         source: the raw values, with their places.
         choices: plugins chosen outside of the file; they come after the file's.
+        trains: whether the values of ``train`` are for sftkit's Trainer, so that their range is checked too.
 
     Raises:
         ConfigError: with every problem found.
@@ -41,7 +43,7 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunCo
     problems += wrong
     data, wrong = _section(DataSection, "data", source)
     problems += wrong
-    train, wrong = _train(source)
+    train, wrong = _train(source, trains)
     problems += wrong
     plugins = None
     try:
@@ -51,7 +53,7 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = ()) -> tuple[RunCo
         problems += error.problems
     if model and data and plugins:
         if model.name == demo.NAME:
-            model = model.model_copy(update={"name": str(demo.MODEL)})
+            model = model.model_copy(update={"name": str(demo.MODEL), "init": "random"})  # it has no weights
         config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
         # Plugins may import heavy packages to answer, so the configuration itself is checked first.
         problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]
@@ -100,13 +102,15 @@ def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
     return Problem(f"{item['msg']}, not {item.get('input')!r}", where, fix)
 
 
-def _train(source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:
+def _train(source: ConfigSource, trains: bool) -> tuple[dict[str, Any], list[Problem]]:
     raw = source.values.get("train") or {}
     if not isinstance(raw, Mapping):
         fix = "write `train: {learning_rate: 2.0e-5}`"
         return {}, [Problem("must be a mapping", source.where(("train",)), fix)]
     values, wrong = check_train(raw)
     problems = []
+    if trains:
+        wrong += value_problems(values)
     for key, what, fix in wrong:
         advice = "" if key in MOVED or key in allowed_fields() else plugin_advice(key)
         problems.append(Problem(what, source.where(("train", key)), advice or fix))
@@ -126,7 +130,7 @@ def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) ->
 def _stream_problems(config: RunConfig) -> Iterator[Problem]:
     if not config.data.streaming:
         return
-    if int(config.train.get("max_steps", -1)) <= 0:
+    if int(config.train.get("max_steps", -1)) < 0 and not evaluates_only(config):
         what = "a stream has no end, and train.max_steps is not set"
         yield Problem(what, "train.max_steps", "set train.max_steps to the number of steps to train")
     if isinstance(config.data.eval, float):

@@ -6,15 +6,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from sftkit.config.json_schema import lenient, train_schema
 from sftkit.config.models import DataSection, ModelSection
-from sftkit.config.train_fields import train_schema
 from sftkit.errors import ConfigError
+
+_NAMES = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 
 def config_schema() -> dict[str, Any]:
     """The schema; a plugin that cannot be imported is listed without its options."""
     plugins = _plugins()
-    named = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}}
+    one = {"allOf": [plugins, {"minProperties": 1, "maxProperties": 1}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "sftkit run",
@@ -22,12 +24,21 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["model", "data"],
         "properties": {
-            "model": {"anyOf": [{"type": "string"}, ModelSection.model_json_schema()]},
-            "data": {"anyOf": [{"type": "string"}, DataSection.model_json_schema()]},
+            "model": {"anyOf": [{"type": "string"}, lenient(ModelSection.model_json_schema())]},
+            "data": {"anyOf": [*_NAMES["anyOf"], _data()]},
             "train": train_schema(),
-            "plugins": {"anyOf": [plugins, named]},
+            "plugins": {
+                "anyOf": [plugins, {"type": "array", "items": {"anyOf": [{"type": "string"}, one]}}, {"type": "null"}]
+            },
         },
     }
+
+
+def _data() -> dict[str, Any]:
+    def names(key: str) -> dict[str, Any]:
+        return {"required": [key], "properties": {key: {"not": {"type": "null"}}}}
+
+    return {**lenient(DataSection.model_json_schema()), "oneOf": [names("train"), names("mix")]}
 
 
 def _plugins() -> dict[str, Any]:
@@ -37,10 +48,10 @@ def _plugins() -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for name in known:
         try:
-            options = TypeAdapter(load_class(name, known)).json_schema()
+            options = lenient(TypeAdapter(load_class(name, known)).json_schema(), numbers_as_text=True)
         except ConfigError as error:
             options = {"type": "object", "description": str(error)}
-        properties[name] = {"anyOf": [options, {"type": "null"}, {"const": False}]}
-    # `package.module:Class` names a plugin that is not installed.
-    own = {"^[\\w.]+:\\w+$": {"type": ["object", "null"]}}
-    return {"type": "object", "properties": properties, "patternProperties": own, "additionalProperties": False}
+        properties[name] = {"anyOf": [options, {"type": ["null", "boolean"]}]}
+    # `package.module:Class` names a plugin that is not installed; `no:name` drops one, whatever its value is.
+    others = {"^[\\w.]+:\\w+$": {"type": ["object", "null", "boolean"]}, "^no:": {}}
+    return {"type": "object", "properties": properties, "patternProperties": others, "additionalProperties": False}

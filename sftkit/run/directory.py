@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 MANIFEST = "manifest.json"
+DONE = "done"  # the status of a finished run
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
 
@@ -49,6 +50,12 @@ class RunDirectory:
             return [Problem("--resume and --overwrite cannot be used together", where, "choose one")]
         if not is_main_process():
             return []
+        try:
+            return self._problems(where, resume, overwrite)
+        except (OSError, ValueError) as error:  # such as a name that is too long
+            return [Problem(f"the directory cannot be used: {error}", repr(where), "choose another --output DIR")]
+
+    def _problems(self, where: str, resume: bool, overwrite: bool) -> list[Problem]:
         if resume:
             return self._check_resume()
         if self.path.exists() and not self.path.is_dir():
@@ -68,10 +75,36 @@ class RunDirectory:
     def _check_resume(self) -> list[Problem]:
         if not (self.path / MANIFEST).exists():
             return [Problem("there is no run to resume", str(self.path), "name the run's directory with --output")]
-        if self.last_checkpoint() is None:
-            fix = "start again with --overwrite, and set train.save_steps to get checkpoints"
-            return [Problem("the run has no checkpoint to resume from", str(self.path), fix)]
+        if self.last_checkpoint() is None and self.read()["status"] != DONE:
+            return [self._no_checkpoint()]
         return []
+
+    def _no_checkpoint(self) -> Problem:
+        fix = "start again with --overwrite, and set train.save_steps to get checkpoints"
+        return Problem("the run has no checkpoint to resume from", str(self.path), fix)
+
+    def finished(self, manifest: dict[str, Any]) -> dict[str, float] | None:
+        """The metrics of the run that is there, if it is finished and has this configuration and data; else None.
+
+        Args:
+            manifest: of the run that resumes it.
+
+        Raises:
+            RunError: if other data or plugins prevent that it is resumed, or it has no checkpoint to continue from.
+        """
+        if not (self.path / MANIFEST).exists():  # of a process on another machine
+            return None
+        there = self.read()
+        if there["status"] != DONE:
+            return None
+        if problems := list(changes(there, manifest)):
+            raise RunError(problems)
+        if _without_directory(there["config"]) == _without_directory(manifest["config"]):
+            metrics: dict[str, float] = there["metrics"]
+            return metrics
+        if self.last_checkpoint() is None:
+            raise RunError(self._no_checkpoint())
+        return None
 
     def last_checkpoint(self) -> str | None:
         """The newest checkpoint's path."""
@@ -105,6 +138,11 @@ class RunDirectory:
             partial = self.path / f".{MANIFEST}.partial"
             partial.write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
             partial.replace(self.path / MANIFEST)
+
+
+def _without_directory(config: dict[str, Any]) -> Any:
+    train = {name: value for name, value in config["train"].items() if name != "output_dir"}
+    return json.loads(json.dumps({**config, "train": train}, default=str))
 
 
 def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.source import ConfigSource, read_yaml
+from sftkit.config.train_checks import Surroundings
 from sftkit.errors import Problem
 from sftkit.models.adapt import loaded_model_problems
 from sftkit.models.precision import precision_problems
@@ -28,6 +29,24 @@ class RunInputs:
     eval: Any = None
     collator: Callable[[list[dict[str, Any]]], Any] | None = None
     callbacks: tuple[Any, ...] = field(default=())
+    compute_metrics: Callable[..., dict[str, float]] | None = None
+
+    def surroundings(self, config: RunConfig, plugins: PluginSet) -> Surroundings:
+        """What the section ``train`` has to fit."""
+        stopping = [item for item in self.callbacks if stops_early(item)]
+        return Surroundings(
+            sets=self._sets(config),
+            compute_metrics=self.compute_metrics is not None,
+            open_metrics=len(stopping) < len(self.callbacks)
+            or bool(plugins.fillers("make_loss") | plugins.fillers("trainer_callbacks")),
+            stops_early=bool(stopping),
+        )
+
+    def _sets(self, config: RunConfig) -> tuple[str, ...]:
+        sets = config.data.eval if self.eval is None else self.eval
+        if isinstance(sets, Mapping) and not _is_dataset_dict(sets):
+            return tuple(map(str, sets))
+        return () if sets is None else ("eval",)
 
     def problems(self, config: RunConfig, plugins: PluginSet) -> list[Problem]:
         """Problems of these inputs with this configuration: slots that nothing fills, options of a loaded model.
@@ -47,6 +66,12 @@ class RunInputs:
             what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
             problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))
         return problems
+
+
+def stops_early(callback: Any) -> bool:
+    """Whether a callback, or the class of one, is an `EarlyStoppingCallback`; found without importing transformers."""
+    cls = callback if isinstance(callback, type) else type(callback)
+    return any(base.__name__ == "EarlyStoppingCallback" for base in cls.__mro__)
 
 
 def as_source(config: Any) -> ConfigSource:

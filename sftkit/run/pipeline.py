@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftkit.config.source import ConfigSource
+from sftkit.config.train_checks import training_problems
+from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data
 from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
-from sftkit.run.directory import RunDirectory, default_directory, new_manifest
+from sftkit.run.directory import DONE, RunDirectory, default_directory, new_manifest
 from sftkit.run.distributed import is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
 from sftkit.run.stages import PreparedRun, Stages
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from sftkit.plugin.base import Plugin
     from sftkit.plugin.select import Choice
     from sftkit.plugin.selected import PluginSet
+
+logger = logging.getLogger("sftkit")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class RunResult:
         model: the trained model, with its adapter if there is one.
         tokenizer: its tokenizer, with its chat template.
         processor: the processor that the tokenizer is part of, if there is one.
+        status: ``trained``; ``evaluated`` if the run had no steps, so that no model is in the directory; or
+            ``finished`` if a resumed run was finished already: then no weights were loaded, and model and tokenizer
+            are None.
     """
 
     metrics: dict[str, float]
@@ -44,6 +52,7 @@ class RunResult:
     model: Any
     tokenizer: Any
     processor: Any = None
+    status: Literal["trained", "evaluated", "finished"] = "trained"
 
 
 class Pipeline:
@@ -61,6 +70,8 @@ class Pipeline:
         tokenizer: name, or a loaded tokenizer, or a loaded processor, which is then saved with the model.
         collator: used instead of the collator plugin.
         callbacks: further `transformers.TrainerCallback` objects.
+        compute_metrics: called with the predictions and labels of each evaluation, as in `transformers.Trainer`; what
+            it returns is logged, can be ``train.metric_for_best_model``, and is in the metrics of the run.
         resume: continue from the newest checkpoint in ``train.output_dir``.
         overwrite: replace a run that is there.
 
@@ -80,6 +91,7 @@ class Pipeline:
         tokenizer: Any = None,
         collator: Callable[[list[dict[str, Any]]], Any] | None = None,
         callbacks: Iterable[Any] = (),
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -87,12 +99,15 @@ class Pipeline:
         self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
         named, inputs = split_inputs(model, data, eval, tokenizer)
-        self._inputs = RunInputs(**inputs, collator=collator, callbacks=tuple(callbacks))
+        self._inputs = RunInputs(
+            **inputs, collator=collator, callbacks=tuple(callbacks), compute_metrics=compute_metrics
+        )
         for key, value in {**named, ("train",): train}.items():
             if value is not None:
                 self._source.set(key, copy.copy(value), "Pipeline()")
         self._source.values.setdefault("train", {})
-        self.output_dir = self._source.values["train"].get("output_dir") if is_map(self._source, "train") else None
+        directory = self._source.values["train"].get("output_dir") if is_map(self._source, "train") else None
+        self.output_dir = directory if isinstance(directory, str) else None  # another type is an error of the check
         self._directory = RunDirectory(Path(self.output_dir or default_directory()))
 
     def check(self) -> tuple[Problem, ...]:
@@ -106,12 +121,13 @@ class Pipeline:
     def stages(self) -> Stages:
         """Check the configuration, and return the stages of the run, for callers that go through them one by one.
 
-        Ignores a run that is already in the output directory.
+        Ignores a run that is already in the output directory, and values of the section ``train`` that only a training
+        would refuse: the caller has a trainer of its own.
 
         Raises:
             ConfigError: every problem of the configuration.
         """
-        return Stages(*self._resolve(), self._inputs)
+        return Stages(*self._resolve(trains=False), self._inputs)
 
     def prepare(self) -> PreparedRun:
         """Check, load the tokenizer, prepare the data. Reads no weights, and writes nothing but the cache.
@@ -120,10 +136,13 @@ class Pipeline:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used.
         """
-        return self.stages().prepare()
+        return Stages(*self._resolve(), self._inputs).prepare()
 
     def run(self) -> RunResult:
         """Check, prepare the data, check it, load the model, train, save.
+
+        A run without steps (``max_steps`` or ``num_train_epochs`` is 0) only evaluates the model, and saves none.
+        Resuming a run that is finished does nothing.
 
         Raises:
             ConfigError: every problem of the configuration, before anything is read.
@@ -131,12 +150,16 @@ class Pipeline:
             RunError: if the prepared run would be wrong, before weights are read; or if the run directory or the
                 training fails.
         """
-        from sftkit.run.training import make_trainer, save, train
+        from sftkit.run.training import evaluate, make_trainer, save, train
 
-        stages = Stages(*self._resolve(self._directory.check(self._resume, self._overwrite)), self._inputs)
+        config, plugins = self._resolve(self._directory.check(self._resume, self._overwrite))
+        stages = Stages(config, plugins, self._inputs)
         prepared = stages.prepare()
         display = Display(quiet=not is_main_process())
-        manifest = new_manifest(prepared.config, prepared.plugins, prepared.data.summary())
+        manifest = new_manifest(config, plugins, prepared.data.summary())
+        if self._resume and (known := self._directory.finished(manifest)) is not None:
+            logger.info("the run in %s is finished: there is nothing to resume", self._directory.path)
+            return RunResult(known, self._directory.path, None, None, status="finished")
         if not display.quiet:
             show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
             for line in note_lines(manifest["data"]):
@@ -145,26 +168,48 @@ class Pipeline:
         self._directory.begin(manifest, self._resume)
         model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
         trainer = make_trainer(stages, prepared, model, display, self._directory.path)
-        checkpoint = self._directory.last_checkpoint() if self._resume else None
-        metrics = train(trainer, stages, prepared, checkpoint)
-        save(trainer, prepared, self._directory.path)
-        self._directory.write({**manifest, "data": prepared.data.summary(), "status": "done", "metrics": metrics})
-        final = trainer.accelerator.unwrap_model(trainer.model)
-        return RunResult(metrics, self._directory.path, final, prepared.tokenizer, prepared.vocabulary.processor)
+        if evaluates_only(config):
+            metrics = evaluate(trainer, stages, prepared)
+        else:
+            metrics = train(trainer, stages, prepared, self._directory.last_checkpoint() if self._resume else None)
+            save(trainer, prepared, self._directory.path)
+        self._directory.write({**manifest, "data": prepared.data.summary(), "status": DONE, "metrics": metrics})
+        return RunResult(
+            metrics,
+            self._directory.path,
+            trainer.accelerator.unwrap_model(trainer.model),
+            prepared.tokenizer,
+            prepared.vocabulary.processor,
+            status="evaluated" if evaluates_only(config) else "trained",
+        )
 
-    def _resolve(self, known: Iterable[Problem] = ()) -> tuple[RunConfig, PluginSet]:
+    def _resolve(self, known: Iterable[Problem] = (), trains: bool = True) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins.
+
+        Args:
+            known: problems that were found before.
+            trains: whether the section ``train`` is for the Trainer of this run.
 
         Raises:
             ConfigError: every problem of the configuration and the inputs, and the ``known`` ones.
         """
         problems = list(known)
         try:
-            config, plugins = resolve(self._source, choices_from(ConfigSource({"plugins": self._choices})))
+            config, plugins = resolve(self._source, choices_from(ConfigSource({"plugins": self._choices})), trains)
         except SftkitError as error:
             raise ConfigError([*error.problems, *problems]) from None
         problems += self._inputs.problems(config, plugins)
+        if trains:
+            problems += self._placed(training_problems(config, around := self._inputs.surroundings(config, plugins)))
+            if not problems:  # transformers is only asked if nothing else is wrong: it takes seconds to import
+                from sftkit.training.rehearsal import rehearse
+
+                problems += self._placed(rehearse(config, bool(around.sets)))
         if problems:
             raise ConfigError(problems)
         train = {**config.train, "output_dir": str(self._directory.path)}
         return config.model_copy(update={"train": train}), plugins
+
+    def _placed(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The problems with the file and line of their key."""
+        return [replace(item, where=self._source.where(item.key)) if item.key else item for item in problems]

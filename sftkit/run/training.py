@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.train_fields import evaluates_only
+from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.run.inputs import stops_early
 from sftkit.run.stages import reduced_activations
 
 if TYPE_CHECKING:
     from sftkit.console import Display
     from sftkit.run.stages import PreparedRun, Stages
+
+#: How the entries of an evaluation end that are about its speed.
+NO_METRICS = ("_runtime", "_per_second", "_preparation_time", "flos")
 
 
 def make_trainer(stages: Stages, prepared: PreparedRun, model: Any, display: Display, directory: Path) -> Any:
@@ -30,7 +37,8 @@ def make_trainer(stages: Stages, prepared: PreparedRun, model: Any, display: Dis
     from sftkit.training.trainer import TokenLossTrainer
 
     config, data = prepared.config, prepared.data
-    arguments = training_arguments(config, has_eval=bool(data.eval))
+    metrics = stages.inputs.compute_metrics
+    arguments = training_arguments(config, has_eval=bool(data.eval), metrics=metrics is not None)
     if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
         arguments.use_cache = getattr(model.config, "use_cache", False)
     if prepared.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
@@ -38,40 +46,93 @@ def make_trainer(stages: Stages, prepared: PreparedRun, model: Any, display: Dis
         arguments.ddp_find_unused_parameters = True
     set_seed(arguments.seed)
     sets = list(data.eval.values())
-    progress = ProgressCallback(display, directory / "log.jsonl")
-    trainer = TokenLossTrainer(
-        loss=stages.make_loss(model),
-        model=model,
-        args=arguments,
-        data_collator=prepared.collator,
-        train_dataset=data.train,
-        eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
-        processing_class=prepared.vocabulary.processor or prepared.tokenizer,
-        callbacks=[progress, *stages.callbacks(), *stages.inputs.callbacks],
-    )
+    loss, callbacks = stages.make_loss(model), [*stages.callbacks(), *stages.inputs.callbacks]
+    _check_stopping(callbacks, arguments)
+    with _hub_errors():
+        trainer = TokenLossTrainer(
+            loss=loss,
+            model=model,
+            args=arguments,
+            data_collator=prepared.collator,
+            train_dataset=None if evaluates_only(config) else data.train,
+            eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
+            processing_class=prepared.vocabulary.processor or prepared.tokenizer,
+            compute_metrics=metrics,
+            callbacks=[ProgressCallback(display, directory / "log.jsonl"), *callbacks],
+        )
     if sets:  # so that callbacks see it from the start, and not only after the first evaluation
         trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
+def _check_stopping(callbacks: list[Any], arguments: Any) -> None:
+    """Also for callbacks of plugins, which are not known before.
+
+    Raises:
+        ConfigError: if an `EarlyStoppingCallback` has no metric.
+    """
+    named = arguments.metric_for_best_model is not None and arguments.eval_strategy != "no"
+    if not named and any(map(stops_early, callbacks)):
+        fix = "set train.metric_for_best_model and train.eval_strategy"
+        raise ConfigError(Problem("the EarlyStoppingCallback needs a metric", "train.metric_for_best_model", fix))
+
+
+@contextmanager
+def _hub_errors() -> Iterator[None]:
+    """Raises:
+    RunError: if the hub refuses the repository of ``train.push_to_hub``.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        what = f"the hub refuses: {' '.join(str(error).split())}"
+        raise RunError(Problem(what, "train.hub_model_id", "check the name, and the rights of the token")) from error
+
+
 def train(trainer: Any, stages: Stages, prepared: PreparedRun, checkpoint: str | None) -> dict[str, float]:
     """Train, and evaluate within the same contexts, since batches are made for the model as it is in them.
 
     Args:
+        trainer: from `make_trainer`.
+        stages: the run's stages.
+        prepared: its data.
         checkpoint: the checkpoint to continue from, if there is one.
 
     Returns:
-        The last value of each metric, and the value before the first step as ``NAME_before``.
+        The metrics of the model that is saved, and those before the first step as ``NAME_before``.
+
+    Raises:
+        RunError: if nothing computes ``train.metric_for_best_model``.
     """
     with ExitStack() as stack:
         stack.enter_context(reduced_activations(trainer.model, prepared))
         stack.enter_context(trainer.loss_head.installed())
         stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if prepared.data.eval and trainer.args.eval_strategy == "no":
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyError as error:
+            if "metric_for_best_model" not in str(error):
+                raise
+            what, fix = str(error.args[0]), "use one of these metrics"
+            raise RunError(Problem(what, "train.metric_for_best_model", fix)) from error
+        if not _evaluated(trainer, list(prepared.data.eval)):
             trainer.evaluate()
-    return _final_metrics(trainer.state.log_history)
+    return _final_metrics(trainer.state.log_history, _saved_step(trainer))
+
+
+def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, float]:
+    """Evaluate, with everything that happens when a training begins and ends; arguments as of `train`."""
+    with ExitStack() as stack:
+        stack.enter_context(trainer.loss_head.installed())
+        stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+        call = trainer.callback_handler
+        trainer.control = call.on_train_begin(trainer.args, trainer.state, trainer.control)
+        trainer.evaluate()
+        trainer.control = call.on_train_end(trainer.args, trainer.state, trainer.control)
+    return _final_metrics(trainer.state.log_history, 0)
 
 
 def save(trainer: Any, prepared: PreparedRun, directory: Path) -> None:
@@ -81,12 +142,26 @@ def save(trainer: Any, prepared: PreparedRun, directory: Path) -> None:
     prepared.plugins.hook.export_model(model=model, tokenizer=prepared.tokenizer, directory=directory)
 
 
-def _final_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
+def _saved_step(trainer: Any) -> int:
+    """The step of the model that is saved: of the best one if it was loaded, else the last."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return int(best.rpartition("-")[2]) if best and Path(best).is_dir() else trainer.state.global_step
+
+
+def _evaluated(trainer: Any, sets: list[str]) -> bool:
+    """Whether the model that is saved was evaluated on each set during training."""
+    names = ["eval_loss"] if len(sets) == 1 else [f"eval_{name}_loss" for name in sets]
+    step, history = _saved_step(trainer), trainer.state.log_history
+    return all(any(entry["step"] == step and name in entry for entry in history) for name in names)
+
+
+def _final_metrics(log_history: list[dict[str, Any]], saved_step: int) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for entry in log_history:
+    # evaluations of the model that is saved come last; a resumed run may log steps again
+    for entry in sorted(log_history, key=lambda entry: entry["step"] == saved_step):
         for name, value in entry.items():
-            if not name.startswith(("eval_", "train_")) or name.endswith(("_runtime", "_per_second", "flos")):
+            if not name.startswith(("eval_", "train_")) or name.endswith(NO_METRICS):
                 continue
-            key = f"{name}_before" if entry.get("step") == 0 and name.startswith("eval_") else name
-            metrics[key] = value
+            before = entry["step"] == 0 < saved_step and name.startswith("eval_")
+            metrics[f"{name}_before" if before else name] = value
     return metrics

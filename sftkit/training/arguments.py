@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import DEFAULTS
 from sftkit.errors import ConfigError, Problem
@@ -16,19 +18,38 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sftkit")
 
 
-def training_arguments(config: RunConfig, has_eval: bool) -> TrainingArguments:
-    """Build the arguments.
+def argument_values(config: RunConfig, has_eval: bool, metrics: bool = False) -> dict[str, Any]:
+    """The arguments of `TrainingArguments` for a run.
+
+    Args:
+        config: the run as resolved.
+        has_eval: whether there is evaluation data.
+        metrics: whether a function computes metrics, which needs predictions.
+    """
+    import torch
+
+    values = {**DEFAULTS, "dataloader_pin_memory": torch.accelerator.is_available()}
+    if metrics:
+        values["prediction_loss_only"] = False
+    values |= {
+        name: copy.deepcopy(value) for name, value in config.train.items()
+    }  # some are changed when they are read
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        values.pop("ddp_backend", None)  # a single process would look for its group
+    values["do_eval"] = has_eval  # otherwise an evaluation strategy turns it on, even without data
+    return values
+
+
+def training_arguments(config: RunConfig, has_eval: bool, metrics: bool = False) -> TrainingArguments:
+    """Build the arguments; as for `argument_values`.
 
     Raises:
         ConfigError: with the message of transformers, if it rejects them.
     """
-    import torch
     from transformers import TrainingArguments
 
-    values = {**DEFAULTS, "dataloader_pin_memory": torch.accelerator.is_available(), **config.train}
-    values["do_eval"] = has_eval  # otherwise an evaluation strategy turns it on, even without data
     try:
-        arguments = TrainingArguments(**values)
+        arguments = TrainingArguments(**argument_values(config, has_eval, metrics))
     except (ValueError, TypeError, ImportError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(Problem(message, "train", "correct the arguments")) from error

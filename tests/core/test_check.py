@@ -111,13 +111,13 @@ FAULTS = {
         "256 positions",
     ),
     "held-out rows that are trained on": ({"eval": GOOD[:5]}, "held out", "5 of 5"),
-    "no step": ({"train": {"num_train_epochs": 0}}, "steps", "has no steps"),
+    "nothing to do": ({"train": {"num_train_epochs": 0}}, "configuration", "nothing to train and nothing to evaluate"),
     "batches larger than the data": (
         {"train": {"per_device_train_batch_size": 64, "dataloader_drop_last": True}},
         "steps",
         "has no steps",
     ),
-    "no learning rate": ({"train": {"learning_rate": 0.0}}, "learning rate", "is 0"),
+    "no learning rate": ({"train": {"learning_rate": 0.0}}, "configuration", "0.0 is out of range"),
     "a stream without max_steps": ({"data": {"streaming": True}}, "configuration", "max_steps"),
 }
 DOUBTS = {
@@ -175,6 +175,12 @@ def test_a_disk_that_is_too_small_is_found(tmp_path, model, monkeypatch):
 def test_clean_data_raises_no_alarm(tmp_path, model):
     checked = report(tmp_path, model, eval=[{"prompt": "another? ", "completion": "yes"}])
     assert [str(verdict) for verdict in checked.verdicts if verdict.status != "ok"] == []
+
+
+def test_a_run_without_steps_is_clean_if_it_evaluates(tmp_path, model):
+    checked = report(tmp_path, model, train={"max_steps": 0}, eval=[{"prompt": "another? ", "completion": "yes"}])
+    assert not checked.wrong
+    assert "only evaluates" in next(verdict.what for verdict in checked.verdicts if verdict.name == "steps")
 
 
 def test_the_plan_is_what_the_run_then_does(tmp_path, model):

@@ -48,7 +48,7 @@ def plan_of(run: PreparedRun) -> Plan:
     batches = described["rows"] / (batch * world)
     batches = math.floor(batches) if train.get("dataloader_drop_last") else math.ceil(batches)
     per_epoch = max(math.ceil(batches / accumulation), 1) if batches else 0
-    steps = max_steps if max_steps > 0 else math.ceil(float(train.get("num_train_epochs", EPOCHS)) * per_epoch)
+    steps = max_steps if max_steps >= 0 else math.ceil(float(train.get("num_train_epochs", EPOCHS)) * per_epoch)
     trained = described["trained tokens"] / max(per_epoch, 1)
     return Plan(batch * accumulation * world, per_epoch, steps, described["tokens"], round(trained, 1))
 
@@ -59,7 +59,9 @@ def plan_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
     what = f"{plan.steps:,} steps of {plan.rows_per_step:,} rows"
     if plan.steps_per_epoch is not None:
         what += f"; an epoch has {plan.steps_per_epoch:,} steps and {plan.tokens_per_epoch:,} tokens"
-    if plan.steps < 1:
+    if 0 in (train.get("max_steps"), train.get("num_train_epochs")) and plan.steps == 0:
+        yield Verdict("steps", "ok", "the run has no steps: it only evaluates the model", details=asdict(plan))
+    elif plan.steps < 1:
         fix = "set train.num_train_epochs or train.max_steps, or lower the batch size"
         yield Verdict("steps", "wrong", f"the run has no steps: {what}", fix, "train", asdict(plan))
     else:

@@ -27,10 +27,14 @@ class Samples(Plugin):
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """Refuse a run without held-out rows."""
+        """Refuse a run without held-out rows, or one that waits for an exact match at each evaluation."""
         if config.data.eval is None:
             fix = "set data.eval, for instance data.eval=0.05, or drop the plugin samples"
             yield Problem("there are no held-out rows to complete", "plugin samples", fix, ("plugins", "samples"))
+        if str(config.train.get("metric_for_best_model")).removeprefix("eval_") == "exact_match":
+            what = "exact_match is only known before training and when it ends"
+            key = ("train", "metric_for_best_model")
+            yield Problem(what, "train.metric_for_best_model", "choose another, such as eval_loss", key)
 
     @hookimpl
     def trainer_callbacks(self, config: RunConfig) -> list[TrainerCallback]:

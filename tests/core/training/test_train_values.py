@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import TrainingArguments
 
+from sftkit.config.json_schema import train_schema
 from sftkit.config.source import ConfigSource
-from sftkit.config.train_fields import DEFAULTS, train_schema, train_value
+from sftkit.config.train_fields import DEFAULTS, train_value
 from sftkit.plugin.resolve import resolve
 
 
