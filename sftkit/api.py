@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         RunError as RunError,
         SftkitError as SftkitError,
         nearest as nearest,
+        warn_caller as warn_caller,
     )
     from sftkit.memory import (
         MemoryEstimate as MemoryEstimate,
@@ -136,7 +137,7 @@ API_VERSION = "1.0"
 _MODULES = {
     # Writing plugins
     "plugin.base": "Field Plugin dataclass hookimpl",
-    "errors": "ConfigError DataError HookError Problem RunError SftkitError nearest",
+    "errors": "ConfigError DataError HookError Problem RunError SftkitError nearest warn_caller",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection RunConfig",
     "plugin.selected": "PluginSet",

@@ -1,4 +1,4 @@
-"""`SFTConfig`: the arguments of TRL 0.11's trainer, and the names that transformers used in 2024."""
+"""`TrainingArguments` with the names of 2024, and `SFTConfig`, which adds the arguments of TRL 0.11's trainer."""
 
 # Not `from __future__ import annotations`: HfArgumentParser reads the fields' types.
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+import transformers
 
 #: Arguments that transformers 5 renamed.
 RENAMED = {
@@ -33,34 +33,14 @@ def _old(instead: str) -> Any:
 
 
 @dataclass
-class SFTConfig(TrainingArguments):
-    """`transformers.TrainingArguments` with the fields of TRL 0.11's SFTConfig, and those of 2024's TrainingArguments.
+class TrainingArguments(transformers.TrainingArguments):
+    """`transformers.TrainingArguments` with the fields that it had in 2024.
+
+    An old field sets the one that replaced it; a renamed one is None afterwards, so that copies keep later changes.
 
     Raises:
         ValueError: if an old argument asks for a feature that no longer exists.
     """
-
-    dataset_text_field: str | None = field(default=None, metadata={"help": "Column that holds the text."})
-    packing: bool = field(default=False, metadata={"help": "Pack several texts into each row."})
-    max_seq_length: int | None = field(
-        default=None, metadata={"help": "Tokens per row. Default: min(tokenizer.model_max_length, 1024)."}
-    )
-    dataset_num_proc: int | None = field(
-        default=None, metadata={"help": "Processes for your formatting function; everything else runs in threads."}
-    )
-    dataset_batch_size: int = field(default=1000, metadata={"help": "Rows per call of your formatting function."})
-    model_init_kwargs: dict | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained, if the model is passed by name."}
-    )
-    dataset_kwargs: dict | None = field(
-        default=None, metadata={"help": "add_special_tokens, append_concat_token, skip_prepare_dataset."}
-    )
-    eval_packing: bool | None = field(
-        default=None, metadata={"help": "Pack evaluation sets. Default: the value of packing."}
-    )
-    num_of_sequences: int = field(default=1024, metadata={"help": "Sequences in the buffer of ConstantLengthDataset."})
-    chars_per_token: float = field(default=3.6, metadata={"help": "Characters per token, to size that buffer."})
-    use_liger: bool = field(default=False, metadata={"help": "Use the kernels of liger-kernel."})
 
     evaluation_strategy: str | None = _old("Use eval_strategy.")
     per_gpu_train_batch_size: int | None = _old("Use per_device_train_batch_size.")
@@ -84,6 +64,7 @@ class SFTConfig(TrainingArguments):
     half_precision_backend: str | None = _old("No effect: torch's own mixed precision is used.")
     fp16_backend: str | None = _old("No effect: torch's own mixed precision is used.")
     fp16_opt_level: str | None = _old("No effect: it was an option of apex.")
+    use_legacy_prediction_loop: bool | None = _old("No effect: there is one prediction loop.")
     ray_scope: str | None = _old("No effect: it was an option of hyperparameter search with ray.")
     fsdp_min_num_params: int | None = _old("Use min_num_params in fsdp_config.")
     fsdp_transformer_layer_cls_to_wrap: str | None = _old("Use transformer_layer_cls_to_wrap in fsdp_config.")
@@ -117,7 +98,7 @@ class SFTConfig(TrainingArguments):
     def _merge_old(self) -> None:
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
-        if self.include_inputs_for_metrics:
+        if self.include_inputs_for_metrics and "inputs" not in (self.include_for_metrics or []):
             self.include_for_metrics: list[str] = [*(self.include_for_metrics or []), "inputs"]
         if self.torchdynamo is not None:
             self.torch_compile_backend = self.torchdynamo
@@ -129,7 +110,7 @@ class SFTConfig(TrainingArguments):
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", self.logging_dir)
         if self.push_to_hub_organization is not None:
             name = str(self.hub_model_id or Path(self.output_dir or "trainer_output").name)  # type: ignore[has-type]
-            self.hub_model_id: str | None = f"{self.push_to_hub_organization}/{name}"
+            self.hub_model_id: str | None = f"{self.push_to_hub_organization}/{name.rpartition('/')[2]}"
         wrapping = {
             "min_num_params": self.fsdp_min_num_params or None,
             "transformer_layer_cls_to_wrap": self.fsdp_transformer_layer_cls_to_wrap,
@@ -140,6 +121,33 @@ class SFTConfig(TrainingArguments):
         if asked := _without_none(batches):
             config: Any = self.accelerator_config or {}  # type: ignore[has-type]
             self.accelerator_config: Any = {**(config if isinstance(config, dict) else config.to_dict()), **asked}
+
+
+@dataclass
+class SFTConfig(TrainingArguments):
+    """`TrainingArguments` with the fields of TRL 0.11's SFTConfig."""
+
+    dataset_text_field: str | None = field(default=None, metadata={"help": "Column that holds the text."})
+    packing: bool = field(default=False, metadata={"help": "Pack several texts into each row."})
+    max_seq_length: int | None = field(
+        default=None, metadata={"help": "Tokens per row. Default: min(tokenizer.model_max_length, 1024)."}
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes for your formatting function; everything else runs in threads."}
+    )
+    dataset_batch_size: int = field(default=1000, metadata={"help": "Rows per call of your formatting function."})
+    model_init_kwargs: dict | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained, if the model is passed by name."}
+    )
+    dataset_kwargs: dict | None = field(
+        default=None, metadata={"help": "add_special_tokens, append_concat_token, skip_prepare_dataset."}
+    )
+    eval_packing: bool | None = field(
+        default=None, metadata={"help": "Pack evaluation sets. Default: the value of packing."}
+    )
+    num_of_sequences: int = field(default=1024, metadata={"help": "Sequences in the buffer of ConstantLengthDataset."})
+    chars_per_token: float = field(default=3.6, metadata={"help": "Characters per token, to size that buffer."})
+    use_liger: bool = field(default=False, metadata={"help": "Use the kernels of liger-kernel."})
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

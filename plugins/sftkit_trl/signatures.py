@@ -25,6 +25,31 @@ def accept_added_arguments(cls: type) -> bool:
     return any(getattr(method, "ignores_number_of_items", False) for method in losses)
 
 
+def call_preparation(method: Callable[..., Any], rows: Any, arguments: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Call ``_prepare_dataset`` of a subclass, whatever arguments the method had in its version of TRL.
+
+    Args:
+        method: the method.
+        rows: its first argument, a data set.
+        arguments: the further positional ones of TRL 0.11, in their order.
+        options: those with a default value.
+    """
+    parameters = inspect.signature(method).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        options = {name: value for name, value in options.items() if name in parameters}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return method(rows, *arguments.values(), **options)
+    if "processing_class" in parameters:  # TRL 0.12
+        arguments = {"processing_class": arguments["tokenizer"], **arguments}
+        del arguments["tokenizer"]
+    if "infinite" in parameters:  # TRL 0.7
+        arguments = {**arguments, "infinite": None}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        arguments = {name: value for name, value in arguments.items() if name in parameters}
+    return method(rows, **arguments, **options)
+
+
 def _accepts(method: Callable[..., Any], added: str) -> bool:
     parameters = inspect.signature(method).parameters
     return (

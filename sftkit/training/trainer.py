@@ -156,7 +156,8 @@ class TokenLossTrainer(Trainer):
         if self._loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         compute = self._training_loss if model.training else self._evaluation_loss
-        loss, outputs = compute(model, inputs, return_outputs, num_items_in_batch)
+        with self._asked_for_losses():
+            loss, outputs = compute(model, inputs, return_outputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _training_loss(self, model: Any, inputs: dict[str, Any], logits: bool, num_items_in_batch: Any) -> Any:
