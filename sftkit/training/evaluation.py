@@ -34,7 +34,8 @@ class RowSums(NamedTuple):
     def of(cls, head: LossHead, model: Any, inputs: dict[str, Any], logits: bool) -> RowSums:
         """From a forward of the model."""
         batch = Batch.of(inputs)
-        _, result, outputs = head.ask(model, batch.inputs, batch.targets, logits=logits)
+        with torch.no_grad():
+            _, result, outputs = head.ask(model, batch.inputs, batch.targets, logits=logits)
         ones = torch.ones_like(result.losses_K)
         weights = ones if batch.targets.weights_K is None else batch.targets.weights_K.to(ones.device)
         columns = {"loss": result.losses_K, "weights": weights, "tokens": ones, **result.measures}

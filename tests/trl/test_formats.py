@@ -95,13 +95,6 @@ def test_chatml_renders_conversations(conversations) -> None:
     assert text == "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns.items())
 
 
-def test_chatml_replaces_a_template(tokenizer, conversations) -> None:
-    before = tokenizer.chat_template
-    _, tokenizer = setup_chat_format(tiny_model(), tokenizer)
-    assert tokenizer.chat_template not in (None, before)
-    assert tokenizer.apply_chat_template(conversations[0]["messages"], tokenize=False).startswith("<|im_start|>system")
-
-
 def test_an_unknown_format_is_an_error() -> None:
     with pytest.raises(ValueError, match="Format alpaca not available"):
         setup_chat_format(tiny_model(), tiny_tokenizer(), format="alpaca")
