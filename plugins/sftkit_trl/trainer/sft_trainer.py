@@ -235,6 +235,13 @@ class SFTTrainer(TokenLossTrainer):
         with self._asked_for_losses(), self._documents_as_decided(), self._stages.training(self.model):
             return super()._inner_training_loop(*arguments, **options)
 
+    def _prepare_for_training(self, max_steps: int, *arguments: Any, **options: Any) -> Any:
+        """As in `transformers.Trainer`, which no longer calls a method that subclasses of 2024 override."""
+        if type(self).create_optimizer_and_scheduler is not SFTTrainer.create_optimizer_and_scheduler:
+            self.create_optimizer_and_scheduler(num_training_steps=max_steps)
+            self._created_lr_scheduler = False  # otherwise it would be replaced by the default one
+        return super()._prepare_for_training(max_steps, *arguments, **options)
+
     @contextlib.contextmanager
     def _documents_as_decided(self) -> Iterator[None]:
         with (
