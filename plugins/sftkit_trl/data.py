@@ -78,8 +78,9 @@ class DataSets:
                 unchanged[name] = rows
                 if function is not None and _has_ids(rows):
                     warn_caller("`formatting_func` is not used: the data set already has the column `input_ids`.")
-            elif field is not None:
-                made = rows.select_columns([field]) if field in column_names(rows) else rows
+            elif field is not None or (function is None and _is_of_texts(rows)):
+                column = field or "text"
+                made = rows.select_columns([column]) if column in column_names(rows) else rows
                 to_prepare[name] = Unprepared(made, rows)
             else:
                 formats = function
@@ -184,6 +185,12 @@ def _is_raw(rows: Any) -> bool:
 
 def _has_ids(rows: Any) -> bool:
     return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and "input_ids" in column_names(rows)
+
+
+def _is_of_texts(rows: Any) -> bool:
+    """Whether rows have a column ``text`` and no conversation, which has precedence, as in TRL."""
+    names = column_names(rows)
+    return "text" in names and not {"messages", "conversations"} & set(names)
 
 
 def _as_in_trl(rows: Any) -> Any:

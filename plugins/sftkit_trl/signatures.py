@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 #: Arguments that transformers has added since 2024, by method of the trainer.
-ADDED = {"compute_loss": "num_items_in_batch", "training_step": "num_items_in_batch", "log": "start_time"}
+ADDED = {
+    "compute_loss": "num_items_in_batch",
+    "training_step": "num_items_in_batch",
+    "log": "start_time",
+    "create_optimizer": "model",
+    "_get_train_sampler": "train_dataset",
+}
 
 
 def accept_added_arguments(cls: type) -> bool:

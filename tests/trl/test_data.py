@@ -53,6 +53,12 @@ def test_dataset_text_field_names_any_column(make, rows, tokenizer, ids) -> None
     assert ids(trainer.train_dataset) == tokenizer(list(rows["answer"]))["input_ids"]
 
 
+def test_the_column_text_has_precedence_over_instructions(make, rows, tokenizer, ids) -> None:
+    data = rows.rename_columns({"question": "instruction", "answer": "output"})
+    trainer = make(args={"dataset_text_field": None}, train_dataset=data)
+    assert ids(trainer.train_dataset) == tokenizer(list(rows["text"]), truncation=True, max_length=32)["input_ids"]
+
+
 def test_a_formatting_function_is_called_with_batches(make, rows, questions, tokenizer, ids) -> None:
     seen = []
 

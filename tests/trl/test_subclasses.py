@@ -151,6 +151,18 @@ def test_get_train_dataloader_can_be_overridden(made, rows, tokenizer) -> None:
     assert trainer.train().global_step == 2
 
 
+class InOrder(SFTTrainer):
+    """Its own sampler, without the argument that transformers passes."""
+
+    def _get_train_sampler(self) -> Any:
+        return SequentialSampler(self.train_dataset)
+
+
+def test_get_train_sampler_can_be_overridden(made, rows, tokenizer) -> None:
+    first = next(iter(made(InOrder).get_train_dataloader()))
+    assert first["input_ids"][0].tolist()[:8] == tokenizer(rows["text"][0])["input_ids"][:8]
+
+
 class Optimizing(SFTTrainer):
     """Its own optimizer and schedule."""
 
