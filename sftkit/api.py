@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         RunError as RunError,
         SftkitError as SftkitError,
         nearest as nearest,
+        warn_caller as warn_caller,
     )
     from sftkit.memory import (
         MemoryEstimate as MemoryEstimate,
@@ -151,7 +152,7 @@ API_VERSION = "1.0"
 _MODULES = {
     # Writing plugins
     "plugin.base": "Field Plugin dataclass hookimpl",
-    "errors": "ConfigError DataError HookError Problem RunError SftkitError nearest",
+    "errors": "ConfigError DataError HookError Problem RunError SftkitError nearest warn_caller",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection RunConfig",
     "plugin.selected": "PluginSet",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -68,3 +70,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the known name nearest to ``name``, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""
+
+
+#: Libraries that call sftkit back; their lines and sftkit's own are no place for a warning to the user.
+_LIBRARIES = ("accelerate", "contextlib", "datasets", "functools", "peft", "sftkit", "torch", "transformers")
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's own code that led here, through whichever functions of sftkit and libraries."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _of_library(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _of_library(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in _LIBRARIES or package.startswith("sftkit_")

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
 
-from sftkit.api import flatten_column
-from sftkit_trl.errors import warn
-from sftkit_trl.formatting import column_names, get_formatting_func_from_dataset, with_texts
+from sftkit.api import flatten_column, warn_caller
+from sftkit_trl.extras.dataset_formatting import get_formatting_func_from_dataset
+from sftkit_trl.formatting import column_names, keeps_end, with_last_tokens, with_texts
 
 if TYPE_CHECKING:
     from sftkit.api import Stages
@@ -65,27 +65,29 @@ class DataSets:
         # As in TRL: the function overrides the column when packing, and the column overrides the function otherwise.
         field = None if args.packing and function is not None else args.dataset_text_field
         if function is not None and field is not None:
-            warn("`formatting_func` is not used: `dataset_text_field` names the column of the texts.")
+            warn_caller("`formatting_func` is not used: `dataset_text_field` names the column of the texts.")
         unchanged: dict[str, Any] = {}
         to_prepare: dict[str, Unprepared] = {}
         rendered = []  # by the chat template, which writes special tokens itself
         for name, passed in splits.items():
-            rows = _as_data_set(name, passed)
             if options.get("skip_prepare_dataset"):
-                unchanged[name] = rows
-            elif not _is_raw(rows):
+                unchanged[name] = passed
+                continue
+            rows = _as_data_set(name, passed)
+            if not _is_raw(rows):
                 unchanged[name] = rows
                 if function is not None and _has_ids(rows):
-                    warn("`formatting_func` is not used: the data set already has the column `input_ids`.")
-            elif field is not None:
-                made = rows.select_columns([field]) if field in column_names(rows) else rows
+                    warn_caller("`formatting_func` is not used: the data set already has the column `input_ids`.")
+            elif field is not None or (function is None and _is_of_texts(rows)):
+                column = field or "text"
+                made = rows.select_columns([column]) if column in column_names(rows) else rows
                 to_prepare[name] = Unprepared(made, rows)
             else:
                 formats = function
-                pairs = set(column_names(rows)) == {"prompt", "completion"}
-                if function is None and pairs and tokenizer.chat_template:
+                here = keeps_end(tokenizer, args) or set(column_names(rows)) == {"prompt", "completion"}
+                if function is None and here and tokenizer.chat_template:
                     formats = get_formatting_func_from_dataset(rows, tokenizer)
-                    rendered.append(name)
+                    rendered += [name] if formats else []
                 to_prepare[name] = Unprepared(rows if formats is None else with_texts(rows, formats, args), rows)
         if rendered and len(rendered) < len(to_prepare):
             what = f"{', '.join(rendered)}: prompt and completion are rendered with the chat template, other sets not"
@@ -113,14 +115,22 @@ class DataSets:
         """
         if not self.to_prepare:
             return {}
+        made = self._cut_on_the_left(tokenizer, args) if keeps_end(tokenizer, args) else self._by(stages, tokenizer)
+        if args.remove_unused_columns or args.packing:
+            return made
+        return {name: _with_other_columns(rows, self.to_prepare[name].original) for name, rows in made.items()}
+
+    def _cut_on_the_left(self, tokenizer: Any, args: SFTConfig) -> dict[str, Any]:
+        special, column = self.add_special_tokens, self.text_column
+        sets = {name: each.rows for name, each in self.to_prepare.items()}
+        return {name: with_last_tokens(rows, column, tokenizer, args, special) for name, rows in sets.items()}
+
+    def _by(self, stages: Stages, tokenizer: Any) -> dict[str, Any]:
         data = stages.prepare_held_out(tokenizer) if self.train is None else stages.prepare_data(tokenizer)
         if PartialState().is_main_process:
             for split, counts in data.summary().items():
                 logger.info("%s: %s", split, ", ".join(f"{number} {what}" for what, number in counts.items()))
-        made = {name: _as_in_trl(data.splits[name]) for name in self.to_prepare}
-        if args.remove_unused_columns or args.packing:
-            return made
-        return {name: _with_other_columns(rows, self.to_prepare[name].original) for name, rows in made.items()}
+        return {name: _as_in_trl(data.splits[name]) for name in self.to_prepare}
 
 
 class PreparedSets:
@@ -175,6 +185,12 @@ def _is_raw(rows: Any) -> bool:
 
 def _has_ids(rows: Any) -> bool:
     return isinstance(rows, datasets.Dataset | datasets.IterableDataset) and "input_ids" in column_names(rows)
+
+
+def _is_of_texts(rows: Any) -> bool:
+    """Whether rows have a column ``text`` and no conversation, which has precedence, as in TRL."""
+    names = column_names(rows)
+    return "text" in names and not {"messages", "conversations"} & set(names)
 
 
 def _as_in_trl(rows: Any) -> Any:

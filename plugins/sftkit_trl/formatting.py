@@ -1,8 +1,7 @@
-"""Texts from rows: by the chat template, or by the script's own formatting function."""
+"""Texts and token ids of a script's rows, where TRL made them before the rows were packed or batched."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +29,43 @@ def with_texts(rows: Any, function: Callable[[Any], Any], args: SFTConfig) -> An
             )
         return {"text": texts}
 
-    options: dict[str, Any] = {"remove_columns": column_names(rows)}
     if args.packing:
-        return rows.map(lambda row: {"text": function(row)}, **options)
-    if isinstance(rows, datasets.Dataset):
-        options["num_proc"] = args.dataset_num_proc
-    return rows.map(texts_of_batch, batched=True, batch_size=args.dataset_batch_size, **options)
+        return rows.map(lambda row: {"text": function(row)}, remove_columns=column_names(rows))
+    return rows.map(texts_of_batch, **_in_batches(rows, args))
+
+
+def keeps_end(tokenizer: PreTrainedTokenizerBase, args: SFTConfig) -> bool:
+    """Whether long texts keep their end; packed texts are not truncated."""
+    return tokenizer.truncation_side == "left" and not args.packing
+
+
+def with_last_tokens(
+    rows: Any, column: str, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, special_tokens: bool
+) -> Any:
+    """A data set of the tokens of texts, of which long ones keep their end. Rows without tokens are dropped.
+
+    Args:
+        rows: have the texts in ``column``.
+        column: its name.
+        tokenizer: truncates on its left side.
+        args: the script's, complete.
+        special_tokens: whether the tokenizer adds its special tokens; truncation leaves room for them.
+
+    Raises:
+        ValueError: if there is no such column.
+    """
+    if column not in column_names(rows):
+        raise ValueError(
+            f"truncation_side='left' needs the column {column!r}; the data has {', '.join(column_names(rows))}. Set "
+            "dataset_text_field to the column of the texts, or pass a formatting_func."
+        )
+    options = {"truncation": True, "max_length": args.max_seq_length, "add_special_tokens": special_tokens}
+
+    def tokens_of_batch(batch: Any) -> dict[str, Any]:
+        ids = [each for each in tokenizer(batch[column], **options)["input_ids"] if each]
+        return {"input_ids": ids, "attention_mask": [[1] * len(each) for each in ids]}
+
+    return rows.map(tokens_of_batch, **_in_batches(rows, args))
 
 
 def column_names(rows: Any) -> list[str]:
@@ -43,40 +73,7 @@ def column_names(rows: Any) -> list[str]:
     return rows.column_names or list(next(iter(rows)))
 
 
-def get_formatting_func_from_dataset(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any] | None:
-    """A function that renders one row, or a batch as columns, with the chat template; None for other columns.
-
-    Args:
-        dataset: with a column ``messages`` or ``conversations`` of ``{role, content}``, or with exactly the text
-            columns ``prompt`` and ``completion``.
-        tokenizer: has the chat template.
-    """
-    features = getattr(dataset, "features", None) or {}
-    for column in ("messages", "conversations"):
-        if column in features:
-            return _rendering(operator.itemgetter(column), tokenizer) if _is_chat(features[column]) else None
-    if set(features) == {"prompt", "completion"} and all(_is_text(feature) for feature in features.values()):
-        roles = (("user", "prompt"), ("assistant", "completion"))
-        return _rendering(lambda row: [{"role": role, "content": row[column]} for role, column in roles], tokenizer)
-    return None
-
-
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
-def _is_chat(feature: Any) -> bool:
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return isinstance(inner, dict) and set(inner) == {"role", "content"} and all(map(_is_text, inner.values()))
-
-
-def _rendering(messages_of: Callable[[Any], Any], tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
-    def render(rows: Any) -> Any:
-        first = next(iter(rows.values()))
-        batched = isinstance(first, list) and not (first and isinstance(first[0], dict))
-        if not batched:
-            return tokenizer.apply_chat_template(messages_of(rows), tokenize=False)
-        single = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        return [tokenizer.apply_chat_template(messages_of(row), tokenize=False) for row in single]
-
-    return render
+def _in_batches(rows: Any, args: SFTConfig) -> dict[str, Any]:
+    """Arguments of ``map`` for a function of batches whose result replaces the columns."""
+    processes = {"num_proc": args.dataset_num_proc} if isinstance(rows, datasets.Dataset) else {}
+    return {"batched": True, "batch_size": args.dataset_batch_size, "remove_columns": column_names(rows), **processes}

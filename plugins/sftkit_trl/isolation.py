@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sftkit.api import ConfigError, autocast_type, document_trials
+from sftkit.api import ConfigError, autocast_type, document_trials, warn_caller
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.attention import NAMES
 from sftkit_plugins.packing.isolation import isolated, leak_of
-from sftkit_trl.errors import warn
 
 if TYPE_CHECKING:
     from sftkit.api import RunConfig
@@ -54,7 +53,7 @@ class Isolation:
                 with isolated(model, trials, autocast):
                     return cls(packed, masked_rows=rows)
             except ConfigError as leak:
-                warn(f"{leak}. As in TRL, the documents of a packed row see each other.")
+                warn_caller(f"{leak}. As in TRL, the documents of a packed row see each other.")
                 return cls(packed, joined=True)
 
     @contextlib.contextmanager

@@ -10,10 +10,9 @@ from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
 
-from sftkit.api import Pipeline, use_one_device
+from sftkit.api import Pipeline, has_adapter, use_one_device, warn_caller
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 from sftkit_trl.arguments import SFTConfig
-from sftkit_trl.errors import warn
 from sftkit_trl.stages import model_section
 
 #: Arguments of the trainer that moved to `SFTConfig`.
@@ -29,10 +28,12 @@ DATASET_KWARGS = ("add_special_tokens", "append_concat_token", "skip_prepare_dat
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """The arguments of `SFTTrainer`; all of them are the script's own objects, except ``args``.
+    """The arguments of `SFTTrainer`; all of them are the script's own objects.
 
     Attributes:
-        args: a copy of the script's, complete: with what was passed to the trainer itself, and with a length.
+        args: the script's own if it is an `SFTConfig`, completed: with what was passed to the trainer itself, and with
+            a length.
+        peft_config: the adapter to train; None if the model has it already.
         processor: the tokenizer, or the processor that was passed as one.
         tokenizer: the tokenizer, or the processor's.
         passed_on: arguments that `transformers.Trainer` gets unchanged.
@@ -62,16 +63,20 @@ class Script:
         args = _config(arguments["args"], {name: arguments[name] for name in MOVED if arguments[name] is not None})
         _check(args, model, collator, peft_config)
         if arguments["infinite"] is not None:
-            warn("The `infinite` argument is deprecated: set max_steps or num_train_epochs.")
+            warn_caller("The `infinite` argument is deprecated: set max_steps or num_train_epochs.")
         processor = arguments["tokenizer"] if arguments["processing_class"] is None else arguments["processing_class"]
         if processor is None:
             processor = _tokenizer_of(model, args)
         tokenizer = getattr(processor, "tokenizer", processor)
         _check_tokenizer(tokenizer)
+        _fill_in_length(args, tokenizer)
+        used = {name: arguments[name] for name in USED}
+        if peft_config is not None and has_adapter(model):
+            used["model"], peft_config = _with_further_adapter(model, peft_config), None
         return cls(
-            **{name: arguments[name] for name in USED},
-            args=_with_length(args, tokenizer),
-            peft_config=None if is_of_peft(model, "PeftModel") else peft_config,
+            **used,
+            args=args,
+            peft_config=peft_config,
             processor=processor,
             tokenizer=tokenizer,
             callbacks=list(arguments["callbacks"] or []),
@@ -79,18 +84,16 @@ class Script:
         )
 
     def trainer_arguments(self, evaluates: bool) -> SFTConfig:
-        """A copy of the arguments for `transformers.Trainer`, without what the plugins do in its place.
+        """The arguments for `transformers.Trainer`. Changes them where it would refuse what TRL's trainer accepted.
 
         Args:
             evaluates: whether there is an evaluation set; without one, no evaluation is scheduled.
         """
-        changes: dict[str, Any] = {"use_liger_kernel": False}  # the Trainer would patch the model for good
         if not evaluates and self.args.eval_strategy != "no":
-            warn("Nothing is evaluated: `eval_strategy` is set, but there is no `eval_dataset`.")
-            changes["eval_strategy"] = IntervalStrategy.NO
-        arguments = changed(self.args, **changes)
-        use_one_device(arguments)
-        return arguments
+            warn_caller("Nothing is evaluated: `eval_strategy` is set, but there is no `eval_dataset`.")
+            self.args.eval_strategy = IntervalStrategy.NO
+        use_one_device(self.args)
+        return self.args
 
 
 def changed(args: SFTConfig, **values: Any) -> SFTConfig:
@@ -124,19 +127,25 @@ def is_of_peft(value: Any, name: str) -> bool:
 
 
 def _config(args: TrainingArguments | None, moved: dict[str, Any]) -> SFTConfig:
-    """The trainer's arguments as an `SFTConfig`; what was passed to the trainer itself overrides them."""
+    """The trainer's arguments as an `SFTConfig`; what was passed to the trainer itself overrides them. Changes it."""
     if args is None:
-        warn("No `SFTConfig` passed, using `output_dir=tmp_trainer`.")
+        warn_caller("No `SFTConfig` passed, using `output_dir=tmp_trainer`.")
         args = SFTConfig(output_dir="tmp_trainer")
     elif not isinstance(args, SFTConfig):
-        fields = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+        known = {field.name for field in dataclasses.fields(SFTConfig)}
+        fields = [field.name for field in dataclasses.fields(args) if field.init and field.name in known]
         args = SFTConfig(**{name: getattr(args, name) for name in fields})
     if moved:
         what = f"Deprecated argument(s) of SFTTrainer: {', '.join(moved)}. Set them in the SFTConfig instead."
-        warn(what, FutureWarning)
-    for name in moved:
-        warn(f"You passed a `{name}` argument to the SFTTrainer, its value will override the one in the `SFTConfig`.")
-    return changed(args, **moved)
+        warn_caller(what, FutureWarning)
+    for name, value in moved.items():
+        warn_caller(
+            f"You passed a `{name}` argument to the SFTTrainer, its value will override the one in the `SFTConfig`."
+        )
+        setattr(args, name, value)
+    if args.use_liger_kernel:  # the Trainer would patch the model for good
+        args.use_liger, args.use_liger_kernel = True, False
+    return args
 
 
 def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None:
@@ -156,9 +165,9 @@ def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None
         raise ValueError("eval_packing=True has no effect without packing=True. Set packing=True, or drop it.")
     if isinstance(model, str):
         what = "You passed a model_id to the SFTTrainer. This will automatically create an `AutoModelForCausalLM` or a "
-        warn(f"{what}`PeftModel` (if you passed a `peft_config`) for you.")
+        warn_caller(f"{what}`PeftModel` (if you passed a `peft_config`) for you.")
     if is_of_peft(model, "PeftModel") and peft_config is not None:
-        warn("`peft_config` is not used: the model is a PeftModel already, and its own adapter is trained.")
+        warn_caller("`peft_config` is not used: the model is a PeftModel already, and its own adapter is trained.")
 
 
 def _tokenizer_of(model: Any, args: SFTConfig) -> Any:
@@ -178,23 +187,26 @@ def _check_tokenizer(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} is not a fast tokenizer. Load one that has a tokenizer.json, for example "
             "with `AutoTokenizer`."
         )
-    if tokenizer.truncation_side == "left":
-        raise ValueError(
-            "truncation_side='left' is not supported: long texts keep their beginning. Set truncation_side='right', "
-            "or shorten the texts yourself."
-        )
 
 
-def _with_length(args: SFTConfig, tokenizer: Any) -> SFTConfig:
-    """The arguments with a length of rows; warns of a default length and of padding on the left."""
-    length = args.max_seq_length
-    if length is None:
-        length = min(tokenizer.model_max_length, 1024)
-        warn(f"You didn't pass a `max_seq_length` argument to the SFTTrainer, this will default to {length}")
+def _with_further_adapter(model: Any, peft_config: Any) -> Any:
+    """A model that has adapter layers: a PeftModel as it is, and any other with peft's own second adapter."""
+    if is_of_peft(model, "PeftModel"):
+        return model
+    from peft import get_peft_model
+
+    return get_peft_model(model, peft_config)
+
+
+def _fill_in_length(args: SFTConfig, tokenizer: Any) -> None:
+    """Fill in the length of rows; warns of a default length and of padding on the left."""
+    if args.max_seq_length is None:
+        args.max_seq_length = min(tokenizer.model_max_length, 1024)
+        length = args.max_seq_length
+        warn_caller(f"You didn't pass a `max_seq_length` argument to the SFTTrainer, this will default to {length}")
     if tokenizer.padding_side not in (None, "right"):
-        warn(
+        warn_caller(
             "You passed a tokenizer with `padding_side` not equal to `right` to the SFTTrainer. This might lead to "
             "some unexpected behaviour due to overflow issues when training a model in half-precision. You might "
             "consider adding `tokenizer.padding_side = 'right'` to your code."
         )
-    return changed(args, max_seq_length=length)

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 #: Arguments that transformers has added since 2024, by method of the trainer.
-ADDED = {"compute_loss": "num_items_in_batch", "training_step": "num_items_in_batch", "log": "start_time"}
+ADDED = {
+    "compute_loss": "num_items_in_batch",
+    "training_step": "num_items_in_batch",
+    "log": "start_time",
+    "create_optimizer": "model",
+    "_get_train_sampler": "train_dataset",
+}
 
 
 def accept_added_arguments(cls: type) -> bool:
@@ -23,6 +29,31 @@ def accept_added_arguments(cls: type) -> bool:
             setattr(cls, name, _without(method, added))
     losses = [getattr(cls, name) for name in ("compute_loss", "training_step")]
     return any(getattr(method, "ignores_number_of_items", False) for method in losses)
+
+
+def call_preparation(method: Callable[..., Any], rows: Any, arguments: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Call ``_prepare_dataset`` of a subclass, whatever arguments the method had in its version of TRL.
+
+    Args:
+        method: the method.
+        rows: its first argument, a data set.
+        arguments: the further positional ones of TRL 0.11, in their order.
+        options: those with a default value.
+    """
+    parameters = inspect.signature(method).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        options = {name: value for name, value in options.items() if name in parameters}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return method(rows, *arguments.values(), **options)
+    if "processing_class" in parameters:  # TRL 0.12
+        arguments = {"processing_class": arguments["tokenizer"], **arguments}
+        del arguments["tokenizer"]
+    if "infinite" in parameters:  # TRL 0.7
+        arguments = {**arguments, "infinite": None}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        arguments = {name: value for name, value in arguments.items() if name in parameters}
+    return method(rows, **arguments, **options)
 
 
 def _accepts(method: Callable[..., Any], added: str) -> bool:

@@ -83,7 +83,7 @@ def plugins_of(args: SFTConfig, tokenizer: Any, packs: bool, peft_config: Any = 
         chosen.append(PEFT(config=peft_config))
     if args.neftune_noise_alpha is not None:
         chosen.append(NEFTune(alpha=args.neftune_noise_alpha))
-    if args.use_liger or args.use_liger_kernel:
+    if args.use_liger:
         chosen.append(Liger(**(args.liger_kernel_config or {})))
     if args.label_smoothing_factor:
         chosen.append(Loss(label_smoothing=args.label_smoothing_factor))

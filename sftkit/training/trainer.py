@@ -152,12 +152,14 @@ class TokenLossTrainer(Trainer):
     ) -> Any:
         """The loss of a micro-batch: its share of the window's, or its own mean without ``num_items_in_batch``.
 
-        With ``return_outputs`` the outputs contain the logits of every position.
+        It has gradients unless they are disabled, also of a model in evaluation mode. With ``return_outputs`` the
+        outputs contain the logits of every position.
         """
         if self._loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        compute = self._training_loss if model.training else self._evaluation_loss
-        loss, outputs = compute(model, inputs, return_outputs, num_items_in_batch)
+        compute = self._training_loss if torch.is_grad_enabled() else self._evaluation_loss
+        with self._asked_for_losses():
+            loss, outputs = compute(model, inputs, return_outputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _training_loss(self, model: Any, inputs: dict[str, Any], logits: bool, num_items_in_batch: Any) -> Any:

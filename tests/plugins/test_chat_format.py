@@ -79,10 +79,16 @@ def test_rows_are_rounded_up_and_initialised_as_in_a_run() -> None:
     assert torch.equal(model.lm_head.weight, expected.lm_head.weight)
 
 
-def test_a_tokenizer_with_a_chat_template_is_refused() -> None:
+def test_a_template_is_replaced_with_its_special_tokens() -> None:
+    model, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer(chat_template="{{ messages }}"))
+    assert tokenizer.chat_template == ChatMlSpecialTokens().chat_template
+    assert (tokenizer.eos_token, model.config.eos_token_id) == ("<|im_end|>", 321)
+
+
+def test_the_format_can_be_set_again() -> None:
     model, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer())
-    with pytest.raises(ValueError, match="Chat template is already added to the tokenizer"):
-        setup_chat_format(model, tokenizer)
+    setup_chat_format(model, tokenizer)
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 322
 
 
 def test_an_unknown_format_is_refused_without_changes() -> None:

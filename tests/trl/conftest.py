@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit_trl import SFTConfig, SFTTrainer
+from sftkit_trl import SFTConfig, SFTTrainer, TrainingArguments
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 ANIMALS = ["llama", "cat", "dog", "owl", "bee", "fish", "fox"]
@@ -102,3 +102,21 @@ def weights() -> Callable[[Any], dict[str, torch.Tensor]]:
 def same() -> Callable[..., bool]:
     """Whether two models have equal weights."""
     return lambda one, other: one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def arguments(tmp_path: Any) -> Callable[..., TrainingArguments]:
+    """Makes `TrainingArguments` of 2024, of two steps of two rows."""
+
+    def made(**options: Any) -> TrainingArguments:
+        short = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no"}
+        place = {"output_dir": str(tmp_path / "out"), "report_to": "none", "use_cpu": True}
+        return TrainingArguments(**{**short, **place, **options})
+
+    return made
+
+
+@pytest.fixture
+def losses() -> Callable[[Any], list[float]]:
+    """The losses that a trainer logged."""
+    return lambda trainer: [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

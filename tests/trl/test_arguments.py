@@ -1,4 +1,4 @@
-"""`SFTConfig`: defaults, arguments that scripts of 2024 pass, copies and files."""
+"""`TrainingArguments` and `SFTConfig`: defaults, arguments that scripts of 2024 pass, copies and files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import warnings
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
+import transformers
+from transformers import HfArgumentParser
 
-from sftkit_trl import SFTConfig
+from sftkit_trl import SFTConfig, TrainingArguments
 
 DEFAULTS = {
     "dataset_text_field": None,
@@ -31,14 +32,73 @@ DEFAULTS = {
 }
 
 
+#: Arguments of `TrainingArguments` in transformers 4.45 that transformers 5 does not have, with their defaults.
+OF_2024 = {
+    **dict.fromkeys(("overwrite_output_dir", "no_cuda", "use_mps_device", "jit_mode_eval", "use_ipex"), False),
+    **dict.fromkeys(("adafactor", "group_by_length", "include_inputs_for_metrics", "tpu_metrics_debug"), False),
+    **dict.fromkeys(("use_legacy_prediction_loop", "include_tokens_per_second"), False),
+    **{"save_safetensors": True, "warmup_ratio": 0.0, "past_index": -1, "fsdp_min_num_params": 0},
+    **dict.fromkeys(("evaluation_strategy", "per_gpu_train_batch_size", "per_gpu_eval_batch_size", "logging_dir")),
+    **dict.fromkeys(("push_to_hub_token", "push_to_hub_model_id", "push_to_hub_organization", "tpu_num_cores")),
+    **dict.fromkeys(("torchdynamo", "dispatch_batches", "split_batches", "fsdp_transformer_layer_cls_to_wrap")),
+    **dict.fromkeys(("half_precision_backend", "fp16_backend", "fp16_opt_level", "ray_scope", "mp_parameters")),
+}
+
+
 def of(**options: Any) -> SFTConfig:
     return SFTConfig(output_dir="out", use_cpu=True, **options)
 
 
 def test_sft_config_has_the_defaults_of_trl() -> None:
     config = of()
-    assert isinstance(config, TrainingArguments)
+    assert isinstance(config, transformers.TrainingArguments)
     assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize("kind", [TrainingArguments, SFTConfig])
+def test_arguments_of_2024_have_their_defaults_of_then(kind) -> None:
+    made = kind(output_dir="out", use_cpu=True)
+    assert {name: getattr(made, name) for name in OF_2024} == OF_2024
+
+
+def test_training_arguments_have_no_field_of_sft_config() -> None:
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert names & set(DEFAULTS) == {"neftune_noise_alpha"}  # which transformers has too
+    assert names >= {field.name for field in dataclasses.fields(transformers.TrainingArguments)} | set(OF_2024)
+
+
+@dataclasses.dataclass
+class OfScript:
+    """Arguments of a script, some of which `SFTConfig` has too."""
+
+    model_name: str | None = None
+    max_seq_length: int = 512
+    packing: bool = False
+    use_liger: bool = False
+
+
+def test_training_arguments_are_parsed_beside_fields_of_a_script() -> None:
+    line = "--output_dir out --max_seq_length 64 --packing --overwrite_output_dir --group_by_length --warmup_ratio 0.1 "
+    line += "--evaluation_strategy steps --eval_steps 2 --no_cuda --logging_dir logs --model_name m"
+    script, args = HfArgumentParser((OfScript, TrainingArguments)).parse_args_into_dataclasses(line.split())
+    assert (script.model_name, script.max_seq_length, script.packing) == ("m", 64, True)
+    assert (args.overwrite_output_dir, args.use_cpu, args.train_sampling_strategy) == (True, True, "group_by_length")
+    assert (args.eval_strategy, args.warmup_steps) == ("steps", 0.1)
+
+
+def test_sft_config_is_made_from_all_fields_of_training_arguments() -> None:
+    old = {
+        "include_inputs_for_metrics": True,
+        "push_to_hub_organization": "us",
+        "warmup_ratio": 0.1,
+        "optim": "adamw_hf",
+    }
+    args = TrainingArguments(output_dir="out", use_cpu=True, group_by_length=True, dispatch_batches=False, **old)
+    shared = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
+    config = SFTConfig(**shared, packing=True)
+    for name in ("include_for_metrics", "hub_model_id", "warmup_steps", "optim", "train_sampling_strategy"):
+        assert getattr(config, name) == getattr(args, name)
+    assert (config.include_for_metrics, config.hub_model_id) == (["inputs"], "us/out")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +139,8 @@ def test_warmup_ratio_is_a_share_of_the_steps(ratio, steps) -> None:
 
 @pytest.mark.parametrize(("more", "steps"), [({"warmup_steps": 100}, 100), ({}, 0.1)])
 def test_warmup_steps_override_the_ratio(more, steps) -> None:
-    assert SFTConfig(output_dir="x", warmup_ratio=0.1, **more).warmup_steps == steps
+    config = SFTConfig(output_dir="x", warmup_ratio=0.1, **more)
+    assert (config.warmup_steps, config.warmup_ratio) == (steps, 0.1)
 
 
 def test_a_warmup_ratio_of_one_covers_all_steps() -> None:
@@ -113,10 +174,23 @@ def test_an_argument_without_effect_is_accepted(argument) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"save_safetensors": False}, {"half_precision_backend": "apex"}, {"fp16_backend": "apex"}]
+    "asked",
+    [
+        {"save_safetensors": False},
+        {"half_precision_backend": "apex"},
+        {"fp16_backend": "apex"},
+        {"tpu_num_cores": 8},
+        {"tpu_metrics_debug": True},
+        {"mp_parameters": "x"},
+        {"jit_mode_eval": True},
+        {"use_ipex": True},
+        {"past_index": 1},
+    ],
+    ids=lambda asked: next(iter(asked)),
 )
 def test_an_argument_whose_feature_is_gone_is_an_error(asked) -> None:
-    with pytest.raises(ValueError, match="Drop"):
+    (name,) = asked
+    with pytest.raises(ValueError, match=f"{'apex' if 'backend' in name else name}.*Drop"):
         of(**asked)
 
 

@@ -96,8 +96,9 @@ def test_one_row_with_the_template_is_enough_to_train(config, rows, tokenizer) -
     collator = DataCollatorForCompletionOnlyLM("### A:", tokenizer=tokenizer)
     args = config(dataset_text_field="text", max_seq_length=64, max_steps=1)
     trainer = SFTTrainer(tiny_model(), args=args, train_dataset=many, tokenizer=tokenizer, data_collator=collator)
-    with pytest.warns(UserWarning, match="Could not find response key"):
+    with pytest.warns(UserWarning, match="Could not find response key") as warned:
         trainer.train()
+    assert {warning.filename for warning in warned} == {__file__}
 
 
 def test_packing_with_the_completion_collator_is_an_error(make, tokenizer) -> None:

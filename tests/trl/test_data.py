@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from PIL import Image
 
 from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit_trl import SFTConfig, SFTTrainer
@@ -50,6 +51,12 @@ def test_a_misspelt_dataset_kwarg_is_an_error(config, rows, tokenizer) -> None:
 def test_dataset_text_field_names_any_column(make, rows, tokenizer, ids) -> None:
     trainer = make(args={"dataset_text_field": "answer"}, train_dataset=rows)
     assert ids(trainer.train_dataset) == tokenizer(list(rows["answer"]))["input_ids"]
+
+
+def test_the_column_text_has_precedence_over_instructions(make, rows, tokenizer, ids) -> None:
+    data = rows.rename_columns({"question": "instruction", "answer": "output"})
+    trainer = make(args={"dataset_text_field": None}, train_dataset=data)
+    assert ids(trainer.train_dataset) == tokenizer(list(rows["text"]), truncation=True, max_length=32)["input_ids"]
 
 
 def test_a_formatting_function_is_called_with_batches(make, rows, questions, tokenizer, ids) -> None:
@@ -141,6 +148,24 @@ def test_skip_prepare_dataset_leaves_data_unchanged(make, rows, packing) -> None
     trainer = make(args=options, eval_dataset=rows)
     assert trainer.train_dataset.features == rows.features
     assert trainer.eval_dataset.features == rows.features
+
+
+def test_skip_prepare_dataset_passes_a_list_of_images_to_the_collator(make, tokenizer) -> None:
+    red = [Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in range(4)]
+    data = [{"messages": [{"role": "user", "content": [{"type": "image", "image": image}]}]} for image in red]
+    received = []
+
+    def collator(examples: Any) -> Any:
+        received.extend(examples)
+        texts = [str(row["messages"][0]["content"][0]["image"].getpixel((0, 0))) for row in examples]
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        return {**batch, "labels": batch["input_ids"]}
+
+    options = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    trainer = make(args=options, train_dataset=data, eval_dataset=data, data_collator=collator)
+    assert trainer.train_dataset is trainer.eval_dataset is data
+    assert trainer.train().global_step == 2
+    assert {id(row) for row in received} == {id(row) for row in data}
 
 
 def test_rows_of_token_ids_are_used_unchanged(make, rows, questions, tokenizer) -> None:

@@ -8,9 +8,38 @@ import pytest
 from datasets import Dataset
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-from sftkit_trl import FORMAT_MAPPING, ChatMlSpecialTokens, get_formatting_func_from_dataset, setup_chat_format
+from sftkit_trl import (
+    ChatMlSpecialTokens,
+    conversations_formatting_function,
+    get_formatting_func_from_dataset,
+    instructions_formatting_function,
+    setup_chat_format,
+)
+from sftkit_trl.extras.dataset_formatting import FORMAT_MAPPING
+from sftkit_trl.models.utils import FORMAT_MAPPING as CHAT_FORMATS
 
 RENDERED = "system: Be kind.\nuser: What is 0 plus one?\nassistant: It is 1.\n"
+
+
+def test_known_formats_are_the_features_of_their_columns() -> None:
+    turns = [{"role": "user", "content": "a"}]
+    assert Dataset.from_list([{"messages": turns}]).features["messages"] == FORMAT_MAPPING["chatml"]
+    assert Dataset.from_list([{"messages": ["a"]}]).features["messages"] != FORMAT_MAPPING["chatml"]
+    assert Dataset.from_list([{"prompt": "a", "completion": "b"}]).features == FORMAT_MAPPING["instruction"]
+
+
+def test_a_function_for_conversations_passes_tools_and_ignores_other_columns() -> None:
+    tokenizer = tiny_tokenizer(chat_template="{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    render = conversations_formatting_function(tokenizer, "turns", tools=[{"name": "sum"}])
+    row = {"tags": ["x"], "turns": [{"role": "user", "content": "a"}]}
+    assert render(row) == "[{'name': 'sum'}]a"
+    assert render({name: [value] * 2 for name, value in row.items()}) == ["[{'name': 'sum'}]a"] * 2
+
+
+def test_a_function_for_instructions_ignores_other_columns(tokenizer) -> None:
+    render = instructions_formatting_function(tokenizer)
+    assert render({"tags": ["x"], "prompt": "a", "completion": "b"}) == "user: a\nassistant: b\n"
+    assert render({"prompt": ["a", "c"], "completion": ["b", "d"]})[1] == "user: c\nassistant: d\n"
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations"])
@@ -48,7 +77,7 @@ def test_other_columns_have_no_function(tokenizer, columns) -> None:
 def test_chatml_adds_tokens_and_embeddings() -> None:
     model, tokenizer = setup_chat_format(tiny_model(), tiny_tokenizer(), resize_to_multiple_of=64)
     chatml = ChatMlSpecialTokens()
-    assert {"chatml": ChatMlSpecialTokens} == FORMAT_MAPPING
+    assert {"chatml": ChatMlSpecialTokens} == CHAT_FORMATS
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
         chatml.bos_token,
         chatml.eos_token,
@@ -64,11 +93,6 @@ def test_chatml_renders_conversations(conversations) -> None:
     text = tokenizer.apply_chat_template(conversations[0]["messages"], tokenize=False)
     turns = {"system": "Be kind.", "user": "What is 0 plus one?", "assistant": "It is 1."}
     assert text == "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns.items())
-
-
-def test_a_tokenizer_with_a_template_is_an_error(tokenizer) -> None:
-    with pytest.raises(ValueError, match="Chat template is already added"):
-        setup_chat_format(tiny_model(), tokenizer)
 
 
 def test_an_unknown_format_is_an_error() -> None:

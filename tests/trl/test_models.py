@@ -137,6 +137,19 @@ def test_peft_config_is_ignored_with_a_warning_for_a_peft_model(make) -> None:
     assert trainer.model.peft_config["default"].r == 4
 
 
+def test_a_base_with_adapter_layers_gets_the_adapter_of_peft_config(make) -> None:
+    base = tiny_model()
+    get_peft_model(base, LoraConfig(**LORA))  # puts its layers into the base itself
+    trainer = make(base, peft_config=LoraConfig(**{**LORA, "r": 2}), args={"learning_rate": 1e-2})
+    assert isinstance(trainer.model, PeftModel)
+    assert trainer.model.peft_config["default"].r == 2
+    trainer.train()
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert any((p != 0).any() for name, p in trained.items() if "lora_B" in name)
+
+
 def test_a_peft_config_of_the_wrong_type_is_an_error(make) -> None:
     with pytest.raises(ValueError, match="you need to pass a PeftConfig object"):
         make(peft_config={"r": 4})
@@ -203,11 +216,12 @@ def test_the_models_use_cache_is_restored_after_training(make) -> None:
     assert trainer.model.config.use_cache is True
 
 
-def test_an_adapter_is_trained_on_an_8_bit_base(by_name, wide) -> None:
+@pytest.mark.parametrize(("name", "layer"), [("load_in_8bit", "Linear8bitLt"), ("load_in_4bit", "Linear4bit")])
+def test_an_adapter_is_trained_on_a_base_loaded_in_few_bits(by_name, wide, name, layer) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    options = {"load_in_8bit": True, "device_map": {"": "cpu"}}
-    trainer = by_name(wide, LoraConfig(**LORA), model_init_kwargs=options)
-    assert any(isinstance(module, bitsandbytes.nn.Linear8bitLt) for module in trainer.model.modules())
+    options = {"load_in_8bit": False, "load_in_4bit": False, "device_map": {"": "cpu"}, "torch_dtype": torch.float32}
+    trainer = by_name(wide, LoraConfig(**LORA), model_init_kwargs={**options, name: True})
+    assert any(isinstance(module, getattr(bitsandbytes.nn, layer)) for module in trainer.model.modules())
     assert trainer.train().training_loss > 0
     assert any((p != 0).any() for name, p in trainer.model.named_parameters() if "lora_B" in name)
 

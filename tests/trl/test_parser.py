@@ -11,7 +11,15 @@ import pytest
 import yaml
 from transformers import HfArgumentParser
 
-from sftkit_trl import ModelConfig, SFTConfig, SFTScriptArguments, SftScriptArguments, TrlParser
+from sftkit_trl import (
+    ModelConfig,
+    ScriptArguments,
+    SFTConfig,
+    SFTScriptArguments,
+    SftScriptArguments,
+    TrainingArguments,
+    TrlParser,
+)
 
 
 @dataclass
@@ -78,19 +86,54 @@ def test_the_key_env_sets_environment_variables(tmp_path, monkeypatch) -> None:
     assert os.environ["OF_A_TEST"] == "1"
 
 
+def test_env_that_is_no_mapping_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="`env` should map"):
+        TrlParser(SFTConfig).parse_args_and_config(["--config", written(tmp_path, env="OF_A_TEST")])
+
+
 def test_an_unknown_key_in_the_file_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match="max_seq_lenght"):
         TrlParser(SFTConfig).parse_args_and_config(["--config", written(tmp_path, max_seq_lenght=3)])
 
 
-def test_unknown_arguments_can_be_returned(tmp_path) -> None:
-    line = ["--config", written(tmp_path), "--further", "1"]
+def test_unknown_keys_in_the_file_can_be_ignored(tmp_path) -> None:
+    line = ["--config", written(tmp_path, mixer=3, packing=True)]
+    (config,) = TrlParser(SFTConfig, ignore_extra_args=True).parse_args_and_config(line)
+    assert config.packing is True
+    assert not hasattr(config, "mixer")
+
+
+def test_unknown_arguments_and_keys_can_be_returned(tmp_path) -> None:
+    line = ["--config", written(tmp_path, mixer=3), "--further", "1"]
     config, rest = TrlParser(SFTConfig).parse_args_and_config(line, return_remaining_strings=True)
-    assert (config.output_dir, rest) == ("out", ["--further", "1"])
+    assert (config.output_dir, rest) == ("out", ["--further", "1", "--mixer", "3"])
 
 
-def test_script_arguments_have_the_defaults_of_trl() -> None:
-    script = SFTScriptArguments()
-    assert SftScriptArguments is SFTScriptArguments
-    assert script.dataset_name == "timdettmers/openassistant-guanaco"
-    assert (script.dataset_train_split, script.dataset_test_split) == ("train", "test")
+def test_a_required_argument_may_be_in_the_file(tmp_path) -> None:
+    line = ["--config", written(tmp_path, dataset_name="d", learning_rate="2e-4")]
+    script, config = TrlParser((ScriptArguments, SFTConfig)).parse_args_and_config(line)
+    assert (script.dataset_name, config.learning_rate) == ("d", 2e-4)
+
+
+def test_a_required_argument_that_is_nowhere_is_an_error(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        TrlParser((ScriptArguments, SFTConfig)).parse_args_and_config(["--config", written(tmp_path)])
+    assert "required: --dataset_name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(SFTScriptArguments, "timdettmers/openassistant-guanaco"), (ScriptArguments, "d")]
+)
+def test_script_arguments_have_the_defaults_of_trl(kind, name) -> None:
+    script = kind() if kind is SFTScriptArguments else kind(dataset_name="d")
+    splits = (script.dataset_train_split, script.dataset_test_split)
+    assert (script.dataset_name, *splits, script.config) == (name, "train", "test", None)
+    assert (script.gradient_checkpointing_use_reentrant, script.ignore_bias_buffers) == (False, False)
+
+
+def test_script_arguments_of_trl_08_stand_beside_training_arguments() -> None:
+    line = ["--output_dir", "out", "--packing", "--max_seq_length", "64", "--use_cpu", "--dataset_train_name", "sft"]
+    parser = TrlParser((SftScriptArguments, TrainingArguments, ModelConfig))
+    script, args, _ = parser.parse_args_and_config(line)
+    assert (script.packing, script.max_seq_length, script.dataset_text_field) == (True, 64, None)
+    assert (script.dataset_train_name, script.dataset_test_name, args.output_dir) == ("sft", "test", "out")

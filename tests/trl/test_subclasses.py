@@ -151,6 +151,18 @@ def test_get_train_dataloader_can_be_overridden(made, rows, tokenizer) -> None:
     assert trainer.train().global_step == 2
 
 
+class InOrder(SFTTrainer):
+    """Its own sampler, without the argument that transformers passes."""
+
+    def _get_train_sampler(self) -> Any:
+        return SequentialSampler(self.train_dataset)
+
+
+def test_get_train_sampler_can_be_overridden(made, rows, tokenizer) -> None:
+    first = next(iter(made(InOrder).get_train_dataloader()))
+    assert first["input_ids"][0].tolist()[:8] == tokenizer(rows["text"][0])["input_ids"][:8]
+
+
 class Optimizing(SFTTrainer):
     """Its own optimizer and schedule."""
 
@@ -184,6 +196,84 @@ def test_prepare_dataset_can_be_overridden(made, tokenizer) -> None:
     assert [list(row["input_ids"]) for row in trainer.train_dataset] == [[5, 6, 7]] * 7
     assert [list(row["input_ids"]) for row in trainer.eval_dataset] == [[5, 6, 7]] * 7
     assert trainer.train().global_step == 2
+
+
+class OfTrl07(SFTTrainer):
+    """The method as TRL 0.7 called it."""
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        packing: Any,
+        dataset_text_field: Any,
+        max_seq_length: Any,
+        formatting_func: Any,
+        infinite: Any,
+        num_of_sequences: Any,
+        chars_per_token: Any,
+    ) -> Any:
+        self.received = [packing, dataset_text_field, max_seq_length, infinite, num_of_sequences, chars_per_token]
+        return dataset.map(lambda row: {"input_ids": tokenizer(row["text"])["input_ids"]})
+
+
+class OfTrl12(SFTTrainer):
+    """The method as TRL 0.12 called it."""
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        packing: Any,
+        dataset_text_field: Any,
+        *,
+        max_seq_length: Any,
+        **rest: Any,
+    ) -> Any:
+        self.received = [packing, dataset_text_field, max_seq_length, None, rest["num_of_sequences"], 3.6]
+        return super()._prepare_dataset(dataset, processing_class, packing, dataset_text_field, max_seq_length, **rest)
+
+
+@pytest.mark.parametrize("kind", [OfTrl07, OfTrl12])
+def test_prepare_dataset_may_have_the_signature_of_its_version(made, kind) -> None:
+    trainer = made(kind)
+    assert trainer.received == [False, "text", 64, None, 1024, 3.6]
+    assert trainer.train().global_step == 2
+
+
+class Reading(SFTTrainer):
+    """Reads the trainer's attributes while it prepares data, and one that it set itself before."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.mine = 1
+        super().__init__(*arguments, **options)
+
+    def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+        self.read = (self.args, self.tokenizer, self.model, self.train_dataset, self.dataset_num_proc, self.mine)
+        return super()._prepare_dataset(dataset, *arguments, **options)
+
+
+def test_prepare_dataset_finds_the_attributes_of_the_trainer(made, tokenizer, rows) -> None:
+    trainer = made(Reading)
+    args, found, model, train_dataset, processes, mine = trainer.read
+    assert (args, found, model, train_dataset) == (trainer.args, tokenizer, trainer.model, rows)
+    assert (processes, mine) == (None, 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compute_loss_can_be_called_directly(made, training) -> None:
+    trainer = made(SFTTrainer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model = trainer.model.train(training)
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    loss.backward()
+    expected = tiny_model()
+    outputs_of_model = expected(**batch)
+    outputs_of_model.loss.backward()
+    for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(outputs["logits"], outputs_of_model.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trainer.compute_loss(model, batch), loss)
 
 
 def test_prepare_dataset_is_called_with_the_packing_of_each_set(made) -> None:

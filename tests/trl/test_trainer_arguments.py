@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -126,28 +123,57 @@ def test_a_models_tokenizer_without_padding_pads_with_eos(config, rows, tmp_path
     assert trainer.tokenizer.pad_token == trainer.tokenizer.eos_token
 
 
-def test_truncation_on_the_left_is_an_error(config, rows) -> None:
-    tokenizer = tiny_tokenizer()
+@pytest.mark.parametrize("special", [True, False])
+def test_truncation_on_the_left_keeps_the_end_of_texts(make, rows, tokenizer, ids, special) -> None:
     tokenizer.truncation_side = "left"
-    with pytest.raises(ValueError, match="truncation_side='left'"):
-        SFTTrainer(tiny_model(), args=config(), train_dataset=rows, tokenizer=tokenizer)
+    trainer = make(args={"max_seq_length": 8, "dataset_kwargs": {"add_special_tokens": special}}, eval_dataset=rows)
+    whole = tokenizer(list(rows["text"]), add_special_tokens=False)["input_ids"]
+    expected = [[tokenizer.bos_token_id, *tokens[-7:]] if special else tokens[-8:] for tokens in whole]
+    assert ids(trainer.train_dataset) == ids(trainer.eval_dataset) == expected
+    assert trainer.train().global_step == 2
 
 
-def test_scripts_keep_their_own_configuration(config, rows, tokenizer) -> None:
-    args = config(dataset_text_field="text", eval_strategy="steps", neftune_noise_alpha=5.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def test_truncation_on_the_left_keeps_the_end_of_conversations(make, conversations, tokenizer, ids) -> None:
+    tokenizer.truncation_side = "left"
+    trainer = make(args={"max_seq_length": 8}, train_dataset=conversations)
+    text = tokenizer.apply_chat_template(conversations[3]["messages"], tokenize=False)
+    assert ids(trainer.train_dataset)[3] == tokenizer(text, add_special_tokens=False)["input_ids"][-8:]
+
+
+def test_truncation_on_the_left_keeps_other_columns(make, rows, questions, tokenizer) -> None:
+    tokenizer.truncation_side = "left"
+    options = {"max_seq_length": 8, "remove_unused_columns": False}
+    trainer = make(args=options, train_dataset=rows, formatting_func=questions)
+    assert {"input_ids", "attention_mask", "answer"} <= set(trainer.train_dataset.column_names)
+    assert trainer.train_dataset["answer"] == rows["answer"]
+
+
+def test_truncation_on_the_left_without_texts_is_an_error(make, rows, tokenizer) -> None:
+    tokenizer.truncation_side = "left"
+    with pytest.raises(ValueError, match=r"truncation_side='left' needs the column 'text'.*question"):
+        make(args={}, train_dataset=rows.remove_columns("text"))
+
+
+def test_packed_texts_are_not_truncated_on_any_side(make, tokenizer, ids) -> None:
+    packed = ids(make(args={"packing": True}).train_dataset)
+    tokenizer.truncation_side = "left"
+    assert ids(make(args={"packing": True}).train_dataset) == packed
+
+
+def test_the_trainers_arguments_are_the_scripts_completed(config, rows, tokenizer) -> None:
+    args = config(max_seq_length=None, eval_strategy="steps", neftune_noise_alpha=5.0)
+    with pytest.warns(UserWarning, match="Nothing is evaluated"):
+        trainer = SFTTrainer(
+            tiny_model(), args=args, train_dataset=rows, tokenizer=tokenizer, dataset_text_field="text"
+        )
+    assert trainer.args is args
+    assert (args.max_seq_length, args.dataset_text_field, args.eval_strategy) == (1024, "text", "no")
+    assert args.neftune_noise_alpha == 5.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+def test_use_liger_kernel_is_use_liger(config, rows, tokenizer) -> None:
+    args = config(use_liger_kernel=True)
+    with pytest.raises(ValueError, match=r"liger.*needs a GPU"):
         SFTTrainer(tiny_model(), args=args, train_dataset=rows, tokenizer=tokenizer)
-    assert (args.eval_strategy.value, args.neftune_noise_alpha) == ("steps", 5.0)
-
-
-def test_a_trainer_does_not_change_its_arguments(config, rows, tokenizer) -> None:
-    class Prepares(SFTTrainer):
-        def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
-            return super()._prepare_dataset(dataset, *arguments, **options)
-
-    args = config(dataset_text_field="text", eval_strategy="steps", max_seq_length=None)
-    before = copy.deepcopy(args.to_dict())
-    trainer = Prepares(tiny_model(), args=args, train_dataset=rows, tokenizer=tokenizer)
-    assert args.to_dict() == before
-    assert trainer.args.max_seq_length == 1024
+    assert (args.use_liger, args.use_liger_kernel) == (True, False)

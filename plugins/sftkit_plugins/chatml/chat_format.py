@@ -54,12 +54,14 @@ def setup_chat_format(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Set the chat format of a tokenizer, and give its model a row for each new token. Changes both.
 
+    A chat template that the tokenizer has is replaced, and with it BOS, EOS and padding.
+
     EOS and padding become the same token, as the format defines: a trainer that recognises padding by its id then never
     teaches the model to stop. Plugin chatml keeps them apart.
 
     Args:
         model: the model, without an adapter.
-        tokenizer: a tokenizer without a chat template.
+        tokenizer: its tokenizer.
         format: one of `FORMAT_MAPPING`.
         resize_to_multiple_of: round the number of embedding rows up to a multiple of this.
 
@@ -67,13 +69,11 @@ def setup_chat_format(
         The same model and tokenizer.
 
     Raises:
-        ValueError: if the tokenizer has a chat template, or there is no such format.
+        ValueError: if there is no such format.
         ConfigError: if the model has an adapter, which would leave the new rows untrained.
 
     Source: the function of this name in TRL 0.11; new rows are made by `sftkit.api.grow_embeddings`.
     """
-    if tokenizer.chat_template is not None:
-        raise ValueError("Chat template is already added to the tokenizer. To replace it, set it to None first.")
     if format not in FORMAT_MAPPING:
         raise ValueError(f"Format {format} not available. Please use one of {', '.join(FORMAT_MAPPING)}.")
     chosen = FORMAT_MAPPING[format]()

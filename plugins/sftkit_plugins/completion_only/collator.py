@@ -6,12 +6,12 @@ Legend: B rows of a batch, T tokens of its longest row, L tokens of one row.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import DataCollatorForLanguageModeling
 
+from sftkit.api import warn_caller
 from sftkit_plugins.completion_only.search import Region, Template, between, places
 
 if TYPE_CHECKING:
@@ -54,11 +54,10 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
         self.response_token_ids = self._ids(response_template)
         self.ignore_index, self.padding_free = ignore_index, padding_free
         if not mlm and instruction_template and self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
-            warnings.warn(
+            warn_caller(
                 "The pad_token_id and eos_token_id values of this tokenizer are identical. In conversations of several "
                 "turns, a trainer that recognises padding by its id never teaches the model to end a turn with EOS: "
-                "set the tokenizer's pad_token to another token.",
-                stacklevel=2,
+                "set the tokenizer's pad_token to another token."
             )
 
     def _ids(self, template: Template) -> list[int]:
@@ -116,11 +115,10 @@ class DataCollatorForCompletionOnlyLM(DataCollatorForLanguageModeling):
     def _places(self, name: str, template: Template, token_ids: list[int], ids_L: list[int]) -> list[Region]:
         found = places(token_ids, ids_L)
         if not found:
-            warnings.warn(
+            warn_caller(
                 f"Could not find {name} key `{template}` in the following instance: {self.tokenizer.decode(ids_L)} "
                 "This instance is ignored in loss calculation: none of its tokens is trained. If that happens often, "
-                "rows may be cut before the template: consider a larger `max_seq_length`.",
-                stacklevel=2,
+                "rows may be cut before the template: consider a larger `max_seq_length`."
             )
         return found
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import IterableDataset
+
+from sftkit.api import warn_caller
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,10 +66,9 @@ class ConstantLengthDataset(IterableDataset):
         self.tokenizer, self.dataset = tokenizer, dataset
         self.concat_token_id = eos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         if tokenizer.eos_token_id is None:
-            warnings.warn(
+            warn_caller(
                 f"The passed tokenizer does not have an EOS token. Texts are ended with eos_token_id={eos_token_id}; "
-                "pass another one if the model ends its texts with another token.",
-                stacklevel=2,
+                "pass another one if the model ends its texts with another token."
             )
         self.seq_length, self.infinite, self.shuffle = seq_length, infinite, shuffle
         self.append_concat_token, self.add_special_tokens = append_concat_token, add_special_tokens
@@ -116,7 +116,7 @@ class ConstantLengthDataset(IterableDataset):
                 return
             if not characters:
                 raise ValueError("the data holds no text, so an infinite stream would never end")
-            warnings.warn("The dataset reached end and the iterator is reset to the start.", stacklevel=2)
+            warn_caller("The dataset reached end and the iterator is reset to the start.")
 
     def _pieces(self, texts: list[str]) -> list[list[int]]:
         encoded = self.tokenizer(texts, add_special_tokens=self.add_special_tokens, truncation=False, verbose=False)
@@ -132,11 +132,10 @@ def _formatting(text_field: str | None, function: Callable[[Any], str] | None) -
             raise ValueError("pass dataset_text_field, the column that holds the text, or formatting_func")
         return itemgetter(text_field)
     if text_field is not None:
-        warnings.warn("dataset_text_field is ignored: formatting_func makes the texts.", stacklevel=3)
+        warn_caller("dataset_text_field is ignored: formatting_func makes the texts.")
     if _positional(function) > 1:
-        warnings.warn(
-            "The passed formatting_func has more than one argument. It is called with one only, a row of the data.",
-            stacklevel=3,
+        warn_caller(
+            "The passed formatting_func has more than one argument. It is called with one only, a row of the data."
         )
     return function
 

@@ -1,4 +1,4 @@
-"""``trl.commands`` of 2024: what scripts import from it."""
+"""``trl.commands.cli_utils`` of 2024: what scripts import from it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import warnings
 
 import transformers
 
-from sftkit_trl.parser import SFTScriptArguments, SftScriptArguments, TrlParser
+from sftkit_trl.parser import ScriptArguments, SFTScriptArguments, SftScriptArguments, TrlParser
 
-__all__ = ["SFTScriptArguments", "SftScriptArguments", "TrlParser", "init_zero_verbose"]
+__all__ = ["SFTScriptArguments", "ScriptArguments", "SftScriptArguments", "TrlParser", "init_zero_verbose"]
 
 
 def init_zero_verbose() -> None:

@@ -18,16 +18,16 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainingArguments
 
-from sftkit.api import IGNORE_INDEX, LOSS_WEIGHTS, TokenLossTrainer
+from sftkit.api import IGNORE_INDEX, LOSS_WEIGHTS, TokenLossTrainer, warn_caller
 from sftkit_plugins.completion_only.collator import DataCollatorForCompletionOnlyLM
 from sftkit_trl.build import Built, build, prepare_alone, stages_without_packing
 from sftkit_trl.callbacks import RichProgressCallback
 from sftkit_trl.collators import JoinedDocuments, PlainRows, WithRowLengths
 from sftkit_trl.data import PreparedSets, is_packed
-from sftkit_trl.errors import as_value_error, warn
+from sftkit_trl.errors import as_value_error
 from sftkit_trl.isolation import Isolation, cache_setting
 from sftkit_trl.script import Script, changed
-from sftkit_trl.signatures import accept_added_arguments
+from sftkit_trl.signatures import accept_added_arguments, call_preparation
 
 
 class SFTTrainer(TokenLossTrainer):
@@ -59,6 +59,7 @@ class SFTTrainer(TokenLossTrainer):
     _tag_names: ClassVar[list[str]] = ["trl", "sft"]
     _ignores_number_of_items = False  # whether a subclass computes a batch's mean loss
     _signature_columns: Any
+    model: Any
 
     def __init__(
         self,
@@ -92,31 +93,37 @@ class SFTTrainer(TokenLossTrainer):
         arguments = locals()
         with as_value_error():
             script = Script.of(arguments)
-            self.args, self._prepared = script.args, PreparedSets()  # what _prepare_dataset reads
+            self._take(script)
             built = build(script, self._prepared, self._own_preparation(script))
             super().__init__(**built.arguments)
             self._finish(script, built)
 
+    def _take(self, script: Script) -> None:
+        """What ``_prepare_dataset`` of a subclass reads before the trainer is complete."""
+        self._prepared = PreparedSets()
+        self.args, self.processing_class, self.data_collator = script.args, script.processor, script.data_collator
+        self.model = None if isinstance(script.model, str) else script.model
+        self.train_dataset, self.eval_dataset = script.train_dataset, script.eval_dataset
+        self.dataset_num_proc, self.dataset_batch_size = script.args.dataset_num_proc, script.args.dataset_batch_size
+
     def _own_preparation(self, script: Script) -> Callable[[Any, bool], Any] | None:
-        """A subclass's preparation of one data set, called as in TRL 0.11; None if the subclass has none."""
+        """A subclass's preparation of one data set; None if the subclass has none."""
         if type(self)._prepare_dataset is SFTTrainer._prepare_dataset:
             return None
         args = script.args
-        self.dataset_num_proc, self.dataset_batch_size = args.dataset_num_proc, args.dataset_batch_size
 
         def prepare(rows: Any, packing: bool) -> Any:
-            return self._prepare_dataset(
-                rows,
-                script.tokenizer,
-                packing,
-                args.dataset_text_field,
-                args.max_seq_length,
-                script.formatting_func,
-                args.num_of_sequences,
-                args.chars_per_token,
-                remove_unused_columns=args.remove_unused_columns,
-                **(args.dataset_kwargs or {}),
-            )
+            arguments = {
+                "tokenizer": script.tokenizer,
+                "packing": packing,
+                "dataset_text_field": args.dataset_text_field,
+                "max_seq_length": args.max_seq_length,
+                "formatting_func": script.formatting_func,
+                "num_of_sequences": args.num_of_sequences,
+                "chars_per_token": args.chars_per_token,
+            }
+            options = {"remove_unused_columns": args.remove_unused_columns, **(args.dataset_kwargs or {})}
+            return call_preparation(self._prepare_dataset, rows, arguments, options)
 
         return prepare
 
@@ -148,7 +155,6 @@ class SFTTrainer(TokenLossTrainer):
         """What the constructor of `transformers.Trainer` leaves open, or changes although TRL's scripts rely on it."""
         self._stages, self._use_cache = built.stages, built.use_cache
         self._has_own_collator = script.data_collator is not None
-        self.dataset_num_proc, self.dataset_batch_size = self.args.dataset_num_proc, self.args.dataset_batch_size
         self.neftune_noise_alpha = None  # the plugin adds the noise
         if getattr(self.model, "config", None) is not None:
             self.model.config.use_cache = built.use_cache
@@ -174,7 +180,7 @@ class SFTTrainer(TokenLossTrainer):
         """With ``max_steps``, packed data is repeated; a ConstantLengthDataset of the script's is copied for that."""
         repeats = self.args.max_steps > 0
         if repeats:
-            warn(
+            warn_caller(
                 "You passed `packing=True` to the SFTTrainer/SFTConfig, and `max_steps` as well: the data is repeated "
                 "until `max_steps` are reached, which may take several epochs."
             )
@@ -228,6 +234,13 @@ class SFTTrainer(TokenLossTrainer):
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         with self._asked_for_losses(), self._documents_as_decided(), self._stages.training(self.model):
             return super()._inner_training_loop(*arguments, **options)
+
+    def _prepare_for_training(self, max_steps: int, *arguments: Any, **options: Any) -> Any:
+        """As in `transformers.Trainer`, which no longer calls a method that subclasses of 2024 override."""
+        if type(self).create_optimizer_and_scheduler is not SFTTrainer.create_optimizer_and_scheduler:
+            self.create_optimizer_and_scheduler(num_training_steps=max_steps)
+            self._created_lr_scheduler = False  # otherwise it would be replaced by the default one
+        return super()._prepare_for_training(max_steps, *arguments, **options)
 
     @contextlib.contextmanager
     def _documents_as_decided(self) -> Iterator[None]:
