@@ -13,8 +13,8 @@ from sftkit.testing import tiny_model, tiny_tokenizer
 #: Renders tool calls as JSON, in the order of the data.
 TOOLS = (
     "{% for m in messages %}<s>{{ m['role'] }}:{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
-    "{% for call in m['tool_calls'] or [] %}{{ call['function']['arguments'] | tojson }}{% endfor %}</s>"
-    "{% endgeneration %}{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+    "{% for call in m['tool_calls'] or [] %}{{ call['function']['name'] }}:{{ call['function']['arguments'] | tojson }}"
+    "{% endfor %}</s>{% endgeneration %}{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
 
 
@@ -59,7 +59,7 @@ ARGUMENTS = [
 def test_case_20_tool_arguments_are_rendered_exactly_as_written(tmp_path, from_file):
     rows = [calls(arguments) for arguments in ARGUMENTS]
     data = write(tmp_path / "20.jsonl", lines(*rows)) if from_file else rows
-    rendered = [text.partition("assistant:")[2] for text in texts(prepare(data, template=TOOLS))]
+    rendered = [text.partition("assistant:f:")[2] for text in texts(prepare(data, template=TOOLS))]
     assert [json.loads(text) for text in rendered] == ARGUMENTS
     assert rendered[2].index('"z"') < rendered[2].index('"a"')
     assert '"z": 3, "a": 3.0,' in rendered[2]

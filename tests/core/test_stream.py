@@ -208,7 +208,8 @@ def test_saved_data_can_be_streamed(tmp_path):
 def test_streamed_values_are_exactly_as_written(tmp_path):
     template = (
         "{% for m in messages %}{{ m['role'] }}:{% generation %}{{ m['content'] }}{% for call in m['tool_calls'] %}"
-        "{{ call['function']['arguments'] | tojson }}{% endfor %}</s>{% endgeneration %}{% endfor %}"
+        "{{ call['function']['name'] }}:{{ call['function']['arguments'] | tojson }}{% endfor %}</s>{% endgeneration %}"
+        "{% endfor %}"
     )
     given = [{"z": 3, "a": 3.0}, {"time": "2025-08-01"}, {"time": 1690876800}]
     conversations = [
@@ -223,7 +224,7 @@ def test_streamed_values_are_exactly_as_written(tmp_path):
     tokenizer = tiny_tokenizer(chat_template=template)
     train = {**TRAIN, "output_dir": str(tmp_path / "run")}
     stream = Pipeline(model=tiny_model(), tokenizer=tokenizer, data=data, train=train).prepare().data.train
-    found = [text.partition(":")[2].removesuffix("</s>") for text in texts(stream, 3)]
+    found = [text.partition(":f:")[2].removesuffix("</s>") for text in texts(stream, 3)]
     assert sorted(found) == sorted(map(json.dumps, given))
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from sftkit_plugins.formats.rendering import has_markers, parsed
 
-_METHODS = {
-    *("split", "rsplit", "startswith", "endswith", "replace", "find", "rfind", "index", "count", "partition"),
-    *("rpartition", "removeprefix", "removesuffix"),
+_CUTTING = {
+    *("split", "rsplit", "startswith", "endswith", "find", "rfind", "index", "count", "partition", "rpartition"),
+    *("removeprefix", "removesuffix"),
 }
 _THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 
@@ -47,16 +47,17 @@ def source_of(template: str) -> Source:
         for node in tree.find_all(nodes.Assign)
         if isinstance(node.target, nodes.Name) and isinstance(node.node, nodes.Const)
     }
-    tested, cut = _sought(tree, nodes, named)
-    found = {text for text in tested | {text for text in cut if len(text) > 1} if re.search(r"[^\w\s]", text)}
+    sought, replaced = _sought(tree, nodes, named)
+    # a single character that is replaced, such as a quotation mark, is escaped
+    found = {text for text in sought | {text for text in replaced if len(text) > 1} if re.search(r"[^\w\s]", text)}
     keywords = tuple(sorted(found, key=lambda text: (-len(text), text)))
     ends = tuple(text for text in keywords if "/" in text and _THOUGHT.search(text) and not text.startswith("/"))
     reads = frozenset(meta.find_undeclared_variables(tree))
-    return Source(reads, keywords, ends, "\n" in tested, has_markers(template))
+    return Source(reads, keywords, ends, "\n" in sought, has_markers(template))
 
 
 def _sought(tree: Any, nodes: Any, named: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Texts in tests such as ``'x' in content``, and in calls such as ``content.split('x')``."""
+    """Texts that the template looks for, as in ``'x' in content`` or ``content.split('x')``, and those it replaces."""
 
     def texts(found: Iterable[Any]) -> set[str]:
         values = [named.get(getattr(node, "name", ""), getattr(node, "value", None)) for node in found]
@@ -64,6 +65,8 @@ def _sought(tree: Any, nodes: Any, named: dict[str, Any]) -> tuple[set[str], set
 
     compares = tree.find_all(nodes.Compare)
     tested = [node.expr for node in compares if any(operand.op in ("in", "notin") for operand in node.ops)]
-    calls = [node for node in tree.find_all(nodes.Call) if getattr(node.node, "attr", None) in _METHODS]
-    calls += [node for node in tree.find_all(nodes.Filter) if node.name == "replace"]
-    return texts(tested), texts(argument for node in calls for argument in node.args)
+    calls = [(getattr(node.node, "attr", ""), node.args) for node in tree.find_all(nodes.Call)]
+    calls += [(node.name, node.args) for node in tree.find_all(nodes.Filter)]
+    cut = [argument for name, arguments in calls if name in _CUTTING for argument in arguments]
+    replaced = [argument for name, arguments in calls if name == "replace" for argument in arguments[:1]]
+    return texts([*tested, *cut]), texts(replaced)
