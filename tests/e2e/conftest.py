@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sftkit.cli import main
+from sftkit.memory.unloaded import UnknownMemoryError
 from sftkit.testing import tiny_model, tiny_tokenizer
 
 #: The template of zephyr-7b-beta, without marks around what the assistant writes.
@@ -120,6 +121,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return int(ended.value.code or 0), printed.out + printed.err
 
     return run
+
+
+@pytest.fixture
+def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs do not estimate their memory, which takes as long as all else in a run of a tiny model."""
+
+    def unknown(run: object) -> None:
+        raise UnknownMemoryError("not estimated in this test")
+
+    monkeypatch.setattr("sftkit_plugins.checks.memory.estimate_run", unknown)
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def section(request, workplace, monkeypatch) -> Section:
+def section(request, workplace, no_estimate, monkeypatch) -> Section:
     """A section by title; its files are written to the working directory."""
     found = SECTIONS[request.param]
     if "meta-llama" in str(found) and not (workplace / "meta-llama").exists():

@@ -95,10 +95,8 @@ def test_only_what_follows_the_response_template_is_trained(real_data, data, ada
     assert counts["trained tokens"] < counts["tokens"]
 
 
-def test_a_fully_tuned_model_reloads_with_the_logits_of_training(cli, base, data, tmp_path):
-    where = ("--model", base, "--data", data, "--output", tmp_path / "full")
-    cli("run", *where, "-p", RESPONSE, "-p", "packing", *OVERRIDES, "train.max_steps=3", cwd=tmp_path)
-    result = run(str(base), data, tmp_path / "again", (RESPONSE, "packing"), steps=3)
+def test_a_fully_tuned_model_reloads_with_the_logits_of_training(base, data, tmp_path):
+    result = run(str(base), data, tmp_path / "full", (RESPONSE, "packing"), steps=3)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "full")
     assert torch.equal(logits(reloaded, tokenizer), logits(result.model, result.tokenizer))

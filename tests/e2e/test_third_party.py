@@ -62,6 +62,19 @@ def listed(cli, tmp_path, *directories):
     return {item["name"]: item for item in plugins}
 
 
+@pytest.fixture
+def third_party(in_process, monkeypatch, tmp_path):
+    """The command line in this process, with the distributions in these directories installed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, places: tuple[Path, ...]) -> tuple[int, str]:
+        for place in places:
+            monkeypatch.syspath_prepend(str(place))
+        return in_process(*arguments)
+
+    return run
+
+
 def demo_run(data, output, *plugins):
     flags = [item for name in plugins for item in ("-p", name)]
     model = ("model.name=demo", "model.init=random")
@@ -89,9 +102,10 @@ def test_a_third_party_format_and_noise_train_from_the_command_line(cli, hello, 
     assert 0 < counts["trained tokens"] < counts["tokens"]
 
 
-def test_columns_that_only_a_plugin_knows_are_refused_without_it(cli, hello, greetings, tmp_path):
-    done = cli(*demo_run(greetings, tmp_path / "run"), cwd=tmp_path, env=on_path(hello), code=2)
-    assert "greeting" in done.stderr
+def test_columns_that_only_a_plugin_knows_are_refused_without_it(third_party, hello, greetings, tmp_path):
+    code, output = third_party(*demo_run(greetings, tmp_path / "run"), places=(hello,))
+    assert code == 2
+    assert "greeting" in output
     assert not (tmp_path / "run").exists()
 
 
@@ -112,13 +126,14 @@ def test_a_broken_plugin_is_told_as_broken_and_harms_no_other(cli, tmp_path):
         cli(*command, cwd=tmp_path, env=on_path(broken))
 
 
-def test_a_broken_plugin_stops_the_run_that_selects_it_and_no_other(cli, greetings, hello, tmp_path):
+def test_a_broken_plugin_stops_the_run_that_selects_it_and_no_other(third_party, greetings, hello, tmp_path):
     broken = install(tmp_path / "site", "sftkit-broken", {"broken": "sftkit_broken:Broken"}, BROKEN)
-    places = on_path(broken, hello)
-    done = cli(*demo_run(greetings, tmp_path / "run", "hello_format", "broken"), cwd=tmp_path, env=places, code=2)
-    assert "plugin 'broken' is broken: RuntimeError: boo" in done.stderr
-    assert "Traceback" not in done.stderr
-    cli(*demo_run(greetings, tmp_path / "run", "hello_format"), cwd=tmp_path, env=places)
+    places = (broken, hello)
+    code, output = third_party(*demo_run(greetings, tmp_path / "run", "hello_format", "broken"), places=places)
+    assert code == 2
+    assert "plugin 'broken' is broken: RuntimeError: boo" in output
+    assert "Traceback" not in output
+    assert third_party(*demo_run(greetings, tmp_path / "run", "hello_format"), places=places)[0] == 0
 
 
 def test_two_distributions_that_claim_one_name_are_both_named_and_neither_is_taken(cli, tmp_path):
@@ -132,14 +147,15 @@ def test_two_distributions_that_claim_one_name_are_both_named_and_neither_is_tak
     assert "-p sftkit_one:Twin" in done.stderr
 
 
-def test_a_third_party_check_is_shown_by_check_and_stops_a_run(cli, hello, greetings, tmp_path):
-    places = on_path(hello)
+def test_a_third_party_check_is_shown_by_check_and_stops_a_run(third_party, hello, greetings, tmp_path):
     arguments = demo_run(greetings, tmp_path / "run", "hello_format", "hello_check:least=5")
-    done = cli(*arguments, cwd=tmp_path, env=places, code=2)
-    assert "error: data.train: there are only 4 rows -> add some" in done.stderr
+    code, output = third_party(*arguments, places=(hello,))
+    assert code == 2
+    assert "error: data.train: there are only 4 rows -> add some" in output
     assert not (tmp_path / "run" / "manifest.json").exists()
-    shown = cli("check", *arguments[1:-1], "--json", cwd=tmp_path, env=places, code=2)
-    verdicts = {item["name"]: item["status"] for item in json.loads(shown.stdout)["verdicts"]}
+    code, output = third_party("check", *arguments[1:-1], "--json", places=(hello,))
+    assert code == 2
+    verdicts = {item["name"]: item["status"] for item in json.loads(output)["verdicts"]}
     assert verdicts["greetings"] == "wrong"
     assert verdicts["steps"] == "ok"
 

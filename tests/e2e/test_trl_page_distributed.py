@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -66,22 +67,28 @@ LAUNCH = {
 
 
 def launch(workplace, name, launcher, batch):
-    """What the script reports, and the weights it saved."""
-    from safetensors.torch import load_file
-
+    """Run the script in processes of its own."""
     (workplace / "script.py").write_text(SCRIPT)
     command = [sys.executable, *launcher, "script.py", name, str(batch)]
     variables = {**os.environ, "HF_DATASETS_CACHE": str(workplace / "cache" / name)}
     done = subprocess.run(command, cwd=workplace, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def result(workplace, name):
+    """What the script reported, and the weights it saved."""
+    from safetensors.torch import load_file
+
     return json.loads((workplace / f"{name}.json").read_text()), load_file(workplace / name / "model.safetensors")
 
 
 @pytest.mark.parametrize("launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_two_processes_equal_one_on_the_same_global_batch(workplace, launcher):
-    two, weights_of_two = launch(workplace, "two", LAUNCH[launcher], 2)
-    one, weights_of_one = launch(workplace, "one", [], 4)
-
+def test_two_processes_equal_one_on_the_same_global_batch(workplace, launcher, monkeypatch):
+    launch(workplace, "two", LAUNCH[launcher], 2)
+    monkeypatch.setattr(sys, "argv", ["script.py", "one", "4"])
+    runpy.run_path(str(workplace / "script.py"), run_name="__main__")
+    two, weights_of_two = result(workplace, "two")
+    one, weights_of_one = result(workplace, "one")
     assert (one["processes"], two["processes"]) == (1, 2)
     assert len(one["losses"]) == 12
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)

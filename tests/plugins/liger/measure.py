@@ -261,8 +261,8 @@ def run(*plugins):
             result = Pipeline(
                 model=tiny_model("llama"),
                 tokenizer=tiny_tokenizer(chat_template=CHATML),
-                data=tiny_conversations(4),
-                eval=tiny_conversations(2),
+                data=tiny_conversations(2),  # the interpreter takes seconds for each
+                eval=tiny_conversations(1),
                 plugins=[*plugins, *more, "no:checks"],  # the held-out rows are training rows
                 train={
                     "output_dir": directory,
