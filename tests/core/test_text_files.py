@@ -156,7 +156,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN, ids=[message for *_, message in BROKEN])
 def test_an_unreadable_line_is_reported_or_skipped(tmp_path, name, content, message):
     with pytest.raises(DataError) as caught:
         rows(tmp_path, name, content)
