@@ -234,3 +234,17 @@ def test_markers_that_change_the_text_are_not_used():
     assert refusal(template, TALK).message.endswith("the template does not render it unchanged")
     shorter = template.replace("{{ written | length }}:", "{% if '\ue0f2' in written %}marked{% endif %}")
     assert marked(shorter, TALK[:2]) == "<user>One?</s><assistant>⟦1</s>⟧"
+
+
+@pytest.mark.parametrize("answer", ["so </think>", "</think>", "a</think>b</think> ", "<think></think>"])
+def test_the_closing_token_follows_a_content_that_ends_with_what_the_template_looks_for(answer):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if '</think>' in m.content %} {% endif %}"
+    template += "{% if not loop.last %}<end>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    found = marked(template, [user("One?"), bot(answer), *TALK[2:]])
+    assert found == f"<user>One?<end><assistant>⟦{answer} <end>⟧<user>Two?<end><assistant>⟦2⟧"
+
+
+def test_a_content_of_nothing_but_what_the_template_looks_for_is_rendered():
+    template = "{% for m in messages %}<{{ m.role }}>{% if '/think' in m.content %}!{% endif %}{{ m.content }}<end>"
+    template += "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert marked(template, [user("/think"), bot("1")]) == "<user>!/think<end><assistant>⟦1<end>⟧"
