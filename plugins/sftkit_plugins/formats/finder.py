@@ -11,8 +11,9 @@ from sftkit_plugins.formats.rendering import FIX, Messages, RefusedError
 from sftkit_plugins.formats.skeleton import Place, Skeleton
 from sftkit_plugins.formats.stand_ins import Leaf
 
-NO_END = "last turn has no end token"
-END_AT_LAST = "only the last turn has an end token"
+_FIX = " -> end every answer with the EOS token in the chat template, or use one that does, such as -p chatml"
+NO_END = f"last turn has no end token{_FIX}"
+END_AT_LAST = f"only the last turn has an end token{_FIX}"
 
 
 @dataclass(frozen=True)
