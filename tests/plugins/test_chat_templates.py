@@ -13,7 +13,7 @@ from sftkit.data.documents import Formatted, RowError, documents_of
 from sftkit.testing import CHATML
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.conversation import Conversation
-from sftkit_plugins.formats.finder import END_AT_LAST, NO_END
+from sftkit_plugins.formats.finder import END_AT_LAST, NO_END, NO_PROMPT
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(__file__).parent / "templates").glob("*.jinja")}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -119,6 +119,17 @@ def test_a_template_without_end_tokens_is_reported():
 def test_an_end_token_after_the_conversation_only_is_reported():
     assert marked("end_after_conversation", TALK) == "<|user|>One?<|assistant|>⟦1⟧<|user|>Two?<|assistant|>⟦2</s>⟧"
     assert notes("end_after_conversation", TALK) == (END_AT_LAST,)
+
+
+def test_without_a_generation_prompt_the_header_is_not_trained_and_this_is_reported():
+    template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    found = marked(template, [user("One?"), bot("1"), bot("And."), *TALK[2:]])
+    answers = (
+        "<|assistant|>\n⟦1<|end|>⟧\n<|assistant|>\n⟦And.<|end|>⟧\n<|user|>\nTwo?<|end|>\n<|assistant|>\n⟦2<|end|>⟧\n"
+    )
+    assert found == f"<|user|>\nOne?<|end|>\n{answers}"
+    assert notes(template, TALK) == (NO_PROMPT,)
+    assert notes("mistral_v3", TALK) == ()  # in which nothing is written before answers
 
 
 def test_a_template_with_end_tokens_has_no_note():

@@ -14,6 +14,8 @@ from sftkit_plugins.formats.stand_ins import Leaf
 _FIX = " -> end every answer with the EOS token in the chat template, or use one that does, such as -p chatml"
 NO_END = f"last turn has no end token{_FIX}"
 END_AT_LAST = f"only the last turn has an end token{_FIX}"
+NO_PROMPT = "the chat template has no generation prompt, so inference does not begin the answer as training does -> "
+NO_PROMPT += "write the header of an answer if add_generation_prompt is set"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,11 @@ class Finder:
         return found
 
     def notes(self, wanted: Collection[int]) -> tuple[str, ...]:
-        """What the user should know about the closing tokens of the turns."""
+        """What the user should know about the header and the closing tokens of the turns."""
+        unprompted = (NO_PROMPT,) if self._gaps.unprompted else ()
+        return unprompted + self._end_notes()
+
+    def _end_notes(self) -> tuple[str, ...]:
         last = len(self._messages) - 1
         answers = [number for number in self._open if self._messages[number]["role"] == "assistant"]
         if last not in answers:
