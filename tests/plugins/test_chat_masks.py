@@ -191,7 +191,7 @@ FIRST_TURN_REWRITTEN = (
     ("template", "expected"),
     [
         (INST, ["Hello, friend.<EOS>", "Yes, again.<EOS>"]),
-        (UNPROMPTED, ["<assistant>Hello, friend.</s>", "<assistant>Yes, again.</s>"]),
+        (UNPROMPTED, ["Hello, friend.</s>", "Yes, again.</s>"]),
         (LATE_SYSTEM, ["Hello, friend.</s>", "Yes, again.</s>"]),
         (FIRST_TURN_REWRITTEN, ["Hello, friend.</s>", "THINK Yes, again.</s>"]),
         (ALWAYS_PROMPTING, ["Hello, friend.</s>", "Yes, again.</s>"]),

@@ -13,7 +13,7 @@ from sftkit.data.documents import Formatted, RowError, documents_of
 from sftkit.testing import CHATML
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.conversation import Conversation
-from sftkit_plugins.formats.finder import END_AT_LAST, NO_END
+from sftkit_plugins.formats.finder import END_AT_LAST, NO_END, NO_PROMPT
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(__file__).parent / "templates").glob("*.jinja")}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -119,6 +119,17 @@ def test_a_template_without_end_tokens_is_reported():
 def test_an_end_token_after_the_conversation_only_is_reported():
     assert marked("end_after_conversation", TALK) == "<|user|>One?<|assistant|>⟦1⟧<|user|>Two?<|assistant|>⟦2</s>⟧"
     assert notes("end_after_conversation", TALK) == (END_AT_LAST,)
+
+
+def test_without_a_generation_prompt_the_header_is_not_trained_and_this_is_reported():
+    template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    found = marked(template, [user("One?"), bot("1"), bot("And."), *TALK[2:]])
+    answers = (
+        "<|assistant|>\n⟦1<|end|>⟧\n<|assistant|>\n⟦And.<|end|>⟧\n<|user|>\nTwo?<|end|>\n<|assistant|>\n⟦2<|end|>⟧\n"
+    )
+    assert found == f"<|user|>\nOne?<|end|>\n{answers}"
+    assert notes(template, TALK) == (NO_PROMPT,)
+    assert notes("mistral_v3", TALK) == ()  # in which nothing is written before answers
 
 
 def test_a_template_with_end_tokens_has_no_note():
@@ -234,3 +245,17 @@ def test_markers_that_change_the_text_are_not_used():
     assert refusal(template, TALK).message.endswith("the template does not render it unchanged")
     shorter = template.replace("{{ written | length }}:", "{% if '\ue0f2' in written %}marked{% endif %}")
     assert marked(shorter, TALK[:2]) == "<user>One?</s><assistant>⟦1</s>⟧"
+
+
+@pytest.mark.parametrize("answer", ["so </think>", "</think>", "a</think>b</think> ", "<think></think>"])
+def test_the_closing_token_follows_a_content_that_ends_with_what_the_template_looks_for(answer):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if '</think>' in m.content %} {% endif %}"
+    template += "{% if not loop.last %}<end>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    found = marked(template, [user("One?"), bot(answer), *TALK[2:]])
+    assert found == f"<user>One?<end><assistant>⟦{answer} <end>⟧<user>Two?<end><assistant>⟦2⟧"
+
+
+def test_a_content_of_nothing_but_what_the_template_looks_for_is_rendered():
+    template = "{% for m in messages %}<{{ m.role }}>{% if '/think' in m.content %}!{% endif %}{{ m.content }}<end>"
+    template += "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert marked(template, [user("/think"), bot("1")]) == "<user>!/think<end><assistant>⟦1<end>⟧"

@@ -61,7 +61,7 @@ class Formats(Plugin):
         dict[str, Any], Field(description="variables for the chat template; those of a row override them")
     ] = dataclasses.field(default_factory=dict)
     date: Annotated[
-        datetime.date, Field(description="the date that a chat template is told is today, as in 2024-07-26")
+        datetime.date, Field(description="the date that chat templates write as that of today, as in 2024-07-26")
     ] = datetime.date.fromisoformat(DATE)
     formatting: Annotated[
         str | Callable[..., Any] | None,

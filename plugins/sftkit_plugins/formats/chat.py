@@ -38,7 +38,7 @@ class Chat(ColumnFormatter):
         allow_left_out: what the template may leave out.
         reasoning: what to do with turns whose reasoning the template leaves out: train them as they are rendered, do
             not train them, or make a document of each trained turn, in which it is the last.
-        date: the date that the template is told is today.
+        date: the date that the template writes as that of today.
     """
 
     reader: Reader

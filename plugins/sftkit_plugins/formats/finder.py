@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sftkit_plugins.formats.gaps import Gaps
@@ -11,8 +11,11 @@ from sftkit_plugins.formats.rendering import FIX, Messages, RefusedError
 from sftkit_plugins.formats.skeleton import Place, Skeleton
 from sftkit_plugins.formats.stand_ins import Leaf
 
-NO_END = "last turn has no end token"
-END_AT_LAST = "only the last turn has an end token"
+_FIX = " -> end every answer with the EOS token in the chat template, or use one that does, such as -p chatml"
+NO_END = f"last turn has no end token{_FIX}"
+END_AT_LAST = f"only the last turn has an end token{_FIX}"
+NO_PROMPT = "the chat template has no generation prompt, so inference does not begin the answer as training does -> "
+NO_PROMPT += "write the header of an answer if add_generation_prompt is set"
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,22 @@ class Finder:
     Args:
         skeleton: the conversation, rendered with stand-ins.
         leaves: what the stand-ins are for.
+        ends: what follows the last stand-in in a content; see `StandIns`.
         messages: the conversation.
         gaps: takes apart what is between two texts.
         probes: renders small conversations.
     """
 
     def __init__(
-        self, skeleton: Skeleton, leaves: Sequence[Leaf], messages: Messages, gaps: Gaps, probes: Probes
+        self,
+        skeleton: Skeleton,
+        leaves: Sequence[Leaf],
+        ends: Mapping[int, str],
+        messages: Messages,
+        gaps: Gaps,
+        probes: Probes,
     ) -> None:
-        self._skeleton, self._leaves, self._messages = skeleton, leaves, messages
+        self._skeleton, self._leaves, self._ends, self._messages = skeleton, leaves, ends, messages
         self._gaps, self._probes = gaps, probes
         self._owners = [leaves[leaf].owner for leaf in skeleton.order]
         self._places: dict[int, list[int]] = {}
@@ -61,7 +71,11 @@ class Finder:
         return found
 
     def notes(self, wanted: Collection[int]) -> tuple[str, ...]:
-        """What the user should know about the closing tokens of the turns."""
+        """What the user should know about the header and the closing tokens of the turns."""
+        unprompted = (NO_PROMPT,) if self._gaps.unprompted else ()
+        return unprompted + self._end_notes()
+
+    def _end_notes(self) -> tuple[str, ...]:
         last = len(self._messages) - 1
         answers = [number for number in self._open if self._messages[number]["role"] == "assistant"]
         if last not in answers:
@@ -107,13 +121,14 @@ class Finder:
             start = None if length is None else (run.first, length)
         gap = literals[run.last + 1]
         after = self._kind_after(number, run.last, last)
-        end = (run.last + 1, self._trimmed(gap, self._gaps.known_closing(run.kind, after, gap)))
+        kept = self._kept(number, run.last, gap)
+        end = (run.last + 1, kept + self._trimmed(gap[kept:], self._gaps.known_closing(run.kind, after, gap[kept:])))
         marked = self._marked(start, text_start, end)
         if marked is None:
             raise self._unclear(number, literals[run.first])
         if last:
             final = marked[-1][1]
-            self._open[number] = not (final[0] == run.last + 1 and gap[: final[1]].strip())
+            self._open[number] = not (final[0] == run.last + 1 and gap[kept : final[1]].strip())
         return marked
 
     def _marked(self, start: Place | None, text_start: Place, end: Place) -> list[tuple[Place, Place]] | None:
@@ -143,6 +158,13 @@ class Finder:
             final = max(end, (end[0], self._trimmed(gap, final[1])))
         parts[-1] = (parts[-1][0], final if final[0] == end[0] else end)
         return parts
+
+    def _kept(self, number: int, place: int, gap: str) -> int:
+        """Length of the end of a content at the beginning of the gap after it."""
+        end = self._ends.get(number, "")
+        if not end or self._leaves[self._skeleton.order[place]].kind != "content":
+            return 0
+        return next((len(form) for form in (end, end.rstrip(), end.strip()) if gap.startswith(form)), 0)
 
     def _trimmed(self, gap: str, length: int) -> int:
         """Whitespace after the closing token does not belong to a turn; without such a token, whitespace closes it."""

@@ -145,6 +145,12 @@ class Gaps:
         return all(self._role_in(self._probes.gap(before, END) or "") is not None for before in (USER, ASSISTANT))
 
     @cached_property
+    def unprompted(self) -> bool:
+        """Whether the template writes a header before answers, but no generation prompt."""
+        gap, prompt = self._probes.gap(USER, ASSISTANT) or "", self._probes.gap(USER, PROMPT) or ""
+        return not self.role and bool(gap[shared(gap, prompt) :].strip())
+
+    @cached_property
     def opener(self) -> str | None:
         """The tag with which the first message begins, if such a tag is also between messages."""
         inner = [self._probes.gap(*pair) or "" for pair in ((USER, ASSISTANT), (ASSISTANT, USER))]
@@ -180,14 +186,17 @@ class Gaps:
         if known is not None and known > found:
             return known
         if not self.role:
-            return found or self._given(before, gap)
+            return self._given(before, gap, found)
         return self._without_header(before, prompt, found, gap)
 
-    def _given(self, before: Kind | None, gap: str) -> int:
-        """The header in a template that never writes a generation prompt."""
+    def _given(self, before: Kind | None, gap: str, found: int) -> int:
+        """The header in a template that never writes a generation prompt: what is before an answer of plain text."""
+        plain = self._probes.gap(before, ASSISTANT) if before is not None and self.unprompted else None
+        if plain is not None:
+            return max(found, self.whole_units(gap, shared(gap, plain)))
         ending = (self._probes.gap(USER, PROMPT) or "").strip()
-        if before is not None and before != START:
-            return 0
+        if found or before not in (None, START):
+            return found
         return gap.rindex(ending) + len(ending) if ending and ending in gap else len(gap.rstrip())
 
     def _without_header(self, before: Kind | None, prompt: str | None, found: int, gap: str) -> int | None:

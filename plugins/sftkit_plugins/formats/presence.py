@@ -15,7 +15,7 @@ from sftkit_plugins.formats.stand_ins import DOCUMENTS, TOOLS, Leaf, StandIns, f
 Part = Literal["system", "developer", "user", "assistant", "tool", "tools", "tool_calls", "documents"]
 """What a template may leave out if the option ``allow_left_out`` names it."""
 
-REASONING_NOTE = "reasoning of earlier turns left out by the template"
+REASONING_NOTE = "reasoning of earlier turns left out by the template (see formats:reasoning)"
 _THOUGHTS = ("thinking", "reasoning")
 
 

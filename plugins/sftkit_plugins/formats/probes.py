@@ -236,12 +236,12 @@ def _message(kind: Kind) -> dict[str, Any]:
     role, reasoned, content, calls = kind
     message: dict[str, Any] = {"role": role}
     if content:
-        message["content"] = f"A {role} text."
+        message["content"] = f"Some {role} text"
     if role in ("tool", "function"):
         message |= {"name": "look_up", "tool_call_id": _ID}
     if reasoned:
-        message |= {"reasoning_content": "A thought.", "thinking": "A thought."}
+        message |= {"reasoning_content": "Some thought", "thinking": "Some thought"}
     if calls:
-        function = {"name": "look_up", "arguments": {"key": "A value."}}
+        function = {"name": "look_up", "arguments": {"key": "Some value"}}
         message["tool_calls"] = [{"type": "function", "id": _ID, "function": function}]
     return message

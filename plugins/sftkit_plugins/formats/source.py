@@ -25,14 +25,14 @@ class Source:
         reads: the variables that it reads.
         keywords: the texts that it looks for in contents, such as ``</think>``; what it does depends on them.
         thought_ends: those of the keywords that end a reasoning text.
-        tests_breaks: whether it looks for line breaks in a text.
+        characters: the single characters that it looks for in arguments of tool calls.
         marked: whether it has generation markers.
     """
 
     reads: frozenset[str]
     keywords: tuple[str, ...]
     thought_ends: tuple[str, ...]
-    tests_breaks: bool
+    characters: frozenset[str]
     marked: bool
 
 
@@ -50,10 +50,12 @@ def source_of(template: str) -> Source:
     sought, replaced = _sought(tree, nodes, named)
     # a single character that is replaced, such as a quotation mark, is escaped
     found = {text for text in sought | {text for text in replaced if len(text) > 1} if re.search(r"[^\w\s]", text)}
+    characters = frozenset(text for text in sought if len(text) == 1 and text.isascii() and not text.isalnum())
+    found -= characters
     keywords = tuple(sorted(found, key=lambda text: (-len(text), text)))
     ends = tuple(text for text in keywords if "/" in text and _THOUGHT.search(text) and not text.startswith("/"))
     reads = frozenset(meta.find_undeclared_variables(tree))
-    return Source(reads, keywords, ends, "\n" in sought, has_markers(template))
+    return Source(reads, keywords, ends, characters - {" "}, has_markers(template))
 
 
 def _sought(tree: Any, nodes: Any, named: dict[str, Any]) -> tuple[set[str], set[str]]:

@@ -52,12 +52,14 @@ class StandIns:
     Attributes:
         leaves: the replaced texts, in the order of their stand-ins.
         values: the texts themselves.
+        ends: by message, what is kept of a content after its last stand-in, because the template looks for it.
     """
 
     source: Source
     full: bool = True
     leaves: list[Leaf] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
+    ends: dict[int, str] = field(default_factory=dict)
     _ids: dict[str, str] = field(default_factory=dict)
 
     def messages(self, messages: Messages) -> Messages:
@@ -111,14 +113,15 @@ class StandIns:
     def _cut(self, text: str, leaf: Leaf) -> str:
         """A text with stand-ins between the keywords of the template, which are kept."""
         keywords = [word for word in self.source.keywords if word in text]
-        if leaf.kind == "argument" and self.source.tests_breaks and "\n" in text:
-            keywords.append("\n")
-        if not keywords:
-            return self._stand_in(text, leaf) if text.strip() else text
-        pieces = re.split(f"({'|'.join(map(re.escape, keywords))})", text)
-        return "".join(
-            self._stand_in(piece, leaf) if at % 2 == 0 and piece.strip() else piece for at, piece in enumerate(pieces)
-        )
+        if leaf.kind == "argument":
+            keywords += [character for character in self.source.characters if character in text]
+        pieces = re.split(f"({'|'.join(map(re.escape, keywords))})", text) if keywords else [text]
+        texts = [at for at in range(0, len(pieces), 2) if pieces[at].strip()]
+        if not texts:  # nothing but what the template looks for
+            return self._stand_in(text, leaf) if self.full and text.strip() and leaf.kind != "thinking" else text
+        if leaf.kind == "content":
+            self.ends[leaf.owner] = "".join(pieces[texts[-1] + 1 :])
+        return "".join(self._stand_in(piece, leaf) if at in texts else piece for at, piece in enumerate(pieces))
 
     def _call(self, number: int, at: int, call: dict[str, Any]) -> dict[str, Any]:
         function = call.get("function", call)

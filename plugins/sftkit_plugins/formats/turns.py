@@ -59,6 +59,7 @@ class _Structure:
 
     skeleton: Skeleton
     leaves: Sequence[Leaf]
+    ends: Mapping[int, str]
     missing: Sequence[Leaf]
     turns: dict[frozenset[int], _Turns | tuple[str, str]] = field(default_factory=dict)
 
@@ -160,7 +161,7 @@ class Turns:
             if not full:  # these have no stand-ins
                 replaced = self._replaced(messages, tools, variables)
                 missing += missing_in("\n".join(skeleton.literals), replaced, ("tool", "name"))
-            self._structures[key] = _Structure(skeleton, stand_ins.leaves, missing)
+            self._structures[key] = _Structure(skeleton, stand_ins.leaves, stand_ins.ends, missing)
         if len(self._structures) > KEPT:
             self._structures.popitem(last=False)
         return self._structures[key], stand_ins.values
@@ -191,7 +192,7 @@ class Turns:
         skeleton, leaves = structure.skeleton, structure.leaves
         shown = [leaves[number] for number in skeleton.order]
         presence = check_presence(structure.missing, shown, messages, self._probes, self._allowed)
-        finder = Finder(skeleton, leaves, messages, self._gaps, self._probes)
+        finder = Finder(skeleton, leaves, structure.ends, messages, self._gaps, self._probes)
         regions = [(number, low, high) for number in sorted(wanted) for low, high in finder.regions(number)]
         regions.sort(key=lambda region: region[1])
         return _Turns(tuple(regions), presence, presence.notes + finder.notes(wanted))
