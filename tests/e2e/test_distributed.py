@@ -16,6 +16,8 @@ import sys
 
 import torch.distributed as dist
 
+from sftkit.cli import main
+
 end, dist.destroy_process_group = dist.destroy_process_group, lambda: None
 for arguments in json.load(open(sys.argv[1])):
     sys.argv = ["sftkit", "run", *arguments]

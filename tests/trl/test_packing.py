@@ -63,8 +63,9 @@ def test_too_little_data_for_one_packed_row_is_an_error(make) -> None:
 
 
 def test_packing_unknown_columns_is_an_error(make, rows) -> None:
-    with pytest.raises(ValueError, match="question"):
-        make(args={"packing": True}, train_dataset=rows.remove_columns("text"))
+    unknown = rows.remove_columns("text").rename_columns({"question": "first", "answer": "second"})
+    with pytest.raises(ValueError, match="first"):
+        make(args={"packing": True}, train_dataset=unknown)
 
 
 @pytest.mark.parametrize("eval_packing", [None, True, False])

@@ -77,7 +77,8 @@ def test_a_model_without_a_local_configuration_has_no_estimate(estimate):
         estimate("owner/name")
 
 
-def test_a_run_that_shares_weights_among_devices_has_no_estimate(estimate):
+def test_a_run_that_shares_weights_among_devices_has_no_estimate(estimate, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UnknownMemoryError, match=r"train\.fsdp"):
         estimate(train={"fsdp": "full_shard"})
 

@@ -104,8 +104,8 @@ REFUSED = {
     ),
     "scheduler options as text": ({"lr_scheduler_kwargs": "cycles"}, {}, "lr_scheduler_kwargs", "mapping"),
     "half precision on a CPU": ({"fp16": True}, {}, "fp16", "CPU"),
-    "two precisions": ({"fp16": True, "bf16": True}, {}, "fp16", "CPU"),
-    "tf32 on a CPU": ({"tf32": True}, {}, "tf32", "Ampere"),
+    "two precisions": ({"fp16": True, "bf16": True}, {}, "fp16", "keep one of them"),
+    "tf32 on a CPU": ({"tf32": True}, {}, "tf32", "compute capability"),
     "evaluation in another precision": ({"bf16_full_eval": True}, {}, "bf16_full_eval", "precision of the training"),
     "option of checkpointing": (
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"reentrant": False}}, {},
