@@ -7,8 +7,10 @@ import re
 from collections import namedtuple
 
 import pytest
+from typer.testing import CliRunner
 
 from sftkit import Pipeline, SftkitError
+from sftkit.cli import app
 from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit_commands.check.checks import run_checks
 
@@ -194,14 +196,19 @@ def test_the_plan_is_what_the_run_then_does(tmp_path, model):
     assert max(entry["step"] for entry in log) == plan["steps"]
 
 
-def test_the_command_accepts_the_embedded_run_and_exits_with_2_when_wrong(cli, tmp_path):
+def test_the_command_accepts_the_embedded_run_and_exits_with_2_when_wrong(cli, tmp_path, monkeypatch):
     checked = json.loads(cli("check", "-p", "packing", "--json", cwd=tmp_path).stdout)
     assert not checked["wrong"]
     assert {verdict["status"] for verdict in checked["verdicts"]} == {"ok"}
     assert checked["data"]["train"]["rows"] > 0
-    assert "nothing is wrong" in cli("check", cwd=tmp_path).stdout
-    wrong = json.loads(cli("check", "--json", "data.max_length=8", cwd=tmp_path, code=2).stdout)
-    assert wrong["wrong"]
+    monkeypatch.chdir(tmp_path)
+    small = ("check", "data.eval=null", "train.eval_on_start=false", "-p", "no:samples")
+    right = CliRunner().invoke(app, small)
+    assert right.exit_code == 0
+    assert "nothing is wrong" in right.output
+    wrong = CliRunner().invoke(app, [*small, "--json", "data.max_length=8"])
+    assert wrong.exit_code == 2
+    assert json.loads(wrong.stdout)["wrong"]
 
 
 @pytest.mark.parametrize("name", ["code_alpaca_2k.json", "alpaca_en_demo.json"])

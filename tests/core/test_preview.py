@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from transformers import LlamaConfig
+from typer.testing import CliRunner
 
+from sftkit.cli import app, main
 from sftkit.testing import tiny_tokenizer
 from sftkit_commands.preview.page import write_html
 from sftkit_commands.preview.rows import read_batch
@@ -157,20 +160,44 @@ def test_the_command_previews_the_embedded_data(cli, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_previews_a_named_evaluation_set(cli, tmp_path):
-    assert "row 5" in cli("preview", "--split", "eval", "--row", "5", "--rows", "1", cwd=tmp_path).stdout
+@pytest.fixture
+def in_process(tmp_path, monkeypatch, capsys):
+    """Previews five rows, also as the evaluation set, without a process of its own: the exit code and the output."""
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{n}? ", "completion": "b"}}\n' for n in range(5)))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        options = ("--model", "demo", "data.train=rows.jsonl", "data.eval=rows.jsonl")
+        monkeypatch.setattr(sys, "argv", ["sftkit", "preview", *options, *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+def test_the_command_previews_a_named_evaluation_set(in_process):
+    code, output = in_process("--split", "eval", "--row", "5", "--rows", "1")
+    assert code == 0
+    assert "row 5" in output
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(("--split", "evil"), "eval"), (("--row", "999999"), "rows")])
-def test_an_unknown_split_or_row_is_an_error(cli, tmp_path, arguments, message):
-    assert message in cli("preview", *arguments, cwd=tmp_path, code=2).stderr
+def test_an_unknown_split_or_row_is_an_error(in_process, arguments, message):
+    code, output = in_process(*arguments)
+    assert code == 2
+    assert message in output
 
 
-def test_the_command_needs_no_weights(cli, tmp_path):
+def test_the_command_needs_no_weights(tmp_path, monkeypatch):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     LlamaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
         tmp_path / "model"
     )
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a ", "completion": "b"}')
-    shown = cli("preview", "--model", "model", "--data", "rows.jsonl", cwd=tmp_path).stdout
-    assert "a⟦ b</s>⟧" in shown
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["preview", "--model", "model", "--data", "rows.jsonl"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert "a⟦ b</s>⟧" in shown.output

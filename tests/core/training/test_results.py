@@ -82,7 +82,7 @@ def test_a_stream_can_be_evaluated_only(tmp_path, held_out, rows):
     result = Pipeline(
         model=tiny_model(),
         tokenizer=tiny_tokenizer(),
-        data={"train": str(path), "streaming": True},
+        data={"train": str(path), "streaming": True, "window": 8, "max_length": 64},
         eval=held_out,
         train={"max_steps": 0, "use_cpu": True, "output_dir": str(tmp_path / "run")},
     ).run()
