@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, Value
 
-from sftkit.data.documents import Skipped
+from sftkit.data.documents import Skipped, documents_of
 from sftkit.data.encode import encode
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.registry import discover
@@ -188,7 +188,8 @@ def test_a_conversation_is_split_by_the_template_not_by_turns():
     turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
     tokenizer = tiny_tokenizer(chat_template=rewriting)
     formatter, columns = formatter_for([{"messages": turns}], tokenizer, response_template="<assistant>")
-    assert [span.text for span in formatter(columns)[0] if span.trained] == ["THINK a"]
+    (document,) = documents_of(formatter(columns))
+    assert [span.text for span in document if span.trained] == ["THINK a"]
 
 
 def test_special_tokens_are_those_of_the_wrapped_formatter():
