@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sftkit.run.stages import PreparedRun
 
 #: Settings that share weights or gradients out among devices; the estimate is of a device that holds all of them.
-SHARING = ("fsdp", "deepspeed", "parallelism_config")
+SHARING = ("fsdp", "deepspeed")
 #: Bytes that a process needs in addition when it trains: modules that the Trainer imports, and threads.
 TO_COME = 40_000_000
 

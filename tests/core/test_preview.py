@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from sftkit.cli import app, main
+from sftkit.cli import app
 from sftkit.testing import tiny_tokenizer
 from sftkit_commands.preview.page import write_html
 from sftkit_commands.preview.rows import read_batch
@@ -161,32 +160,23 @@ def test_the_command_previews_the_embedded_data(cli, tmp_path):
 
 
 @pytest.fixture
-def in_process(tmp_path, monkeypatch, capsys):
+def preview_command(in_process, tmp_path, monkeypatch):
     """Previews five rows, also as the evaluation set, without a process of its own: the exit code and the output."""
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{n}? ", "completion": "b"}}\n' for n in range(5)))
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        options = ("--model", "demo", "data.train=rows.jsonl", "data.eval=rows.jsonl")
-        monkeypatch.setattr(sys, "argv", ["sftkit", "preview", *options, *arguments])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    return run
+    options = ("--model", "demo", "data.train=rows.jsonl", "data.eval=rows.jsonl")
+    return lambda *arguments: in_process("preview", *options, *arguments)
 
 
-def test_the_command_previews_a_named_evaluation_set(in_process):
-    code, output = in_process("--split", "eval", "--row", "5", "--rows", "1")
+def test_the_command_previews_a_named_evaluation_set(preview_command):
+    code, output = preview_command("--split", "eval", "--row", "5", "--rows", "1")
     assert code == 0
     assert "row 5" in output
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(("--split", "evil"), "eval"), (("--row", "999999"), "rows")])
-def test_an_unknown_split_or_row_is_an_error(in_process, arguments, message):
-    code, output = in_process(*arguments)
+def test_an_unknown_split_or_row_is_an_error(preview_command, arguments, message):
+    code, output = preview_command(*arguments)
     assert code == 2
     assert message in output
 

@@ -1,16 +1,14 @@
-"""The options of plugin formats that decide what a chat template may leave out, and what it is told."""
+"""The options of plugin formats that decide what a chat template may leave out, and which values it gets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
 from sftkit.data.documents import RowError, documents_of
 from sftkit.errors import ConfigError
-from sftkit.plugin.select import Choice, select
-from sftkit.testing import CHATML, run_problems, tiny_config, tiny_tokenizer
+from sftkit.testing import CHATML, run_problems
 from sftkit_plugins.formats import Formats
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(__file__).parent / "templates").glob("*.jinja")}
@@ -22,24 +20,18 @@ TALK = [
 ]
 
 
-def outcomes(rows, template, **options):
-    dataset = Dataset.from_list(rows)
-    plugins, problems = select([Choice("formats", options)])
-    assert plugins is not None, problems
-    formatter = plugins.hook.make_formatter(
-        columns=dataset.features,
-        tokenizer=tiny_tokenizer(chat_template=template),
-        processor=None,
-        config=tiny_config(),
-    )
-    return formatter(dataset[:])
+@pytest.fixture
+def texts(read):
+    """The rendered documents of rows; arguments as of ``read``."""
+
+    def made(*args, **options):
+        documents = documents_of(read(*args, **options).outcomes)
+        return ["".join(span.text for span in document) for document in documents]
+
+    return made
 
 
-def texts(*args, **options):
-    return ["".join(span.text for span in document) for document in documents_of(outcomes(*args, **options))]
-
-
-def test_variables_of_the_run_reach_the_template():
+def test_variables_of_the_run_reach_the_template(texts):
     template = "{{ mood }}" + CHATML
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
     assert texts(rows, template, chat_template_kwargs={"mood": "good"})[0].startswith("good<|im_start|>")
@@ -51,27 +43,27 @@ def test_variables_that_each_row_sets_are_refused(name):
     assert any(f"chat_template_kwargs cannot set {name}" in str(problem) for problem in problems)
 
 
-def test_what_the_template_leaves_out_is_refused_unless_the_run_allows_it():
+def test_what_the_template_leaves_out_is_refused_unless_the_run_allows_it(read):
     roles = ("developer", "user", "assistant")
     rows = [{"messages": [{"role": role, "content": f"I am the {role}."} for role in roles]}]
     with pytest.raises(RowError, match="leaves out the content of message 1"):
-        outcomes(rows, TEMPLATES["ignores_roles"])
-    (found,) = outcomes(rows, TEMPLATES["ignores_roles"], allow_left_out=["developer"])
+        _ = read(rows, TEMPLATES["ignores_roles"]).outcomes
+    (found,) = read(rows, TEMPLATES["ignores_roles"], allow_left_out=["developer"]).outcomes
     assert found.notes == ("developer message left out by the template",)
 
 
-def test_each_turn_can_be_rendered_as_the_last():
+def test_each_turn_can_be_rendered_as_the_last(texts):
     rows = [{"messages": TALK}]
     assert len(texts(rows, TEMPLATES["thinking"], reasoning="each_turn_as_last")) == 2
     assert len(texts(rows, TEMPLATES["thinking"])) == 1
 
 
-def test_reasoning_has_no_effect_if_everything_is_trained():
+def test_reasoning_has_no_effect_if_everything_is_trained(read):
     with pytest.raises(ConfigError, match="reasoning has no effect with loss=all"):
-        outcomes([{"messages": TALK}], TEMPLATES["thinking"], loss="all", reasoning="each_turn_as_last")
+        read([{"messages": TALK}], TEMPLATES["thinking"], loss="all", reasoning="each_turn_as_last")
 
 
 @pytest.mark.parametrize(("options", "date"), [({}, "2024-07-26"), ({"date": "2030-01-02"}, "2030-01-02")])
-def test_the_date_of_the_run_is_printed(options, date):
+def test_the_date_of_the_run_is_printed(texts, options, date):
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
     assert f"Today is {date}." in texts(rows, TEMPLATES["last_turn_differs"], **options)[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.api import Status, Verdict, world_size
+from sftkit.api import Verdict, world_size
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -71,7 +71,6 @@ def plan_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
         what = f"the warm-up takes {warmup:,.0f} of {plan.steps:,} steps, so the full learning rate is never reached"
         yield Verdict("warm-up", "warn", what, "lower train.warmup_steps", "train.warmup_steps")
     rate = float(train.get("learning_rate", 5e-5))
-    if rate <= 0 or (rate > RATE_MOST and str(train.get("optim", "adamw")).startswith("adamw")):
-        status: Status = "wrong" if rate <= 0 else "warn"
+    if rate > RATE_MOST and str(train.get("optim", "adamw")).startswith("adamw"):
         what = f"train.learning_rate is {rate:g}"
-        yield Verdict("learning rate", status, what, "set it between 1e-6 and 1e-3", "train.learning_rate")
+        yield Verdict("learning rate", "warn", what, "set it between 1e-6 and 1e-3", "train.learning_rate")

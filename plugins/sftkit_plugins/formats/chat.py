@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sftkit.api import Columns, Document, Formatted, Outcome, RowError, Skipped
 from sftkit_plugins.formats.conversation import Conversation, Reader
+from sftkit_plugins.formats.flags import READ, weight_of
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
 from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.probes import Probes, in_form
@@ -16,7 +17,6 @@ from sftkit_plugins.formats.rendering import DATE, Messages, RefusedError, Rende
 from sftkit_plugins.formats.source import source_of
 from sftkit_plugins.formats.stand_ins import StandIns
 from sftkit_plugins.formats.turns import Found, Turns
-from sftkit_plugins.formats.weights import KEYS, message_weight
 
 Reasoning = Literal["as_rendered", "last_turn_only", "each_turn_as_last"]
 
@@ -117,18 +117,18 @@ class Chat(ColumnFormatter):
         if not any("train" in message or "weight" in message for message in messages):
             return messages, trained
         for number, message in enumerate(messages):
-            weight = message_weight(message, index, number + 1)
+            weight = weight_of(message)
             if weight is None:
                 continue
             if self.loss != "assistant":
-                key = next(key for key in KEYS if message.get(key) is not None)
+                key = next(key for key in READ if message.get(key) is not None)
                 what = f"message {number + 1} has the key {key}, which has no effect with loss={self.loss}"
                 raise RowError(index, what, "remove the key, or set formats:loss=assistant")
             if weight:
                 trained[number] = weight
             else:
                 trained.pop(number, None)
-        return [{k: v for k, v in message.items() if k not in KEYS} for message in messages], trained
+        return [{k: v for k, v in message.items() if k not in READ} for message in messages], trained
 
     def known(self, tools: list[dict[str, Any]] | None, variables: Mapping[str, Any]) -> tuple[Probes, Turns]:
         """What is known about the template for rows with such tools and variables."""

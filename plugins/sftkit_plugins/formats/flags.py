@@ -14,6 +14,8 @@ WEIGHTS = ("weight", "loss_scale")
 #: Parts of a message that are trained, as axolotl has them.
 PARTS = "train_detail"
 FLAGS = (*TRAINED, *WEIGHTS, PARTS)
+#: The names under which `read_flags` returns them.
+READ = ("train", "weight")
 
 
 def read_flags(message: Mapping[str, Any], index: int, where: str) -> dict[str, Any]:
@@ -47,3 +49,9 @@ def read_flags(message: Mapping[str, Any], index: int, where: str) -> dict[str, 
         said = [f"{key} is {value!r}" for key, value in {**trained, **weights}.items()]
         raise RowError(index, f"{where}: {said[0]}, but {' and '.join(said[1:])}", "remove one of the two keys")
     return flags | ({"weight": next(iter(weights.values()))} if weights else {})
+
+
+def weight_of(message: Mapping[str, Any]) -> float | None:
+    """The weight of a message with the flags of `read_flags`: 0 does not train it; None if it has no flag."""
+    value = message.get("weight", message.get("train"))
+    return None if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Weights of rows and of messages: factors on their loss."""
+"""Weights of rows: factors on their loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from sftkit.api import (
 logger = logging.getLogger("sftkit")
 
 COLUMN = "weight"
-KEYS = ("train", "weight")
 
 
 def has_weights(columns: Mapping[str, Any]) -> bool:
@@ -77,28 +76,3 @@ def weights_of(rows: Columns) -> list[float]:
 
 def _times(document: Document, weight: float) -> Document:
     return [Span(text, trained, own * weight) for text, trained, own in document]
-
-
-def message_weight(message: Mapping[str, Any], index: int, number: int) -> float | None:
-    """The weight of a message from its keys ``train`` and ``weight``; None if it has neither.
-
-    Args:
-        message: the message.
-        index: position of the row in its batch, for errors.
-        number: number of the message in the row, from 1.
-
-    Raises:
-        RowError: for an invalid value, or if the two keys contradict each other.
-    """
-    train, weight = (message.get(key) for key in KEYS)
-    if train is not None and train not in (0, 1):
-        fix = "set train to true or false; use the key weight for other values"
-        raise RowError(index, f"message {number}: train is {train!r}", fix)
-    if weight is None:
-        return None if train is None else float(train)
-    if not is_weight(weight):
-        raise RowError(index, f"message {number}: weight is {weight!r}", WEIGHT_FIX)
-    if train is not None and bool(train) != bool(weight):
-        what = f"message {number}: train is {train!r}, but weight is {weight!r}"
-        raise RowError(index, what, "remove one of the two keys")
-    return float(weight)
