@@ -5,7 +5,6 @@ The evidence is what it writes in the same place in small conversations, with ot
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +18,10 @@ from sftkit_plugins.formats.probes import (
     Kind,
     Probes,
 )
+from sftkit_plugins.formats.units import Units, shared
 
 KEPT = 4096
 """For how many gaps the results are kept."""
-_TAG_FORMS = r"<[^<>\s]{1,64}>|\[/?[A-Z_]+\]|\[\|[^\[\]\s]{1,64}\|\]"
 
 
 class Gaps:
@@ -37,12 +36,7 @@ class Gaps:
         self._closings: dict[tuple[Kind, Kind, str], int] = {}
         self._headers: dict[tuple[Kind | None, str], int | None] = {}
         tokens = probes.rendering.special_tokens
-        special = {text for token in tokens.values() for text in (token if isinstance(token, list) else [token])}
-        special = {str(token) for token in special if str(token).strip()}
-        forms = "|".join([*map(re.escape, sorted(special, key=len, reverse=True)), _TAG_FORMS])
-        self._tag = re.compile(forms)
-        # the units of a header or a closing: a tag such as <|im_start|> or [/INST], a word, or a character
-        self._unit = re.compile(rf"{forms}|\w+|.", re.DOTALL)
+        self._units = Units(tokens)
         self._begins, self._ends = str(tokens.get("bos_token") or ""), str(tokens.get("eos_token") or "")
 
     def known_closing(self, kind: Kind, after: Kind, gap: str) -> int:
@@ -83,7 +77,7 @@ class Gaps:
             return len(closed)
         if header.strip() and gap.endswith(header):
             return len(gap) - len(header)
-        for tag in self._tag.finditer(closed):
+        for tag in self._units.tag.finditer(closed):
             at = gap.find(closed[tag.start() :])
             if at >= 0:
                 return at + len(closed) - tag.start()
@@ -103,10 +97,10 @@ class Gaps:
         """The closing is what stays if the next message changes; the header is what stays if the previous one does."""
         answers = after in (END, PROMPT) or after[0] == "assistant"
         others = [self._probes.gap(kind, other) for other in ((USER, SYSTEM) if answers else (ASSISTANT, PROMPT))]
-        high = self.whole_units(gap, max((shared(gap, other) for other in others if other is not None), default=0))
+        high = self._units.whole(gap, max((shared(gap, other) for other in others if other is not None), default=0))
         befores = [before for before in (START, SYSTEM, USER, ASSISTANT) if before[0] != kind[0]]
         gaps = [self._probes.gap(before, ASSISTANT if answers else after) for before in befores]
-        ends = [len(gap) - self._shared_end(gap, other) for other in gaps if other]
+        ends = [len(gap) - self._units.shared_end(gap, other) for other in gaps if other]
         low = max((end for end in ends if gap[end:].strip()), default=0)
         if answers and self.role:
             named = self._role_in(gap)
@@ -115,10 +109,12 @@ class Gaps:
             low = 0  # what is before the next message is not always the same header
         if low >= high:
             return low
-        opener = next((tag.start() for tag in self._tag.finditer(gap, low, high) if tag.group() == self.opener), None)
+        opener = next(
+            (tag.start() for tag in self._units.tag.finditer(gap, low, high) if tag.group() == self.opener), None
+        )
         if opener is not None:
             return opener
-        tags = [tag.end() for tag in self._tag.finditer(gap, 0, high)]
+        tags = [tag.end() for tag in self._units.tag.finditer(gap, 0, high)]
         if tags and tags[-1] >= low:
             return tags[-1]
         return low if gap[:low].strip() else len(gap[:high]) - len(gap[:high].lstrip())
@@ -128,15 +124,15 @@ class Gaps:
         last, middle = self._probes.gap(kind, END), self._probes.gap(kind, USER)
         if last is None or middle is None:
             return False
-        added = last[self.whole_units(last, shared(last, middle)) :]
-        return any(unit.isalpha() for unit in self._unit.findall(added))
+        added = last[self._units.whole(last, shared(last, middle)) :]
+        return any(unit.isalpha() for unit in self._units.of(added))
 
     def _without_ending(self, last: str) -> str:
         """The end of a conversation without what is only written there, such as an EOS after all messages."""
         alone, prompt = self._probes.gap(USER, END), self._probes.gap(USER, PROMPT)
         if alone is None or prompt is None or alone == prompt:
             return last
-        ending = alone[self.whole_units(alone, shared(alone, prompt)) :]
+        ending = alone[self._units.whole(alone, shared(alone, prompt)) :]
         return last[: -len(ending)] if ending.strip() and last.endswith(ending) else last
 
     @cached_property
@@ -155,7 +151,7 @@ class Gaps:
         """The tag with which the first message begins, if such a tag is also between messages."""
         inner = [self._probes.gap(*pair) or "" for pair in ((USER, ASSISTANT), (ASSISTANT, USER))]
         for first in (SYSTEM, USER):
-            for tag in self._tag.finditer(self._probes.gap(START, first) or ""):
+            for tag in self._units.tag.finditer(self._probes.gap(START, first) or ""):
                 if tag.group() != self._begins and any(tag.group() in gap for gap in inner):
                     return tag.group()
         return None
@@ -178,7 +174,7 @@ class Gaps:
         found = 0
         if prompt and prompt.strip():
             found = shared(gap, prompt)
-            found = found if found in (len(prompt), len(gap)) else self.whole_units(gap, found)
+            found = found if found in (len(prompt), len(gap)) else self._units.whole(gap, found)
             named = self._role_in(prompt)
             if named is not None and found > named:
                 return found
@@ -193,7 +189,7 @@ class Gaps:
         """The header in a template that never writes a generation prompt: what is before an answer of plain text."""
         plain = self._probes.gap(before, ASSISTANT) if before is not None and self.unprompted else None
         if plain is not None:
-            return max(found, self.whole_units(gap, shared(gap, plain)))
+            return max(found, self._units.whole(gap, shared(gap, plain)))
         ending = (self._probes.gap(USER, PROMPT) or "").strip()
         if found or before not in (None, START):
             return found
@@ -228,21 +224,21 @@ class Gaps:
         """Where the part of the generation prompt that names the assistant begins in a text, last."""
         if not self.role:
             return None
-        units = list(self._unit.finditer(text))
+        units = self._units.matches(text)
         for at in reversed(range(len(units))):
             if units[at].group() != self.role[0]:
                 continue
-            if self._tag.fullmatch(self.role[0]) or len(self.role) == 1:
+            if self._units.tag.fullmatch(self.role[0]) or len(self.role) == 1:
                 return units[at].start()
             # a word may be in any text: what is around it must be the same
             before = units[at - 1].group() if at else ""
             after = units[at + 1].group() if at + 1 < len(units) else ""
-            if after == self.role[1] and (before == self._lead or not self._tag.fullmatch(self._lead)):
+            if after == self.role[1] and (before == self._lead or not self._units.tag.fullmatch(self._lead)):
                 return units[at].start()
         return None
 
     def _has(self, unit: str, text: str | None) -> bool:
-        return text is not None and unit in self._unit.findall(text)
+        return text is not None and unit in self._units.of(text)
 
     @property
     def prompt(self) -> str:
@@ -269,10 +265,10 @@ class Gaps:
             follow = [self._probes.gap(*pair) for pair in ((before, USER), (other, USER), (before, SYSTEM))]
             befores = [self._probes.gap(kind, ASSISTANT) for kind in (ASSISTANT, START)]
             if alone and alone != prompt:  # it may contain a part of the header
-                written = {unit for text in befores for unit in self._unit.findall(text or "")}
-                follow.append("".join(unit for unit in self._unit.findall(alone) if unit not in written))
-            units = self._unit.findall(prompt)
-            header = self._unit.findall(self._probes.gap(before, ASSISTANT) or "")
+                written = {unit for text in befores for unit in self._units.of(text or "")}
+                follow.append("".join(unit for unit in self._units.of(alone) if unit not in written))
+            units = self._units.of(prompt)
+            header = self._units.of(self._probes.gap(before, ASSISTANT) or "")
             at = self._first_own(header, follow)
             name = header[at] if at is not None and header[at] in units else None
             start = len(units) - 1 - units[::-1].index(name) if name is not None else self._first_own(units, follow)
@@ -286,39 +282,10 @@ class Gaps:
 
     def _first_own(self, units: list[str], others: list[str | None]) -> int | None:
         """The first unit, other than whitespace, that is in none of some other texts."""
-        known = {unit for text in others if text is not None for unit in self._unit.findall(text)}
+        known = {unit for text in others if text is not None for unit in self._units.of(text)}
         return next((at for at, unit in enumerate(units) if not unit.isspace() and unit not in known), None)
-
-    # Texts
-
-    def whole_units(self, text: str, length: int) -> int:
-        """The length, reduced so that no tag or word of the text is split."""
-        end = 0
-        for unit in self._unit.finditer(text):
-            if unit.end() > length:
-                break
-            end = unit.end()
-        return end
-
-    def _shared_end(self, first: str, second: str) -> int:
-        """Length of the common end of two texts, without a part of a tag or word."""
-        cut = len(first) - shared(first[::-1], second[::-1])
-        starts = (unit.start() for unit in self._unit.finditer(first))
-        return len(first) - next((start for start in starts if start >= cut), len(first))
 
 
 def _make_room(kept: dict[Any, Any]) -> None:
     if len(kept) >= KEPT:
         kept.clear()
-
-
-def shared(first: str, second: str) -> int:
-    """Length of the common beginning of two texts."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
