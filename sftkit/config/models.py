@@ -80,6 +80,10 @@ class DataSection(Section):
         description="special tokens around each text: one BOS and one EOS, what the tokenizer adds, or none; "
         "chat templates write their own",
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="variables for the chat template, such as `enable_thinking: false`; those of a row override them",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:

@@ -44,9 +44,9 @@ class Rows:
 
 @pytest.fixture
 def read() -> Callable[..., Rows]:
-    """Reads rows as a run does: ``read(rows, template, **options)``."""
+    """Reads rows as a run does: ``read(rows, template, data=..., **options)``; ``data`` is the run's section."""
 
-    def read(rows: Any, template: Any = None, **options: Any) -> Rows:
+    def read(rows: Any, template: Any = None, data: dict[str, Any] | None = None, **options: Any) -> Rows:
         dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
         plugins, problems = select([Choice("formats", options)])
         assert plugins is not None, problems
@@ -54,7 +54,7 @@ def read() -> Callable[..., Rows]:
             columns=dataset.features,
             tokenizer=tiny_tokenizer(chat_template=template),
             processor=None,
-            config=tiny_config(),
+            config=tiny_config(data=data or {}),
         )
         return Rows(formatter, {name: list(values) for name, values in dataset[:].items()})
 

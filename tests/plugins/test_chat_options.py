@@ -34,13 +34,27 @@ def texts(read):
 def test_variables_of_the_run_reach_the_template(texts):
     template = "{{ mood }}" + CHATML
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
-    assert texts(rows, template, chat_template_kwargs={"mood": "good"})[0].startswith("good<|im_start|>")
+    assert texts(rows, template, data={"chat_template_kwargs": {"mood": "good"}})[0].startswith("good<|im_start|>")
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt"])
 def test_variables_that_each_row_sets_are_refused(name):
-    problems = run_problems(Formats(chat_template_kwargs={name: 1}))
-    assert any(f"chat_template_kwargs cannot set {name}" in str(problem) for problem in problems)
+    problems = run_problems(Formats(), data={"chat_template_kwargs": {name: 1}})
+    assert any(f"data.chat_template_kwargs cannot set {name}" in str(problem) for problem in problems)
+
+
+@pytest.mark.parametrize("row", [{"text": "Hi"}, {"input_ids": [1, 2], "labels": [1, 2]}])
+def test_variables_without_a_chat_template_are_refused(read, row):
+    given = {"chat_template_kwargs": {"mood": "good"}}
+    with pytest.raises(ConfigError, match="chat_template_kwargs has no effect"):
+        read([row], data=given)
+    mixed = {"train": None, "mix": {"a.jsonl": 1, "b.jsonl": 1}}
+    assert read([row], data={**given, **mixed}).outcomes
+
+
+def test_variables_beside_a_function_that_makes_the_text_are_refused():
+    problems = run_problems(Formats(formatting="json:dumps"), data={"chat_template_kwargs": {"mood": "good"}})
+    assert any("has no effect: formats:formatting makes the text" in str(problem) for problem in problems)
 
 
 def test_what_the_template_leaves_out_is_refused_unless_the_run_allows_it(read):

@@ -12,15 +12,16 @@ from sftkit_plugins.formats.chat import Reasoning
 from sftkit_plugins.formats.options import Loss
 from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.recognise import recognise
-from sftkit_plugins.formats.rendering import DATE, RESERVED
+from sftkit_plugins.formats.rendering import DATE
 from sftkit_plugins.formats.roles import Role
 from sftkit_plugins.formats.user_function import UserFunction, import_function
+from sftkit_plugins.formats.variables import variable_problems
 
 if TYPE_CHECKING:
     from datasets import Features
     from transformers import PreTrainedTokenizerBase
 
-    from sftkit.api import Formatter
+    from sftkit.api import Formatter, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,6 @@ class Formats(Plugin):
             description="turns whose reasoning the chat template leaves out: train them, do not, or each as the last"
         ),
     ] = "as_rendered"
-    chat_template_kwargs: Annotated[
-        dict[str, Any], Field(description="variables for the chat template; those of a row override them")
-    ] = dataclasses.field(default_factory=dict)
     date: Annotated[
         datetime.date, Field(description="the date that chat templates write as that of today, as in 2024-07-26")
     ] = datetime.date.fromisoformat(DATE)
@@ -69,12 +67,9 @@ class Formats(Plugin):
     ] = None
 
     @hookimpl
-    def check_run(self) -> Iterator[Problem]:
-        """What is wrong with the options ``formatting`` and ``chat_template_kwargs``, and options without effect."""
-        for name in sorted(RESERVED & self.chat_template_kwargs.keys()):
-            what, where = f"chat_template_kwargs cannot set {name}", "plugin formats, option chat_template_kwargs"
-            path = ("plugins", "formats", "chat_template_kwargs", name)
-            yield Problem(what, where, "remove it: each row sets it", path)
+    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+        """What is wrong with ``formatting`` and ``data.chat_template_kwargs``, and options without effect."""
+        yield from variable_problems(config.data.chat_template_kwargs, bool(self.formatting))
         if self.formatting is not None and self.columns:
             what, where = "columns has no effect with formatting", "plugin formats, option columns"
             yield Problem(what, where, "remove one of the options", ("plugins", "formats", "columns"))
@@ -85,14 +80,16 @@ class Formats(Plugin):
             yield from error.problems
 
     @hookimpl
-    def make_formatter(self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any) -> Formatter:
+    def make_formatter(
+        self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: Any, config: RunConfig
+    ) -> Formatter:
         """A formatter for the user's function, if there is one, else for the first format that fits the columns.
 
         Raises:
-            ConfigError: if the format does not support the option ``loss``, or the tokenizer has no chat template
-                for conversations.
+            ConfigError: if the format does not support the option ``loss``, the tokenizer has no chat template for
+                conversations, or there are variables for the template but no conversations.
             DataError: if no format fits the columns, or the data is not for supervised fine-tuning.
         """
         if self.formatting is not None:
             return UserFunction(self.formatting, loss=self.loss)
-        return recognise(columns, tokenizer, self, images=processor is not None)
+        return recognise(columns, tokenizer, self, config.data, images=processor is not None)

@@ -31,11 +31,13 @@ from sftkit_plugins.formats.renamed import CONVERSATIONS, Renamed, check_names, 
 from sftkit_plugins.formats.side_columns import SideColumns
 from sftkit_plugins.formats.template_reads import TemplateReads, reads_of
 from sftkit_plugins.formats.tokens import Tokens, has_tokens
+from sftkit_plugins.formats.variables import no_effect
 from sftkit_plugins.formats.weights import COLUMN, has_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sftkit.api import DataSection
     from sftkit_plugins.formats import Formats
 
 logger = logging.getLogger("sftkit")
@@ -51,7 +53,12 @@ _ACCEPTED = (
 
 
 def recognise(
-    columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: Formats, *, images: bool = False
+    columns: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    options: Formats,
+    data: DataSection,
+    *,
+    images: bool = False,
 ) -> Formatter:
     """The formatter of the first format that fits; `docs/plugins/formats.md` lists them in order.
 
@@ -61,21 +68,32 @@ def recognise(
         columns: the columns of the data, with their types.
         tokenizer: the run's tokenizer.
         options: the options of the plugin.
+        data: the section of the run's configuration, for the variables of the chat template.
         images: whether the run uses images.
 
     Raises:
         ConfigError: if the format does not support the option ``loss``, the tokenizer has no chat template for
-            conversations, or the option ``columns`` names columns that do not exist.
+            conversations, the option ``columns`` names columns that do not exist, or there are variables for the chat
+            template but no conversations.
         DataError: if no format fits, the data is not for supervised fine-tuning, or a column ``weight`` does not hold
             numbers.
     """
     if has_tokens(columns):
+        _check_variables(data, "tokenized rows are")
         return Tokens.of(columns, tokenizer, options)
     check_names(options.columns, columns)
     names = names_of(options.columns, columns)
     known = {name: columns[column] for name, column in names.items()}
-    formatter = _Recognition(known, tokenizer, options, images).formatter()
+    formatter = _Recognition(known, tokenizer, options, data.chat_template_kwargs, images).formatter()
+    if not isinstance(formatter, Chat):
+        _check_variables(data, f"the columns {', '.join(sorted(columns))} are")
     return formatter if all(name == column for name, column in names.items()) else Renamed(formatter, names)
+
+
+def _check_variables(data: DataSection, what: str) -> None:
+    """Variables of the run need conversations; with several sources, another one may hold them."""
+    if data.chat_template_kwargs and data.mix is None:
+        raise ConfigError(no_effect(f"{what} not rendered with a chat template"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,7 @@ class _Recognition:
     columns: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase
     options: Formats
+    variables: Mapping[str, Any]
     images: bool
 
     def formatter(self) -> Formatter:
@@ -163,7 +182,7 @@ class _Recognition:
             special_tokens=self._special_tokens,
             turns=self.options.turns,
             roles=self.options.roles,
-            variables=self.options.chat_template_kwargs,
+            variables=self.variables,
             allow_left_out=self.options.allow_left_out,
             reasoning=self.options.reasoning,
             date=self.options.date.isoformat(),
