@@ -5,7 +5,6 @@ import json
 import pytest
 from datasets import Dataset, Features, Json
 
-from sftkit.data.documents import RowError
 from sftkit.errors import DataError
 from sftkit.testing import CHATML
 
@@ -92,12 +91,20 @@ def test_a_turn_that_its_flag_excludes_is_not_trained(read, template, flags):
     assert [text[:6] for text in trained(outcome)] == ["Right."]
 
 
-def test_parts_of_a_turn_to_train_are_refused(read):
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_only_the_parts_of_a_turn_that_are_marked_are_trained(read, template):
     """``13.jsonl``, with ``train_detail``"""
-    detail = [{"begin_offset": 0, "end_offset": 1, "train": False}]
-    rows = read([{"messages": [{"role": "assistant", "content": "Right.", "train_detail": detail}]}], CHATML)
-    with pytest.raises(RowError, match="train_detail"):
-        rows.formatter(rows.columns)
+    details = [
+        {"begin_offset": 7, "end_offset": 11, "train": True},
+        {"begin_offset": 0, "end_offset": 6, "train": False},
+    ]
+    wrong = {"role": "assistant", "content": "Wrong. Right.", "train_detail": details}
+    nothing = {**wrong, "train_detail": details[1:]}
+    (outcome,) = read([{"messages": [{"role": "user", "content": "Hi"}, wrong, nothing]}], template).outcomes
+    first, closing, *more = trained(outcome)
+    assert (first, more) == ("Right", [])
+    assert closing
+    assert "." not in closing
 
 
 def test_an_unknown_key_of_a_message_is_noted(read):

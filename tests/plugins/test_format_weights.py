@@ -10,7 +10,7 @@ from datasets import Features, Json, Value
 
 from sftkit import DataError
 from sftkit.data.documents import RowError
-from sftkit.testing import CHATML, tiny_tokenizer
+from sftkit.testing import CHATML, tiny_config, tiny_tokenizer
 from sftkit_plugins.completion_only import CompletionOnly, ResponsesOnly
 from sftkit_plugins.formats import Formats
 from sftkit_plugins.formats.chat import Chat
@@ -119,7 +119,7 @@ def test_an_invalid_weight_of_a_row_is_rejected_with_its_number(weight):
 
 def formatter_of(columns, **options):
     features = Features({name: kind if isinstance(kind, Json) else Value(kind) for name, kind in columns.items()})
-    return recognise(features, tiny_tokenizer(chat_template=CHATML), Formats(**options))
+    return recognise(features, tiny_tokenizer(chat_template=CHATML), Formats(**options), tiny_config().data)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_completion_only_keeps_the_weights_of_rows():
     hook = CompletionOnly(response_template="A:").make_formatter(tiny_tokenizer())
     next(hook)
     with pytest.raises(StopIteration) as done:
-        hook.send(recognise(columns, tiny_tokenizer(), Formats()))
+        hook.send(recognise(columns, tiny_tokenizer(), Formats(), tiny_config().data))
     (document,) = done.value.value({"text": ["Q A: b"], "weight": [3.0]})
     assert [(span.text, span.weight) for span in document if span.trained] == [(" b", 3.0)]
 

@@ -102,12 +102,6 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused_by_its_name(read):
     assert "training is 0.5" in refused(read, [{"role": "assistant", "content": "a", "training": 0.5}])
 
 
-def test_parts_of_messages_to_train_are_refused(read):
-    detail = [{"begin_offset": 0, "end_offset": 3, "train": False}]
-    message = refused(read, [{"role": "assistant", "content": "a", "train_detail": detail}])
-    assert "train_detail asks to train parts of a message" in message
-
-
 # Reasoning
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 from sftkit.api import Columns, Document, Formatted, Outcome, RowError, Skipped
 from sftkit_plugins.formats.conversation import Conversation, Reader
-from sftkit_plugins.formats.flags import READ, weight_of
+from sftkit_plugins.formats.details import narrowed
+from sftkit_plugins.formats.flags import DETAIL, READ, weight_of
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
 from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.probes import Probes, in_form
-from sftkit_plugins.formats.rendering import DATE, Messages, RefusedError, Rendering, split
+from sftkit_plugins.formats.rendering import DATE, Messages, RefusedError, Region, Rendering, split
 from sftkit_plugins.formats.source import source_of
 from sftkit_plugins.formats.stand_ins import StandIns
 from sftkit_plugins.formats.turns import Found, Turns
@@ -32,7 +35,7 @@ class Chat(ColumnFormatter):
         template: the Jinja chat template, or several by name; ``tool_use`` is for rows with tools.
         special_tokens: the tokenizer's, by name, for the template.
         loss: ``assistant`` (content and closing token of each assistant turn), ``completion`` or ``all``.
-        turns: which turns of ``roles`` are trained; ``train`` or ``weight`` on a message overrides this.
+        turns: which turns of ``roles`` are trained; the flags of a message override this.
         roles: whose turns are trained.
         variables: further variables for the template; those of a row override them.
         allow_left_out: what the template may leave out.
@@ -112,7 +115,7 @@ class Chat(ColumnFormatter):
         return set(chosen[-1:] if self.turns == "last" else chosen)
 
     def _trained_turns(self, messages: Messages, index: int) -> tuple[Messages, dict[int, float]]:
-        """The messages without the keys ``train`` and ``weight``, and the weights of the trained messages."""
+        """The messages without the keys that say what is trained, and the weights of the trained messages."""
         trained = dict.fromkeys(self._chosen(messages), 1.0)
         if not any("train" in message or "weight" in message for message in messages):
             return messages, trained
@@ -163,6 +166,7 @@ class _Row:
             form = self._probes.call_form()
             messages = [in_form(message, form) for message in messages]
         self._messages = messages
+        self._parts = {n: message[DETAIL] for n, message in enumerate(conversation.messages) if DETAIL in message}
         unread = [name for name in self._variables if name not in self._probes.source.reads and name != "documents"]
         self.notes = [f"chat_template_kwargs {name} ignored" for name in unread]
 
@@ -183,7 +187,17 @@ class _Row:
         kept = [(number, region) for number, region in found.regions if number not in left_out]
         if left_out and not kept:
             return ()
+        if self._parts:
+            kept = list(self._narrowed(found.text, kept))
         return split(found.text, [region for _, region in kept], [trained[number] for number, _ in kept])
+
+    def _narrowed(self, text: str, regions: list[tuple[int, Region]]) -> Iterator[tuple[int, Region]]:
+        """The regions, of messages of which only parts are trained those of the parts."""
+        for number, turn in groupby(regions, key=itemgetter(0)):
+            places = [region for _, region in turn]
+            if number in self._parts:
+                places = list(narrowed(text, places, self._parts[number], self._messages[number], number))
+            yield from ((number, region) for region in places)
 
     def completion(self, prompt: int) -> Document:
         """The document of a completion that begins with a message."""

@@ -11,15 +11,15 @@ from sftkit.api import WEIGHT_FIX, RowError, is_weight
 TRAINED = ("train", "training", "loss")
 #: Keys for a message's weight: those of OpenAI and Mistral, and of ms-swift.
 WEIGHTS = ("weight", "loss_scale")
-#: Parts of a message that are trained, as axolotl has them.
-PARTS = "train_detail"
-FLAGS = (*TRAINED, *WEIGHTS, PARTS)
-#: The names under which `read_flags` returns them.
-READ = ("train", "weight")
+#: Parts of a message that are trained, as axolotl has them; see `details`.
+DETAIL = "train_detail"
+FLAGS = (*TRAINED, *WEIGHTS, DETAIL)
+#: The names that the flags of a message have after reading.
+READ = (DETAIL, "train", "weight")
 
 
 def read_flags(message: Mapping[str, Any], index: int, where: str) -> dict[str, Any]:
-    """The flags of a message under the names ``train`` and ``weight``; null stands for the default.
+    """The flags of a whole message under the names ``train`` and ``weight``; null stands for the default.
 
     Args:
         message: the message.
@@ -27,14 +27,9 @@ def read_flags(message: Mapping[str, Any], index: int, where: str) -> dict[str, 
         where: the column and the number of the message, for errors.
 
     Raises:
-        RowError: for an invalid value, flags that contradict each other, or flags for parts of a message.
+        RowError: for an invalid value, or flags that contradict each other.
     """
     given = {key: message[key] for key in FLAGS if message.get(key) is not None}
-    if given.get(PARTS):
-        what = f"{where}: {PARTS} asks to train parts of a message, which is not supported"
-        raise RowError(
-            index, what, "set train for the whole message, or use formats:formatting, which can return spans"
-        )
     trained = {key: value for key, value in given.items() if key in TRAINED}
     for key, value in trained.items():
         if value not in (0, 1):

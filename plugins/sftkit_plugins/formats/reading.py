@@ -10,7 +10,8 @@ from sftkit.api import RowError
 from sftkit_plugins.formats import thoughts
 from sftkit_plugins.formats.blocks import Blocks, read_blocks
 from sftkit_plugins.formats.conversation import Message
-from sftkit_plugins.formats.flags import FLAGS, read_flags
+from sftkit_plugins.formats.details import with_parts
+from sftkit_plugins.formats.flags import DETAIL, FLAGS, READ, read_flags
 from sftkit_plugins.formats.roles import NAMES, ROLES, is_call, role_of
 from sftkit_plugins.formats.template_reads import TemplateReads
 from sftkit_plugins.formats.tool_calls import read_calls, without_nulls
@@ -93,9 +94,8 @@ def read_messages(
 
 def _same_turn(before: Message, call: Message) -> bool:
     """Whether a call continues the assistant's turn before it, and adds nothing else to it."""
-    flags = ("train", "weight")
-    same = before["role"] == "assistant" and all(before.get(flag) == call.get(flag) for flag in flags)
-    return same and call.keys() <= {"role", "tool_calls", *flags}
+    same = before["role"] == "assistant" and all(before.get(flag) == call.get(flag) for flag in READ)
+    return same and call.keys() <= {"role", "tool_calls", *READ}
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,12 @@ class _Reading:
             said = ", but a refusal" if given.get("refusal") else ""
             fix = "fill in the content, or remove the row"
             raise RowError(self.index, f"{self.where} ({role}) has no content{said}", fix)
+        whole = message.get("content", "")
         if role == "assistant" and self.rules.reads.moves_reasoning:
             empty = self.rules.reads.moves_empty
-            return thoughts.move_reasoning(message, self.index, self.where, also_empty=empty)
-        return message
+            message = thoughts.move_reasoning(message, self.index, self.where, also_empty=empty)
+        details = given.get(DETAIL)
+        return with_parts(message, details, whole, self.index, self.where) if details else message
 
     def _rest(self, given: dict[str, Any], role: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         """Everything but role and content: reasoning, calls, other keys that the template reads, and flags."""
