@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -18,6 +21,17 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process writes files and shows output."""
     return rank() == 0
+
+
+def agreed(value: T) -> T:
+    """The main process's value, in every process; a single process's own."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def end_process_group() -> None:
