@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sftkit.config.models import DataSection, ModelSection
-from sftkit.config.resume_fields import FREE_DATA, LENGTH, depends_on_length, length_of
+from sftkit.config.resume_fields import FOLLOWS_METRIC, FREE_DATA, LENGTH, depends_on_length, length_of
 from sftkit.config.train_fields import training_fields
 from sftkit.errors import Problem, nearest
 from sftkit.run.distributed import world_size
@@ -23,14 +23,19 @@ class Change:
     Attributes:
         name: what has changed, such as ``train.learning_rate``.
         what: the difference, in words.
+        final: whether a checkpoint cannot be continued with it at all.
     """
 
     name: str
     what: str
+    final: bool = False
 
     @property
     def problem(self) -> Problem:
         """The refusal of this change."""
+        if self.final:
+            fix = "set it back, or start a new run from the weights of a checkpoint, with model.name"
+            return Problem(f"the state in the checkpoint is of another kind: {self.what}", self.name, fix)
         fix = f"set it back, accept the change with --allow-change {self.name}, or start again with --overwrite"
         return Problem(f"changed since the run began: {self.what}", self.name, fix)
 
@@ -84,7 +89,10 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
     for name in {*before} ^ {*after}:  # of another version of transformers, or free with one of both schedules
         before.setdefault(name, old["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
         after.setdefault(name, new["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
-    yield from _differences("train", before, after, LENGTH)
+    for change in _differences("train", before, after, LENGTH):
+        schedules = {before["lr_scheduler_type"], after["lr_scheduler_type"]}
+        other = change.name == "train.lr_scheduler_type" and schedules & {*FOLLOWS_METRIC}
+        yield replace(change, final=bool(other or change.name == "train.optim"))
     (field, length), (now, longer) = length_of(before), length_of(after)
     if field != now or longer < length:
         yield Change(f"train.{now}", f"{field} {length:g} -> {now} {longer:g}")

@@ -68,7 +68,7 @@ class EarlierRun:
 
     def refusals(self, new: dict[str, Any], allowed: Iterable[str]) -> list[Problem]:
         """The changes that are not allowed."""
-        return [change.problem for change in self.changes(new) if not allows(allowed, change.name)]
+        return [change.problem for change in self.changes(new) if change.final or not allows(allowed, change.name)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.run.inputs import stops_early
-from sftkit.run.saving import SavesFirst
 from sftkit.run.stages import reduced_activations
 
 if TYPE_CHECKING:
@@ -114,10 +113,14 @@ def train(
     Raises:
         RunError: if nothing computes ``train.metric_for_best_model``.
     """
+    from sftkit.run.saving import SavesFirst
+    from sftkit.training.resumed import configured_hyperparameters
+
     saving = SavesFirst(trainer, record)
     trainer.callback_handler.callbacks.insert(0, saving)
     with ExitStack() as stack:
         stack.enter_context(saving.even_after_errors())
+        stack.enter_context(configured_hyperparameters(trainer))
         stack.enter_context(reduced_activations(trainer.model, prepared))
         stack.enter_context(trainer.loss_head.installed())
         stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
