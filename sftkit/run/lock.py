@@ -59,13 +59,21 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def holder(directory: Path) -> str | None:
-    """Who is running in a directory, for people; None if nobody is known to. Does not wait."""
-    import psutil
+    """Who holds the lock of a directory, for people; None if nobody does, or it cannot be known. Does not wait."""
+    from filelock import lock_descriptor
 
-    known = _read(directory / LOCK)
-    if not known or (known["host"] == socket.gethostname() and not psutil.pid_exists(known["process"])):
+    try:
+        file = os.open(directory / LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
         return None
-    return _described(known)
+    try:
+        held = not lock_descriptor(file, blocking=False)
+    except OSError:
+        held = False
+    finally:
+        os.close(file)
+    known = _read(directory / LOCK)
+    return _described(known) if held and known else None
 
 
 def _acquire(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from sftkit import Plugin, dataclass, hookimpl
 from sftkit.cli import app
-from sftkit.config.resume_fields import unclassified
+from sftkit.config.resume_fields import FIXED, FREE, LENGTH, unclassified
 from sftkit.errors import ConfigError, DataError, HookError, Problem, RunError
 from sftkit.run import lock
 from sftkit.run.manifest import MANIFEST
@@ -368,3 +369,12 @@ def test_18_resume_takes_auto_and_no_other_word(tmp_path, monkeypatch):
         assert "nowhere.jsonl" in error(*auto, "-m", "demo", "-d", "nowhere.jsonl", "-o", "run", "train.use_cpu=true")
     assert "there is no run to resume" in error("--resume", "-m", "demo", "-d", "demo", "-o", "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_18_the_page_lists_the_fields_as_they_are_classified():
+    page = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text(encoding="utf-8")
+    listed = [
+        {*re.findall(r"`(\w+)`", page.partition(f"**{word}**")[2].partition(end)[0])}
+        for word, end in (("Compared", ".\n"), ("May grow", "."), ("Free", ".\n"))
+    ]
+    assert listed == [{*FIXED}, {*LENGTH}, {*FREE}]
