@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.models.adapters import base_of, is_adapter
-from sftkit.models.loading import as_config_error
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -32,9 +31,6 @@ def weights_identity(config: RunConfig, loaded: Any = None, digest: bool = False
 
     Returns:
         By file, its ``size``, ``header`` and perhaps ``digest``; or a ``commit`` by the name of a model on the hub.
-
-    Raises:
-        ConfigError: if a model on the hub cannot be found.
     """
     if loaded is not None:
         return {type(loaded).__name__: _loaded(loaded, digest)}
@@ -97,8 +93,11 @@ def _loaded(model: Any, digest: bool) -> dict[str, Any]:
 
 
 def _commit(name: str, revision: str | None, config: RunConfig) -> str | None:
+    """The commit of a model on the hub; None for a name that is not on it, which a plugin may know how to load."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
-    with as_config_error("model"):
+    try:
         path = cached_file(name, "config.json", revision=revision, token=config.model.options.get("token"))
-        return extract_commit_hash(path, None)
+    except (OSError, ValueError):
+        return None
+    return extract_commit_hash(path, None)

@@ -37,7 +37,6 @@ def locked(directory: Path) -> Iterator[None]:
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         file = _acquire(directory / LOCK)
     except OSError as error:
         _remove_empty(made)
@@ -88,7 +87,13 @@ def _acquire(path: Path) -> int:
 
     deadline = time.monotonic() + CHILDREN
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except FileNotFoundError:
+            if path.parent.is_dir() or time.monotonic() > deadline:
+                raise
+            continue  # a run that had made the directory has failed, and removed it
         try:
             owned, known = lock_descriptor(file, blocking=False), _read(path)
             if owned and _is_at(path, file):  # and not at one that its holder has removed since

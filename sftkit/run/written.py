@@ -41,7 +41,8 @@ def snapshot(directory: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for folder, names, files in os.walk(directory):
         here = Path(folder)
-        names[:] = [name for name in names if not CHECKPOINT.match(name) and not (here / name).is_symlink()]
+        left_out = {name for name in names if CHECKPOINT.match(name) or (here / name).is_symlink()} | {PARTIAL}
+        names[:] = [name for name in names if name not in left_out]
         for name in files:
             with suppress(OSError):  # removed in the meantime
                 known = (here / name).lstat()

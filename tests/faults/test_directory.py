@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,3 +380,22 @@ def test_18_the_page_lists_the_fields_as_they_are_classified():
         for word, end in (("Compared", ".\n"), ("May grow", "."), ("Free", ".\n"))
     ]
     assert listed == [{*FIXED}, {*LENGTH}, {*FREE}]
+
+
+def contend(directory: Path, turns: int) -> int:
+    """How often this process held the lock; a second holder at the same time is an error."""
+    held = 0
+    for _ in range(turns):
+        with suppress(RunError), lock.locked(directory):
+            os.close(os.open(directory / "inside", os.O_CREAT | os.O_EXCL))
+            (directory / "inside").unlink()
+            held += 1
+    return held
+
+
+@pytest.mark.slow
+def test_07_many_processes_never_hold_a_lock_together(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        turns = pool.starmap(contend, [(tmp_path / "new" / "run", 200)] * 4)
+    assert sum(turns) > 0
+    assert contents(tmp_path) == {}
