@@ -23,15 +23,16 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def agreed(value: T) -> T:
-    """The main process's value, in every process; a single process's own."""
+def from_main_process(value: T) -> T:
+    """The main process's value, in every process of the group."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
         return value
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
+    from accelerate.utils import broadcast_object_list
+
+    [value] = broadcast_object_list([value])
+    return value
 
 
 def end_process_group() -> None:

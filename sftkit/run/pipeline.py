@@ -19,7 +19,7 @@ from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
 from sftkit.run.changes import schedule_note, unknown_names, version_changes
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
-from sftkit.run.distributed import agreed, is_main_process
+from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
 from sftkit.run.manifest import DONE, as_read, new_manifest
 from sftkit.run.stages import PreparedRun, Stages
@@ -204,7 +204,7 @@ class Pipeline:
         if evaluates_only(stages.config):
             metrics = evaluate(trainer, stages, prepared)
         else:
-            checkpoint = agreed(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
+            checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
             metrics = train(trainer, stages, prepared, record, checkpoint)
             export(trainer, prepared, record)
         record.end(DONE, trainer.state.global_step, data=prepared.data.summary(), metrics=metrics)

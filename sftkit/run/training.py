@@ -113,7 +113,7 @@ def train(
     Raises:
         RunError: if nothing computes ``train.metric_for_best_model``.
     """
-    from sftkit.run.saving import SavesFirst
+    from sftkit.run.final_save import SavesFirst
     from sftkit.training.resumed import configured_hyperparameters
 
     saving = SavesFirst(trainer, record)
