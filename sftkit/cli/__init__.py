@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(run.run)
+app.command("run", cls=run.RunCommand)(run.run)
 app.command("plugins")(plugins.plugins)
 app.command("schema")(schema.schema)
 app.add_typer(cache.app, name="cache")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from sftkit.cli.options import (
     ConfigArguments,
@@ -16,17 +17,51 @@ from sftkit.cli.options import (
 )
 
 
+class RunCommand(TyperCommand):
+    """The command ``run``, whose option ``--resume`` may have the value ``auto`` and no other.
+
+    A value that is optional would take the next argument, such as the configuration file in ``--resume sft.yaml``.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read ``--resume auto`` as the option ``--resume-auto``."""
+        read: list[str] = []
+        for arg in args:
+            if arg == "--resume=auto":
+                read.append("--resume-auto")
+            elif arg == "auto" and read[-1:] == ["--resume"]:
+                read[-1] = "--resume-auto"
+            else:
+                read.append(arg)
+        return super().parse_args(ctx, read)
+
+
 def run(
     arguments: ConfigArguments = None,
     plugin: PluginOption = None,
     model: ModelOption = "",
     data: DataOption = "",
     output: OutputOption = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue from the newest checkpoint; `--resume auto` begins if there is none."),
+    ] = False,
+    resume_auto: Annotated[bool, typer.Option("--resume-auto", hidden=True)] = False,
+    allow_change: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--allow-change",
+            metavar="NAME[,NAME...]",
+            help="With --resume: what may have changed, such as data or train.learning_rate. Repeatable.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
 ) -> None:
     """Fine-tune a model. Without a configuration, model and data: the embedded tiny ones."""
-    pipeline = pipeline_from(arguments, plugin, model, data, output, resume=resume, overwrite=overwrite)
+    allowed = [name for names in allow_change or () for name in names.split(",")]
+    mode = "auto" if resume_auto else resume
+    options = {"resume": mode, "overwrite": overwrite, "allow_changes": allowed}
+    pipeline = pipeline_from(arguments, plugin, model, data, output, **options)
 
     from sftkit.run.distributed import end_process_group, is_main_process
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: ``model``, ``data``, ``train`` and ``plugins``."""
+"""The configuration of a run: ``model``, ``data``, ``train``, ``run`` and ``plugins``."""
 
 from __future__ import annotations
 
@@ -92,12 +92,23 @@ class DataSection(Section):
         return self
 
 
+class RunSection(Section):
+    """How a run reacts to failures, signals and the clock."""
+
+    digest_weights: bool = Field(
+        default=False,
+        description="record a digest of the base weights, and compare it before a resume; without, only sizes and "
+        "headers are compared",
+    )
+
+
 class RunConfig(Section):
     """A complete run, resolved from the file, the command line and the defaults."""
 
     model: ModelSection
     data: DataSection
     train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
+    run: RunSection = Field(default_factory=RunSection, description="failures, signals and the clock")
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="the selected plugins in order, each with its options"
     )

@@ -38,6 +38,8 @@ class Plugin:
     conflicts: ClassVar[tuple[str, ...]] = ()
     #: Modules that must be imported before transformers is.
     import_first: ClassVar[tuple[str, ...]] = ()
+    #: Files and directories that the plugin writes into the run directory, besides what `export_model` does.
+    writes: ClassVar[tuple[str, ...]] = ()
     #: Fields of TrainingArguments that the plugin takes the place of, each with its option for them, or "" for none.
     replaces: ClassVar[Mapping[str, str]] = {}
 

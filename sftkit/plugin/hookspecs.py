@@ -23,8 +23,9 @@ A run calls them like this; a test holds this listing against a real run::
     trainer_callbacks
     with reduce_activations:
         with inject_noise, training_context:
-            train and evaluate
-    save the model
+            train
+            save the model, before anything else can fail
+            evaluate, if the last step was not
     export_model
 
 A *slot* (``firstresult``) is filled by one plugin: it stops at the first result that is not None. The defaults come

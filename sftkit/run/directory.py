@@ -1,35 +1,35 @@
-"""The run directory and its manifest: what was run, with which data and versions, and the outcome."""
+"""The run directory: which run is there, whether this one may begin or continue, and what it leaves."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import re
-import shutil
-import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
 
-from packaging.requirements import Requirement
-
-from sftkit import DISTRIBUTION
-from sftkit.config.train_fields import data_seed, train_value
-from sftkit.errors import Problem, RunError
+from sftkit.errors import Problem
+from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, weight_changes
 from sftkit.run.distributed import is_main_process
+from sftkit.run.lock import LOCK, holder, locked
+from sftkit.run.manifest import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MANIFEST,
+    RUNNING,
+    new_part,
+    now,
+    read_manifest,
+    write_manifest,
+)
+from sftkit.run.written import CHECKPOINT, remove_run, snapshot
 
-if TYPE_CHECKING:
-    from sftkit.config import RunConfig
-    from sftkit.plugin.selected import PluginSet
-
-MANIFEST = "manifest.json"
-DONE = "done"  # the status of a finished run
-CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
-LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
+Resume: TypeAlias = bool | Literal["auto"]
+OTHER = "choose another --output DIR"
 
 
 def default_directory() -> str:
@@ -38,12 +38,46 @@ def default_directory() -> str:
 
 
 @dataclass(frozen=True)
+class EarlierRun:
+    """The run in a directory that is resumed.
+
+    Attributes:
+        manifest: its manifest.
+        checkpoint: the checkpoint that it continues from; None if it starts again, since nothing was saved yet.
+    """
+
+    manifest: dict[str, Any]
+    checkpoint: Path | None
+
+    @property
+    def step(self) -> int:
+        """The step that it continues from."""
+        name = CHECKPOINT.match(self.checkpoint.name) if self.checkpoint else None
+        return int(name[1]) if name else 0
+
+    def finished(self, new: dict[str, Any]) -> bool:
+        """Whether the run is done, and its resumption would add no steps."""
+        return self.manifest["status"] == DONE and not grown(self.manifest, new)
+
+    def changes(self, new: dict[str, Any]) -> list[Change]:
+        """What has changed; data and weights only as far as the new manifest has them."""
+        found = list(configuration_changes(self.manifest, new))
+        found += data_changes(self.manifest, new) if new["data"] else ()
+        found += weight_changes(self.manifest, new) if new["weights"] else ()
+        return found
+
+    def refusals(self, new: dict[str, Any], allowed: Iterable[str]) -> list[Problem]:
+        """The changes that are not allowed."""
+        return [change.problem for change in self.changes(new) if change.final or not allows(allowed, change.name)]
+
+
+@dataclass(frozen=True)
 class RunDirectory:
     """The directory of one run."""
 
     path: Path
 
-    def check(self, resume: bool, overwrite: bool) -> list[Problem]:
+    def check(self, resume: Resume, overwrite: bool) -> list[Problem]:
         """Problems of running in this directory; checked before anything is loaded."""
         where = str(self.path)
         if resume and overwrite:
@@ -53,160 +87,142 @@ class RunDirectory:
         try:
             return self._problems(where, resume, overwrite)
         except (OSError, ValueError) as error:  # such as a name that is too long
-            return [Problem(f"the directory cannot be used: {error}", repr(where), "choose another --output DIR")]
+            return [Problem(f"the directory cannot be used: {error}", repr(where), OTHER)]
 
-    def _problems(self, where: str, resume: bool, overwrite: bool) -> list[Problem]:
-        if resume:
-            return self._check_resume()
+    def _problems(self, where: str, resume: Resume, overwrite: bool) -> list[Problem]:
+        found = read_manifest(self.path)
+        if resume is True and found is None:
+            return [Problem("there is no run to resume", where, "name the run's directory with --output")]
         if self.path.exists() and not self.path.is_dir():
             return [Problem("the output is a file", where, "choose a directory")]
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not (self.path / MANIFEST).exists():
-                fix = "choose an empty or a new directory; --overwrite replaces only a run"
-                return [Problem("the output directory is not empty, and does not hold a run", where, fix)]
-            if not overwrite:
-                fix = "continue it with --resume, replace it with --overwrite, or choose another --output DIR"
-                return [Problem("the output directory holds a run already", where, fix)]
-        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not os.access(parent, os.W_OK):
+        if found is None and self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+            fix = "choose an empty or a new directory; --overwrite replaces only a run"
+            return [Problem("the output directory is not empty, and does not hold a run", where, fix)]
+        if found is not None and not resume and not overwrite:
+            return [self._occupied(where)]
+        parent = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not parent.is_dir():
+            return [Problem(f"{parent} is a file", where, "choose another directory")]
+        if not os.access(parent, os.W_OK | os.X_OK):
             return [Problem(f"{parent} is not writable", where, "choose another directory")]
+        if resume and found is not None and found["status"] != DONE and self.last_checkpoint() is None:
+            return [] if resume == "auto" and not self.has_checkpoints() else [self.no_checkpoint()]
         return []
 
-    def _check_resume(self) -> list[Problem]:
-        if not (self.path / MANIFEST).exists():
-            return [Problem("there is no run to resume", str(self.path), "name the run's directory with --output")]
-        if self.last_checkpoint() is None and self.read()["status"] != DONE:
-            return [self._no_checkpoint()]
-        return []
+    def _occupied(self, where: str) -> Problem:
+        if who := holder(self.path):
+            return Problem(f"{who} is running in this directory", where, f"wait for its end, stop it, or {OTHER}")
+        fix = f"continue it with --resume, replace it with --overwrite, or {OTHER}"
+        return Problem("the output directory holds a run already", where, fix)
 
-    def _no_checkpoint(self) -> Problem:
+    def no_checkpoint(self) -> Problem:
+        """The problem of a run that cannot be resumed."""
         fix = "start again with --overwrite, and set train.save_steps to get checkpoints"
         return Problem("the run has no checkpoint to resume from", str(self.path), fix)
 
-    def finished(self, manifest: dict[str, Any]) -> dict[str, float] | None:
-        """The metrics of the run that is there, if it is finished and has this configuration and data; else None.
-
-        Args:
-            manifest: of the run that resumes it.
+    def locked(self) -> AbstractContextManager[None]:
+        """Holds the lock of the directory.
 
         Raises:
-            RunError: if other data or plugins prevent that it is resumed, or it has no checkpoint to continue from.
+            RunError: if another run holds it, or the directory cannot be written to.
         """
-        if not (self.path / MANIFEST).exists():  # of a process on another machine
+        return locked(self.path) if is_main_process() else nullcontext()
+
+    def earlier(self, resume: Resume) -> EarlierRun | None:
+        """The run to resume, if there is one."""
+        found = read_manifest(self.path) if resume else None  # none for a process on a machine of its own
+        if found is None:
             return None
-        there = self.read()
-        if there["status"] != DONE:
-            return None
-        if problems := list(changes(there, manifest)):
-            raise RunError(problems)
-        if _without_directory(there["config"]) == _without_directory(manifest["config"]):
-            metrics: dict[str, float] = there["metrics"]
-            return metrics
-        if self.last_checkpoint() is None:
-            raise RunError(self._no_checkpoint())
-        return None
+        checkpoint = self.last_checkpoint()
+        return EarlierRun(found, Path(checkpoint) if checkpoint else None)
 
     def last_checkpoint(self) -> str | None:
         """The newest checkpoint's path."""
         found = {int(name[1]): path for path in self.path.iterdir() if (name := CHECKPOINT.match(path.name))}
         return str(found[max(found)]) if found else None
 
-    def read(self) -> dict[str, Any]:
-        """The manifest of the run that is there."""
-        return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+    def has_checkpoints(self) -> bool:
+        """Whether there are checkpoints, be they complete or not."""
+        return any(CHECKPOINT.match(path.name) for path in self.path.iterdir())
 
-    def begin(self, manifest: dict[str, Any], resume: bool) -> None:
-        """Prepare the directory: an earlier run is removed unless it is resumed.
+    def begin(self, manifest: dict[str, Any], earlier: EarlierRun | None, changes: dict[str, str]) -> RunRecord:
+        """Begin a run, or its next part, with everything loaded: what an earlier run has written is removed now.
 
-        Raises:
-            RunError: if the run to resume was made with another configuration or other data.
+        Args:
+            manifest: of this run.
+            earlier: the run that it continues, which is not removed.
+            changes: what was changed since then, in words, by name.
+        """
+        record = RunRecord(self.path, dict(manifest))
+        if not is_main_process():
+            return record
+        parts, step = [], 0
+        if earlier is not None:
+            *before, last = earlier.manifest["parts"]
+            if last["status"] == RUNNING:  # it was killed
+                last = {**last, "status": INTERRUPTED}
+            parts, step = [*before, last], earlier.step
+            record.values["files"] = earlier.manifest["files"]
+        elif (known := read_manifest(self.path)) is not None:
+            remove_run(self.path, known)
+        self.path.mkdir(parents=True, exist_ok=True)
+        record.values["parts"] = [*parts, new_part(manifest, step, changes)]
+        write_manifest(self.path, record.values)
+        return record
+
+
+@dataclass
+class RunRecord:
+    """The manifest of a run that goes on. As a context, it records how the run ends.
+
+    Attributes:
+        directory: the run's directory.
+        values: the manifest.
+    """
+
+    directory: Path
+    values: dict[str, Any]
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.values["status"] == RUNNING:
+            self.end(INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+
+    def writing(self) -> AbstractContextManager[Any]:
+        """Inside, what is written into the directory is recorded as the run's."""
+        return _Recorded(self) if is_main_process() else nullcontext()
+
+    def end(self, status: str, step: int | None = None, **values: Any) -> None:
+        """Record the end of this part of the run.
+
+        Args:
+            status: ``done``, ``interrupted`` or ``failed``.
+            step: the last step; None if it is not known.
+            values: further values of the manifest, such as its metrics.
         """
         if not is_main_process():
             return
-        if resume:
-            problems = list(changes(self.read(), manifest))
-            if problems:
-                raise RunError(problems)
-        elif (self.path / MANIFEST).exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write(manifest)
-
-    def write(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest atomically."""
-        if is_main_process():
-            partial = self.path / f".{MANIFEST}.partial"
-            partial.write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
-            partial.replace(self.path / MANIFEST)
+        *before, last = self.values["parts"]
+        last = {**last, "ended": now(), "status": status, "to_step": step}
+        self.values |= {**values, "status": status, "parts": [*before, last]}
+        write_manifest(self.directory, self.values)
 
 
-def _without_directory(config: dict[str, Any]) -> Any:
-    train = {name: value for name, value in config["train"].items() if name != "output_dir"}
-    return json.loads(json.dumps({**config, "train": train}, default=str))
+@dataclass
+class _Recorded(AbstractContextManager[None]):
+    record: RunRecord
+    before: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def __enter__(self) -> None:
+        self.before = snapshot(self.record.directory)
 
-def new_manifest(config: RunConfig, plugins: PluginSet, data: dict[str, Any]) -> dict[str, Any]:
-    """The manifest at the start of a run."""
-    return {
-        "status": "running",
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": config.model_dump(mode="json"),
-        "plugins": {
-            item.name: {"distribution": item.distribution, "version": item.version} for item in plugins.selected
-        },
-        "data": data,
-        "seeds": {"seed": train_value(config, "seed"), "data_seed": data_seed(config)},
-        "versions": versions(plugins),
-        "git_commit": git_commit(),
-        "metrics": {},
-    }
-
-
-def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterable[Problem]:
-    """Differences in configuration or data between a run and its resumption."""
-    fix = "resume with the original configuration and data, or start again with --overwrite"
-    for section in ("model", "data", "plugins"):
-        before, after = old["config"][section], new["config"][section]
-        if before != after:
-            keys = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
-            changed = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys)
-            yield Problem(f"the configuration has changed: {changed}", section, fix)
-    for split, counts in new["data"].items():
-        known = old["data"].get(split, {})
-        if known.get("fingerprint") != counts["fingerprint"]:
-            yield Problem(_changed_data(known.get("rows"), counts.get("rows")), f"data.{split}", fix)
-
-
-def _changed_data(before: int | None, after: int | None) -> str:
-    if before is None or after is None:  # a stream has no number of rows
-        return "the data has changed"
-    if before == after:
-        return f"the data has changed: it still has {after:,} rows, but other contents"
-    return f"the data has changed: it has {after:,} rows, and had {before:,}"
-
-
-def versions(plugins: PluginSet) -> dict[str, str]:
-    """Versions of sftkit, Python, the libraries of the core, and those that the plugins require."""
-    found = {"sftkit": metadata.version(DISTRIBUTION), "python": platform.python_version()}
-    required = [Requirement(text).name for item in plugins.selected for text in item.plugin.requires]
-    for name in dict.fromkeys((*LIBRARIES, *required)):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the working directory, with ``-dirty`` where there are changes; None outside of a repository."""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None if run.returncode == 0 else None
+    def __exit__(self, *error: object) -> None:
+        """Also if what writes has failed: its files are the run's too."""
+        after = snapshot(self.record.directory)
+        written = {name for name, known in after.items() if self.before.get(name) != known} - {MANIFEST, LOCK}
+        self.record.values["files"] = sorted({*self.record.values["files"], *written})
+        write_manifest(self.record.directory, self.record.values)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -18,6 +21,18 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process writes files and shows output."""
     return rank() == 0
+
+
+def from_main_process(value: T) -> T:
+    """The main process's value, in every process of the group."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    [value] = broadcast_object_list([value])
+    return value
 
 
 def end_process_group() -> None:

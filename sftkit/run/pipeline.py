@@ -14,12 +14,14 @@ from sftkit.config.train_checks import training_problems
 from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data
 from sftkit.data.counts import note_lines, without_notes
-from sftkit.errors import ConfigError, Problem, SftkitError
+from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
-from sftkit.run.directory import DONE, RunDirectory, default_directory, new_manifest
-from sftkit.run.distributed import is_main_process
+from sftkit.run.changes import schedule_note, unknown_names, version_changes
+from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
+from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
+from sftkit.run.manifest import DONE, as_read, new_manifest
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
 
@@ -72,8 +74,10 @@ class Pipeline:
         callbacks: further `transformers.TrainerCallback` objects.
         compute_metrics: called with the predictions and labels of each evaluation, as in `transformers.Trainer`; what
             it returns is logged, can be ``train.metric_for_best_model``, and is in the metrics of the run.
-        resume: continue from the newest checkpoint in ``train.output_dir``.
-        overwrite: replace a run that is there.
+        resume: continue from the newest checkpoint in ``train.output_dir``; with ``"auto"``, begin if there is no run,
+            or if it has not saved anything yet.
+        overwrite: replace a run that is there. Its files are removed once the new one is loaded; others are kept.
+        allow_changes: what may differ from the run that is resumed, such as ``data`` or ``train.learning_rate``.
 
     Example:
         >>> result = Pipeline(model="demo-dir", data="train.jsonl", plugins=["packing"]).run()  # doctest: +SKIP
@@ -92,10 +96,11 @@ class Pipeline:
         collator: Callable[[list[dict[str, Any]]], Any] | None = None,
         callbacks: Iterable[Any] = (),
         compute_metrics: Callable[..., dict[str, float]] | None = None,
-        resume: bool = False,
+        resume: Resume = False,
         overwrite: bool = False,
+        allow_changes: Iterable[str] = (),
     ) -> None:
-        self._resume, self._overwrite = resume, overwrite
+        self._resume, self._overwrite, self._allowed = resume, overwrite, tuple(allow_changes)
         self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
         named, inputs = split_inputs(model, data, eval, tokenizer)
@@ -113,7 +118,7 @@ class Pipeline:
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
-            self._resolve(self._directory.check(self._resume, self._overwrite))
+            self._earlier(*self._resolve(self._directory_problems()))
         except SftkitError as error:
             return error.problems
         return ()
@@ -147,41 +152,97 @@ class Pipeline:
         Raises:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used, before weights are read.
-            RunError: if the prepared run would be wrong, before weights are read; or if the run directory or the
-                training fails.
+            RunError: if another run holds the run directory, or the run that is resumed was another, before weights are
+                read; if the prepared run would be wrong; or if the training fails.
         """
-        from sftkit.run.training import evaluate, make_trainer, save, train
+        config, plugins = self._resolve(self._directory_problems())
+        with self._directory.locked():
+            if problems := self._directory_problems():  # another run may have begun or ended since
+                raise ConfigError(problems)
+            earlier, manifest = self._earlier(config, plugins)
+            return self._run(Stages(config, plugins, self._inputs), earlier, manifest)
 
-        config, plugins = self._resolve(self._directory.check(self._resume, self._overwrite))
-        stages = Stages(config, plugins, self._inputs)
+    def _run(self, stages: Stages, earlier: EarlierRun | None, manifest: dict[str, Any]) -> RunResult:
+        """The run in its directory, which is written to only after everything is loaded."""
+        from sftkit.models.identity import weights_identity
+        from sftkit.run.training import make_trainer
+
+        config, directory = stages.config, self._directory.path
         prepared = stages.prepare()
+        manifest["data"] = as_read(prepared.data.summary())
+        self._compare(earlier, manifest)
+        if earlier is not None and earlier.finished(manifest):
+            logger.info("the run in %s is finished: there is nothing to resume", directory)
+            return RunResult(earlier.manifest["metrics"], directory, None, None, status="finished")
         display = Display(quiet=not is_main_process())
-        manifest = new_manifest(config, plugins, prepared.data.summary())
-        if self._resume and (known := self._directory.finished(manifest)) is not None:
-            logger.info("the run in %s is finished: there is nothing to resume", self._directory.path)
-            return RunResult(known, self._directory.path, None, None, status="finished")
         if not display.quiet:
             show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
             for line in note_lines(manifest["data"]):
                 display.console.print(line, markup=False)
         stop_if_wrong(prepared.verdicts())
-        self._directory.begin(manifest, self._resume)
+        manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
+        self._compare(earlier, manifest)
         model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
-        trainer = make_trainer(stages, prepared, model, display, self._directory.path)
-        if evaluates_only(config):
-            metrics = evaluate(trainer, stages, prepared)
-        else:
-            metrics = train(trainer, stages, prepared, self._directory.last_checkpoint() if self._resume else None)
-            save(trainer, prepared, self._directory.path)
-        self._directory.write({**manifest, "data": prepared.data.summary(), "status": DONE, "metrics": metrics})
+        trainer = make_trainer(stages, prepared, model, display, directory)
+        changes = _announce(earlier, manifest)
+        with self._directory.begin(manifest, earlier, changes) as record:
+            metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(
             metrics,
-            self._directory.path,
+            directory,
             trainer.accelerator.unwrap_model(trainer.model),
             prepared.tokenizer,
             prepared.vocabulary.processor,
             status="evaluated" if evaluates_only(config) else "trained",
         )
+
+    def _train(
+        self, trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, earlier: EarlierRun | None
+    ) -> dict[str, float]:
+        from sftkit.run.training import evaluate, export, train
+
+        if evaluates_only(stages.config):
+            metrics = evaluate(trainer, stages, prepared)
+        else:
+            checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
+            metrics = train(trainer, stages, prepared, record, checkpoint)
+            export(trainer, prepared, record)
+        record.end(DONE, trainer.state.global_step, data=prepared.data.summary(), metrics=metrics)
+        return metrics
+
+    def _directory_problems(self) -> list[Problem]:
+        problems = self._directory.check(self._resume, self._overwrite)
+        if self._resume not in (True, False, "auto"):
+            problems.append(Problem(f"resume={self._resume!r}", "Pipeline()", "use True, False or 'auto'"))
+        if self._allowed and not self._resume:
+            problems.append(Problem("nothing is resumed", "--allow-change", "use it with --resume"))
+        return problems
+
+    def _earlier(self, config: RunConfig, plugins: PluginSet) -> tuple[EarlierRun | None, dict[str, Any]]:
+        """The run to resume, if there is one, and the manifest of this one, without its data and weights.
+
+        Raises:
+            RunError: if the configuration has changed, or there is nothing to continue from.
+        """
+        earlier, manifest = self._directory.earlier(self._resume), new_manifest(config, plugins)
+        if earlier is not None and is_main_process():
+            names = {*earlier.manifest["plugins"], *manifest["plugins"]}
+            if problems := list(unknown_names(self._allowed, names)):
+                raise RunError(problems)
+            self._compare(earlier, manifest)
+            done = earlier.manifest["status"] == DONE
+            if done and earlier.checkpoint is None and not earlier.finished(manifest):
+                raise RunError(self._directory.no_checkpoint())
+        return earlier, manifest
+
+    def _compare(self, earlier: EarlierRun | None, manifest: dict[str, Any]) -> None:
+        """Raises:
+        RunError: with every change since the earlier run that is not allowed.
+        """
+        if earlier is None or not is_main_process():
+            return
+        if problems := earlier.refusals(manifest, self._allowed):
+            raise RunError(problems)
 
     def _resolve(self, known: Iterable[Problem] = (), trains: bool = True) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins.
@@ -213,3 +274,19 @@ class Pipeline:
     def _placed(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with the file and line of their key."""
         return [replace(item, where=self._source.where(item.key)) if item.key else item for item in problems]
+
+
+def _announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, str]:
+    """Say what the run continues from and what has changed; returns the changes in words, by name."""
+    if earlier is None or not is_main_process():
+        return {}
+    if earlier.checkpoint is None:
+        logger.info("the run had saved nothing yet: it starts again from the beginning")
+    changes = {change.name: change.what for change in earlier.changes(manifest)}
+    for name, what in changes.items():
+        logger.warning("%s has changed since the run began, which is allowed: %s", name, what)
+    if note := schedule_note(earlier.manifest, manifest):
+        logger.warning(note)
+    if note := version_changes(earlier.manifest, manifest):
+        logger.warning("other versions than before: %s", note)
+    return changes

@@ -14,6 +14,7 @@ from sftkit.run.stages import reduced_activations
 
 if TYPE_CHECKING:
     from sftkit.console import Display
+    from sftkit.run.directory import RunRecord
     from sftkit.run.stages import PreparedRun, Stages
 
 #: How the entries of an evaluation end that are about its speed.
@@ -92,13 +93,18 @@ def _hub_errors() -> Iterator[None]:
         raise RunError(Problem(what, "train.hub_model_id", "check the name, and the rights of the token")) from error
 
 
-def train(trainer: Any, stages: Stages, prepared: PreparedRun, checkpoint: str | None) -> dict[str, float]:
+def train(
+    trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, checkpoint: str | None
+) -> dict[str, float]:
     """Train, and evaluate within the same contexts, since batches are made for the model as it is in them.
+
+    The model is saved as soon as it is trained, before anything else is done that can fail.
 
     Args:
         trainer: from `make_trainer`.
         stages: the run's stages.
         prepared: its data.
+        record: the run's manifest.
         checkpoint: the checkpoint to continue from, if there is one.
 
     Returns:
@@ -107,7 +113,14 @@ def train(trainer: Any, stages: Stages, prepared: PreparedRun, checkpoint: str |
     Raises:
         RunError: if nothing computes ``train.metric_for_best_model``.
     """
+    from sftkit.run.final_save import SavesFirst
+    from sftkit.training.resumed import configured_hyperparameters
+
+    saving = SavesFirst(trainer, record)
+    trainer.callback_handler.callbacks.insert(0, saving)
     with ExitStack() as stack:
+        stack.enter_context(saving.even_after_errors())
+        stack.enter_context(configured_hyperparameters(trainer))
         stack.enter_context(reduced_activations(trainer.model, prepared))
         stack.enter_context(trainer.loss_head.installed())
         stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
@@ -135,11 +148,11 @@ def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, f
     return _final_metrics(trainer.state.log_history, 0)
 
 
-def save(trainer: Any, prepared: PreparedRun, directory: Path) -> None:
-    """Save the model with its tokenizer, then whatever plugins export."""
-    trainer.save_model(str(directory))
+def export(trainer: Any, prepared: PreparedRun, record: RunRecord) -> None:
+    """Let plugins export the model, which is saved already."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    prepared.plugins.hook.export_model(model=model, tokenizer=prepared.tokenizer, directory=directory)
+    with record.writing():
+        prepared.plugins.hook.export_model(model=model, tokenizer=prepared.tokenizer, directory=record.directory)
 
 
 def _saved_step(trainer: Any) -> int:

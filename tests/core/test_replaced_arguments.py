@@ -10,7 +10,7 @@ from sftkit.config.train_fields import check_train
 from sftkit.errors import ConfigError
 from sftkit.plugin.requirements import install_command, requirement_problem
 from sftkit.plugin.resolve import resolve
-from sftkit.run.directory import versions
+from sftkit.run.manifest import versions
 from sftkit.testing import check_plugin
 from sftkit_plugins.hf import HF
 from sftkit_plugins.peft import PEFT

@@ -117,7 +117,7 @@ def test_resuming_a_stream_of_other_data_is_refused(tmp_path):
         run = pipeline(tmp_path, data, resume=number == 21)
         if number == 20:
             run.run()
-    with pytest.raises(RunError, match=r"data\.train: the data has changed"):
+    with pytest.raises(RunError, match=r"data\.train: changed since the run began: the data has other contents"):
         run.run()
 
 

@@ -148,7 +148,7 @@ def test_a_resumed_run_ends_with_the_same_weights(in_process, tmp_path):
 def test_a_run_is_not_resumed_with_other_data(in_process, first_run):
     code, output = in_process("run", *SMALL, "-p", "packing", "-o", first_run, "--resume", "data.max_length=32")
     assert code == 2
-    assert "data: the configuration has changed: max_length: 64 -> 32" in output
+    assert "data.max_length: changed since the run began: 64 -> 32 -> set it back" in output
 
 
 def test_there_must_be_a_run_to_resume(in_process, tmp_path):

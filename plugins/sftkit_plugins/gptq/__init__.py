@@ -40,6 +40,7 @@ class GPTQ(Plugin):
 
     requires: ClassVar[tuple[str, ...]] = ("optimum>=2.3", "gptqmodel>=7.6")
     conflicts: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
+    writes: ClassVar[tuple[str, ...]] = ("gptq",)
 
     bits: Annotated[Literal[2, 3, 4, 8], Field(description="bits per weight")] = 4
     group_size: Annotated[

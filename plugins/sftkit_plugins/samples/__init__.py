@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl
 
@@ -20,6 +20,8 @@ class Samples(Plugin):
     The rate is logged as ``eval_exact_match``; the first rows are written to ``samples.jsonl`` in the output directory.
     Training itself is the same, bit for bit, with and without this plugin.
     """
+
+    writes: ClassVar[tuple[str, ...]] = ("samples.jsonl",)
 
     rows: Annotated[int, Field(gt=0, description="held-out rows completed for the exact match")] = 128
     shown: Annotated[int, Field(ge=0, description="rows written to samples.jsonl, from the first")] = 5
