@@ -1,4 +1,4 @@
-"""The configuration of a run: ``model``, ``data``, ``train`` and ``plugins``."""
+"""The configuration of a run: ``model``, ``data``, ``train``, ``run`` and ``plugins``."""
 
 from __future__ import annotations
 
@@ -88,12 +88,25 @@ class DataSection(Section):
         return self
 
 
+class RunSection(Section):
+    """How a run saves, stops and continues."""
+
+    save_in_background: bool | Literal["auto"] = Field(
+        "auto",
+        description="write checkpoints while the training goes on; auto: if they are large, the weights and the "
+        "optimizer state are not sharded, and memory is free for a copy of them",
+    )
+
+
 class RunConfig(Section):
     """A complete run, resolved from the file, the command line and the defaults."""
 
     model: ModelSection
     data: DataSection
     train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
+    run: RunSection = Field(
+        default_factory=lambda: RunSection.model_validate({}), description="how the run saves, stops and continues"
+    )
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="the selected plugins in order, each with its options"
     )

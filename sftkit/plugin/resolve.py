@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sftkit import demo
-from sftkit.config.models import DataSection, ModelSection, RunConfig
+from sftkit.config.models import DataSection, ModelSection, RunConfig, RunSection
 from sftkit.config.source import SHORT, ConfigSource
 from sftkit.config.train_checks import value_problems
 from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only
@@ -45,16 +45,20 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     problems += wrong
     train, wrong = _train(source, trains)
     problems += wrong
+    run, wrong = (
+        _section(RunSection, "run", source) if source.values.get("run") else (RunSection.model_validate({}), [])
+    )
+    problems += wrong
     plugins = None
     try:
         plugins, wrong = select([*choices_from(source), *choices], source)
         problems += wrong
     except ConfigError as error:
         problems += error.problems
-    if model and data and plugins:
+    if model and data and run and plugins:
         if model.name == demo.NAME:
             model = model.model_copy(update={"name": str(demo.MODEL), "init": "random"})  # it has no weights
-        config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
+        config = RunConfig(model=model, data=data, train=train, run=run, plugins=plugins.options())
         # Plugins may import heavy packages to answer, so the configuration itself is checked first.
         problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]
         if not problems:

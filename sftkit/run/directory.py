@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import Requirement
 
 from sftkit import DISTRIBUTION
+from sftkit.checkpoints import Choice, newest
 from sftkit.config.train_fields import data_seed, train_value
 from sftkit.errors import Problem, RunError
 from sftkit.run.distributed import is_main_process
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.selected import PluginSet
 
+logger = logging.getLogger("sftkit")
+
 MANIFEST = "manifest.json"
 DONE = "done"  # the status of a finished run
-CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
 
 
@@ -75,13 +77,15 @@ class RunDirectory:
     def _check_resume(self) -> list[Problem]:
         if not (self.path / MANIFEST).exists():
             return [Problem("there is no run to resume", str(self.path), "name the run's directory with --output")]
-        if self.last_checkpoint() is None and self.read()["status"] != DONE:
-            return [self._no_checkpoint()]
+        choice = newest(self.path, contents=False)
+        if choice.path is None and self.read()["status"] != DONE:
+            return self._no_checkpoint(choice)
         return []
 
-    def _no_checkpoint(self) -> Problem:
+    def _no_checkpoint(self, choice: Choice) -> list[Problem]:
         fix = "start again with --overwrite, and set train.save_steps to get checkpoints"
-        return Problem("the run has no checkpoint to resume from", str(self.path), fix)
+        problem = Problem("the run has no checkpoint to resume from", str(self.path), fix)
+        return [*(Problem(why, str(path)) for path, why in choice.rejected), problem]
 
     def finished(self, manifest: dict[str, Any]) -> dict[str, float] | None:
         """The metrics of the run that is there, if it is finished and has this configuration and data; else None.
@@ -102,14 +106,24 @@ class RunDirectory:
         if _without_directory(there["config"]) == _without_directory(manifest["config"]):
             metrics: dict[str, float] = there["metrics"]
             return metrics
-        if self.last_checkpoint() is None:
-            raise RunError(self._no_checkpoint())
+        choice = newest(self.path, contents=False)
+        if choice.path is None:
+            raise RunError(self._no_checkpoint(choice))
         return None
 
-    def last_checkpoint(self) -> str | None:
-        """The newest checkpoint's path."""
-        found = {int(name[1]): path for path in self.path.iterdir() if (name := CHECKPOINT.match(path.name))}
-        return str(found[max(found)]) if found else None
+    def last_checkpoint(self) -> str:
+        """The path of the newest complete checkpoint, every byte of which is verified. Says which it is.
+
+        Raises:
+            RunError: if none is complete, with the reason of each.
+        """
+        choice = newest(self.path)
+        if choice.path is None:
+            raise RunError(self._no_checkpoint(choice))
+        for path, why in choice.rejected:
+            logger.warning("%s is not used: %s", path, why)
+        logger.info("resuming from %s", choice.path)
+        return str(choice.path)
 
     def read(self) -> dict[str, Any]:
         """The manifest of the run that is there."""

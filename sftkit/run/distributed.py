@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sftkit.errors import SftkitError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -18,6 +24,30 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Whether this process writes files and shows output."""
     return rank() == 0
+
+
+def from_main_process(make: Callable[[], T]) -> T:
+    """What ``make`` returns or raises in the main process, in every process of the group.
+
+    Raises:
+        SftkitError: what the main process raised.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    made: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            made[0] = make()
+        except SftkitError as error:
+            made[1] = error
+    value, raised = broadcast_object_list(made)
+    if raised is not None:
+        raise raised
+    return value
 
 
 def end_process_group() -> None:

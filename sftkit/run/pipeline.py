@@ -18,7 +18,7 @@ from sftkit.errors import ConfigError, Problem, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
 from sftkit.run.directory import DONE, RunDirectory, default_directory, new_manifest
-from sftkit.run.distributed import is_main_process
+from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
@@ -166,14 +166,16 @@ class Pipeline:
                 display.console.print(line, markup=False)
         stop_if_wrong(prepared.verdicts())
         self._directory.begin(manifest, self._resume)
+        checkpoint = from_main_process(self._directory.last_checkpoint) if self._resume else None
         model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
         trainer = make_trainer(stages, prepared, model, display, self._directory.path)
         if evaluates_only(config):
             metrics = evaluate(trainer, stages, prepared)
         else:
-            metrics = train(trainer, stages, prepared, self._directory.last_checkpoint() if self._resume else None)
+            metrics = train(trainer, stages, prepared, checkpoint)
             save(trainer, prepared, self._directory.path)
-        self._directory.write({**manifest, "data": prepared.data.summary(), "status": DONE, "metrics": metrics})
+        outcome = {"data": prepared.data.summary(), "status": DONE, "metrics": metrics, "saving": trainer.saver.times()}
+        self._directory.write({**manifest, **outcome})
         return RunResult(
             metrics,
             self._directory.path,
