@@ -174,7 +174,7 @@ class Pipeline:
         else:
             metrics = train(trainer, stages, prepared, checkpoint)
             save(trainer, prepared, self._directory.path)
-        outcome = {"data": prepared.data.summary(), "status": DONE, "metrics": metrics, "saving": trainer.saver.times()}
+        outcome = {"data": prepared.data.summary(), "status": DONE, "metrics": metrics, "saving": trainer.saver.totals}
         self._directory.write({**manifest, **outcome})
         return RunResult(
             metrics,

@@ -42,21 +42,21 @@ class Saver:
         background: whether large files are written while the training goes on.
         needed: estimated bytes of a checkpoint; after the first one, its bytes.
         last_seconds: how long the last save took, up to its end; None before the first.
-        blocked: seconds that the training has waited for saves.
-        saves: number of checkpoints that were saved.
+        totals: of a training that has ended: its number of saves, the seconds that it has waited for them, and their
+            share of its time; empty without saves.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self.background, self.needed = False, 0
         self.last_seconds: float | None = None
-        self.blocked, self.saves = 0.0, 0
-        self._began = time.perf_counter()
+        self.totals: dict[str, float] = {}
+        self._blocked, self._saves, self._began = 0.0, 0, 0.0
         self._thread = Background()
 
     def begin(self) -> None:
         """Start the clock of a training, and remove what an interrupted one has left."""
-        self.blocked, self.saves, self._began = 0.0, 0, time.perf_counter()
+        self.totals, self._blocked, self._saves, self._began = {}, 0.0, 0, time.perf_counter()
         args = self._trainer.args
         if args.should_save:
             tidy(Path(args.output_dir))
@@ -90,7 +90,7 @@ class Saver:
                 finish = functools.partial(self._finish, partial, final, later, self._details())
                 self._thread.start(finish) if self.background else finish()
         blocked = time.perf_counter() - began
-        self.blocked, self.saves = self.blocked + blocked, self.saves + 1
+        self._blocked, self._saves = self._blocked + blocked, self._saves + 1
         if not self.background:
             self.last_seconds = blocked
         trainer.log({"save_seconds": round(blocked, 3)})
@@ -117,21 +117,21 @@ class Saver:
             self.last_seconds, self._thread.seconds = self._thread.seconds, None
             self._trainer.log({"save_background_seconds": round(self.last_seconds, 3)})
 
-    def end(self) -> dict[str, float]:
-        """Wait, in all processes, and return the time that the training has waited for saves, and its share of all."""
+    def end(self) -> None:
+        """Wait for the last save, in all processes, and log the `totals`.
+
+        Raises:
+            TrainingError: as for `save`.
+        """
         began = time.perf_counter()
         self.wait()
         self._trainer.accelerator.wait_for_everyone()
         now = time.perf_counter()
-        self.blocked += now - began
-        return self.times(now)
-
-    def times(self, now: float | None = None) -> dict[str, float]:
-        """The number of saves, the seconds that the training has waited for them, and their share of all its time."""
-        if not self.saves:
-            return {}
-        share = self.blocked / max((now or time.perf_counter()) - self._began, 1e-9)
-        return {"saves": self.saves, "total_save_seconds": round(self.blocked, 3), "save_share": round(share, 4)}
+        if self._saves:
+            waited = self._blocked + now - began
+            share = round(waited / (now - self._began), 4)
+            self.totals = {"saves": self._saves, "total_save_seconds": round(waited, 3), "save_share": share}
+            self._trainer.log(dict(self.totals))
 
     def abandon(self) -> None:
         """Wait after an error; what the save in the background raises is logged."""

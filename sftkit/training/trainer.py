@@ -16,7 +16,7 @@ from sftkit.data.stream import Stream
 from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import Batch, WithPositions, window_weight
-from sftkit.training.checkpoint import loading_all_weights
+from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.evaluation import RowSums, token_means
 from sftkit.training.head import LossHead
 from sftkit.training.loaders import grouping_by_tokens, stream_loader
@@ -121,8 +121,7 @@ class TokenLossTrainer(Trainer):
             self.saver.abandon()
 
     def _finalize_training(self, *arguments: Any) -> Any:
-        if times := self.saver.end():
-            self.log(times)
+        self.saver.end()
         return super()._finalize_training(*arguments)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
@@ -282,6 +281,18 @@ class TokenLossTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with loading_all_weights(self, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         with loading_all_weights(self, self.state.best_model_checkpoint):
