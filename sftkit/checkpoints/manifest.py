@@ -15,6 +15,7 @@ from sftkit.checkpoints.files import digest, files_in, sync, write_text
 MANIFEST = "checkpoint.json"
 FORMAT = 1
 STATE = "trainer_state.json"
+OPTIMIZERS = ("optimizer", "global_step")  # how files or directories of FSDP, DeepSpeed and single processes begin
 THREADS = 4  # of them, some wait for the disk while others compute digests
 
 
@@ -23,7 +24,8 @@ def write(directory: Path, details: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         directory: the checkpoint.
-        details: further entries: ``step``, ``world_size``, ``resumable`` and what else is known.
+        details: further entries: ``step``; ``world_size``, the number of processes; ``ranks``, those that save on this
+            disk; ``resumable``; and what else is known.
 
     Returns:
         The manifest: the details, and of each file its size and digest.
@@ -93,8 +95,12 @@ def _problem(directory: Path, manifest: Mapping[str, Any], step: int, contents: 
     files: dict[str, dict[str, Any]] = manifest["files"]
     if not manifest["resumable"]:
         return "it cannot be resumed: train.save_only_model keeps no optimizer state"
-    if STATE not in files:
-        return f"{STATE} is missing"
+    alone = manifest["world_size"] == 1
+    needed = [STATE, *("rng_state.pth" if alone else f"rng_state_{rank}.pth" for rank in manifest["ranks"])]
+    if missing := [name for name in needed if name not in files]:
+        return f"{missing[0]} is missing"
+    if not any(name.startswith(OPTIMIZERS) for name in files):
+        return "the optimizer state is missing"
     outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
         return f"{MANIFEST} names a file outside of the checkpoint: {outside[0]}"

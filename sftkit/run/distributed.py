@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-from sftkit.errors import SftkitError
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -26,27 +23,15 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def from_main_process(make: Callable[[], T]) -> T:
-    """What ``make`` returns or raises in the main process, in every process of the group.
-
-    Raises:
-        SftkitError: what the main process raised.
-    """
+def from_main_process(value: T) -> T:
+    """The main process's value, in every process of the group."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return make()
+        return value
     from accelerate.utils import broadcast_object_list
 
-    made: list[Any] = [None, None]
-    if is_main_process():
-        try:
-            made[0] = make()
-        except SftkitError as error:
-            made[1] = error
-    value, raised = broadcast_object_list(made)
-    if raised is not None:
-        raise raised
+    [value] = broadcast_object_list([value])
     return value
 
 

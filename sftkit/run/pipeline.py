@@ -166,13 +166,13 @@ class Pipeline:
                 display.console.print(line, markup=False)
         stop_if_wrong(prepared.verdicts())
         self._directory.begin(manifest, self._resume)
-        checkpoint = from_main_process(self._directory.last_checkpoint) if self._resume else None
+        checkpoint = self._directory.last_checkpoint() if self._resume and is_main_process() else None
         model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
         trainer = make_trainer(stages, prepared, model, display, self._directory.path)
         if evaluates_only(config):
             metrics = evaluate(trainer, stages, prepared)
         else:
-            metrics = train(trainer, stages, prepared, checkpoint)
+            metrics = train(trainer, stages, prepared, from_main_process(checkpoint))
             save(trainer, prepared, self._directory.path)
         outcome = {"data": prepared.data.summary(), "status": DONE, "metrics": metrics, "saving": trainer.saver.totals}
         self._directory.write({**manifest, **outcome})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -144,7 +145,7 @@ class Saver:
         with ExitStack() as stack:
             stack.enter_context(replaced(self._trainer, "_get_output_dir", lambda trial=None: str(partial.parent)))
             stack.enter_context(replaced(self._trainer, "_push_from_checkpoint", lambda folder: None))
-            if self.background:
+            if self.background and self._trainer.args.should_save:
                 stack.enter_context(later.taken())
             write()
 
@@ -155,9 +156,18 @@ class Saver:
             "step": trainer.state.global_step,
             "data": {"epoch": trainer.state.epoch, "batches": batches},
             "world_size": args.world_size,
+            "ranks": self._ranks(),
             "resumable": not args.save_only_model,
             "versions": {name: metadata.version(name) for name in LIBRARIES},
         }
+
+    def _ranks(self) -> list[int]:
+        """The processes that save on this disk."""
+        args = self._trainer.args
+        if not args.save_on_each_node:
+            return list(range(args.world_size))
+        first = args.process_index - args.local_process_index
+        return list(range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
     def _finish(self, partial: Path, final: Path, later: _Writes, details: dict[str, Any]) -> None:
         """Write what was put off, and make the checkpoint visible. May run in a thread."""

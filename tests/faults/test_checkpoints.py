@@ -65,7 +65,7 @@ def fill():
             pass
 
 '''
-DETAILS = {"step": 8, "world_size": 1, "resumable": True}
+DETAILS = {"step": 8, "world_size": 1, "ranks": [0], "resumable": True}
 
 
 @pytest.fixture
@@ -159,6 +159,8 @@ def test_02_a_run_killed_inside_a_save_keeps_the_last_complete_checkpoint(start,
         (lambda path: (path / "rng_state.pth").unlink(), "rng_state.pth is missing"),
         (lambda path: (path / "trainer_state.json").unlink(), "trainer_state.json is missing"),
         (lambda path: checkpoints.write(path, DETAILS | {"resumable": False}), "train.save_only_model"),
+        (lambda path: checkpoints.write(path, DETAILS | {"world_size": 2}), "rng_state_0.pth is missing"),
+        (lambda path: [(path / "optimizer.pt").unlink(), checkpoints.write(path, DETAILS)], "the optimizer state is"),
         (lambda path: path.rename(path.with_name("checkpoint-9")), "checkpoint.json is of step 8"),
     ],
 )
