@@ -26,7 +26,9 @@ class Problem:
 
 
 class SftkitError(Exception):
-    """Base of the errors that the user can fix; the command line ends with exit code 2 and no traceback."""
+    """Base of the errors that the user can fix; the command line ends with the class's exit code and no traceback."""
+
+    exit_code = 2
 
     def __init__(self, problems: Problem | Iterable[Problem] | str) -> None:
         if isinstance(problems, str):  # torch rebuilds a data worker's error from the text of its traceback
@@ -50,6 +52,12 @@ class DataError(SftkitError):
 
 class RunError(SftkitError):
     """The run directory, the device, the prepared data or the training itself prevents the run."""
+
+
+class TrainingError(SftkitError):
+    """The training failed after it had begun; the last checkpoint is intact."""
+
+    exit_code = 3
 
 
 class HookError(RuntimeError):

@@ -34,7 +34,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Show the ver
 
 
 def main() -> None:
-    """Run the command line: exit 0 when done, 1 for a bug, 2 for what the user can fix, 130 on Ctrl-C."""
+    """Run the command line: exit 0 when done, 1 for a bug, 2 for what the user can fix, 3 for a failed training."""
     from sftkit.errors import SftkitError
 
     try:
@@ -42,7 +42,7 @@ def main() -> None:
     except SftkitError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -93,8 +93,13 @@ class DataSection(Section):
 
 
 class RunSection(Section):
-    """How a run reacts to failures, signals and the clock."""
+    """How a run saves, stops and continues."""
 
+    save_in_background: bool | Literal["auto"] = Field(
+        "auto",
+        description="write checkpoints while the training goes on; auto: if they are large, the weights and the "
+        "optimizer state are not sharded, and memory is free for a copy of them",
+    )
     digest_weights: bool = Field(
         default=False,
         description="record a digest of the base weights, and compare it before a resume; without, only sizes and "
@@ -108,7 +113,9 @@ class RunConfig(Section):
     model: ModelSection
     data: DataSection
     train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
-    run: RunSection = Field(default_factory=RunSection, description="failures, signals and the clock")
+    run: RunSection = Field(
+        default_factory=lambda: RunSection.model_validate({}), description="how the run saves, stops and continues"
+    )
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="the selected plugins in order, each with its options"
     )

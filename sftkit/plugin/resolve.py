@@ -47,6 +47,10 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     problems += wrong
     train, wrong = _train(source, trains)
     problems += wrong
+    run = RunSection.model_validate({})
+    if source.values.get("run") is not None:
+        run, wrong = _section(RunSection, "run", source)
+        problems += wrong
     plugins = None
     try:
         plugins, wrong = select([*choices_from(source), *choices], source)

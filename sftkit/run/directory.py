@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
-from sftkit.errors import Problem
+from sftkit.checkpoints import Choice, newest
+from sftkit.errors import Problem, RunError
 from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, weight_changes
 from sftkit.run.distributed import is_main_process
 from sftkit.run.lock import LOCK, holder, locked
@@ -26,7 +27,7 @@ from sftkit.run.manifest import (
     read_manifest,
     write_manifest,
 )
-from sftkit.run.written import CHECKPOINT, remove_run, snapshot
+from sftkit.run.written import remove_run, snapshot
 
 Resume: TypeAlias = bool | Literal["auto"]
 OTHER = "choose another --output DIR"
@@ -43,17 +44,21 @@ class EarlierRun:
 
     Attributes:
         manifest: its manifest.
-        checkpoint: the checkpoint that it continues from; None if it starts again, since nothing was saved yet.
+        choice: the checkpoint that it continues from, and the newer ones that are not complete.
     """
 
     manifest: dict[str, Any]
-    checkpoint: Path | None
+    choice: Choice
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint that it continues from; None if it starts again, since nothing was saved yet."""
+        return self.choice.path
 
     @property
     def step(self) -> int:
         """The step that it continues from."""
-        name = CHECKPOINT.match(self.checkpoint.name) if self.checkpoint else None
-        return int(name[1]) if name else 0
+        return int(self.choice.manifest.get("step", 0))
 
     def finished(self, new: dict[str, Any]) -> bool:
         """Whether the run is done, and its resumption would add no steps."""
@@ -105,8 +110,8 @@ class RunDirectory:
             return [Problem(f"{parent} is a file", where, "choose another directory")]
         if not os.access(parent, os.W_OK | os.X_OK):
             return [Problem(f"{parent} is not writable", where, "choose another directory")]
-        if resume and found is not None and found["status"] != DONE and self.last_checkpoint() is None:
-            return [] if resume == "auto" and not self.has_checkpoints() else [self.no_checkpoint()]
+        if resume and found is not None and found["status"] != DONE:
+            return self._checkpoint_problems(newest(self.path, contents=False), resume)
         return []
 
     def _occupied(self, where: str) -> Problem:
@@ -115,10 +120,13 @@ class RunDirectory:
         fix = f"continue it with --resume, replace it with --overwrite, or {OTHER}"
         return Problem("the output directory holds a run already", where, fix)
 
-    def no_checkpoint(self) -> Problem:
-        """The problem of a run that cannot be resumed."""
+    def _checkpoint_problems(self, choice: Choice, resume: Resume) -> list[Problem]:
+        """Problems of continuing a run; none if it can start again, since it has not saved anything."""
+        if choice.path is not None or (resume == "auto" and not choice.rejected):
+            return []
         fix = "start again with --overwrite, and set train.save_steps to get checkpoints"
-        return Problem("the run has no checkpoint to resume from", str(self.path), fix)
+        problem = Problem("the run has no checkpoint to resume from", str(self.path), fix)
+        return [*(Problem(why, str(path)) for path, why in choice.rejected), problem]
 
     def locked(self) -> AbstractContextManager[None]:
         """Holds the lock of the directory.
@@ -128,22 +136,27 @@ class RunDirectory:
         """
         return locked(self.path) if is_main_process() else nullcontext()
 
-    def earlier(self, resume: Resume) -> EarlierRun | None:
-        """The run to resume, if there is one."""
+    def earlier(self, resume: Resume, contents: bool) -> EarlierRun | None:
+        """The run to resume, if there is one.
+
+        Args:
+            resume: as of `Pipeline`.
+            contents: verify every byte of the checkpoint that it continues from.
+
+        Raises:
+            RunError: if the run is not done and has no complete checkpoint, with the reason of each.
+        """
         found = read_manifest(self.path) if resume else None  # none for a process on a machine of its own
         if found is None:
             return None
-        checkpoint = self.last_checkpoint()
-        return EarlierRun(found, Path(checkpoint) if checkpoint else None)
+        choice = newest(self.path, contents and is_main_process())
+        if found["status"] != DONE and (problems := self._checkpoint_problems(choice, resume)):
+            raise RunError(problems)
+        return EarlierRun(found, choice)
 
-    def last_checkpoint(self) -> str | None:
-        """The newest checkpoint's path."""
-        found = {int(name[1]): path for path in self.path.iterdir() if (name := CHECKPOINT.match(path.name))}
-        return str(found[max(found)]) if found else None
-
-    def has_checkpoints(self) -> bool:
-        """Whether there are checkpoints, be they complete or not."""
-        return any(CHECKPOINT.match(path.name) for path in self.path.iterdir())
+    def no_checkpoint(self, earlier: EarlierRun) -> RunError:
+        """The error that there is nothing to continue from, with the reason why each checkpoint is not used."""
+        return RunError(self._checkpoint_problems(earlier.choice, resume=True))
 
     def begin(self, manifest: dict[str, Any], earlier: EarlierRun | None, changes: dict[str, str]) -> RunRecord:
         """Begin a run, or its next part, with everything loaded: what an earlier run has written is removed now.

@@ -118,7 +118,7 @@ class Pipeline:
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
-            self._earlier(*self._resolve(self._directory_problems()))
+            self._earlier(*self._resolve(self._directory_problems()), contents=False)
         except SftkitError as error:
             return error.problems
         return ()
@@ -159,7 +159,7 @@ class Pipeline:
         with self._directory.locked():
             if problems := self._directory_problems():  # another run may have begun or ended since
                 raise ConfigError(problems)
-            earlier, manifest = self._earlier(config, plugins)
+            earlier, manifest = self._earlier(config, plugins, contents=True)
             return self._run(Stages(config, plugins, self._inputs), earlier, manifest)
 
     def _run(self, stages: Stages, earlier: EarlierRun | None, manifest: dict[str, Any]) -> RunResult:
@@ -207,7 +207,8 @@ class Pipeline:
             checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
             metrics = train(trainer, stages, prepared, record, checkpoint)
             export(trainer, prepared, record)
-        record.end(DONE, trainer.state.global_step, data=prepared.data.summary(), metrics=metrics)
+        ended = {"data": prepared.data.summary(), "metrics": metrics, "saving": trainer.saver.totals}
+        record.end(DONE, trainer.state.global_step, **ended)
         return metrics
 
     def _directory_problems(self) -> list[Problem]:
@@ -218,13 +219,15 @@ class Pipeline:
             problems.append(Problem("nothing is resumed", "--allow-change", "use it with --resume"))
         return problems
 
-    def _earlier(self, config: RunConfig, plugins: PluginSet) -> tuple[EarlierRun | None, dict[str, Any]]:
+    def _earlier(
+        self, config: RunConfig, plugins: PluginSet, contents: bool
+    ) -> tuple[EarlierRun | None, dict[str, Any]]:
         """The run to resume, if there is one, and the manifest of this one, without its data and weights.
 
         Raises:
             RunError: if the configuration has changed, or there is nothing to continue from.
         """
-        earlier, manifest = self._directory.earlier(self._resume), new_manifest(config, plugins)
+        earlier, manifest = self._directory.earlier(self._resume, contents), new_manifest(config, plugins)
         if earlier is not None and is_main_process():
             names = {*earlier.manifest["plugins"], *manifest["plugins"]}
             if problems := list(unknown_names(self._allowed, names)):
@@ -232,7 +235,7 @@ class Pipeline:
             self._compare(earlier, manifest)
             done = earlier.manifest["status"] == DONE
             if done and earlier.checkpoint is None and not earlier.finished(manifest):
-                raise RunError(self._directory.no_checkpoint())
+                raise self._directory.no_checkpoint(earlier)
         return earlier, manifest
 
     def _compare(self, earlier: EarlierRun | None, manifest: dict[str, Any]) -> None:
@@ -280,8 +283,12 @@ def _announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str,
     """Say what the run continues from and what has changed; returns the changes in words, by name."""
     if earlier is None or not is_main_process():
         return {}
+    for path, why in earlier.choice.rejected:
+        logger.warning("%s is not used: %s", path, why)
     if earlier.checkpoint is None:
         logger.info("the run had saved nothing yet: it starts again from the beginning")
+    else:
+        logger.info("resuming from %s", earlier.checkpoint)
     changes = {change.name: change.what for change in earlier.changes(manifest)}
     for name, what in changes.items():
         logger.warning("%s has changed since the run began, which is allowed: %s", name, what)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.run.inputs import stops_early
+from sftkit.run.saving import prepare_saving
 from sftkit.run.stages import reduced_activations
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def make_trainer(stages: Stages, prepared: PreparedRun, model: Any, display: Dis
     if sets:  # so that callbacks see it from the start, and not only after the first evaluation
         trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
     trainer.remove_callback(PrinterCallback)
+    if not evaluates_only(config):
+        prepare_saving(trainer, config)
     return trainer
 
 

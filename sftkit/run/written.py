@@ -12,15 +12,14 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sftkit.checkpoints.choice import NAME, checkpoints
+from sftkit.checkpoints.manifest import MANIFEST as CONTENTS, STATE
+from sftkit.checkpoints.publish import PARTIAL
 from sftkit.run.manifest import MANIFEST
 
 logger = logging.getLogger("sftkit")
 
 LOG = "log.jsonl"
-CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
-STATE = "trainer_state.json"
-CONTENTS = "checkpoint.json"  # the manifest of a checkpoint
-PARTIAL = "_partial"  # what was being saved, or removed, when the run was killed
 #: What the Trainer and ``save_pretrained`` write into the directory of a model.
 MODEL = (
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json",
@@ -41,7 +40,7 @@ def snapshot(directory: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for folder, names, files in os.walk(directory):
         here = Path(folder)
-        left_out = {name for name in names if CHECKPOINT.match(name) or (here / name).is_symlink()} | {PARTIAL}
+        left_out = {name for name in names if NAME.fullmatch(name) or (here / name).is_symlink()} | {PARTIAL}
         names[:] = [name for name in names if name not in left_out]
         for name in files:
             with suppress(OSError):  # removed in the meantime
@@ -77,12 +76,8 @@ def remove_run(directory: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _checkpoints(directory: Path) -> Iterator[Path]:
-    for path in list(directory.iterdir()):
-        if (
-            CHECKPOINT.match(path.name)
-            and not path.is_symlink()
-            and ((path / STATE).is_file() or (path / CONTENTS).is_file())
-        ):
+    for path in checkpoints(directory).values():
+        if not path.is_symlink() and ((path / STATE).is_file() or (path / CONTENTS).is_file()):
             yield path
 
 

@@ -1,10 +1,15 @@
-"""Checkpoints of models that are saved under other names than those of their weights."""
+"""Loading a checkpoint: weights that are saved under other names, and states that are pickled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+import torch
+from transformers.trainer_pt_utils import safe_globals
 
 from sftkit.errors import Problem, RunError
 from sftkit.training.attributes import replaced
@@ -33,6 +38,31 @@ def loading_all_weights(trainer: Any, checkpoint: Any) -> Iterator[None]:
         what = f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
         raise RunError(Problem(what, str(checkpoint), "resume from another checkpoint, or start again"))
     model.load_state_dict(saved.state_dict())
+
+
+@contextmanager
+def refusing_pickles(checkpoint: str | None) -> Iterator[None]:
+    """The Trainer loads states inside with ``weights_only``: pickles with anything but tensors and plain values fail.
+
+    Raises:
+        RunError: if a file contains anything else; nothing of it was executed.
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        where = next((path for path in sorted(Path(checkpoint or "").glob("*.pt*")) if not _plain(path)), checkpoint)
+        what = "the file contains pickled objects other than tensors and plain values, and is not loaded"
+        fix = "do not use this checkpoint; delete it, and resume from an older one"
+        raise RunError(Problem(what, str(where), fix)) from error
+
+
+def _plain(path: Path) -> bool:
+    try:
+        with safe_globals():
+            torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        return False
+    return True
 
 
 def untied(model: Any, names: list[str]) -> list[str]:

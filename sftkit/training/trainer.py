@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from sftkit.checkpoints.publish import PARTIAL
 from sftkit.data.stream import Stream
 from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import Batch, WithPositions, window_weight
-from sftkit.training.checkpoint import loading_all_weights
+from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.evaluation import RowSums, token_means
 from sftkit.training.head import LossHead
 from sftkit.training.loaders import grouping_by_tokens, stream_loader
 from sftkit.training.loss import HeadLoss
 from sftkit.training.measures import Measures, or_one
 from sftkit.training.oom import RowLimit, Window
+from sftkit.training.saving import Saver, save_beside
 
 logger = logging.getLogger("sftkit")
 
@@ -60,6 +62,7 @@ class TokenLossTrainer(Trainer):
         self._eval_rows = RowLimit(training=False, obstacle=obstacle)
         self._window = Window(self._train_rows)
         self._evaluated: list[RowSums] | None = None  # by the evaluation that is running
+        self.saver = Saver(self)
 
     def _obstacle_to_splitting(self) -> str:
         if self._own_loss:
@@ -110,13 +113,22 @@ class TokenLossTrainer(Trainer):
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self._measures = Measures()
-        with self._asked_for_losses():
-            return super()._inner_training_loop(*arguments, **options)
+        self.saver.begin()
+        try:
+            with self._asked_for_losses():
+                return super()._inner_training_loop(*arguments, **options)
+        finally:
+            self.saver.abandon()
+
+    def _finalize_training(self, *arguments: Any) -> Any:
+        self.saver.end()
+        return super()._finalize_training(*arguments)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The batches of an accumulation window, and the sum of the weights of their trained tokens."""
         self._window = Window(self._train_rows)
         self._measures.begin_window()
+        self.saver.check()
         return super().get_batch_samples(*arguments)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
@@ -246,13 +258,41 @@ class TokenLossTrainer(Trainer):
             logs.update(self._measures.log_entry(self.accelerator, before))
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, *arguments: Any, **options: Any) -> Any:
+    @property
+    def last_save_seconds(self) -> float | None:
+        """How long the last checkpoint took to save, up to its end; None before the first."""
+        return self.saver.last_seconds
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self._measures.paused():
-            return super()._save_checkpoint(*arguments, **options)
+            self.saver.save(functools.partial(super()._save_checkpoint, model, trial), trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in the Trainer; files that are replaced have either their old or their new contents."""
+        directory = Path(output_dir or self.args.output_dir)
+        if PARTIAL in directory.parts:  # of a checkpoint
+            super().save_model(str(directory), _internal_call)
+            return
+        write = functools.partial(super().save_model, _internal_call=True)
+        save_beside(write, directory, self.is_fsdp_enabled or self.is_deepspeed_enabled, self)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with loading_all_weights(self, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         with loading_all_weights(self, self.state.best_model_checkpoint):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sftkit import checkpoints
 from sftkit.errors import RunError
 from sftkit.testing import tiny_model
 
@@ -53,6 +54,8 @@ def test_a_checkpoint_that_lacks_weights_is_refused(make_run, tmp_path):
     path = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
     kept = {name: value for name, value in load_file(path).items() if "layers.0.mlp" not in name}
     save_file(kept, path, {"format": "pt"})
+    manifest, _ = checkpoints.read(path.parent, 2)
+    checkpoints.write(path.parent, {name: value for name, value in manifest.items() if name != "files"})
     with pytest.raises(RunError, match=r"checkpoint-2: the checkpoint lacks 3 weights of LlamaForCausalLM"):
         make_run(train={**train, "max_steps": 4}, resume=True).run()
 

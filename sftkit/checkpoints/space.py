@@ -1,0 +1,40 @@
+"""Disk space: what is free, and errors that mean that there is not enough."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from sftkit.checkpoints.files import files_in
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def free_bytes(directory: Path) -> int:
+    """Free bytes on the disk of a directory, which need not exist yet."""
+    place = directory.absolute()
+    return shutil.disk_usage(next(part for part in (place, *place.parents) if part.exists())).free
+
+
+def size_of(directory: Path) -> int:
+    """The bytes of all files in a directory."""
+    return sum(path.stat().st_size for path in files_in(directory))
+
+
+def gigabytes(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+def failed_write(error: BaseException) -> str | None:
+    """Why a file could not be written, in one line; None if the error is none of writing.
+
+    torch and safetensors report such errors with types of their own.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in text or "file write failed" in text:
+        return text
+    return None
