@@ -1,14 +1,18 @@
-"""The configuration of a run: ``model``, ``data``, ``train`` and ``plugins``."""
+"""The configuration of a run: ``model``, ``data``, ``train``, ``run`` and ``plugins``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
+
+from sftkit.config.duration import PATTERN, as_seconds
 
 Where = str | list[str]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+_TEXT = Annotated[str, Field(pattern=PATTERN)]
+Duration = Annotated[float, Field(gt=0), BeforeValidator(as_seconds, json_schema_input_type=PositiveFloat | _TEXT)]
 
 
 class Section(BaseModel):
@@ -88,12 +92,32 @@ class DataSection(Section):
         return self
 
 
+class RunSection(Section):
+    """How a run reacts to failures, signals and the clock."""
+
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="steps whose loss or gradient norm is not finite: stop, or skip and count them"
+    )
+    max_skipped: PositiveInt = Field(10, description="on_nan: skip stops after this many skipped steps")
+    max_time: Duration | None = Field(
+        None,
+        description="save and stop when the run has taken this long: seconds, or text such as 2h30m, 11:30:00 "
+        "or 1-12:00:00",
+    )
+    grace: Duration | None = Field(
+        None,
+        description="time between a signal that ends the run and the end of the process, as for max_time; a save that "
+        "would take longer is skipped; default: no limit",
+    )
+
+
 class RunConfig(Section):
     """A complete run, resolved from the file, the command line and the defaults."""
 
     model: ModelSection
     data: DataSection
     train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
+    run: RunSection = Field(RunSection.model_validate({}), description="failures, signals and the clock")
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="the selected plugins in order, each with its options"
     )

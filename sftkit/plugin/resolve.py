@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sftkit import demo
-from sftkit.config.models import DataSection, ModelSection, RunConfig
+from sftkit.config.models import DataSection, ModelSection, RunConfig, RunSection
 from sftkit.config.source import SHORT, ConfigSource
 from sftkit.config.train_checks import value_problems
 from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only
@@ -43,6 +43,8 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     problems += wrong
     data, wrong = _section(DataSection, "data", source)
     problems += wrong
+    run, wrong = _section(RunSection, "run", source)
+    problems += wrong
     train, wrong = _train(source, trains)
     problems += wrong
     plugins = None
@@ -51,10 +53,10 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
         problems += wrong
     except ConfigError as error:
         problems += error.problems
-    if model and data and plugins:
+    if model and data and run and plugins:
         if model.name == demo.NAME:
             model = model.model_copy(update={"name": str(demo.MODEL), "init": "random"})  # it has no weights
-        config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
+        config = RunConfig(model=model, data=data, train=train, run=run, plugins=plugins.options())
         # Plugins may import heavy packages to answer, so the configuration itself is checked first.
         problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]
         if not problems:
@@ -68,9 +70,15 @@ def _sections() -> str:
 
 def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any, list[Problem]]:
     raw = source.values.get(name)
+    if raw is None and name not in SHORT:
+        return cls.model_validate({}), []
     if raw is None:
         fix = f"add `{name}: ...` to the file, or use --{name} on the command line"
         return None, [Problem(f"no {name} is given", source.where((name,)), fix)]
+    if name not in SHORT and not isinstance(raw, Mapping):
+        return None, [
+            Problem("must be a mapping", source.where((name,)), f"its keys are: {', '.join(cls.model_fields)}")
+        ]
     values = raw if isinstance(raw, Mapping) else {SHORT[name]: raw}
     try:
         return cls.model_validate(values), []
