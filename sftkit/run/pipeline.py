@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,8 @@ from sftkit.plugin.select import choices_from
 from sftkit.run.directory import DONE, RunDirectory, default_directory, new_manifest
 from sftkit.run.distributed import is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
+from sftkit.run.interruption import Interruption
+from sftkit.run.outcome import recorded
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
 
@@ -148,11 +151,18 @@ class Pipeline:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used, before weights are read.
             RunError: if the prepared run would be wrong, before weights are read; or if the run directory or the
-                training fails.
+                device fails.
+            TrainingError: if the training fails, such as by a loss that is not finite.
+            Interrupted: if a signal or the deadline ends the run; signals only in the main thread.
         """
+        with Interruption() as interruption:
+            return self._run(interruption)
+
+    def _run(self, interruption: Interruption) -> RunResult:
         from sftkit.run.training import evaluate, make_trainer, save, train
 
         config, plugins = self._resolve(self._directory.check(self._resume, self._overwrite))
+        interruption.configure(config.run)
         stages = Stages(config, plugins, self._inputs)
         prepared = stages.prepare()
         display = Display(quiet=not is_main_process())
@@ -166,14 +176,16 @@ class Pipeline:
                 display.console.print(line, markup=False)
         stop_if_wrong(prepared.verdicts())
         self._directory.begin(manifest, self._resume)
-        model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
-        trainer = make_trainer(stages, prepared, model, display, self._directory.path)
-        if evaluates_only(config):
-            metrics = evaluate(trainer, stages, prepared)
-        else:
-            metrics = train(trainer, stages, prepared, self._directory.last_checkpoint() if self._resume else None)
-            save(trainer, prepared, self._directory.path)
-        self._directory.write({**manifest, "data": prepared.data.summary(), "status": DONE, "metrics": metrics})
+        with recorded(self._directory, manifest), closing(display):
+            model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
+            trainer = make_trainer(stages, prepared, model, display, self._directory.path, interruption)
+            if evaluates_only(config):
+                metrics = evaluate(trainer, stages, prepared)
+            else:
+                metrics = train(trainer, stages, prepared, self._directory.last_checkpoint() if self._resume else None)
+                save(trainer, prepared, self._directory.path)
+        ended = {"status": DONE, "metrics": metrics, "skipped_steps": trainer.finite.skipped}
+        self._directory.write({**manifest, "data": prepared.data.summary(), **ended})
         return RunResult(
             metrics,
             self._directory.path,
