@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sftkit.data.documents import Formatter, RowError, Skipped, Span
-    from sftkit.errors import ConfigError, DataError, Problem, RunError, SftkitError
+    from sftkit.errors import ConfigError, DataError, Interrupted, Problem, RunError, SftkitError, TrainingError
     from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
     from sftkit.run.pipeline import Pipeline, RunResult
 
@@ -31,7 +31,9 @@ _HOMES = {
     "ConfigError": "errors",
     "DataError": "errors",
     "Problem": "errors",
+    "Interrupted": "errors",
     "RunError": "errors",
+    "TrainingError": "errors",
     "SftkitError": "errors",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "DataError",
     "Field",
     "Formatter",
+    "Interrupted",
     "Pipeline",
     "Plugin",
     "Problem",
@@ -49,6 +52,7 @@ __all__ = [
     "SftkitError",
     "Skipped",
     "Span",
+    "TrainingError",
     "dataclass",
     "hookimpl",
 ]

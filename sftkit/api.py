@@ -65,9 +65,11 @@ if TYPE_CHECKING:
         ConfigError as ConfigError,
         DataError as DataError,
         HookError as HookError,
+        Interrupted as Interrupted,
         Problem as Problem,
         RunError as RunError,
         SftkitError as SftkitError,
+        TrainingError as TrainingError,
         nearest as nearest,
         warn_caller as warn_caller,
     )
@@ -152,7 +154,8 @@ API_VERSION = "1.0"
 _MODULES = {
     # Writing plugins
     "plugin.base": "Field Plugin dataclass hookimpl",
-    "errors": "ConfigError DataError HookError Problem RunError SftkitError nearest warn_caller",
+    "errors": "ConfigError DataError HookError Interrupted Problem RunError SftkitError TrainingError "
+    "nearest warn_caller",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection RunConfig",
     "plugin.selected": "PluginSet",

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -26,7 +27,7 @@ class Problem:
 
 
 class SftkitError(Exception):
-    """Base of the errors that the user can fix; the command line ends with the class's exit code and no traceback."""
+    """Base of the errors that the user can fix; the command line ends with `exit_code` and no traceback."""
 
     exit_code = 2
 
@@ -55,9 +56,23 @@ class RunError(SftkitError):
 
 
 class TrainingError(SftkitError):
-    """The training failed after it had begun; the last checkpoint is intact."""
+    """The training failed after it had begun, such as by a loss that is not finite; the last checkpoint is intact."""
 
     exit_code = 3
+
+
+class Interrupted(BaseException):  # like KeyboardInterrupt, it passes through `except Exception`
+    """A signal or the deadline ended the run.
+
+    Args:
+        reason: what ended it, and what was saved.
+        exit_code: 130 after SIGINT (Ctrl-C); 143 after SIGTERM and at the deadline.
+        directory: the run directory, if the run can be resumed.
+    """
+
+    def __init__(self, reason: str, exit_code: int, directory: Path | None = None) -> None:
+        super().__init__(reason)
+        self.exit_code, self.directory = exit_code, directory
 
 
 class HookError(RuntimeError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
 
 import typer
 
@@ -18,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run", cls=run.RunCommand)(run.run)
+app.command("run", cls=run.RunCommand, epilog=run.EXIT_CODES)(run.run)
 app.command("plugins")(plugins.plugins)
 app.command("schema")(schema.schema)
 app.add_typer(cache.app, name="cache")
@@ -34,15 +36,49 @@ def _version(version: bool = typer.Option(False, "--version", help="Show the ver
 
 
 def main() -> None:
-    """Run the command line: exit 0 when done, 1 for a bug, 2 for what the user can fix, 3 for a failed training."""
-    from sftkit.errors import SftkitError
+    """Run the command line.
+
+    It exits with 0 when done, 1 and a traceback for a bug, 2 for what the user can fix, 3 if the training failed, 130
+    or 143 if the run was interrupted.
+    """
+    from sftkit.errors import Interrupted, SftkitError
+    from sftkit.run.distributed import is_main_process, world_size
 
     try:
         app()
     except SftkitError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)  # noqa: T201
+            _say(f"error: {problem}")
+        sys.exit(error.exit_code)
+    except Interrupted as error:
+        if is_main_process():
+            _say(f"interrupted: {error}")
+        if is_main_process() and error.directory is not None:
+            again = resume_command(sys.argv[1:], error.directory)
+            _say(f"continue with: {'torchrun ... ' * (world_size() > 1)}{again}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        _say("interrupted")
         sys.exit(130)
+
+
+def _say(text: str) -> None:
+    from sftkit.run.distributed import rank, world_size
+
+    place = f"process {rank()}: " if world_size() > 1 else ""
+    print(f"{place}{text}", file=sys.stderr)  # noqa: T201
+
+
+def resume_command(arguments: list[str], directory: Path) -> str:
+    """The command that continues a run.
+
+    Args:
+        arguments: those of the command that was interrupted.
+        directory: its run directory.
+    """
+    kept = [item for item in arguments if item != "--overwrite"]
+    if not any(item in ("-o", "--output") or item.startswith(("--output=", "train.output_dir=")) for item in kept):
+        kept += ["--output", str(directory)]
+    if not any(item.partition("=")[0] == "--resume" for item in kept):
+        kept.append("--resume")
+    return shlex.join(["sftkit", *kept])

@@ -16,6 +16,11 @@ from sftkit.cli.options import (
     pipeline_from,
 )
 
+EXIT_CODES = """
+Exit codes: 0 done; 1 a bug, with a traceback; 2 an error that you can fix; 3 the training failed, such as by a loss
+that is NaN; 130 interrupted by Ctrl-C; 143 by SIGTERM or the deadline run.max_time: continue with --resume.
+"""
+
 
 class RunCommand(TyperCommand):
     """The command ``run``, whose option ``--resume`` may have the value ``auto`` and no other.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
+
+from sftkit.config.duration import PATTERN, as_seconds
 
 Where = str | list[str]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+_TEXT = Annotated[str, Field(pattern=PATTERN)]
+Duration = Annotated[float, Field(gt=0), BeforeValidator(as_seconds, json_schema_input_type=PositiveFloat | _TEXT)]
 
 
 class Section(BaseModel):
@@ -99,6 +103,20 @@ class RunSection(Section):
         "auto",
         description="write checkpoints while the training goes on; auto: if they are large, the weights and the "
         "optimizer state are not sharded, and memory is free for a copy of them",
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="steps whose loss or gradient norm is not finite: stop, or skip and count them"
+    )
+    max_skipped: PositiveInt = Field(10, description="on_nan: skip stops after this many skipped steps")
+    max_time: Duration | None = Field(
+        None,
+        description="save and stop when the run has taken this long: seconds, or text such as 2h30m, 11:30:00 "
+        "or 1-12:00:00",
+    )
+    grace: Duration | None = Field(
+        None,
+        description="time between a signal that ends the run and the end of the process, as for max_time; a save that "
+        "would take longer is skipped; default: no limit",
     )
     digest_weights: bool = Field(
         default=False,

@@ -138,6 +138,7 @@ def training_problems(config: RunConfig, around: Surroundings) -> list[Problem]:
         *_best_model(config, around),
         *_metrics(config, around),
         *_without_effect(config, around),
+        *_skipping(config),
     ]
     return list({problem.key: problem for problem in reversed(found)}.values())[::-1]  # the first of each key
 
@@ -223,6 +224,19 @@ def _metrics(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
         plain = [metric for metric in known if metric.endswith(("loss", "accuracy"))]
         fix = nearest(f"eval_{name}", plain) or f"the metrics are: {', '.join(plain)}"
         yield _problem(key, f"nothing computes the metric eval_{name}", fix)
+
+
+def _skipping(config: RunConfig) -> Iterator[Problem]:
+    """What would change weights or optimizer state although a step is skipped."""
+    if config.run.on_nan != "skip":
+        return
+    optimizer = str(train_value(config, "optim"))
+    fix = "set run.on_nan: stop"
+    if train_value(config, "deepspeed"):
+        yield Problem("DeepSpeed cannot skip a step that is not finite", "run.on_nan", fix, ("run", "on_nan"))
+    elif optimizer.endswith(("lomo", "_layerwise")) or optimizer.startswith("schedule_free"):
+        what = f"the optimizer {optimizer} cannot skip a step that is not finite"
+        yield Problem(what, "run.on_nan", f"{fix}, or choose another train.optim", ("run", "on_nan"))
 
 
 def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem]:

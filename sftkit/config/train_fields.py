@@ -45,6 +45,7 @@ REFUSED = {
     "do_eval": "set data.eval and train.eval_strategy",
     "do_predict": "remove it: a run does not predict",
     "auto_find_batch_size": "remove it: batches that do not fit are halved, with the same gradients",
+    "enable_jit_checkpoint": "remove it: a run always saves a checkpoint on SIGTERM",
     "local_rank": "remove it: torchrun sets it",
     "parallelism_config": "remove it, and use train.fsdp or train.deepspeed to shard the model",
     **dict.fromkeys(

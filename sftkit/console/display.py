@@ -61,7 +61,7 @@ class Display:
         else:
             self.console.print(self._line(step, logs), markup=False)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the progress: the training is over, or was interrupted."""
         if self._progress:
             self._progress.stop()

@@ -75,7 +75,7 @@ def _sections() -> str:
 def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any, list[Problem]]:
     raw = source.values.get(name)
     if raw is None and name not in SHORT:
-        return cls(), []
+        return cls.model_validate({}), []
     if raw is None:
         fix = f"add `{name}: ...` to the file, or use --{name} on the command line"
         return None, [Problem(f"no {name} is given", source.where((name,)), fix)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,9 +13,9 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from sftkit.checkpoints import Choice, newest
-from sftkit.errors import Problem, RunError
+from sftkit.errors import Interrupted, Problem, RunError, SftkitError
 from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, weight_changes
-from sftkit.run.distributed import is_main_process
+from sftkit.run.distributed import blamed, is_main_process
 from sftkit.run.lock import LOCK, holder, locked
 from sftkit.run.manifest import (
     DONE,
@@ -28,6 +29,8 @@ from sftkit.run.manifest import (
     write_manifest,
 )
 from sftkit.run.written import remove_run, snapshot
+
+logger = logging.getLogger("sftkit")
 
 Resume: TypeAlias = bool | Literal["auto"]
 OTHER = "choose another --output DIR"
@@ -191,10 +194,12 @@ class RunRecord:
     Attributes:
         directory: the run's directory.
         values: the manifest.
+        steps: returns the number of the last step, once the training can begin.
     """
 
     directory: Path
     values: dict[str, Any]
+    steps: Callable[[], int] | None = None
 
     def __enter__(self) -> RunRecord:
         return self
@@ -202,25 +207,39 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self.values["status"] == RUNNING:
-            self.end(INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED)
+        """Raises:
+        TrainingError: if another process failed or hangs, in place of this process's error.
+        """
+        if error is None:
+            return
+        if isinstance(error, Interrupted):
+            error.directory = self.directory
+        other = blamed(error) if isinstance(error, Exception) else None
+        named = isinstance(error, SftkitError | Interrupted)
+        reason = str(error) if named else f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        try:
+            self.end(INTERRUPTED if stopped else FAILED, error=reason if other is None else str(other))
+        except OSError as failed:  # such as a full disk, which may be what ended the run
+            logger.warning("the end of the run cannot be recorded in %s: %s", self.directory / MANIFEST, failed)
+        if other is not None:
+            raise other from error
 
     def writing(self) -> AbstractContextManager[Any]:
         """Inside, what is written into the directory is recorded as the run's."""
         return _Recorded(self) if is_main_process() else nullcontext()
 
-    def end(self, status: str, step: int | None = None, **values: Any) -> None:
+    def end(self, status: str, **values: Any) -> None:
         """Record the end of this part of the run.
 
         Args:
             status: ``done``, ``interrupted`` or ``failed``.
-            step: the last step; None if it is not known.
             values: further values of the manifest, such as its metrics.
         """
         if not is_main_process():
             return
         *before, last = self.values["parts"]
-        last = {**last, "ended": now(), "status": status, "to_step": step}
+        last = {**last, "ended": now(), "status": status, "to_step": self.steps() if self.steps else None}
         self.values |= {**values, "status": status, "parts": [*before, last]}
         write_manifest(self.directory, self.values)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from sftkit.errors import SftkitError
+from sftkit.training.finite import require_finite
 
 if TYPE_CHECKING:
     from sftkit.run.directory import RunRecord
@@ -26,8 +27,9 @@ class SavesFirst(TrainerCallback):
         self._trainer, self._record, self._saved = trainer, record, False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Saves the model; in every process, since sharded weights are gathered."""
-        self._save()
+        """Saves the model, unless the training was stopped; in every process, since sharded weights are gathered."""
+        if not self._trainer.stopping.stopped:
+            self._save()
 
     @contextmanager
     def even_after_errors(self) -> Iterator[None]:
@@ -43,6 +45,7 @@ class SavesFirst(TrainerCallback):
             raise
 
     def _save(self) -> None:
+        require_finite(self._trainer)
         with self._record.writing():
             self._trainer.save_model(str(self._record.directory))
         self._saved = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from sftkit.run.changes import schedule_note, unknown_names, version_changes
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
+from sftkit.run.interruption import Interruption
 from sftkit.run.manifest import DONE, as_read, new_manifest
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
@@ -153,16 +155,22 @@ class Pipeline:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used, before weights are read.
             RunError: if another run holds the run directory, or the run that is resumed was another, before weights are
-                read; if the prepared run would be wrong; or if the training fails.
+                read; if the prepared run would be wrong; or if the device fails.
+            TrainingError: if the training fails, such as by a loss that is not finite.
+            Interrupted: if a signal or the deadline ends the run; signals only in the main thread.
         """
-        config, plugins = self._resolve(self._directory_problems())
-        with self._directory.locked():
-            if problems := self._directory_problems():  # another run may have begun or ended since
-                raise ConfigError(problems)
-            earlier, manifest = self._earlier(config, plugins, contents=True)
-            return self._run(Stages(config, plugins, self._inputs), earlier, manifest)
+        with Interruption() as interruption:
+            config, plugins = self._resolve(self._directory_problems())
+            interruption.configure(config.run)
+            with self._directory.locked():
+                if problems := self._directory_problems():  # another run may have begun or ended since
+                    raise ConfigError(problems)
+                earlier, manifest = self._earlier(config, plugins, contents=True)
+                return self._run(Stages(config, plugins, self._inputs), earlier, manifest, interruption)
 
-    def _run(self, stages: Stages, earlier: EarlierRun | None, manifest: dict[str, Any]) -> RunResult:
+    def _run(
+        self, stages: Stages, earlier: EarlierRun | None, manifest: dict[str, Any], interruption: Interruption
+    ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
         from sftkit.models.identity import weights_identity
         from sftkit.run.training import make_trainer
@@ -182,11 +190,12 @@ class Pipeline:
         stop_if_wrong(prepared.verdicts())
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         self._compare(earlier, manifest)
-        model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
-        trainer = make_trainer(stages, prepared, model, display, directory)
-        changes = _announce(earlier, manifest)
-        with self._directory.begin(manifest, earlier, changes) as record:
-            metrics = self._train(trainer, stages, prepared, record, earlier)
+        with closing(display):
+            model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
+            trainer = make_trainer(stages, prepared, model, display, directory, interruption)
+            changes = _announce(earlier, manifest)
+            with self._directory.begin(manifest, earlier, changes) as record:
+                metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(
             metrics,
             directory,
@@ -201,14 +210,15 @@ class Pipeline:
     ) -> dict[str, float]:
         from sftkit.run.training import evaluate, export, train
 
+        record.steps = lambda: int(trainer.state.global_step)
         if evaluates_only(stages.config):
             metrics = evaluate(trainer, stages, prepared)
         else:
             checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
             metrics = train(trainer, stages, prepared, record, checkpoint)
             export(trainer, prepared, record)
-        ended = {"data": prepared.data.summary(), "metrics": metrics, "saving": trainer.saver.totals}
-        record.end(DONE, trainer.state.global_step, **ended)
+        ended = {"data": prepared.data.summary(), "metrics": metrics, "skipped_steps": trainer.finite.skipped}
+        record.end(DONE, **ended, saving=trainer.saver.totals)
         return metrics
 
     def _directory_problems(self) -> list[Problem]:

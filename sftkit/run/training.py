@@ -16,13 +16,16 @@ from sftkit.run.stages import reduced_activations
 if TYPE_CHECKING:
     from sftkit.console import Display
     from sftkit.run.directory import RunRecord
+    from sftkit.run.interruption import Interruption
     from sftkit.run.stages import PreparedRun, Stages
 
 #: How the entries of an evaluation end that are about its speed.
 NO_METRICS = ("_runtime", "_per_second", "_preparation_time", "flos")
 
 
-def make_trainer(stages: Stages, prepared: PreparedRun, model: Any, display: Display, directory: Path) -> Any:
+def make_trainer(
+    stages: Stages, prepared: PreparedRun, model: Any, display: Display, directory: Path, interruption: Interruption
+) -> Any:
     """The trainer of a run.
 
     Args:
@@ -31,11 +34,14 @@ def make_trainer(stages: Stages, prepared: PreparedRun, model: Any, display: Dis
         model: the model to train.
         display: where progress is shown.
         directory: where ``log.jsonl`` is written.
+        interruption: what may end the training early.
     """
     from transformers import PrinterCallback, set_seed
 
     from sftkit.training.arguments import training_arguments
+    from sftkit.training.finite import FiniteSteps
     from sftkit.training.progress import ProgressCallback
+    from sftkit.training.stopping import StopCallback
     from sftkit.training.trainer import TokenLossTrainer
 
     config, data = prepared.config, prepared.data
@@ -56,6 +62,8 @@ def make_trainer(stages: Stages, prepared: PreparedRun, model: Any, display: Dis
             model=model,
             args=arguments,
             data_collator=prepared.collator,
+            finite=FiniteSteps(config.run.on_nan, config.run.max_skipped),
+            stopping=StopCallback(interruption),
             train_dataset=None if evaluates_only(config) else data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
             processing_class=prepared.vocabulary.processor or prepared.tokenizer,
@@ -115,6 +123,8 @@ def train(
 
     Raises:
         RunError: if nothing computes ``train.metric_for_best_model``.
+        TrainingError: if a loss, a gradient or a weight is not finite.
+        Interrupted: if a signal or the deadline ended it.
     """
     from sftkit.run.final_save import SavesFirst
     from sftkit.training.resumed import configured_hyperparameters
@@ -122,6 +132,7 @@ def train(
     saving = SavesFirst(trainer, record)
     trainer.callback_handler.callbacks.insert(0, saving)
     with ExitStack() as stack:
+        stack.enter_context(trainer.stopping.interrupting())
         stack.enter_context(saving.even_after_errors())
         stack.enter_context(configured_hyperparameters(trainer))
         stack.enter_context(reduced_activations(trainer.model, prepared))
@@ -134,7 +145,7 @@ def train(
                 raise
             what, fix = str(error.args[0]), "use one of these metrics"
             raise RunError(Problem(what, "train.metric_for_best_model", fix)) from error
-        if not _evaluated(trainer, list(prepared.data.eval)):
+        if not trainer.stopping.stopped and not _evaluated(trainer, list(prepared.data.eval)):
             trainer.evaluate()
     return _final_metrics(trainer.state.log_history, _saved_step(trainer))
 
@@ -142,6 +153,7 @@ def train(
 def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, float]:
     """Evaluate, with everything that happens when a training begins and ends; arguments as of `train`."""
     with ExitStack() as stack:
+        stack.enter_context(trainer.stopping.interrupting())
         stack.enter_context(trainer.loss_head.installed())
         stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
         call = trainer.callback_handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import DEFAULTS
@@ -48,12 +49,24 @@ def training_arguments(config: RunConfig, has_eval: bool, metrics: bool = False)
     """
     from transformers import TrainingArguments
 
+    values = argument_values(config, has_eval, metrics)
+    _join_processes(values)
     try:
-        arguments = TrainingArguments(**argument_values(config, has_eval, metrics))
+        arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(Problem(message, "train", "correct the arguments")) from error
     return use_one_device(arguments)
+
+
+def _join_processes(values: dict[str, Any]) -> None:
+    """Form the group of processes on the CPU, where transformers would ignore ``ddp_timeout``."""
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not values.get("use_cpu") or dist.is_initialized():
+        return
+    timeout = timedelta(seconds=values.get("ddp_timeout", 1800))
+    dist.init_process_group(values.get("ddp_backend") or "gloo", timeout=timeout)
 
 
 def use_one_device(arguments: TrainingArguments) -> TrainingArguments:

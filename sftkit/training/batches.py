@@ -20,18 +20,25 @@ from sftkit.training.targets import Targets, trained_positions
 ROW_SHARES = "row_shares"
 POSITIONS = "trained_positions"  # found before the batch is on its device, where finding them would wait for it
 FRACTION = "fraction_of_batch"
+ROW = "row_number"  # of an example; from 1
+ROWS = "row_numbers"  # of the examples of a batch: a list, so that it stays on the host
 CUMULATIVE = ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
 @dataclass(frozen=True)
 class WithPositions:
-    """A collator whose batches contain their trained positions."""
+    """A collator whose batches contain their trained positions, and the numbers of their rows if they have some."""
 
     collator: Collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch."""
-        batch = dict(self.collator(examples))
+        numbers = [example[ROW] for example in examples if ROW in example]
+        if numbers:
+            examples = [{name: value for name, value in example.items() if name != ROW} for example in examples]
+        batch: dict[str, Any] = dict(self.collator(examples))
+        if numbers:
+            batch[ROWS] = numbers
         if "labels" in batch:
             batch[POSITIONS] = trained_positions(batch["labels"])
         return batch

@@ -2,18 +2,78 @@
 
 from __future__ import annotations
 
+import functools
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sftkit.data.stream import Stream
 from sftkit.training.attributes import replaced
+from sftkit.training.batches import ROW
 
 
-def stream_loader(stream: Stream, batch_size: int, collator: Any, pin_memory: bool, device: torch.device) -> Any:
+@dataclass(frozen=True)
+class NumberedRows(Dataset):
+    """Prepared rows with their numbers, from 1, as ``sftkit preview --row`` counts them."""
+
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], ROW: int(index) + 1}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        fetch = getattr(self.rows, "__getitems__", None)
+        rows = fetch(indices) if fetch else [self.rows[index] for index in indices]
+        return [{**row, ROW: int(index) + 1} for row, index in zip(rows, indices, strict=True)]
+
+
+@dataclass(frozen=True)
+class NumberedStream(IterableDataset):
+    """The rows of a stream with their numbers, from 1."""
+
+    rows: Stream
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(self.rows, start=1):
+            yield {**row, ROW: number}
+
+
+def outlasting_signals(loader: Any) -> Any:
+    """The loader, whose workers outlast the first signal, so that the main process can finish its step.
+
+    Slurm and terminals send signals to all processes of a run. Changes the loader.
+    """
+    inner = getattr(loader, "base_dataloader", loader)
+    inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
+    return loader
+
+
+def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)  # the loader ends a worker that hangs by SIGTERM
+    if begin is not None:
+        begin(worker)
+
+
+def _ignore_once(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def without_numbers(dataset: Any) -> Any:
+    """The rows of `NumberedRows`; any other data set as it is."""
+    return dataset.rows if isinstance(dataset, NumberedRows) else dataset
+
+
+def stream_loader(stream: Any, batch_size: int, collator: Any, pin_memory: bool, device: torch.device) -> Any:
     """A loader of a stream. Each process reads a share of it, so it is not divided among processes again."""
     loader = DataLoader(stream, batch_size=batch_size, collate_fn=collator, pin_memory=pin_memory)
     whole = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}

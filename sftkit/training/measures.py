@@ -15,18 +15,24 @@ class Measures:
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._sums_before_window: dict[str, Any] = {}
         self._since: float | None = None
         self._loss: Any = 0.0
-        self._steps = 0.0
+        self._steps: Any = 0.0
+        self._before_window: tuple[dict[str, Any], Any, Any] = ({}, 0.0, 0.0)
 
     def begin_window(self) -> None:
         """Start an accumulation window."""
-        self._sums_before_window = dict(self._sums)
+        self._before_window = (dict(self._sums), self._loss, self._steps)
 
     def repeat_window(self) -> None:
         """Start the window again: drop what it has added."""
-        self._sums = dict(self._sums_before_window)
+        self._sums = dict(self._before_window[0])
+
+    def drop_window(self, drop: torch.Tensor) -> None:
+        """Drop what the window has added if ``drop`` (a scalar on the device) is true."""
+        sums, loss, steps = self._before_window
+        self._sums = {name: _either(drop, sums.get(name, 0), value) for name, value in self._sums.items()}
+        self._loss, self._steps = _either(drop, loss, self._loss), _either(drop, steps, self._steps)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -52,13 +58,14 @@ class Measures:
     def add_loss(self, loss: Any, steps: float) -> None:
         """Add a batch's share of the loss of its optimizer step, and its share of the step."""
         self._loss = self._loss + loss
-        self._steps += steps
+        self._steps = self._steps + steps
 
     def mean_loss(self, accelerator: Any) -> float | None:
         """The mean loss over the steps of this run and all processes; None before the first step."""
-        if not self._steps:
+        steps = float(self._steps)
+        if not steps:
             return None
-        return float(accelerator.reduce(self._loss, reduction="mean").item() / self._steps)
+        return float(accelerator.reduce(self._loss, reduction="mean").item() / steps)
 
     def log_entry(self, accelerator: Any, trained_before: int) -> dict[str, float]:
         """The values to log, over all processes; the sums and the clock start again.
@@ -80,9 +87,14 @@ class Measures:
         totals = dict(zip(names, accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
         tokens, trained = totals.pop("tokens"), totals.pop("trained")
         rate = tokens / max(time.perf_counter() - self._since, 1e-9)
-        self._sums, self._sums_before_window, self._since = {}, {}, None
+        self._sums, self._since = {}, None
         means = {name: total / max(trained, 1.0) for name, total in totals.items()}
         return {"tokens_per_second": round(rate, 1), "trained_tokens": trained_before + int(trained), **means}
+
+
+def _either(condition: torch.Tensor, first: Any, second: Any) -> torch.Tensor:
+    first, second = (torch.as_tensor(value, device=condition.device) for value in (first, second))
+    return torch.where(condition, first.to(second.dtype), second)
 
 
 def or_one(divisor: torch.Tensor) -> torch.Tensor:

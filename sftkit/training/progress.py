@@ -50,4 +50,4 @@ class ProgressCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ends the progress."""
         if state.is_world_process_zero:
-            self.display.stop()
+            self.display.close()

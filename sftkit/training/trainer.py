@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from sftkit.checkpoints.publish import PARTIAL
 from sftkit.data.stream import Stream
 from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
-from sftkit.training.batches import Batch, WithPositions, window_weight
+from sftkit.training.batches import ROWS, Batch, WithPositions, window_weight
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.evaluation import RowSums, token_means
+from sftkit.training.guarded import GuardedTrainer
 from sftkit.training.head import LossHead
-from sftkit.training.loaders import grouping_by_tokens, stream_loader
+from sftkit.training.loaders import (
+    NumberedRows,
+    NumberedStream,
+    grouping_by_tokens,
+    outlasting_signals,
+    stream_loader,
+    without_numbers,
+)
 from sftkit.training.loss import HeadLoss
 from sftkit.training.measures import Measures, or_one
 from sftkit.training.oom import RowLimit, Window
@@ -28,7 +36,7 @@ from sftkit.training.saving import Saver, save_beside
 logger = logging.getLogger("sftkit")
 
 
-class TokenLossTrainer(Trainer):
+class TokenLossTrainer(GuardedTrainer):
     """Divides the loss by the trained tokens of the whole accumulation window, over all processes.
 
     The model never sees the labels, so its own reduction cannot interfere, and it computes only the logits of trained
@@ -38,7 +46,7 @@ class TokenLossTrainer(Trainer):
     Args:
         loss: the loss to minimise; with None it is the model's own, as in the stock Trainer.
         data_collator: makes the batches.
-        arguments: of `transformers.Trainer`.
+        arguments: of `GuardedTrainer` and `transformers.Trainer`.
     """
 
     data_collator: Any
@@ -56,7 +64,7 @@ class TokenLossTrainer(Trainer):
         self._head: LossHead | None = None
         # The loss is that of the model or of a subclass.
         self._own_loss = loss is None or type(self).compute_loss is not TokenLossTrainer.compute_loss
-        self._measures = Measures()
+        self.measures = Measures()
         obstacle = self._obstacle_to_splitting()
         self._train_rows = RowLimit(training=True, obstacle=obstacle)
         self._eval_rows = RowLimit(training=False, obstacle=obstacle)
@@ -93,26 +101,35 @@ class TokenLossTrainer(Trainer):
         if not isinstance(rows, Stream):
             return super().get_train_dataloader()
         pin_memory, device = self.args.dataloader_pin_memory, self.accelerator.device
-        return stream_loader(rows, self._train_batch_size, self._batch_collator(rows), pin_memory, device)
+        numbered = NumberedStream(rows) if self._numbers_rows else rows
+        return stream_loader(numbered, self._train_batch_size, self._batch_collator(rows), pin_memory, device)
+
+    @property
+    def _numbers_rows(self) -> bool:
+        """Whether batches carry the numbers of their rows, for messages."""
+        return self.finite is not None and not self._own_loss
 
     def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+        if dataset is self.train_dataset and self._numbers_rows:
+            dataset = NumberedRows(dataset)
         with replaced(self, "data_collator", self._batch_collator(dataset)):
-            return super()._get_dataloader(dataset, *arguments, **options)
+            loader = super()._get_dataloader(dataset, *arguments, **options)
+        return loader if self.stopping is None else outlasting_signals(loader)
 
     def _batch_collator(self, dataset: Any) -> Any:
         """The collator of a data set, with what the training step needs to know of each batch."""
         return self.data_collator if self._own_loss else WithPositions(self.data_collator)
 
-    def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         with grouping_by_tokens(self):
-            return super()._get_train_sampler(*arguments, **options)
+            return super()._get_train_sampler(without_numbers(train_dataset))
 
     def _get_eval_sampler(self, *arguments: Any, **options: Any) -> Any:
         with grouping_by_tokens(self):
             return super()._get_eval_sampler(*arguments, **options)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        self._measures = Measures()
+        self.measures = Measures()
         self.saver.begin()
         try:
             with self._asked_for_losses():
@@ -120,14 +137,14 @@ class TokenLossTrainer(Trainer):
         finally:
             self.saver.abandon()
 
-    def _finalize_training(self, *arguments: Any) -> Any:
+    def _finalize_training(self, *arguments: Any, **options: Any) -> Any:
         self.saver.end()
-        return super()._finalize_training(*arguments)
+        return super()._finalize_training(*arguments, **options)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The batches of an accumulation window, and the sum of the weights of their trained tokens."""
         self._window = Window(self._train_rows)
-        self._measures.begin_window()
+        self.measures.begin_window()
         self.saver.check()
         return super().get_batch_samples(*arguments)
 
@@ -144,11 +161,14 @@ class TokenLossTrainer(Trainer):
 
         def forget() -> None:
             model.zero_grad()
-            self._measures.repeat_window()
+            self.measures.repeat_window()
 
         backward = functools.partial(self._backward, model, num_items_in_batch)
-        loss = self._window.add(self._prepare_inputs(inputs), backward, forget)
-        self._measures.add_loss(loss, 1 / self.current_gradient_accumulation_steps)
+        batch = {name: value for name, value in inputs.items() if name != ROWS}
+        loss = self._window.add(self._prepare_inputs(batch), backward, forget)
+        self.measures.add_loss(loss, 1 / self.current_gradient_accumulation_steps)
+        if self.finite is not None:
+            self.finite.add(loss, inputs.get(ROWS, []))
         return loss
 
     def _backward(self, model: Any, num_items_in_batch: Any, parts: list[dict[str, Any]]) -> Any:
@@ -176,7 +196,7 @@ class TokenLossTrainer(Trainer):
 
     def _training_loss(self, model: Any, inputs: dict[str, Any], logits: bool, num_items_in_batch: Any) -> Any:
         batch = Batch.of(inputs)
-        self._measures.begin_batch()
+        self.measures.begin_batch()
         total, result, outputs = self.loss_head.ask(model, batch.inputs, batch.targets, logits=logits)
         share = 1.0
         if num_items_in_batch is None:
@@ -193,17 +213,17 @@ class TokenLossTrainer(Trainer):
                 raise ConfigError(Problem(what, "model", "set model.options.output_router_logits: false"))
             loss = loss + self.loss_head.auxiliary * auxiliary.to(loss.device) * share
             measures = {**measures, "router_loss": auxiliary.detach().float().expand(len(batch.targets.tokens_K))}
-        self._measures.add(batch.tokens, len(batch.targets.tokens_K), measures)
+        self.measures.add(batch.tokens, len(batch.targets.tokens_K), measures)
         return loss, outputs
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
         """As in the Trainer."""
-        with self._asked_for_losses(), self._measures.paused():
+        with self._asked_for_losses(), self.measures.paused():
             return super().evaluate(*arguments, **options)
 
     def predict(self, *arguments: Any, **options: Any) -> Any:
         """As in the Trainer."""
-        with self._asked_for_losses(), self._measures.paused():
+        with self._asked_for_losses(), self.measures.paused():
             return super().predict(*arguments, **options)
 
     def evaluation_loop(
@@ -223,6 +243,9 @@ class TokenLossTrainer(Trainer):
         for name, mean in token_means(sums).items():
             if name != "loss" or not self._own_loss:
                 output.metrics[f"{metric_key_prefix}_{name}"] = mean
+        loss = output.metrics.get(f"{metric_key_prefix}_loss", 0.0)
+        if not math.isfinite(loss):
+            logger.warning("%s_loss is %s after step %d", metric_key_prefix, loss, self.state.global_step)
         if not output.num_samples:
             logger.warning("nothing was evaluated: train.dataloader_drop_last drops the only batch of the set")
         return output
@@ -250,12 +273,14 @@ class TokenLossTrainer(Trainer):
         The final ``train_loss`` is the mean over the steps of this run and all processes; of the steps since the last
         log, the Trainer's own has only the share of the first process.
         """
-        if "train_loss" in logs and (mean := self._measures.mean_loss(self.accelerator)) is not None:
+        if "train_loss" in logs and (mean := self.measures.mean_loss(self.accelerator)) is not None:
             logs["train_loss"] = mean  # in place: the Trainer returns this dictionary
         if "loss" in logs:
             history = reversed(self.state.log_history)
             before = next((entry["trained_tokens"] for entry in history if "trained_tokens" in entry), 0)
-            logs.update(self._measures.log_entry(self.accelerator, before))
+            if self.finite is not None:
+                self.finite.correct(logs)
+            logs.update(self.measures.log_entry(self.accelerator, before))
         super().log(logs, start_time)
 
     @property
@@ -264,7 +289,7 @@ class TokenLossTrainer(Trainer):
         return self.saver.last_seconds
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self._measures.paused():
+        with self.measures.paused():
             self.saver.save(functools.partial(super()._save_checkpoint, model, trial), trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

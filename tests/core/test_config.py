@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from sftkit.cli.options import gather
+from sftkit.config.models import RunSection
 from sftkit.config.source import ConfigSource, parse_value, read_yaml, split_options
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.registry import discover
@@ -164,6 +165,22 @@ def test_the_schema_covers_all_sections_training_arguments_and_plugins():
     named = schema["plugins"]["anyOf"][0]["properties"]
     assert set(named) == set(discover())
     assert "alpha" in named["neftune"]["anyOf"][0]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("2h30m", 9000), ("11:30:00", 41400), ("1-12:00:00", 129600), ("1d", 86400)]
+)
+def test_a_deadline_is_a_number_of_seconds_or_text(text, seconds):
+    assert RunSection.model_validate({"max_time": text}).max_time == seconds
+
+
+def test_problems_of_the_section_run_are_reported(tmp_path):
+    values = {"model": "demo", "data": "a.jsonl", "run": {"on_nan": "skip", "max_time": "soon", "graze": 3}}
+    problems = "\n".join(map(str, Pipeline(config=values).check()))
+    assert "run.max_time" in problems
+    assert "did you mean 'grace'?" in problems
+    skipping = Pipeline(config={**values, "run": {"on_nan": "skip"}, "train": {"optim": "lomo"}}).check()
+    assert any("lomo cannot skip a step" in str(problem) for problem in skipping)
 
 
 def test_the_pipeline_does_not_change_its_arguments(tmp_path):
