@@ -229,8 +229,7 @@ class _Feed:
         self._open(skip=self._taken)
         if left:
             self._taken += 1
-            examples = next(self._coming)
-            self._left = examples.take(np.arange(len(examples) - left, len(examples)))
+            self._left = (last := next(self._coming)).take(np.arange(len(last) - left, len(last)))
 
     def _next(self) -> Examples:
         for examples in self._coming:
