@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 SPLIT = "train"
+SKIPPED: dict[str, Any] = {}  # in place of a row before the window that was sought
+Position = dict[str, Any]
 FIRST_ROWS = 100  # rows that determine the columns of a stream
 
 
@@ -56,8 +59,8 @@ class FirstWindow(NamedTuple):
 class Stream(IterableDataset):
     """Rows ready for the collator, without an end: a source that is used up starts again, in another order.
 
-    Each iteration gives the same rows in the same order, so that a resumed run can skip the rows that it has used.
-    Each process reads its own share of the rows.
+    Each iteration gives the same rows in the same order. Each process reads its own share of the rows. An iteration
+    after `seek` gives `SKIPPED` in place of the rows before a window, which are neither tokenized nor packed again.
 
     Args:
         sources: the sources, with weights; a window takes rows from each in proportion, drawn with the run's seed.
@@ -94,6 +97,18 @@ class Stream(IterableDataset):
         self.fingerprint = cache.key_of({**parts, **seeds})
         # An IterableDataset stores its own position, and the thread of an abandoned iteration may still be reading.
         self._reading = threading.Lock()
+        self._begun: list[Position] = []  # of the windows that the iteration has given rows of
+        self._sought: Position | None = None
+
+    def position(self, given: int) -> Position:
+        """Where to continue after ``given`` rows, as plain data for `seek`: the window of the next row."""
+        before = [position for position in self._begun if position["given"] <= given]
+        self._begun = [*before[-1:], *self._begun[len(before) :]]
+        return self._begun[0]
+
+    def seek(self, position: Position) -> None:
+        """Let the next iteration start at a window; the rows of the source before it are only read, if at all."""
+        self._sought = position
 
     def _new_builder(self) -> ExampleBuilder:
         return ExampleBuilder(SPLIT, self._tokenizer, self._config, self._plugins, self._processor)
@@ -110,21 +125,29 @@ class Stream(IterableDataset):
             DataError: for a malformed row, or a window with nothing to train on.
         """
         self._builder = self._new_builder()
-        windows = self._windows(self._builder)
+        sought, self._sought, self._begun = self._sought, None, []
+        given = sought["given"] if sought else 0
+        if sought:
+            self._builder.counts.by_split[SPLIT] = Counter(sought["counts"])
+            yield from itertools.repeat(SKIPPED, given)
+        windows = self._windows(self._builder, sought)
 
-        def next_window() -> list[pa.Table]:
+        def next_window() -> tuple[Position, list[pa.Table]]:
             with self._reading:
                 return next(windows)
 
         with thread_ahead() as pool:
             waiting = pool.submit(next_window)
             while True:
-                tables = waiting.result()
+                position, tables = waiting.result()
                 waiting = pool.submit(next_window)
+                self._begun.append({**position, "given": given})
                 for table in tables:
+                    given += len(table)
                     yield from _rows(table)
 
-    def _windows(self, builder: ExampleBuilder) -> Iterator[list[pa.Table]]:
+    def _windows(self, builder: ExampleBuilder, sought: Position | None) -> Iterator[tuple[Position, list[pa.Table]]]:
+        """The tables of each window, and what `seek` needs to begin with it."""
         import numpy as np
 
         config, counts = self._config, builder.counts
@@ -134,7 +157,13 @@ class Stream(IterableDataset):
         feeds = [_Feed(source, self._seed + number, share, builder) for number, (source, _) in enumerate(self._sources)]
         weights = np.array([weight for _, weight in self._sources])
         random = np.random.default_rng([self._seed, self._rank])
+        if sought:
+            random.bit_generator.state = sought["random"]
+            for feed, place in zip(feeds, sought["feeds"], strict=True):
+                feed.seek(*place)
         while True:
+            position = {"random": random.bit_generator.state, "feeds": [feed.place for feed in feeds]}
+            position["counts"] = dict(counts.by_split.get(SPLIT, {}))
             sizes = random.multinomial(config.data.window, weights / weights.sum())
             parts = [feed.take(int(count)) for feed, count in zip(feeds, sizes, strict=True)]
             window = Examples.concatenate(parts)
@@ -147,7 +176,7 @@ class Stream(IterableDataset):
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
                 self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT])), None
-            yield tables
+            yield position, tables
 
 
 @dataclass
@@ -166,6 +195,7 @@ class _Feed:
     share: tuple[int, int]
     builder: ExampleBuilder
     _passes: int = 0
+    _taken: int = 0  # batches of this pass
     _left: Examples | None = None
     _coming: Iterator[Examples] = field(default_factory=lambda: iter(()))
     _any: bool = True
@@ -184,14 +214,41 @@ class _Feed:
             missing -= len(some)
         return Examples.concatenate(parts)
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """The number of the pass, the batches taken from it, and the examples that are left of the last one."""
+        return self._passes, self._taken, 0 if self._left is None else len(self._left)
+
+    def seek(self, passes: int, taken: int, left: int) -> None:
+        """Go to a `place`. The rows before it are read, and not encoded."""
+        import numpy as np
+
+        if not passes:
+            return
+        self._passes, self._taken = passes - 1, taken - bool(left)
+        self._open(skip=self._taken)
+        if left:
+            self._taken += 1
+            self._left = (last := next(self._coming)).take(np.arange(len(last) - left, len(last)))
+
     def _next(self) -> Examples:
         for examples in self._coming:
+            self._taken += 1
             if len(examples):
                 self._any = True
                 return examples
         if not self._any:
             raise self.builder.nothing_left()
-        self._any = False
+        self._any, self._taken = False, 0
+        if self._passes:
+            self.builder.counts.add(SPLIT, f"times {self.source.where} began again")
+        else:
+            self.builder.note(self.source.notes)
+        self._open()
+        return self._next()
+
+    def _open(self, skip: int = 0) -> None:
+        """Begin the next pass, after the given number of batches."""
         report = report_of(self.builder.config.data, self.source.where)
         rows = self.source.load(report)
         columns = rows.features or self._columns()
@@ -201,13 +258,8 @@ class _Feed:
             rows = rows.shuffle(seed=self.seed, buffer_size=self.source.shuffle_buffer)
         rows.set_epoch(self._passes)
         self._passes += 1
-        if self._passes == 1:
-            self.builder.note(self.source.notes)
-        else:
-            self.builder.counts.add(SPLIT, f"times {self.source.where} began again")
         formatter = self.builder.make_formatter(columns)
-        self._coming = self.builder.encoded(self._batches(rows, columns, report), formatter, self._place)
-        return self._next()
+        self._coming = self.builder.encoded(self._batches(rows, columns, report, skip), formatter, self._place)
 
     def _columns(self) -> Features:
         """The columns of a source that does not name them, by its first rows."""
@@ -217,7 +269,7 @@ class _Feed:
         names = dict.fromkeys(name for row in rows for name in row)
         return Features({name: feature_of(merged(shape_of(row.get(name)) for row in rows)) for name in names})
 
-    def _batches(self, rows: Any, columns: Mapping[str, Any], report: Report) -> Iterator[RowBatch]:
+    def _batches(self, rows: Any, columns: Mapping[str, Any], report: Report, skip: int) -> Iterator[RowBatch]:
         import numpy as np
         from datasets.distributed import split_dataset_by_node
 
@@ -227,6 +279,10 @@ class _Feed:
         try:
             for batch in own.iter(batch_size=MEDIA_BATCH if has_media(columns) else BATCH):
                 number = len(next(iter(batch.values())))
+                if skip:  # counted before the position was saved
+                    skip, start = skip - 1, start + number
+                    report.take()
+                    continue
                 self._count(report)
                 if unknown := [name for name in batch if name not in columns]:
                     what = f"a later row has the column {unknown[0]!r}, which none of the first {FIRST_ROWS} rows has"

@@ -25,8 +25,10 @@ from sftkit.training.loaders import (
     NumberedStream,
     grouping_by_tokens,
     outlasting_signals,
+    read_position,
     stream_loader,
     without_numbers,
+    write_position,
 )
 from sftkit.training.loss import HeadLoss
 from sftkit.training.measures import Measures, or_one
@@ -303,6 +305,13 @@ class TokenLossTrainer(GuardedTrainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, Stream):
+            batches = self.state.global_step * self.args.gradient_accumulation_steps
+            position = self.train_dataset.position(batches * self._train_batch_size)
+            write_position(output_dir, self.args.process_index, position)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with loading_all_weights(self, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -310,6 +319,8 @@ class TokenLossTrainer(GuardedTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with refusing_pickles(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.train_dataset, Stream) and not self.args.ignore_data_skip:
+            self.train_dataset.seek(read_position(checkpoint, self.args.process_index))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with refusing_pickles(checkpoint):

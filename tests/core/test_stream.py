@@ -111,6 +111,31 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
     assert all(whole[name].equal(parts[name]) for name in whole)
 
 
+@pytest.mark.parametrize("buffer", [0, 4])
+def test_a_sought_stream_gives_the_same_rows_and_encodes_no_earlier_ones(tmp_path, monkeypatch, buffer):
+    from sftkit.data.build import ExampleBuilder
+    from sftkit.data.stream import SKIPPED
+
+    data = {"train": write(tmp_path / "a.jsonl", rows(20)), "shuffle_buffer": buffer, "window": 6}
+    stream = pipeline(tmp_path, data).prepare().data.train
+    whole = list(islice(stream, 40))
+    position = json.loads(json.dumps(stream.position(33)))
+    read = []
+    encoded = ExampleBuilder.encoded
+
+    def count(self, batches, *arguments):
+        return encoded(self, (read.append(len(batch[0])) or batch for batch in batches), *arguments)
+
+    monkeypatch.setattr(ExampleBuilder, "encoded", count)
+    stream.seek(position)
+    again = list(islice(stream, 40))
+    skipped = sum(row is SKIPPED for row in again)
+    assert 27 <= skipped <= 33
+    for before, after in zip(whole[skipped:], again[skipped:], strict=True):
+        assert all(before[name].tolist() == after[name].tolist() for name in before)
+    assert sum(read) < 80  # of the second pass, and those that are read ahead
+
+
 def test_resuming_a_stream_of_other_data_is_refused(tmp_path):
     for number in (20, 21):
         data = {"train": write(tmp_path / "a.jsonl", rows(number))}

@@ -122,7 +122,7 @@ def test_01_a_run_killed_between_saves_continues_with_the_same_losses(start, con
 
 
 @pytest.mark.parametrize(
-    "at", [3, 14, *(pytest.param(at, marks=pytest.mark.slow) for at in (*range(1, 40), *range(40, 80, 5)))]
+    "at", [14, *(pytest.param(at, marks=pytest.mark.slow) for at in (*range(1, 40), *range(40, 80, 5)))]
 )
 def test_02_a_run_killed_inside_a_save_keeps_the_last_complete_checkpoint(start, configure, tmp_path, fault, at):
     config = configure()
@@ -176,6 +176,12 @@ def test_04_05_a_damaged_or_incomplete_checkpoint_is_named_and_the_older_one_tak
     assert reason in damaged[1]
 
 
+def as_if_killed(run):
+    """Lets a finished run look as if it had been killed after its last checkpoint."""
+    path = run / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running"}))
+
+
 def test_04_05_resuming_warns_once_of_each_checkpoint_and_continues_bitwise(start, configure, tmp_path):
     config = configure()
     assert start("run", config, "-o", "run").wait() == 0
@@ -183,7 +189,7 @@ def test_04_05_resuming_warns_once_of_each_checkpoint_and_continues_bitwise(star
     saved = (tmp_path / "run" / "model.safetensors").read_bytes()
     flip(tmp_path / "run" / "checkpoint-12" / "model.safetensors")
     (tmp_path / "run" / "checkpoint-999").mkdir()
-    config.write_text(config.read_text().replace("logging_steps: 1", "logging_steps: 2"))
+    as_if_killed(tmp_path / "run")
     resumed = start("run", config, "-o", "run", "--resume")
     assert resumed.wait() == 0, resumed.output
     assert resumed.output.count("is not used") == 2
@@ -271,7 +277,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-@pytest.mark.parametrize("background", ["false", "true"])
+@pytest.mark.parametrize("background", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_06_a_disk_that_fills_up_during_a_save_leaves_the_older_checkpoint(start, configure, disk, fault, background):
     options = [configure(), "-o", "disk/run", f"run.save_in_background={background}", *fault("fill")]
     command = start("run", *options)
@@ -298,7 +304,7 @@ def test_saving_in_the_background_gives_the_same_checkpoints(start, configure, t
     manifest = json.loads((tmp_path / "back" / "manifest.json").read_text())
     assert manifest["saving"].keys() == {"saves", "total_save_seconds", "save_share"}
     shutil.rmtree(tmp_path / "back" / "checkpoint-12")
-    config.write_text(config.read_text().replace("logging_steps: 1", "logging_steps: 2"))
+    as_if_killed(tmp_path / "back")
     resumed = start("run", config, "-o", "back", "run.save_in_background=true", "--resume")
     assert resumed.wait() == 0, resumed.output
     for file in ("model.safetensors", "checkpoint-12/optimizer.pt"):
