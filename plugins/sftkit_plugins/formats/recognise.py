@@ -118,11 +118,7 @@ class _Recognition:
         found_columns = ", ".join(f"{name} ({type_name(feature)})" for name, feature in self.columns.items()) or "none"
         what = f"no format fits these columns: {found_columns}"
         renamed = "" if why else suggestion(self.columns)
-        fix = (
-            f"set formats:columns to {renamed}, if that is what they hold; otherwise {_ACCEPTED}"
-            if renamed
-            else _ACCEPTED
-        )
+        fix = f"set formats:columns to {renamed} if that is right; otherwise {_ACCEPTED}" if renamed else _ACCEPTED
         raise DataError(Problem(f"{why}; {what}" if why else what, "data", fix))
 
     def _conversation(self, texts: set[str]) -> Formatter | None:
