@@ -47,6 +47,10 @@ def test_flags_and_reasoning_beside_a_question_are_those_of_its_answer(read, mar
     assert found.messages[1]["train"] is False
     assert found.messages[3]["weight"] == 1
     assert "message key id ignored" in found.notes
+    assert (
+        "train is True, but output_with_loss is False"
+        in refused(read, {"conversation": [{**talk[0], "train": True}]}).message
+    )
     del talk[1]["thinking"]
     (outcome,) = read([{"conversation": talk}], CHATML).outcomes
     assert [part.split("</s>")[0] for part in marked(outcome.documents[0]).split("⟦")[1:]] == ["2"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from sftkit.api import Columns, Problem, RowError
 from sftkit_plugins.formats.column_types import element, is_json, is_messages, is_text, is_texts
+from sftkit_plugins.formats.pairs import PAIRS
 
 IMAGES = ("images", "image")
 MEDIA = (*IMAGES, "videos", "video", "audios", "audio")
@@ -118,7 +119,8 @@ def nothing_to_train(columns: Mapping[str, Any]) -> str:
         return "these are requests of a batch, without answers"
     found = [name for name in _PROMPTS if name in names and _is_prompt(columns[name])]
     others = [name for name in names if name not in found and _is_prompt(columns[name])]
-    if found and (not others or "turns" in found):
+    answered = names & {answer for _, answer in PAIRS}
+    if found and not answered and (not others or "turns" in found):
         return f"the column {found[0]} holds only prompts: there is no answer, so nothing to train"
     return ""
 

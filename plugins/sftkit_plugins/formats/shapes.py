@@ -23,9 +23,7 @@ EXCHANGES = (
     ("instruction", "output"),
     ("instruction", "response"),
 )
-#: The flag of XTuner for whether the answer is trained.
-_FLAGS = {"output_with_loss": "train"}
-_ABOUT = (*FLAGS, *_FLAGS, *REASONING)
+_ABOUT = (*FLAGS, *REASONING)
 LEFT_OUT = "other replies of the tree ignored"
 
 
@@ -110,7 +108,7 @@ def _exchanged(value: list[Any], index: int, column: str, notes: set[str]) -> li
         question, answer = pair
         if exchange.get("system"):
             messages.append({"role": "system", "content": exchange["system"]})
-        about = {_FLAGS.get(key, key): exchange[key] for key in exchange if key in _ABOUT}
+        about = {key: exchange[key] for key in exchange if key in _ABOUT}
         messages.append({"role": "user", "content": exchange[question]})
         messages.append({"role": "assistant", "content": exchange[answer], **about})
         others = exchange.keys() - {*pair, "system", *_ABOUT}
