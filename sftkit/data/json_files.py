@@ -13,7 +13,8 @@ from sftkit.data.splits import canonical, choose_split
 from sftkit.errors import DataError, Problem
 
 JSON_FIX = "write one JSON object per line, or one array of objects"
-DATA_KEY = "data"
+#: Keys of an object that holds the rows: of many data sets, of LMFlow, and of the rows that the hub shows.
+DATA_KEYS = ("data", "instances", "rows")
 SPLITS = frozenset({"train", "validation", "test"})
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF = "half of a surrogate pair, such as half an emoji"
@@ -158,7 +159,7 @@ def _values_of(name: str, text: str, numbers: list[int], where: str) -> Iterator
 
 
 def rows_of_object(value: Any, name: str, split: str | None, report: Report) -> list[Any]:
-    """The rows that one JSON object holds: under ``data``, under the names of splits, or by their ids; else itself.
+    """The rows that one JSON object holds: under one of `DATA_KEYS`, the names of splits, or their ids; else itself.
 
     Args:
         value: the object.
@@ -172,10 +173,13 @@ def rows_of_object(value: Any, name: str, split: str | None, report: Report) -> 
     if not isinstance(value, dict):
         fix = JSON_FIX
         raise DataError(Problem(f"not a JSON object: {json.dumps(value)[:60]!r}", f"{report.where}, {name}", fix))
-    if _is_rows(value.get(DATA_KEY)):
-        for key in value.keys() - {DATA_KEY}:
+    data_key = next((key for key in DATA_KEYS if _is_rows(value.get(key))), None)
+    if data_key is not None:
+        for key in sorted(value.keys() - {data_key}):
             report.notes[f"keys ignored beside the rows of a JSON file: {key}"] += 1
-        return list(value[DATA_KEY])
+        rows = value[data_key]
+        shown = all(isinstance(row.get("row"), dict) and "row_idx" in row for row in rows)
+        return [row["row"] for row in rows] if shown else list(rows)
     if value and all(_is_rows(rows) for rows in value.values()):
         splits = {canonical(key): key for key in value}
         if splits.keys() <= SPLITS:

@@ -14,6 +14,15 @@ from sftkit.data.report import Report
 from sftkit.errors import DataError, Problem
 
 LARGEST_CELL = (1 << 31) - 1  # bytes; the default of the module csv is 131,072
+#: How files begin that are no text.
+_MAGIC = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"PK\x03\x04": "a ZIP archive",
+    b"PAR1": "a Parquet file",
+}
 
 
 def text_rows(name: str, split: str | None, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -49,6 +58,9 @@ def _lines(name: str, where: str) -> Iterator[bytes]:
                 raise DataError(Problem("the file is empty", f"{where}, {name}", "use a file with at least one row"))
             if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise DataError(Problem("the file is UTF-16, not UTF-8", f"{where}, {name}", "save it as UTF-8"))
+            if (found := next((kind for magic, kind in _MAGIC.items() if first.startswith(magic)), None)) is not None:
+                what = f"the file is {found}, not text"
+                raise DataError(Problem(what, f"{where}, {name}", "unpack it, or give it the suffix of its type"))
             yield first.removeprefix(codecs.BOM_UTF8)
             yield from file
     except DataError:

@@ -173,6 +173,9 @@ def test_an_unreadable_line_is_reported_or_skipped(tmp_path, name, content, mess
         ("a.csv", "prompt;completion\na;b\n", r"a\.csv:1: the header is one column.*by commas"),
         ("a.csv", "text,text\na,b\n", r"a\.csv:1: the column 'text' occurs twice"),
         ("a.jsonl", LINES.encode("utf-16"), r"the file is UTF-16"),
+        ("a.jsonl", gzip.compress(LINES.encode()), "a.jsonl: the file is compressed with gzip, not text"),
+        ("a.json", bz2.compress(LINES.encode()), "a.json: the file is compressed with bzip2, not text"),
+        ("a.csv", b"PAR1\x15\x04", "a.csv: the file is a Parquet file, not text"),
         ("a.csv", "", "the file is empty"),
         ("a.json", '{"text":\n "x" y}', r"a\.json:2: not valid JSON"),
         ("a.json", '\n[{"text": "x"},\n\n{"text" "y"}]', r"a\.json:4: not valid JSON"),
@@ -186,3 +189,16 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, name, content, message
 
 def test_half_an_emoji_written_as_a_whole_pair_is_text(tmp_path):
     assert rows(tmp_path, "a.jsonl", r'{"text": "\ud83d\ude00"}') == [{"text": "😀"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "ignored"),
+    [
+        ({"type": "text_only", "instances": ROWS}, ["type"]),
+        ({"features": [], "rows": [{"row_idx": at, "row": row} for at, row in enumerate(ROWS)]}, ["features"]),
+    ],
+)
+def test_an_object_may_hold_its_rows_like_lmflow_or_the_viewer_of_the_hub(tmp_path, content, ignored):
+    found, report = read(write(tmp_path / "a.json", json.dumps(content)))
+    assert found == ROWS
+    assert list(report.notes) == [f"keys ignored beside the rows of a JSON file: {key}" for key in ignored]

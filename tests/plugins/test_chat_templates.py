@@ -103,6 +103,20 @@ def test_a_generation_prompt_that_is_always_written_is_not_trained():
     assert text.endswith(expected)
 
 
+def test_the_token_that_closes_a_default_system_message_closes_turns_too():
+    text = marked("default_system", TALK)
+    answers = "<|assistant|>⟦1<|end|>⟧<|user|>Two?<|end|><|assistant|>⟦2<|end|>⟧<|assistant|>"
+    assert text == f"<|system|>Be kind.<|end|><|user|>One?<|end|>{answers}"
+
+
+def test_a_header_that_counts_the_rounds_is_not_trained():
+    rounds = [message for number in range(11) for message in (user(f"{number}?"), bot(f"{number}."))]
+    text = marked("counts_rounds", rounds)
+    for number in range(10):
+        assert f"\nA: ⟦{number}.\n⟧[Turn {number + 1}]\nQ: {number + 1}?" in text
+    assert text.endswith("\nA: ⟦10.⟧")
+
+
 def test_the_last_turn_may_end_with_another_token():
     text = marked("last_turn_differs", [user("One?"), bot("1"), bot("And."), *TALK[2:]])
     header = "<|start|>assistant⟦<|channel|>final<|message|>"

@@ -148,3 +148,14 @@ def test_exactly_the_characters_of_the_trained_parts_are_kept(content, data):
     message = with_parts({"role": "assistant", "content": content}, details, content, 0, "message 1")
     kept = {at for start, end in message.get("train_detail", ()) for at in range(start, end)}
     assert kept == {at for at, flag in enumerate(flags) if flag}
+
+
+def test_null_keys_of_a_part_and_an_empty_list_say_nothing(trained):
+    assert trained({"content": "abc", "train_detail": [part(0, 0) | {"note": None}]}) == "⟦a⟧bc⟦</s>⟧\n"
+    assert trained({"content": "abc", "train_detail": []}) == "⟦abc</s>⟧\n"
+
+
+def test_parts_of_an_empty_content_are_refused_with_a_fix_that_helps():
+    with pytest.raises(RowError) as caught:
+        with_parts({"role": "assistant", "content": ""}, [part(0, 0)], "", 0, "message 1")
+    assert caught.value.fix == "remove train_detail"

@@ -72,14 +72,16 @@ def _regions(details: Any, length: int, index: int, where: str) -> list[Region]:
 
 
 def _part(detail: Any, length: int, index: int, where: str) -> tuple[int, int, bool]:
-    if not isinstance(detail, Mapping) or detail.keys() != _KEYS:
+    given = {key: value for key, value in detail.items() if value is not None} if isinstance(detail, Mapping) else {}
+    if given.keys() != _KEYS:
         raise RowError(index, f"{where} has the part {detail!r}", _FORM)
     start, last, train = (detail[name] for name in ("begin_offset", "end_offset", "train"))
     if train not in (0, 1) or any(type(offset) is not int for offset in (start, last)):
         raise RowError(index, f"{where} has the part {dict(detail)!r}", _FORM)
     if not 0 <= start <= last < length:
         what = f"{where} has the offsets {start} to {last}, but the content has {length} characters"
-        raise RowError(index, what, f"use offsets from 0 to {max(length - 1, 0)}; {_FORM}")
+        fix = f"use offsets from 0 to {length - 1}; {_FORM}" if length else f"remove {DETAIL}"
+        raise RowError(index, what, fix)
     return start, last + 1, bool(train)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from sftkit.api import WEIGHT_FIX, RowError, is_weight
 
-#: Keys for whether a message is trained: those of axolotl (``train``, ``training``) and of ms-swift (``loss``).
-TRAINED = ("train", "training", "loss")
+#: Keys for whether a message is trained: those of axolotl (the first two), of ms-swift, and of XTuner.
+TRAINED = ("train", "training", "loss", "output_with_loss")
 #: Keys for a message's weight: those of OpenAI and Mistral, and of ms-swift.
 WEIGHTS = ("weight", "loss_scale")
 #: Parts of a message that are trained, as axolotl has them; see `details`.

@@ -151,8 +151,12 @@ class Gaps:
         """The tag with which the first message begins, if such a tag is also between messages."""
         inner = [self._probes.gap(*pair) or "" for pair in ((USER, ASSISTANT), (ASSISTANT, USER))]
         for first in (SYSTEM, USER):
-            for tag in self._units.tag.finditer(self._probes.gap(START, first) or ""):
-                if tag.group() != self._begins and any(tag.group() in gap for gap in inner):
+            text = self._probes.gap(START, first) or ""
+            for tag in self._units.tag.finditer(text):
+                # between words and another tag, it closes a default system message
+                words = any(unit.isalpha() for unit in self._units.of(text[: tag.start()]))
+                closes = words and self._units.tag.match(text[tag.end() :].lstrip())
+                if tag.group() != self._begins and not closes and any(tag.group() in gap for gap in inner):
                     return tag.group()
         return None
 

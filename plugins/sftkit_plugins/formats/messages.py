@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sftkit.api import Columns
+from sftkit.api import Columns, RowError
 from sftkit_plugins.formats.conversation import Conversation, Message
 from sftkit_plugins.formats.pairs import Pair
-from sftkit_plugins.formats.reading import PLAIN as PLAIN, REASONING as REASONING, Rules, read_messages as read_messages
+from sftkit_plugins.formats.reading import (
+    HAS_TOOLS,
+    PLAIN as PLAIN,
+    REASONING as REASONING,
+    TOOLS_INSIDE,
+    Rules,
+    read_messages as read_messages,
+)
 from sftkit_plugins.formats.shapes import read_conversation, read_tree
 from sftkit_plugins.formats.side_columns import SideColumns, names_of
+from sftkit_plugins.formats.tool_calls import read_tools
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class PairReader:
         question, answer = self.pair.question_of(rows, index), self.pair.answer_of(rows, index)
         if not question and not answer:
             return Conversation([])
-        thought = self.pair.reasoning_of(rows, index)
+        thought = self.pair.reasoning_of(rows, index, notes)
         asked = read_messages([{"role": "user", "content": question}], index, self.pair.question, self.rules, notes)
         message: Message = {"role": "assistant", "content": answer}
         message |= {"reasoning_content": thought} if thought else {}
@@ -136,5 +144,27 @@ def _conversation(
         prompt = side.complete(prompt, rows, index, rules, notes)
         tools, variables = side.read_tools(rows, index), side.read_variables(rows, index, notes)
     messages = prompt if completion is None else [*prompt, *completion]
+    if HAS_TOOLS in notes:
+        messages, tools = _lifted(messages, tools, rules, index, notes)
     number = None if completion is None else len(prompt)
     return Conversation(messages, number, tools, variables, sorted(notes) if notes else ())
+
+
+def _lifted(
+    messages: list[Message], tools: list[dict[str, Any]] | None, rules: Rules, index: int, notes: set[str]
+) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    """The messages without tools inside them, and the tools of the row, which these are if it has no others."""
+    notes.discard(HAS_TOOLS)
+    keys = rules.reads.keys or frozenset()
+    inside = [key for key in TOOLS_INSIDE if key not in keys]
+    found = [(number, key) for number, message in enumerate(messages) for key in inside if key in message]
+    if len(found) > 1:
+        where = " and ".join(str(number + 1) for number, _ in found)
+        fix = "give them all in one message, or in the column tools"
+        raise RowError(index, f"messages {where} have tools, but the chat template takes one list of them", fix)
+    for number, key in found:
+        if tools is None:
+            tools = read_tools(messages[number][key], index, f"message {number + 1}: {key}", exact=rules.exact)
+        else:
+            notes.add(f"message key {key} ignored")
+    return [{key: value for key, value in message.items() if key not in inside} for message in messages], tools

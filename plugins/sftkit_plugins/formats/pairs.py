@@ -22,11 +22,19 @@ PAIRS = (
     ("inputs", "targets"),
     ("input", "target"),
     ("input_text", "output_text"),
+    ("text_input", "output"),
+    ("prompt", "output"),
+    ("query", "answer"),
+    ("input", "response"),
+    ("human", "assistant"),
+    ("context", "response"),
 )
 #: Columns that are part of the question: before it, or after an instruction.
 BEFORE = ("definition", "context", "article", "passage")
 AFTER = ("input", "context")
 REASONING = ("reasoning_content", "reasoning", "thinking")
+#: Values of such a column that say whether the answer has reasoning, or how much.
+SWITCHES = {"on", "off", "yes", "no", "true", "false", "none", "low", "medium", "high"}
 #: An answer that has its reasoning in a column of its own.
 _WITH_REASONING = ("input", "content")
 
@@ -89,13 +97,17 @@ class Pair:
         """
         return text_of(rows, self.answer, index)
 
-    def reasoning_of(self, rows: Columns, index: int) -> str:
-        """The reasoning of a row; empty if there is none.
+    def reasoning_of(self, rows: Columns, index: int, notes: set[str]) -> str:
+        """The reasoning of a row; empty if there is none. A switch, such as ``on``, is noted as ignored.
 
         Raises:
             RowError: if it is not text.
         """
-        return text_of(rows, self.reasoning, index, nullable=True) if self.reasoning else ""
+        text = text_of(rows, self.reasoning, index, nullable=True) if self.reasoning else ""
+        if text.strip().lower() in SWITCHES:
+            notes.add(f"column {self.reasoning} ignored where it is a switch, such as on or off")
+            return ""
+        return text
 
 
 def text_of(rows: Columns, column: str, index: int, *, nullable: bool = False) -> str:

@@ -8,19 +8,23 @@ from typing import Any
 
 from sftkit.api import RowError
 from sftkit_plugins.formats import thoughts
-from sftkit_plugins.formats.blocks import Blocks, read_blocks
+from sftkit_plugins.formats.blocks import Blocks, is_value, read_blocks, result_text
 from sftkit_plugins.formats.conversation import Message
 from sftkit_plugins.formats.details import with_parts
 from sftkit_plugins.formats.flags import DETAIL, FLAGS, READ, read_flags
 from sftkit_plugins.formats.roles import NAMES, ROLES, is_call, role_of
 from sftkit_plugins.formats.template_reads import TemplateReads
-from sftkit_plugins.formats.tool_calls import read_calls, without_nulls
+from sftkit_plugins.formats.tool_calls import are_tools, read_calls, without_nulls
 
 PLAIN = {"role", "content"}
 SENDERS = ("role", "from")
 CONTENTS = ("content", "value", "message", "text", "parts")
 CALL_KEYS = ("tool_calls", "function_call")
 REASONING = thoughts.FIELDS
+#: Keys of a message that hold descriptions of tools, as those of GLM-4 do.
+TOOLS_INSIDE = ("tools", "functions")
+HAS_TOOLS = "tools in a message"
+"""A note for whoever reads the row: a message has tools, which the template does not read there."""
 _READ = {*CALL_KEYS, *REASONING, *FLAGS}
 _SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _OTHER_ROLES = tuple(role for role in ROLES if role != "developer")
@@ -113,13 +117,17 @@ class _Reading:
             raise RowError(self.index, f"{self.where} is {kind(raw)}, not a mapping", _SHAPE)
         given = {key: value for key, value in raw.items() if value is not None}
         sender, role = self._role(given)
+        self._check_channel(given)
         at = next((key for key in CONTENTS if key in given), "content")
         content = given.pop(at, None)
         if is_call(sender):
             return [(self._checked({"role": "assistant"}, given, self._calls(content)), True)]
+        if role == "tool" and is_value(content):
+            content = result_text(self.rules.clean(content))
         if content is None or isinstance(content, str):
             return [(self._checked({"role": role, **({} if content is None else {"content": content})}, given), False)]
         blocks = read_blocks(content, self.index, self.where, self.rules.clean)
+        self.notes.update(f"content part key {key} ignored" for key in blocks.unread)
         results = self._results(blocks, role)
         if results and not blocks.texts:
             return results
@@ -139,6 +147,15 @@ class _Reading:
             known = ", ".join(name for names in NAMES.values() for name in names)
             raise RowError(self.index, f"{self.where}: unknown role {sender!r}", f"use one of: {known}")
         return sender, "system" if role == "developer" and self.rules.developer_as_system else role
+
+    def _check_channel(self, given: dict[str, Any]) -> None:
+        """Refuses a message of gpt-oss that is no answer, unless the template reads its channel."""
+        keys, channel = self.rules.reads.keys, given.get("channel")
+        if channel is None or keys is None or "channel" in keys:
+            return
+        if given.pop("channel") != "final":
+            fix = "write reasoning as reasoning_content of the message after it, and calls as tool_calls"
+            raise RowError(self.index, f"{self.where} is in the channel {channel!r}, so it is no answer", fix)
 
     def _results(self, blocks: Blocks, role: str) -> list[tuple[Message, bool]]:
         if blocks.results and role == "assistant":
@@ -184,6 +201,10 @@ class _Reading:
         """The other keys that the template reads; those with a value that it does not read are noted."""
         keys = self.rules.reads.keys
         kept = {key: self.rules.clean(value) for key, value in given.items() if keys is None or key in keys}
+        for key in TOOLS_INSIDE:
+            if key not in kept and are_tools(given.get(key)):
+                kept[key] = given[key]
+                self.notes.add(HAS_TOOLS)
         self.notes.update(
             f"message key {key} ignored" for key, value in given.items() if key not in kept and not _empty(value)
         )

@@ -24,9 +24,9 @@ from sftkit_plugins.formats.conversation import Reader
 from sftkit_plugins.formats.instruct import Alpaca, PromptCompletion, Segments, Text
 from sftkit_plugins.formats.messages import MessagesReader, PairReader, TreeReader
 from sftkit_plugins.formats.options import Loss
-from sftkit_plugins.formats.pairs import Pair
+from sftkit_plugins.formats.pairs import PAIRS, Pair
 from sftkit_plugins.formats.reading import Rules
-from sftkit_plugins.formats.refusals import LABELS, checked_columns, nothing_to_train, refusal
+from sftkit_plugins.formats.refusals import LABELS, checked_columns, nothing_to_train, refusal, suggestion
 from sftkit_plugins.formats.renamed import CONVERSATIONS, Renamed, check_names, names_of
 from sftkit_plugins.formats.side_columns import SideColumns
 from sftkit_plugins.formats.template_reads import TemplateReads, reads_of
@@ -112,12 +112,14 @@ class _Recognition:
             return self._named_text(texts)
         if problem := refusal(self.columns):
             raise DataError(problem)
-        if (found := self._conversation(texts) or self._text(texts)) is not None:
+        if (found := self._conversation(texts) or self._text(texts) or self._mixed_pair(texts)) is not None:
             return found
         why = nothing_to_train(self.columns)
         found_columns = ", ".join(f"{name} ({type_name(feature)})" for name, feature in self.columns.items()) or "none"
         what = f"no format fits these columns: {found_columns}"
-        raise DataError(Problem(f"{why}; {what}" if why else what, "data", _ACCEPTED))
+        renamed = "" if why else suggestion(self.columns)
+        fix = f"set formats:columns to {renamed} if that is right; otherwise {_ACCEPTED}" if renamed else _ACCEPTED
+        raise DataError(Problem(f"{why}; {what}" if why else what, "data", fix))
 
     def _conversation(self, texts: set[str]) -> Formatter | None:
         """A formatter for conversations in columns of their own."""
@@ -137,6 +139,16 @@ class _Recognition:
             reader = MessagesReader(_PROMPT, self._side, self._rules(*_PROMPT))
             return self._chat(_PROMPT, reader, "prompt/completion", "completion", "assistant")
         return None
+
+    def _mixed_pair(self, texts: set[str]) -> Formatter | None:
+        """A formatter for a question and its answer, of which one or both are messages."""
+        listed = {name for name, feature in self.columns.items() if is_messages(feature) and not is_json(feature)}
+        pair = next((pair for pair in PAIRS if set(pair) <= texts | listed), None)
+        if pair is None:
+            return None
+        self._report("a question and its answer", *sorted(pair))
+        reader = MessagesReader(pair, self._side, self._rules(*pair))
+        return self._chat(pair, reader, "prompt/completion", "completion", "assistant")
 
     def _text(self, texts: set[str]) -> Formatter | None:
         """A formatter for columns of text."""

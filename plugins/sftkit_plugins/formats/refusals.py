@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sftkit.api import Columns, Problem, RowError
-from sftkit_plugins.formats.column_types import element, is_messages, is_text, is_texts
+from sftkit_plugins.formats.column_types import element, is_json, is_messages, is_text, is_texts
+from sftkit_plugins.formats.pairs import PAIRS
 
 IMAGES = ("images", "image")
 MEDIA = (*IMAGES, "videos", "video", "audios", "audio")
@@ -14,6 +15,9 @@ MEDIA = (*IMAGES, "videos", "video", "audios", "audio")
 LABELS = ("label", "kto_tag")
 
 _PROMPTS = ("prompt", "prompts", "question", "instruction", "query", "input", "inputs", "problem", "turns")
+
+#: Columns of texts by two speakers in turn.
+_DIALOGUES = ("dialog", "dialogue", "dialogues", "utterances", "chat")
 
 
 def checked_columns(columns: Mapping[str, Any], *, images: bool) -> tuple[str, ...]:
@@ -91,7 +95,13 @@ def _without_worse(columns: Mapping[str, Any], better: str, worse: str = "") -> 
         return f"remove the column {better!r}, or train with a method for preferences"
     if is_text(columns[better]):
         names = {"instruction": "output", "prompt": "completion"}
-        name = next((answer for prompt, answer in names.items() if is_text(columns.get(prompt))), "text")
+        name = next((answer for prompt, answer in names.items() if is_text(columns.get(prompt))), "")
+        asked = next((prompt for prompt in _PROMPTS if is_text(columns.get(prompt))), None)
+        if not name and asked:
+            return (
+                f"to train on the better answers alone, set formats:columns to {{question: {asked}, answer: {better}}}"
+            )
+        name = name or "text"
     elif is_messages(columns[better]):
         name = "completion" if is_messages(columns.get("prompt")) else "messages"
     else:
@@ -109,9 +119,22 @@ def nothing_to_train(columns: Mapping[str, Any]) -> str:
         return "these are requests of a batch, without answers"
     found = [name for name in _PROMPTS if name in names and _is_prompt(columns[name])]
     others = [name for name in names if name not in found and _is_prompt(columns[name])]
-    if found and (not others or "turns" in found):
+    answered = names & {answer for _, answer in PAIRS}
+    if found and not answered and (not others or "turns" in found):
         return f"the column {found[0]} holds only prompts: there is no answer, so nothing to train"
     return ""
+
+
+def suggestion(columns: Mapping[str, Any]) -> str:
+    """The option ``columns`` for data that no format fits, if it is plain what its columns may be; else empty text."""
+    lists = [name for name, feature in columns.items() if is_messages(feature) and not is_json(feature)]
+    texts = [name for name, feature in columns.items() if is_text(feature)]
+    turns = [name for name, feature in columns.items() if name.lower() in _DIALOGUES and is_texts(feature)]
+    if len(lists) == 1:
+        return f"{{messages: {lists[0]}}}"
+    if len(turns) == 1 and not lists:
+        return f"{{conversation: {turns[0]}}}"
+    return f"{{question: {texts[0]}, answer: {texts[1]}}}" if len(texts) == 2 and not lists else ""
 
 
 def _is_prompt(feature: Any) -> bool:

@@ -21,7 +21,7 @@ NAMES: Mapping[Role, tuple[str, ...]] = MappingProxyType(
             *("function_call", "tool_call", "tool_calls"),
         ),
         "tool": (
-            *("tool", "observation", "ipython", "function"),
+            *("tool", "observation", "ipython", "function", "environment"),
             *("tool_response", "tool_result", "tool_results", "function_response", "function_result"),
         ),
     }

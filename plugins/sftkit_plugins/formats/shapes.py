@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from sftkit.api import RowError
 from sftkit_plugins.formats.conversation import Message
-from sftkit_plugins.formats.reading import Rules, kind, read_messages
+from sftkit_plugins.formats.flags import FLAGS
+from sftkit_plugins.formats.reading import REASONING, Rules, kind, read_messages
+from sftkit_plugins.formats.tool_calls import from_text
 
 #: The keys of a question and its answer, in lists of exchanges.
 EXCHANGES = (
@@ -22,6 +23,7 @@ EXCHANGES = (
     ("instruction", "output"),
     ("instruction", "response"),
 )
+_ABOUT = (*FLAGS, *REASONING)
 LEFT_OUT = "other replies of the tree ignored"
 
 
@@ -74,19 +76,16 @@ def read_history(value: Any, index: int, column: str, rules: Rules, notes: set[s
 
 
 def parsed(text: str, index: int, column: str) -> Any:
-    """A list or mapping from JSON text, or from text as Python writes it, which CSV files often hold.
+    """What a text holds as JSON, or as Python writes it.
 
     Raises:
         RowError: if it is neither.
     """
     try:
-        return json.loads(text)
+        return from_text(text)
     except json.JSONDecodeError as error:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            fix = "write it as JSON, or rename the column"
-            raise RowError(index, f"column {column!r} is text that is not JSON: {error}", fix) from None
+        fix = "write it as JSON, or rename the column"
+        raise RowError(index, f"column {column!r} is text that is not JSON: {error}", fix) from None
 
 
 def _in_turn(texts: list[Any], index: int, column: str) -> list[Message]:
@@ -97,15 +96,23 @@ def _in_turn(texts: list[Any], index: int, column: str) -> list[Message]:
 
 
 def _exchanged(value: list[Any], index: int, column: str, notes: set[str]) -> list[Any]:
-    """Messages for a list of questions with answers; any other list is returned as it is."""
+    """Messages for a list of questions with answers; any other list is returned as it is.
+
+    A system message comes before its question; flags and reasoning belong to the answer.
+    """
     messages: list[Message] = []
     for exchange in value:
         pair = exchange_keys(exchange) if isinstance(exchange, dict) else None
         if pair is None:
             return value
-        for role, key in zip(("user", "assistant"), pair, strict=True):
-            messages.append({"role": role, "content": exchange[key]})
-        notes.update(f"message key {key} ignored" for key in exchange if key not in pair and exchange[key] is not None)
+        question, answer = pair
+        if exchange.get("system"):
+            messages.append({"role": "system", "content": exchange["system"]})
+        about = {key: exchange[key] for key in exchange if key in _ABOUT}
+        messages.append({"role": "user", "content": exchange[question]})
+        messages.append({"role": "assistant", "content": exchange[answer], **about})
+        others = exchange.keys() - {*pair, "system", *_ABOUT}
+        notes.update(f"message key {key} ignored" for key in others if exchange[key] is not None)
     return messages
 
 

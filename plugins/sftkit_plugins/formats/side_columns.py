@@ -11,11 +11,11 @@ from sftkit.api import Columns, RowError
 from sftkit_plugins.formats.blocks import read_blocks
 from sftkit_plugins.formats.column_types import is_text, nulls_are_data
 from sftkit_plugins.formats.conversation import Message
-from sftkit_plugins.formats.reading import Rules
+from sftkit_plugins.formats.reading import CONTENTS, SENDERS, Rules
 from sftkit_plugins.formats.shapes import parsed, read_history
 from sftkit_plugins.formats.tool_calls import read_tools, without_nulls
 
-SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
+SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions", "toolConfig")
 HISTORY, KWARGS, DOCUMENTS = "history", "chat_template_kwargs", "documents"
 #: Variables of templates that a row cannot set.
@@ -74,9 +74,11 @@ class SideColumns:
         """The system message of a row; empty if there is none.
 
         Raises:
-            RowError: if it is not text, or a list of text blocks.
+            RowError: if it is not text, a message, or a list of text blocks.
         """
         value = rows[self.system][index] if self.system else None
+        if isinstance(value, dict) and any(value.get(key) is not None for key in SENDERS):
+            value = next((value[key] for key in CONTENTS if value.get(key) is not None), None)
         if value is None or isinstance(value, str):
             return value or ""
         value = (
@@ -101,7 +103,9 @@ class SideColumns:
         Raises:
             RowError: if they are not descriptions.
         """
-        return read_tools(rows[self.tools][index], index, self.tools, exact=self.exact_tools) if self.tools else None
+        if not self.tools:
+            return None
+        return read_tools(rows[self.tools][index], index, f"column {self.tools!r}", exact=self.exact_tools)
 
     def read_variables(self, rows: Columns, index: int, notes: set[str]) -> dict[str, Any]:
         """The variables of a row for the chat template; those that it does not read are noted.

@@ -12,6 +12,7 @@ from sftkit.api import (
     IGNORE_INDEX,
     Columns,
     ConfigError,
+    DataError,
     Formatted,
     Formatter,
     Outcome,
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 IDS, LABELS, ATTENTION, POSITIONS = "input_ids", "labels", "attention_mask", "position_ids"
 #: Masks of other trainers and of chat templates: 1 for tokens that are trained.
-MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
+MASKS = (
+    *("completion_mask", "assistant_masks", "assistant_mask", "loss_mask"),
+    *("response_mask", "target_mask", "train_mask"),
+)
+_NO_LOSS = ("attention_mask", "special_tokens_mask")
 PADDING_CUT = "padding of tokenized rows cut (attention_mask is 0)"
 ALL_TRAINED = "tokenized rows without labels or a mask: all tokens are trained"
 SPLIT = "tokenized rows split into documents, where position_ids restart"
@@ -60,9 +65,15 @@ class Tokens(Formatter):
 
         Raises:
             ConfigError: for the option ``loss``, which tokens cannot follow.
+            DataError: for a mask of an unknown name, if nothing else says what is trained.
         """
         trained = (LABELS,) if LABELS in columns else tuple(name for name in MASKS if name in columns)
         used = {IDS, *trained, *({ATTENTION, POSITIONS} & columns.keys())}
+        unknown = [name for name in columns if "mask" in name.lower() and name not in (*MASKS, *_NO_LOSS)]
+        if unknown and not trained:
+            what = f"the column {unknown[0]!r} may say which tokens are trained, but it is not clear how"
+            fix = f"rename it to {MASKS[0]} if 1 stands for trained tokens, or remove it"
+            raise DataError(Problem(what, "data", fix))
         if options.loss is not None:
             raise ConfigError(_decided(f"loss={options.loss} has no effect", "remove the option"))
         weighted = has_weights(columns)

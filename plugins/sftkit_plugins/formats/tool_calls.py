@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,22 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def from_text(text: str) -> Any:
+    """A list or mapping from JSON text, or from text as Python writes it, which CSV files often hold.
+
+    Raises:
+        json.JSONDecodeError: if it is neither.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+        raise
+
+
 def read_calls(value: Any, index: int, where: str, *, clean: Callable[[Any], Any]) -> list[Call]:
     """Tool calls with mappings as arguments; all of it or parts may be JSON text.
 
@@ -39,10 +56,10 @@ def read_calls(value: Any, index: int, where: str, *, clean: Callable[[Any], Any
     """
     try:
         if isinstance(value, str):
-            value, clean = json.loads(value), _unchanged
-        calls = [value] if isinstance(value, dict) else value
+            value, clean = from_text(value) if value.strip() else None, _unchanged
+        calls = [value] if isinstance(value, dict) else value or []
         return [
-            _read_call(json.loads(call), _unchanged) if isinstance(call, str) else _read_call(call, clean)
+            _read_call(from_text(call), _unchanged) if isinstance(call, str) else _read_call(call, clean)
             for call in calls
         ]
     except (TypeError, KeyError, ValueError) as error:
@@ -77,13 +94,23 @@ def _read_function(function: Any, clean: Callable[[Any], Any]) -> dict[str, Any]
     return {"name": function["name"], "arguments": arguments}
 
 
-def read_tools(value: Any, index: int, column: str = "tools", *, exact: bool = False) -> list[dict[str, Any]] | None:
+def are_tools(value: Any) -> bool:
+    """Whether a value describes tools: a mapping, or a list of mappings, or this as JSON text."""
+    try:
+        value = from_text(value) if isinstance(value, str) and value.strip() else value
+    except ValueError:
+        return False
+    tools = [value] if isinstance(value, dict) else value
+    return isinstance(tools, list) and bool(tools) and all(isinstance(tool, dict) for tool in tools)
+
+
+def read_tools(value: Any, index: int, where: str, *, exact: bool = False) -> list[dict[str, Any]] | None:
     """The tools of one row as ``{"type": "function", "function": {...}}``; None if there are none.
 
     Args:
         value: a list of descriptions in any of the forms, or one; the list or its items may be JSON text.
         index: position of the row in its batch, for errors.
-        column: the column, for errors.
+        where: the column, for errors.
         exact: whether nulls in the data are part of it.
 
     Raises:
@@ -91,19 +118,19 @@ def read_tools(value: Any, index: int, column: str = "tools", *, exact: bool = F
     """
     fix = "use a list of tool descriptions (JSON schemas), or this as JSON text"
     try:
-        tools = json.loads(value) if isinstance(value, str) and value.strip() else value
+        tools = from_text(value) if isinstance(value, str) and value.strip() else value
         if isinstance(tools, dict) and isinstance(tools.get("tools"), list):  # Bedrock: toolConfig
             tools = tools["tools"]
         tools = [tools] if isinstance(tools, dict) else tools
         if not tools:
             return None
         if isinstance(tools, list):
-            tools = [json.loads(tool) if isinstance(tool, str) else _cleaned(tool, exact) for tool in tools]
+            tools = [from_text(tool) if isinstance(tool, str) else _cleaned(tool, exact) for tool in tools]
     except json.JSONDecodeError as error:
-        raise RowError(index, f"column {column!r} is not valid JSON: {error}", fix) from None
+        raise RowError(index, f"{where} is not valid JSON: {error}", fix) from None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         found = f"of type {type(tools).__name__}, not a list of mappings"
-        raise RowError(index, f"column {column!r} is {found}", fix)
+        raise RowError(index, f"{where} is {found}", fix)
     return [each for tool in tools for each in _described(tool)]
 
 

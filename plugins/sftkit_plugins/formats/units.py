@@ -45,7 +45,21 @@ class Units:
         return end
 
     def shared_end(self, first: str, second: str) -> int:
-        """Length of the common end of two texts, without a part of a tag or word."""
+        """Length of the common end of two texts, without a part of a tag or word.
+
+        Numbers are the same as others: a header may count the rounds.
+        """
+        counted = [["0" if unit.isdecimal() else unit for unit in self.of(text)] for text in (first, second)]
+        masked = ["".join(units) for units in counted]
+        length = self._shared_end(*masked)
+        kept = 0
+        for unit, original in zip(reversed(counted[0]), reversed(self.of(first)), strict=True):
+            if length < len(unit):
+                break
+            length, kept = length - len(unit), kept + len(original)
+        return kept
+
+    def _shared_end(self, first: str, second: str) -> int:
         cut = len(first) - shared(first[::-1], second[::-1])
         starts = (unit.start() for unit in self._unit.finditer(first))
         return len(first) - next((start for start in starts if start >= cut), len(first))
