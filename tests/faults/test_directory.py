@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,9 @@ def test_07_overwrite_removes_what_the_run_wrote_once_the_new_one_is_loaded(home
 def test_07_of_two_runs_that_start_at_once_one_is_refused_and_a_killed_one_is_replaced(start, configure, tmp_path):
     config = configure(train={"max_steps": 100_000, "save_steps": 100_000})
     two = [start("run", config, "-o", "run", "--resume", "auto") for _ in range(2)]
-    two[0].wait_until((tmp_path / "run" / MANIFEST).exists) if two[0].process.is_alive() else None
-    two[1].wait_until((tmp_path / "run" / MANIFEST).exists) if two[1].process.is_alive() else None
+    connection.wait([command.process.sentinel for command in two], timeout=120)
     refused, running = sorted(two, key=lambda command: command.process.is_alive())
+    running.wait_until((tmp_path / "run" / MANIFEST).exists)
     assert refused.wait() == 2
     assert f"error: run: process {running.process.pid} on {os.uname().nodename}" in refused.output
     assert "is running in this directory -> wait for its end" in refused.output
