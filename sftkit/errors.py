@@ -9,15 +9,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sftkit.redact import hide
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: what, where (a file and line, a key, a row, a plugin) and how to fix it."""
+    """One thing that is wrong: what, where (a file and line, a key, a row, a plugin) and how to fix it.
+
+    Secrets in the texts are hidden, such as the password in a URL.
+    """
 
     what: str
     where: str = ""
     fix: str = ""
     key: tuple[str, ...] = ()  # path inside the configuration, from which the file and line are found
+
+    def __post_init__(self) -> None:
+        for name in ("what", "where", "fix"):
+            object.__setattr__(self, name, hide(str(getattr(self, name))))
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -62,7 +71,7 @@ class HookError(RuntimeError):
     """
 
     def __init__(self, plugin: str, hook: str, error: Exception) -> None:
-        super().__init__(f"plugin {plugin}, hook {hook}: {type(error).__name__}: {error}")
+        super().__init__(hide(f"plugin {plugin}, hook {hook}: {type(error).__name__}: {error}"))
         self.plugin, self.hook = plugin, hook
 
 

@@ -8,6 +8,7 @@ import typer
 
 from sftkit.cli import cache, plugins, run, schema
 from sftkit.cli.commands import CommandGroup
+from sftkit.cli.process import prepare_process
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -37,6 +38,7 @@ def main() -> None:
     """Run the command line: exit 0 when done, 1 for a bug, 2 for what the user can fix, 130 on Ctrl-C."""
     from sftkit.errors import SftkitError
 
+    prepare_process()
     try:
         app()
     except SftkitError as error:

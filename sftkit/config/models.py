@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
+
+from sftkit.redact import without_secrets
 
 Where = str | list[str]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -89,7 +99,7 @@ class DataSection(Section):
 
 
 class RunConfig(Section):
-    """A complete run, resolved from the file, the command line and the defaults."""
+    """A complete run, resolved from the file, the command line and the defaults. Its JSON form has no secrets."""
 
     model: ModelSection
     data: DataSection
@@ -104,6 +114,11 @@ class RunConfig(Section):
             plugin: {option: function_name(value) if callable(value) else value for option, value in options.items()}
             for plugin, options in plugins.items()
         }
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _hide_secrets(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        hidden: dict[str, Any] = without_secrets(handler(self))
+        return hidden
 
 
 def function_name(function: Any) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sftkit.data.store import checksum
+from sftkit.redact import without_secrets
 
 ENTRY = "entry.json"
 ROWS = "rows.arrow"
@@ -100,7 +101,7 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 
     Args:
         key: the entry's name.
-        parts: what the key was computed from; stored for people to read.
+        parts: what the key was computed from; stored for people to read, without secrets.
         build: writes ``rows.arrow`` into a directory and returns the entry's ``info``.
 
     Returns:
@@ -127,7 +128,12 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 
 def build_entry(directory: Path, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Entry:
     """Build an entry in an empty directory."""
-    info = {**build(directory), "parts": parts, "created": time.time(), "checksum": checksum(directory / ROWS)}
+    info = {
+        **build(directory),
+        "parts": without_secrets(parts),
+        "created": time.time(),
+        "checksum": checksum(directory / ROWS),
+    }
     (directory / ENTRY).write_text(json.dumps(info, default=str) + "\n", encoding="utf-8")
     return Entry(directory, info)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 DONE = "done"  # the status of a finished run
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+NO_PROGRAMS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=")  # a repository's settings may name some to run
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
 
 
@@ -201,7 +202,7 @@ def git_commit() -> str | None:
     """The commit of the working directory, with ``-dirty`` where there are changes; None outside of a repository."""
     try:
         run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            ["git", *NO_PROGRAMS, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True,
             text=True,
             timeout=10,
