@@ -25,6 +25,7 @@ _USER = re.compile(r"(\w[\w+.-]*://)[^/\s'\"<>]+@")
 _QUERY = re.compile(r"(\w[\w+.-]*://[^\s'\"<>?]*\?)([^\s'\"<>]+)")
 _PARAMETER = re.compile(r"(^|[&;])([\w.\[\]%-]+)=[^&;#]+")
 _PAIR = re.compile(r"""((['"])(?P<name>[\w-]+)\2\s*:\s*|\b(?P<option>[\w-]+)=)(['"]).*?(?<!\\)\5""")
+_ASSIGNED = re.compile(r"(?<![\w-])(([\w-]+[.:])*([\w-]+)=)(?!\.\.\.|['\"])[^\s,'\"&}\])]+")
 _SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
     r"|\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bBearer\s+[\w.~+/=-]{8,}",
@@ -43,6 +44,7 @@ def hide(text: str) -> str:
         text = _USER.sub(rf"\1{HIDDEN}@", text)
         text = _QUERY.sub(lambda found: found[1] + _PARAMETER.sub(rf"\1\2={HIDDEN}", found[2]), text)
     text = _PAIR.sub(_hidden_pair, text)
+    text = _ASSIGNED.sub(lambda found: f"{found[1]}{HIDDEN}" if is_secret_name(found[3]) else found[0], text)
     return _SHAPES.sub(HIDDEN, text)
 
 

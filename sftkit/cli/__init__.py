@@ -8,7 +8,7 @@ import typer
 
 from sftkit.cli import cache, plugins, run, schema
 from sftkit.cli.commands import CommandGroup
-from sftkit.cli.process import prepare_process
+from sftkit.cli.process import prepare_process, print_traceback
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -48,3 +48,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except Exception as error:  # a bug
+        print_traceback(error)
+        sys.exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from types import TracebackType
 from typing import Any
 
 from sftkit.redact import hide
@@ -13,17 +12,17 @@ from sftkit.user_modules import keep_out_of_children
 
 
 def prepare_process() -> None:
-    """Secrets are hidden in log lines and tracebacks, and what the terminal cannot show is replaced."""
+    """Secrets are hidden in log lines, and what the terminal cannot show is replaced."""
     keep_out_of_children()
-    sys.excepthook = _print_traceback
     logging.setLogRecordFactory(_record)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # such as a Windows code page, which lacks most characters
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
 
 
-def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    print(hide("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)  # noqa: T201
+def print_traceback(error: BaseException) -> None:
+    """Print the traceback of a bug, without secrets."""
+    print(hide("".join(traceback.format_exception(error))), end="", file=sys.stderr)  # noqa: T201
 
 
 def _record(*arguments: Any, **options: Any) -> logging.LogRecord:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -10,6 +12,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     field_serializer,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -19,6 +22,14 @@ from sftkit.redact import without_secrets
 Where = str | list[str]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+_SET_NAME = re.compile(r"\w[\w .:+-]*")
+
+SET_NAME_FIX = "use letters, digits, spaces and any of _ . : + -"
+
+
+def misnamed_sets(names: Iterable[Any]) -> list[str]:
+    """The names that no evaluation set can have, such as ``../x``: they are part of metrics, tables and files."""
+    return [str(name) for name in names if not _SET_NAME.fullmatch(str(name))]
 
 
 class Section(BaseModel):
@@ -90,6 +101,13 @@ class DataSection(Section):
         description="special tokens around each text: one BOS and one EOS, what the tokenizer adds, or none; "
         "chat templates write their own",
     )
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _plain_names(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and (wrong := misnamed_sets(value)):
+            raise ValueError(f"an evaluation set cannot be named {wrong[0]!r}: {SET_NAME_FIX}")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
