@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -252,3 +253,109 @@ def test_25_errors_do_not_show_secrets():
     )
     assert SECRET not in problems
     assert "train.hub_token: cannot be set here" in problems
+
+
+def test_24_paths_with_brackets_spaces_and_other_scripts_work(start, configure, saved_model, tmp_path):
+    odd = tmp_path / "run [1] *x* é 数据"
+    odd.mkdir()
+    shutil.copytree(saved_model, odd / "model [2]")
+    config = configure(train={"max_steps": 4}, model={"name": str(odd / "model [2]")})
+    data = (tmp_path / "rows.jsonl").rename(odd / "rows [3].jsonl")
+    held_out = odd / "eval [4].jsonl"
+    held_out.write_text('{"prompt": "Why?", "completion": " So."}\n', encoding="utf-8")
+    config = config.rename(odd / "config [5].yaml")
+    given = ("run", config, f"data.train={data}", f"data.eval={held_out}", "-o", odd / "out [6]")
+    run = start(*given)
+    assert run.wait() == 0, run.output
+    assert (odd / "out [6]" / "model.safetensors").is_file()
+    resumed = start(*given, "train.max_steps=6", "--resume")
+    assert resumed.wait() == 0, resumed.output
+
+
+def test_24_a_cache_or_home_that_cannot_be_written_is_an_error(start, configure):
+    config = configure(train={"max_steps": 1, "save_strategy": "no"})
+    for variables in ({"SFTKIT_CACHE": "/dev/null/x"}, {"SFTKIT_CACHE": "", "HOME": "/dev/null"}):
+        run = start("run", config, "-o", "run", env=variables)
+        assert run.wait() == 2, run.output
+        assert "nothing can be written into the cache" in run.output
+        assert "set SFTKIT_CACHE to a directory" in run.output
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_24_commands_work_with_any_code_page(encoding, monkeypatch, tmp_path):
+    from sftkit.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "数据.jsonl"
+    data.write_text('{"prompt": "数据 \\ud83d\\ude00 ≤", "completion": " é█"}\n' * 2, encoding="utf-8")
+    given = ("-m", "demo", "-d", str(data), "-p", "no:checks")
+    commands = {"--help": 0, "plugins": 0, "plugins packing": 0, "cache list": 0, "preview": 0, "check": 0, "run": 2}
+    for command, code in commands.items():
+        written = io.BytesIO()
+        streams = [io.TextIOWrapper(written, encoding=encoding, write_through=True) for _ in range(2)]
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, name, stream)
+        more = given if command in ("preview", "check") else ("数据.yaml",) if command == "run" else ()
+        monkeypatch.setattr(sys, "argv", ["sftkit", *command.split(), *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        text = written.getvalue().decode(encoding)
+        assert int(ended.value.code or 0) == code, f"{command}: {text}"
+        assert "Traceback" not in text
+
+
+def test_24_a_run_does_not_replace_the_model_that_it_reads(start, configure, saved_model, tmp_path):
+    assert start("run", configure(train={"max_steps": 4}), "-o", "first").wait() == 0
+    before = (tmp_path / "first" / "model.safetensors").read_bytes()
+    for name in ("first", "first/checkpoint-4", tmp_path / "first" / ".." / "first"):
+        second = start("run", configure(model={"name": str(name)}), "-o", "first", "--overwrite")
+        assert second.wait() == 2
+        assert "the model is in the output directory" in second.output
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == before
+
+
+def test_26_each_broken_plugin_is_named_with_its_fix_and_harms_no_other(start, configure, tmp_path):
+    head = "from typing import Annotated\nfrom sftkit.api import Plugin, dataclass, hookimpl\n"
+    mark = "@dataclass(frozen=True, kw_only=True)\n"
+
+    def plugin(name: str, body: str) -> str:
+        return f'{head}{mark}class {name}(Plugin):\n    """Test."""\n{body}\n'
+
+    adapts = "    @hookimpl\n    def adapt_model(self, model):\n        return model\n"
+    modules = {
+        "raises": "raise RuntimeError('boo')",
+        "needs": "import no_such_package_here",
+        "missing": plugin("P", "    requires = ('no-such-package>=1',)\n"),
+        "version": plugin("P", "    requires = ('torch>=99',)\n"),
+        "first": plugin("P", adapts),
+        "second": plugin("P", adapts),
+        "hook": plugin("P", "    @hookimpl\n    def adapt_modle(self, model):\n        return model\n"),
+        "argument": plugin("P", "    @hookimpl\n    def adapt_model(self, modle):\n        return modle\n"),
+        "option": plugin("P", "    strength: float = 1.0\n"),
+        "fine": plugin("P", ""),
+    }
+    for name, code in modules.items():
+        (tmp_path / f"p_{name}.py").write_text(code, encoding="utf-8")
+    config = configure(train={"max_steps": 1, "save_strategy": "no"})
+    selected = [item for name in modules if name != "option" for item in ("-p", f"p_{name}:P")]
+    done = start("run", config, *selected, "-p", "p_option:P:strenght=2", "-p", "pakcing", "-o", "run")
+    assert done.wait() == 2
+    for expected in (
+        "plugin 'p_raises:P' is broken: RuntimeError: boo -> fix, uninstall or deselect the plugin",
+        "plugin 'p_needs:P' is broken: ModuleNotFoundError: No module named 'no_such_package_here'",
+        "plugin p_missing:P: needs the package no-such-package, which is not installed -> pip install",
+        "plugin p_version:P: needs torch>=99, but",
+        'pip install "torch>=99"',
+        "plugins p_first:P and p_second:P both fill the slot adapt_model -> keep one of",
+        "adapt_modle",
+        "did you mean 'adapt_model'?",
+        "modle",
+        "option strenght: no such option -> did you mean 'strength'?",
+        "no plugin is named 'pakcing' -> did you mean 'packing'?",
+    ):
+        assert expected in done.output
+    assert not (tmp_path / "run").exists()
+    works = start("run", config, "-p", "p_fine:P", "-o", "run")
+    assert works.wait() == 0, works.output
