@@ -6,9 +6,11 @@ What is listed here is loaded on first use; importing the package loads neither 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in typing, which `python -m sftkit` would look for in the working directory
 if TYPE_CHECKING:
+    from typing import Any
+
     from sftkit.data.documents import Formatter, RowError, Skipped, Span
     from sftkit.errors import ConfigError, DataError, Interrupted, Problem, RunError, SftkitError, TrainingError
     from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl

@@ -147,6 +147,7 @@ if TYPE_CHECKING:
         UnsuitedBatchError as UnsuitedBatchError,
         document_trials as document_trials,
     )
+    from sftkit.user_modules import import_user_module as import_user_module
 
 API_VERSION = "1.0"
 
@@ -198,6 +199,7 @@ _MODULES = {
     # Commands
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption pipeline_from",
     "console": "Display console show_data show_table",
+    "user_modules": "import_user_module",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

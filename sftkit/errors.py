@@ -10,15 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sftkit.redact import hide
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: what, where (a file and line, a key, a row, a plugin) and how to fix it."""
+    """One thing that is wrong: what, where (a file and line, a key, a row, a plugin) and how to fix it.
+
+    Secrets in the texts are hidden, such as the password in a URL.
+    """
 
     what: str
     where: str = ""
     fix: str = ""
     key: tuple[str, ...] = ()  # path inside the configuration, from which the file and line are found
+
+    def __post_init__(self) -> None:
+        for name in ("what", "where", "fix"):
+            object.__setattr__(self, name, hide(str(getattr(self, name))))
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -85,13 +94,13 @@ class HookError(RuntimeError):
     """
 
     def __init__(self, plugin: str, hook: str, error: Exception) -> None:
-        super().__init__(f"plugin {plugin}, hook {hook}: {type(error).__name__}: {error}")
+        super().__init__(hide(f"plugin {plugin}, hook {hook}: {type(error).__name__}: {error}"))
         self.plugin, self.hook = plugin, hook
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the known name nearest to ``name``, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""
 
 

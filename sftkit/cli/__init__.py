@@ -10,6 +10,7 @@ import typer
 
 from sftkit.cli import cache, plugins, run, schema
 from sftkit.cli.commands import CommandGroup
+from sftkit.cli.process import prepare_process, print_traceback
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -42,8 +43,10 @@ def main() -> None:
     or 143 if the run was interrupted.
     """
     from sftkit.errors import Interrupted, SftkitError
+    from sftkit.redact import hide
     from sftkit.run.distributed import is_main_process, world_size
 
+    prepare_process()
     try:
         app()
     except SftkitError as error:
@@ -55,11 +58,14 @@ def main() -> None:
             _say(f"interrupted: {error}")
         if is_main_process() and error.directory is not None:
             again = resume_command(sys.argv[1:], error.directory)
-            _say(f"continue with: {'torchrun ... ' * (world_size() > 1)}{again}")
+            _say(hide(f"continue with: {'torchrun ... ' * (world_size() > 1)}{again}"))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
+    except Exception as error:  # a bug
+        print_traceback(error)
+        sys.exit(1)
 
 
 def _say(text: str) -> None:

@@ -39,7 +39,7 @@ def pipeline_from(
 ) -> Pipeline:
     """The run that a command's arguments describe; without any, the embedded one.
 
-    Also prepares the process: log lines are plain, and modules in the working directory can be imported.
+    Also prepares the process: log lines are plain, without secrets.
 
     Args:
         arguments: at most one YAML file, and ``key=value`` overrides.
@@ -63,13 +63,11 @@ def pipeline_from(
 def _prepare_process() -> None:
     import logging
     import os
-    import sys
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("sftkit").setLevel(logging.INFO)
     # sftkit shows its own progress; set here, since the configuration is checked before transformers is imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sys.path.insert(0, os.getcwd())  # `-p package.module:Class` names the user's own modules
 
 
 def gather(

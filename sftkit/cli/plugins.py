@@ -13,13 +13,10 @@ def plugins(
 ) -> None:
     """List the installed plugins, or document one."""
     import json
-    import os
-    import sys
 
     from sftkit.plugin.describe import all_plugins, one_plugin
 
     if name:
-        sys.path.insert(0, os.getcwd())  # `package.module:Class` names the user's own modules, as for `run -p`
         info = one_plugin(name)
         typer.echo(json.dumps(info, indent=2)) if as_json else _show_one(info)
     else:

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from sftkit.config.duration import PATTERN, as_seconds
+from sftkit.redact import without_secrets
 
 Where = str | list[str]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 _TEXT = Annotated[str, Field(pattern=PATTERN)]
 Duration = Annotated[float, Field(gt=0), BeforeValidator(as_seconds, json_schema_input_type=PositiveFloat | _TEXT)]
+_SET_NAME = re.compile(r"\w[\w .:+-]*")
+
+SET_NAME_FIX = "use letters, digits, spaces and any of _ . : + -"
+
+
+def misnamed_sets(names: Iterable[Any]) -> list[str]:
+    """The names that no evaluation set can have, such as ``../x``: they are part of metrics, tables and files."""
+    return [str(name) for name in names if not _SET_NAME.fullmatch(str(name))]
 
 
 class Section(BaseModel):
@@ -89,6 +110,13 @@ class DataSection(Section):
         description="variables for the chat template, such as `enable_thinking: false`; those of a row override them",
     )
 
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _plain_names(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and (wrong := misnamed_sets(value)):
+            raise ValueError(f"an evaluation set cannot be named {wrong[0]!r}: {SET_NAME_FIX}")
+        return value
+
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
         if (self.train is None) == (self.mix is None):
@@ -126,7 +154,7 @@ class RunSection(Section):
 
 
 class RunConfig(Section):
-    """A complete run, resolved from the file, the command line and the defaults."""
+    """A complete run, resolved from the file, the command line and the defaults. Its JSON form has no secrets."""
 
     model: ModelSection
     data: DataSection
@@ -144,6 +172,11 @@ class RunConfig(Section):
             plugin: {option: function_name(value) if callable(value) else value for option, value in options.items()}
             for plugin, options in plugins.items()
         }
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _hide_secrets(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        hidden: dict[str, Any] = without_secrets(handler(self))
+        return hidden
 
 
 def function_name(function: Any) -> str:

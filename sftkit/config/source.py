@@ -14,6 +14,8 @@ from sftkit.errors import ConfigError, Problem
 
 Key = tuple[str, ...]
 
+MOST_VALUES = 100_000
+NESTED_FIX = "write fewer and flatter values"
 SHORT = {"model": "name", "data": "train"}  # `model: x` is short for `model: {name: x}`
 
 
@@ -26,7 +28,7 @@ class ConfigSource:
 
     def where(self, key: Key) -> str:
         """Place and name of a key, such as ``sft.yaml:7, data.max_length``."""
-        name = ".".join(key)
+        name = ".".join(map(str, key))  # YAML has keys that are no text
         for end in range(len(key), 0, -1):
             if key[:end] in self.places:
                 return f"{self.places[key[:end]]}, {name}"
@@ -60,6 +62,7 @@ def read_yaml(path: Path) -> ConfigSource:
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_size(root, str(path))
         values = yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(Problem("no such file", str(path), "use the path of a YAML file")) from None
@@ -73,6 +76,10 @@ def read_yaml(path: Path) -> ConfigSource:
         raise ConfigError(
             Problem(f"not valid YAML: {getattr(error, 'problem', error)}", where, "correct the line")
         ) from None
+    except (ValueError, OverflowError) as error:  # of a date or a number
+        raise ConfigError(Problem(f"not valid YAML: {error}", str(path), "put the value in quotes")) from None
+    except RecursionError:
+        raise ConfigError(Problem("the values are nested too deeply", str(path), NESTED_FIX)) from None
     if values is None:
         return ConfigSource()
     if not isinstance(values, dict):
@@ -82,6 +89,30 @@ def read_yaml(path: Path) -> ConfigSource:
     if problems:
         raise ConfigError(problems)
     return ConfigSource(values, places)
+
+
+def _check_size(root: Any, place: str) -> None:
+    """Raises:
+    ConfigError: if aliases make the values endless, or far more than the file has.
+    """
+    sizes: dict[int, int] = {}
+    inside: set[int] = set()
+
+    def size(node: Any) -> int:
+        if id(node) in inside:
+            line = f"{place}:{node.start_mark.line + 1}"
+            raise ConfigError(Problem("the value contains itself", line, "remove the alias"))
+        if id(node) not in sizes:
+            inside.add(id(node))
+            children = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
+            sizes[id(node)] = 1 + sum(map(size, parts))
+            inside.remove(id(node))
+        return sizes[id(node)]
+
+    if root is not None and (number := size(root)) > MOST_VALUES:
+        what = f"the aliases stand for {number:,} values, more than {MOST_VALUES:,}"
+        raise ConfigError(Problem(what, place, NESTED_FIX))
 
 
 def _collect_places(node: Any, key: Key, path: Path, places: dict[Key, str]) -> Iterable[Problem]:
@@ -117,7 +148,7 @@ def parse_value(text: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: of a date or a number
         return text
 
 

@@ -18,16 +18,41 @@ from pathlib import Path
 from typing import Any
 
 from sftkit.data.store import checksum
+from sftkit.errors import Problem, RunError
+from sftkit.redact import without_secrets
 
 ENTRY = "entry.json"
 ROWS = "rows.arrow"
+CACHE_FIX = "set SFTKIT_CACHE to a directory that can be written"
 
 
 def root() -> Path:
-    """The cache directory: ``$SFTKIT_CACHE``, else ``sftkit`` in the user's cache directory."""
+    """The cache directory: ``$SFTKIT_CACHE``, else ``sftkit`` in the user's cache directory.
+
+    Raises:
+        RunError: if there is none.
+    """
     if directory := os.environ.get("SFTKIT_CACHE"):
         return Path(directory).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftkit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftkit"
+    except RuntimeError as error:  # neither a variable nor the system names a home
+        raise RunError(Problem("there is no home directory for the cache", "SFTKIT_CACHE", CACHE_FIX)) from error
+
+
+def _made(directory: Path) -> Path:
+    """The directory, which is made if it does not exist.
+
+    Raises:
+        RunError: if nothing can be written there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return directory
+    except OSError as error:
+        what = f"nothing can be written into the cache: {error.strerror or error}"
+        raise RunError(Problem(what, str(directory), CACHE_FIX)) from error
 
 
 class Scratch:
@@ -40,8 +65,7 @@ class Scratch:
     def __init__(self) -> None:
         from filelock import FileLock
 
-        parent = root() / "rows"
-        parent.mkdir(parents=True, exist_ok=True)
+        parent = _made(root() / "rows")
         directory = tempfile.TemporaryDirectory(prefix="read-", dir=parent)
         lock = FileLock(f"{directory.name}.lock")
         lock.acquire()
@@ -100,7 +124,7 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 
     Args:
         key: the entry's name.
-        parts: what the key was computed from; stored for people to read.
+        parts: what the key was computed from; stored for people to read, without secrets.
         build: writes ``rows.arrow`` into a directory and returns the entry's ``info``.
 
     Returns:
@@ -108,8 +132,7 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
     """
     from filelock import FileLock
 
-    place = root() / "data" / key
-    place.parent.mkdir(parents=True, exist_ok=True)
+    place = _made(root() / "data") / key
     with FileLock(f"{place}.lock"):
         if (entry := find(place)) is not None:
             return entry, True
@@ -127,7 +150,12 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 
 def build_entry(directory: Path, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Entry:
     """Build an entry in an empty directory."""
-    info = {**build(directory), "parts": parts, "created": time.time(), "checksum": checksum(directory / ROWS)}
+    info = {
+        **build(directory),
+        "parts": without_secrets(parts),
+        "created": time.time(),
+        "checksum": checksum(directory / ROWS),
+    }
     (directory / ENTRY).write_text(json.dumps(info, default=str) + "\n", encoding="utf-8")
     return Entry(directory, info)
 

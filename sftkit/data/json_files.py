@@ -63,7 +63,7 @@ def _is_lines(name: str, start: list[Line]) -> bool:
 def _loaded(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
-    except ValueError:  # also of the encoding
+    except (ValueError, RecursionError):  # also of the encoding
         return None
 
 
@@ -154,6 +154,9 @@ def _values_of(name: str, text: str, numbers: list[int], where: str) -> Iterator
         except json.JSONDecodeError as error:
             line = numbers[min(text.count("\n", 0, error.pos), len(numbers) - 1)]
             raise DataError(Problem(f"not valid JSON: {error.msg}", f"{where}, {name}:{line}", JSON_FIX)) from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; values inside each other
+            line = numbers[text.count("\n", 0, at)]
+            raise DataError(Problem(f"not valid JSON: {error}", f"{where}, {name}:{line}", JSON_FIX)) from None
         yield numbers[text.count("\n", 0, at)], value, text[at:end]
         at = end + len(text) - end - len(text[end:].lstrip())
 

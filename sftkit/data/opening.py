@@ -104,7 +104,7 @@ def identity_of(name: str, where: str) -> list[Any]:
         info = system.info(path_in_system)
     except Exception as error:  # each file system has its own
         raise DataError(cannot_read(name, error, where)) from error
-    return [name, {key: str(value) for key, value in sorted(info.items())}]
+    return [name, {key: str(value) for key, value in sorted(info.items()) if key != "name"}]
 
 
 def cannot_read(name: str, error: BaseException, where: str) -> Problem:

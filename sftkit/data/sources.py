@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.models import SET_NAME_FIX, misnamed_sets
 from sftkit.config.train_fields import train_value
 from sftkit.data.files import Found, find_files
 from sftkit.data.hub import read_hub
@@ -108,6 +109,8 @@ def _eval_sets(evaluation: Any) -> Iterable[tuple[str, str, Any]]:
     if "train" in evaluation:
         what = "an evaluation set is named train, like the training data"
         raise DataError(Problem(what, "data.eval.train", "rename it"))
+    if wrong := misnamed_sets(evaluation):  # of loaded objects; the names in a configuration were checked
+        raise DataError(Problem(f"an evaluation set cannot be named {wrong[0]!r}", "data.eval", SET_NAME_FIX))
     return [(name, f"data.eval.{name}", value) for name, value in evaluation.items()]
 
 

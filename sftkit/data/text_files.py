@@ -85,7 +85,7 @@ def _csv_rows(
     limit = csv.field_size_limit(LARGEST_CELL)
     try:
         reader = csv.reader(("\n" if text is None else text for text in texts), delimiter=separator, strict=True)
-        header = _header(next(reader, []), f"{report.where}, {name}:1")
+        header = _header(reader, f"{report.where}, {name}:1")
         while True:
             start = reader.line_num + 1
             place = f"{name}:{start}"
@@ -107,7 +107,11 @@ def _csv_rows(
         csv.field_size_limit(limit)
 
 
-def _header(names: list[str], place: str) -> list[str]:
+def _header(reader: Iterator[list[str]], place: str) -> list[str]:
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise DataError(Problem(f"not valid CSV: {error}", place, "save the file again as CSV")) from None
     if len(names) == 1 and (other := next((char for char in ";\t|" if char in names[0]), None)):
         what = f"the header is one column, {names[0]!r}, which contains {other!r}"
         raise DataError(Problem(what, place, "separate cells by commas in .csv files, and by tabs in .tsv files"))

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
 from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.redact import without_secrets
 
 __all__ = ["Field", "Plugin", "dataclass", "hookimpl"]
 
@@ -69,4 +70,5 @@ def option_problem(cls: type[Plugin], error: dict[str, Any]) -> Problem:
         return Problem("no such option", where, nearest(path, names) or known, key)
     if error["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return Problem("this option is required", where, f"set it, as in {path}=...", key)
-    return Problem(f"{error['msg']}, not {error.get('input')!r}", where, "correct the value", key)
+    given = without_secrets(error.get("input"), key[-1] if key else "")
+    return Problem(f"{error['msg']}, not {given!r}", where, "correct the value", key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from importlib import metadata
@@ -11,6 +10,7 @@ from typing import Any
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin, option_names
 from sftkit.plugin.requirements import has_gpu, requirement_problem
+from sftkit.user_modules import import_user_module
 
 GROUP = "sftkit"
 
@@ -51,7 +51,7 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
         raise ConfigError(Problem(f"no plugin is named {name!r}", where, fix))
     module, _, attribute = value.partition(":")
     try:
-        cls: Any = importlib.import_module(module)
+        cls: Any = import_user_module(module)
         for part in attribute.split("."):
             cls = getattr(cls, part)
     except (Exception, SystemExit) as error:  # whatever an import raises, only this plugin is broken

@@ -93,6 +93,7 @@ class RunDirectory:
         if not is_main_process():
             return []
         try:
+            where.encode()  # not so if the locale lacks the characters of the name, which libraries need as UTF-8
             return self._problems(where, resume, overwrite)
         except (OSError, ValueError) as error:  # such as a name that is too long
             return [Problem(f"the directory cannot be used: {error}", repr(where), OTHER)]

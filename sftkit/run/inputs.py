@@ -58,6 +58,7 @@ class RunInputs:
         needed = ["make_formatter", *(slot for slot, value in loaded.items() if value is None)]
         problems = plugins.unfilled(needed)
         problems += precision_problems(config, self.model, bool(plugins.fillers("adapt_model")))
+        problems += _read_and_written(config)
         options = plugins.model_options(config)
         if self.model is None:
             return problems
@@ -66,6 +67,17 @@ class RunInputs:
             what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
             problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))
         return problems
+
+
+def _read_and_written(config: RunConfig) -> list[Problem]:
+    """The problem of a model in the output directory: the run would replace its files while it uses them."""
+    output = config.train.get("output_dir")
+    if output is None or not Path(config.model.name).is_dir():
+        return []
+    output, model = Path(output).resolve(), Path(config.model.name).resolve()
+    if output != model and output not in model.parents:
+        return []
+    return [Problem("the model is in the output directory", "model.name", "choose another --output DIR")]
 
 
 def stops_early(callback: Any) -> bool:

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from sftkit import DISTRIBUTION
 from sftkit.config.resume_fields import train_values
 from sftkit.config.train_fields import data_seed, train_value
+from sftkit.redact import without_secrets
 from sftkit.run.distributed import world_size
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
+NO_PROGRAMS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=")  # a repository's settings may name some to run
 _KEYS = {"status", "parts", "config", "train", "plugins", "data", "versions", "writes"}
 
 
@@ -53,8 +55,8 @@ def new_manifest(config: RunConfig, plugins: PluginSet) -> dict[str, Any]:
 
 
 def as_read(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as they are read back from the manifest's file."""
-    read: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    """Values as they are read back from the manifest's file, which has no secrets."""
+    read: dict[str, Any] = without_secrets(json.loads(json.dumps(values, default=str)))
     return read
 
 
@@ -71,7 +73,7 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest; at any moment the file on disk is a complete one."""
     partial = directory / f".{MANIFEST}.partial"
     with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=2, default=str) + "\n")
+        file.write(json.dumps(as_read(manifest), indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(directory / MANIFEST)
@@ -121,7 +123,7 @@ def git_commit() -> str | None:
     """The commit of the working directory, with ``-dirty`` where there are changes; None outside of a repository."""
     try:
         run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            ["git", *NO_PROGRAMS, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             capture_output=True,
             text=True,
             timeout=10,

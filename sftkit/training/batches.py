@@ -16,6 +16,7 @@ from torch import Tensor
 from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.training.collate import Collator
 from sftkit.training.targets import Targets, trained_positions
+from sftkit.user_modules import DirectoryFinder, finders
 
 ROW_SHARES = "row_shares"
 POSITIONS = "trained_positions"  # found before the batch is on its device, where finding them would wait for it
@@ -42,6 +43,14 @@ class WithPositions:
         if "labels" in batch:
             batch[POSITIONS] = trained_positions(batch["labels"])
         return batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In a data worker, the user's modules are found before the collator is loaded, which may be one of theirs."""
+        return _with_positions, (finders(), self.collator)
+
+
+def _with_positions(_: list[DirectoryFinder], collator: Collator) -> WithPositions:
+    return WithPositions(collator)
 
 
 @dataclass(frozen=True)

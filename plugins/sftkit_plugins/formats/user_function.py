@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +23,7 @@ from sftkit.api import (
     RowError,
     Skipped,
     Span,
+    import_user_module,
     is_weight,
     nearest,
 )
@@ -188,18 +187,12 @@ def import_function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise _unusable(f"{name!r} is not of the form module:function", "write, for example, prompts:format_row")
-    directory = os.getcwd()
-    sys.path.insert(0, directory)
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = import_user_module(module)
     except Exception as error:  # the user's module may raise anything
         what = f"`import {module}` raises {_error_text(error)}"
-        fix = f"fix the module, or start sftkit in the directory of {module}.py (it looked in {directory} first)"
+        fix = f"fix the module, or start sftkit in the directory of {module}.py (now it is {os.getcwd()})"
         raise _unusable(what, fix) from error
-    finally:
-        sys.path.remove(directory)
-        if directory not in sys.path:
-            sys.path.append(directory)  # for later imports of the module, and for unpickling in workers
     for part in attribute.split("."):
         if not hasattr(found, part):
             known = nearest(part, vars(found)) or f"the module was read from {getattr(found, '__file__', module)}"

@@ -71,6 +71,7 @@ def work(task: str, source: Path, target: Path) -> str:
     """
     command = [sys.executable, "-m", "sftkit_plugins.gptq.worker", task, str(source), str(target / ROWS), str(target)]
     variables = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    variables["PYTHONSAFEPATH"] = "1"  # not from the working directory
     with (target / LOG).open("w", encoding="utf-8") as log:
         done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
     if done.returncode:

@@ -34,8 +34,12 @@ def adapter_problems(config: RunConfig) -> Iterator[Problem]:
     if problem := requirement_problem(PEFT, "model.name: a PEFT adapter"):
         yield problem
     if not Path(name, "adapter_model.safetensors").is_file():
+        what = f"there is no adapter_model.safetensors in {name!r}"
         fix = "save the adapter again with peft's save_pretrained"
-        yield Problem(f"there is no adapter_model.safetensors in {name!r}", "model.name", fix, key)
+        if Path(name, "adapter_model.bin").is_file():
+            what = f"the adapter's weights in {name!r} are a pickle, which can run code when it is read"
+            fix = "convert it in an environment that you trust: load the adapter and call its save_pretrained"
+        yield Problem(what, "model.name", fix, key)
 
 
 def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
