@@ -97,7 +97,7 @@ REFUSED = {
     ),
     "scheduler that lacks one": ({"lr_scheduler_type": "warmup_stable_decay"}, {}, "lr_scheduler_type", "num_decay_steps"),
     "schedule that fails later": (
-        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, {}, "lr_scheduler_kwargs", "takes: ",
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, {}, "lr_scheduler_kwargs", "are: lr_end, power",
     ),
     "schedule that falls below 0": (
         {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": -1}}, {}, "lr_scheduler_kwargs", "gives -",
