@@ -236,6 +236,40 @@ def test_a_collator_that_changes_the_tokens_is_refused():
         enter(tiny_model(), rows_of(), Reversed()).__enter__()
 
 
+def test_a_model_may_change_its_embeddings_in_place():
+    model = tiny_model()
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: (args[0].mul_(2.0),))
+    with enter(model, rows_of()):
+        pass
+
+
+def test_whatever_a_model_raises_for_packed_rows_is_the_reason_of_the_refusal():
+    model = tiny_model()
+
+    def fail(module, args, kwargs):
+        if kwargs["position_ids"] is not None and kwargs["position_ids"].diff().min() < 0:
+            raise IndexError("out of\nbounds")
+
+    model.model.register_forward_pre_hook(fail, with_kwargs=True)
+    with pytest.raises(ConfigError, match=r"does not isolate packed documents .*IndexError: out of bounds -> drop"):
+        enter(model, rows_of()).__enter__()
+
+
+def test_a_model_that_adds_up_its_rounding_is_not_refused():
+    model = tiny_model(num_hidden_layers=1)
+    layer = model.model.layers[0]
+
+    def repeat(module, args, kwargs, output):  # one layer, again and again, as in a recursive model
+        for _ in range(6):
+            output = plain(output * 3, *args[1:], **kwargs)
+        return output
+
+    plain = layer.forward
+    layer.register_forward_hook(repeat, with_kwargs=True)
+    with enter(model, rows_of()):
+        pass
+
+
 def test_a_leak_of_gradients_alone_is_found():
     class Leaks(torch.autograd.Function):
         @staticmethod

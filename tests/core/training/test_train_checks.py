@@ -132,6 +132,12 @@ REFUSED = {
     "push while offline": ({"push_to_hub": True}, {}, "push_to_hub", "HF_HUB_OFFLINE"),
     "level of the log": ({"log_level": "loud"}, {}, "log_level", "warning"),
     "counted tokens": ({"include_num_input_tokens_seen": "some"}, {}, "include_num_input_tokens_seen", "non_padding"),
+    "order of a stream": (
+        {"train_sampling_strategy": "group_by_length"}, {"config": {"data": {"streaming": True}}},
+        "train_sampling_strategy", "its own order",
+    ),
+    "column of lengths": ({"length_column_name": "length"}, {}, "length_column_name", "number of its tokens"),
+    "near name": ({"optim": "adamw_8bitt"}, {}, "optim", "there is no 'adamw_8bitt' -> did you mean 'adamw_8bit'?"),
     "order of the rows": ({"train_sampling_strategy": "shuffled"}, {}, "train_sampling_strategy", "group_by_length"),
     "name of the directory": ({"output_dir": "a" * 300}, {}, repr("a" * 300), "choose another"),
 }  # fmt: skip
