@@ -256,16 +256,10 @@ def test_whatever_a_model_raises_for_packed_rows_is_the_reason_of_the_refusal():
 
 
 def test_a_model_that_adds_up_its_rounding_is_not_refused():
-    model = tiny_model(num_hidden_layers=1)
-    layer = model.model.layers[0]
-
-    def repeat(module, args, kwargs, output):  # one layer, again and again, as in a recursive model
-        for _ in range(6):
-            output = plain(output * 3, *args[1:], **kwargs)
-        return output
-
-    plain = layer.forward
-    layer.register_forward_hook(repeat, with_kwargs=True)
+    try:
+        model = tiny_model("hrm_text", initializer_range=0.3)  # it applies its layers many times
+    except ValueError as error:
+        pytest.skip(f"transformers {transformers.__version__}: {error}")
     with enter(model, rows_of()):
         pass
 

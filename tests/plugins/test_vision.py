@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
