@@ -26,7 +26,7 @@ test-all: lint  ## also the slow tests, with coverage
 	$(PYTEST) --cov=sftkit --cov=sftkit_commands --cov=sftkit_plugins --cov=sftkit_trl --cov-report=term:skip-covered
 
 test-floors: $(FLOORS)/.done  ## the tests on the oldest supported transformers, datasets and peft
-	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS) -m "not slow" tests/core tests/plugins
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS) -m "not slow" tests/core tests/plugins tests/trl
 
 lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files against their script
 	$(BIN)/ruff check .

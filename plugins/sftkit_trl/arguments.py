@@ -84,7 +84,9 @@ class TrainingArguments(transformers.TrainingArguments):
                 setattr(self, new, value)
                 setattr(self, old, None)
         self._merge_old()
-        super().__post_init__()
+        ratio, self.warmup_ratio = self.warmup_ratio, None  # type: ignore[assignment]
+        super().__post_init__()  # transformers 5.12 lets a ratio override the steps
+        self.warmup_ratio = ratio
 
     def _merge_old(self) -> None:
         if self.warmup_ratio and not self.warmup_steps:  # type: ignore[has-type]

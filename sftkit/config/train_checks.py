@@ -246,6 +246,9 @@ def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem
         implied = key == "greater_is_better" and _needs_metric(config)
         if train.get(key) is not None and not implied and not any(other in train for other in needed):
             yield _problem(key, f"does nothing without train.{needed[0]}", f"set train.{needed[0]}, or remove {key}")
+    if config.data.streaming and train.get("train_sampling_strategy", "random") not in ("random", "sequential"):
+        what = f"a stream is read in its own order, not {train['train_sampling_strategy']}"
+        yield _problem("train_sampling_strategy", what, "remove it, or set data.streaming=false")
     if train.get("lr_scheduler_kwargs") and train.get("lr_scheduler_type") in ("constant", "constant_with_warmup"):
         what = f"the scheduler {train['lr_scheduler_type']} takes no arguments"
         yield _problem("lr_scheduler_kwargs", what, "remove it, or choose another train.lr_scheduler_type")

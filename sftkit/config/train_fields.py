@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import operator
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ REFUSED = {
     ),
     "hub_token": "set HF_TOKEN in the environment: secrets do not belong in a configuration",
     "remove_unused_columns": "remove it: the collator takes the columns that the model needs",
+    "length_column_name": "remove it: the length of a row is the number of its tokens",
     "label_names": "remove it: the labels are always in `labels`",
     "resume_from_checkpoint": "use --resume",
     "do_train": "remove it, or set train.max_steps=0 to evaluate only",
@@ -238,8 +240,17 @@ def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[s
             try:
                 coerced[key] = _coerce(value, fields[key].annotation)
             except ValueError:
-                problems.append((key, f"{value!r} is of the wrong type", f"use {_plain(fields[key].annotation)}"))
+                problems.append((key, *_wrong(value, fields[key].annotation)))
     return coerced, problems
+
+
+def _wrong(value: Any, annotation: Any) -> tuple[str, str]:
+    """Message and fix of a value that a field does not take."""
+    members = (annotation, *typing.get_args(annotation))
+    choices = [name for each in members if typing.get_origin(each) is Literal for name in typing.get_args(each)]
+    if choices and isinstance(value, str):
+        return f"there is no {value!r}", nearest(value, map(str, choices)) or f"use {_plain(annotation)}"
+    return f"{value!r} is of the wrong type", f"use {_plain(annotation)}"
 
 
 def _coerce(value: Any, annotation: Any) -> Any:
@@ -266,10 +277,22 @@ def _mapping_or_path(text: str) -> Any:
     return json.loads(text)  # its error is a ValueError
 
 
+_IN_WORDS: dict[Any, str] = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+}
+
+
 def _plain(annotation: Any) -> str:
-    """A type in words, such as ``one of linear, cosine`` or ``int or None``."""
+    """A type in words, such as ``one of linear, cosine`` or ``a whole number or null``."""
     if typing.get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, typing.get_args(annotation)))}"
-    if typing.get_origin(annotation) is Union:
+    if typing.get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_plain(member) for member in typing.get_args(annotation))
-    return {type(None): "None", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    plain = typing.get_origin(annotation) or annotation
+    return _IN_WORDS.get(plain, getattr(plain, "__name__", str(plain)))

@@ -25,8 +25,9 @@ def base_model(model: Any) -> Any:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer of any library."""
-    # By name: quantized layers and GPT-2's Conv1D are not subclasses of nn.Linear.
-    return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
+    # By name: quantized layers and GPT-2's Conv1D are not subclasses of nn.Linear. A KimiLinearModel is no layer.
+    name = type(module).__name__
+    return name == "Conv1D" or ("Linear" in name and hasattr(module, "in_features"))
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -49,7 +50,8 @@ def parts_of(model: Any, projectors: Collection[str] = ()) -> dict[str, Part]:
         The part by module name, for each module that has parameters of its own or no submodules.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    tower, decoder = (names[id(part)] for part in (model.get_encoder(modality="image"), model.get_decoder()))
+    # A model that was made without a vision tower may return None for it.
+    tower, decoder = (names.get(id(part), "") for part in (model.get_encoder(modality="image"), model.get_decoder()))
     head = model.get_output_embeddings()
     parts: dict[str, Part] = {}
     for name, module in model.named_modules():

@@ -70,5 +70,30 @@ def option_problem(cls: type[Plugin], error: dict[str, Any]) -> Problem:
         return Problem("no such option", where, nearest(path, names) or known, key)
     if error["type"] in ("missing", "missing_keyword_only_argument", "missing_argument"):
         return Problem("this option is required", where, f"set it, as in {path}=...", key)
-    given = without_secrets(error.get("input"), key[-1] if key else "")
-    return Problem(f"{error['msg']}, not {given!r}", where, "correct the value", key)
+    return Problem(wrong_value(error), where, "correct the value", key)
+
+
+#: What pydantic's errors of a limit say of the value, by their type.
+_LIMITS = {
+    "greater_than": "above",
+    "greater_than_equal": "at least",
+    "less_than": "below",
+    "less_than_equal": "at most",
+}
+
+
+def wrong_value(error: Mapping[str, Any], several: bool = False) -> str:
+    """What is wrong with a value, from a pydantic error.
+
+    Args:
+        error: one of ``ValidationError.errors()``.
+        several: whether the field takes several types, each of which has an error of its own.
+    """
+    place = error["loc"]
+    value = without_secrets(error.get("input"), str(place[-1]) if place else "")
+    if several:
+        return f"{value!r} is none of the values that it takes"
+    if limit := _LIMITS.get(error["type"]):
+        return f"{value!r} is out of range: it must be {limit} {next(iter(error['ctx'].values())):g}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{value!r} is not possible: {message}"

@@ -14,6 +14,7 @@ from sftkit.config.source import SHORT, ConfigSource
 from sftkit.config.train_checks import value_problems
 from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only
 from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.plugin.base import wrong_value
 from sftkit.plugin.registry import plugin_advice
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
         return Problem(item["msg"].removeprefix("Value error, "), where, "correct the section")
     field = cls.model_fields.get(str(item["loc"][0]))
     fix = f"{field.description}" if field and field.description else "correct the value"
-    return Problem(f"{item['msg']}, not {item.get('input')!r}", where, fix)
+    return Problem(wrong_value(item, several=len(item["loc"]) > _depth(cls, item["loc"])), where, fix)
 
 
 def _train(source: ConfigSource, trains: bool) -> tuple[dict[str, Any], list[Problem]]:

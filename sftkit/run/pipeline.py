@@ -272,7 +272,7 @@ class Pipeline:
             config, plugins = resolve(self._source, choices_from(ConfigSource({"plugins": self._choices})), trains)
         except SftkitError as error:
             raise ConfigError([*error.problems, *problems]) from None
-        problems += self._inputs.problems(config, plugins)
+        problems += self._placed(self._inputs.problems(config, plugins))
         if trains:
             problems += self._placed(training_problems(config, around := self._inputs.surroundings(config, plugins)))
             if not problems:  # transformers is only asked if nothing else is wrong: it takes seconds to import

@@ -8,7 +8,8 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sftkit.config.train_fields import DEFAULTS
+from sftkit.config.train_checks import METRICS, best_metric
+from sftkit.config.train_fields import DEFAULTS, train_value
 from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def argument_values(config: RunConfig, has_eval: bool, metrics: bool = False) ->
     values = {**DEFAULTS, "dataloader_pin_memory": torch.accelerator.is_available()}
     if metrics:
         values["prediction_loss_only"] = False
+    strange = bool(best_metric(config)) and not best_metric(config).endswith(METRICS)
+    if has_eval and strange and train_value(config, "eval_strategy") != "no":
+        values["eval_on_start"] = True  # whether anything computes the metric is known before the first step
     values |= {
         name: copy.deepcopy(value) for name, value in config.train.items()
     }  # some are changed when they are read

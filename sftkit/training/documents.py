@@ -29,7 +29,9 @@ QUANTIZED = 2**-7  # rounding of 8 bits
 
 
 def difference_from_alone(model: Any, trials: Sequence[Trial], autocast: torch.dtype | None = None) -> str | None:
-    """How documents of a batch differ from the same documents alone; None if they do not, but for rounding.
+    """How documents of a batch differ from the same documents alone, or what the model raises; None if they are equal.
+
+    Differences that rounding explains are none.
 
     Compares the logits at both ends of documents, and the gradients of a function of them by the input embeddings.
     Embeddings outside the document must have no gradient at all. Model, modes and random state are unchanged.
@@ -45,8 +47,10 @@ def difference_from_alone(model: Any, trials: Sequence[Trial], autocast: torch.d
             for trial in trials:
                 if (found := _difference(caller, trial)) is not None:
                     return found + (f", in rows longer than {trial.limit}" if trial.limit else "")
-        except (TypeError, AttributeError) as error:  # the model's forward takes no such batch
-            return f"{type(error).__name__}: {error}"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model may raise anything for batches or modes that it does not support
+            return " ".join(f"{type(error).__name__}: {error}".split())
     return None
 
 
@@ -72,8 +76,8 @@ def _compare(caller: _Caller, trial: Trial, gradients: bool) -> str | None:
     for number, document in enumerate(trial.documents):
         differentiated = gradients and number in trial.targets
         alone = caller.alone(document, differentiated)
-        tolerance = caller.tolerance(document, alone)
         apart = _apart(whole.logits[number], alone.logits[0])
+        tolerance = caller.tolerance(document, alone, apart)
         place = document.start % trial.batch["input_ids"].shape[1]
         what = f"a document of {len(document.ids)} tokens at place {place} of its row"
         if not apart <= tolerance:
@@ -121,6 +125,7 @@ class _Caller:
         self._device = next(self._embedding.parameters()).device
         self._keeps = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
         self._tolerance: float | None = None
+        self._measured = False
 
     def batch(self, trial: Trial, gradients: bool) -> _Result:
         """The collator's batch."""
@@ -159,7 +164,7 @@ class _Caller:
             signs[..., ::2] = -1
             made = (output * (1 + noise * signs)).detach().requires_grad_(gradients)
             held.append(made)
-            return made
+            return made.clone()  # which the model may change in place
 
         handle = self._embedding.register_forward_hook(changed) if gradients or noise else None
         try:
@@ -183,9 +188,13 @@ class _Caller:
         (gradient,) = torch.autograd.grad(total, [result.embedded])
         return gradient.flatten(0, 1).float()
 
-    def tolerance(self, document: Placed, alone: _Result) -> float:
-        """The distance that rounding explains, measured by embeddings that are moved by about as much."""
-        if self._tolerance is None:
+    def tolerance(self, document: Placed, alone: _Result, apart: float) -> float:
+        """The distance that rounding explains.
+
+        In half precision, or where a document is further apart than usual, it is measured: the document is run with
+        embeddings that are moved by about as much. A model that applies its layers many times adds up its rounding.
+        """
+        if self._tolerance is None or (not self._measured and not apart <= self._tolerance):
             weight = next(self._embedding.parameters())
             kinds = [kind for kind in (alone.logits[0].dtype, weight.dtype) if kind.is_floating_point]
             single = torch.finfo(torch.float32).eps
@@ -195,7 +204,8 @@ class _Caller:
             if getattr(base_model(self._model), "hf_quantizer", None) is not None:
                 epsilon = max(epsilon, QUANTIZED)
             self._tolerance = EPSILONS * max(epsilon, single * weight.shape[-1] ** 0.5)
-            if epsilon > single:
+            self._measured = epsilon > single or not apart <= self._tolerance
+            if self._measured:
                 moved = self.alone(document, noise=epsilon)
                 self._tolerance = max(self._tolerance, EPSILONS * _apart(moved.logits[0], alone.logits[0]))
         return self._tolerance

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.trainer_pt_utils import nested_concat
 
+from sftkit.errors import Problem, RunError
 from sftkit.training.batches import Batch
 from sftkit.training.head import LossHead
 from sftkit.training.measures import or_one
@@ -63,3 +64,21 @@ def token_means(sums: Sequence[RowSums]) -> dict[str, float]:
     totals = dict(zip(sums[0].names, table.double().sum(0).tolist(), strict=True))
     loss, weights, tokens = (totals.pop(name) for name in ("loss", "weights", "tokens"))
     return {"loss": loss / (weights or 1.0), **{name: total / max(tokens, 1.0) for name, total in totals.items()}}
+
+
+def require_metric(arguments: Any, metrics: Mapping[str, float]) -> None:
+    """Refuse a training whose best model is chosen by a metric that an evaluation did not compute.
+
+    Args:
+        arguments: `transformers.TrainingArguments`.
+        metrics: of all evaluation sets.
+
+    Raises:
+        RunError: with the names of the metrics.
+    """
+    name = arguments.metric_for_best_model
+    if name is None or (full := f"eval_{name.removeprefix('eval_')}") in metrics:
+        return
+    known = [metric for metric in metrics if metric.startswith("eval_")]
+    fix = f"use one of {', '.join(known)}"
+    raise RunError(Problem(f"nothing computes the metric {full}", "train.metric_for_best_model", fix))

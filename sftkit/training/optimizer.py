@@ -5,19 +5,27 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from sftkit.errors import Problem
 
 STEPS = 10  # of the schedule, after its warm-up
+#: Messages of Python about the arguments of a call: one that it does not take, or those that are missing.
+_ARGUMENT = re.compile(r"unexpected keyword argument ('.+?')|missing \d+ required [\w-]+ arguments?: (.+)")
 _TRIALS = ("3", "0.3", "true", "std")  # values that show whether an option is read
 
 
 def refused(key: str, error: Exception, fix: str = "") -> Problem:
     """A problem of a field of ``train``, from what a library raised."""
     message = " ".join(str(error).split())
-    what = message if isinstance(error, ValueError | ImportError) and message else f"{type(error).__name__}: {message}"
+    if isinstance(error, TypeError) and (match := _ARGUMENT.search(message)):
+        what = f"there is no option {match[1]}" if match[1] else f"needs {match[2]}"
+    elif isinstance(error, ValueError | ImportError) and message:
+        what = message
+    else:
+        what = f"{type(error).__name__}: {message}"
     return Problem(what, f"train.{key}", fix or f"correct train.{key}", ("train", key))
 
 
@@ -48,7 +56,9 @@ def optimizer_problems(arguments: Any, on_cpu: bool) -> Iterator[Problem]:
                     weight.grad = weight.detach().clone()
             optimizer.step()
     except Exception as error:  # whatever the optimizer's package raises, it is about these values
-        yield refused(_guilty(arguments), error, "install what it needs, or choose another train.optim")
+        key = _guilty(arguments)
+        fix = "install what it needs, or choose another train.optim" if key == "optim" else "correct its values"
+        yield refused(key, error, fix)
         return
     yield from _schedule_problems(arguments, optimizer)
 
@@ -149,4 +159,5 @@ def _schedule_fix(kind: Any) -> str:
 
     ours = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs")
     names = [name for name in inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters if name not in ours]
-    return f"{kind.value} takes: {', '.join(names)}" if names else f"{kind.value} takes no train.lr_scheduler_kwargs"
+    options = f"the options of {kind.value} in train.lr_scheduler_kwargs are: {', '.join(names)}"
+    return options if names else f"{kind.value} takes no train.lr_scheduler_kwargs"

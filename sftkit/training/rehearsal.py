@@ -50,7 +50,7 @@ def rehearse(config: RunConfig, has_eval: bool) -> list[Problem]:
 
 
 def _problems(config: RunConfig, has_eval: bool) -> list[Problem]:
-    problems = [*_reports(config), *_sharding(config), *_checkpointing(config), *_device(config), *_hub(config)]
+    problems = [*_reports(config), *_sharding(config), *_checkpointing(config), *_hub(config)]
     problems += _compiling(config)
     arguments, wrong = _arguments(config, has_eval)
     problems += wrong
@@ -165,18 +165,6 @@ def _on_cpu(config: RunConfig) -> bool:
     import torch
 
     return bool(config.train.get("use_cpu")) or torch.accelerator.current_accelerator() is None
-
-
-def _device(config: RunConfig) -> Iterator[Problem]:
-    """What the device cannot do."""
-    from transformers.utils import is_torch_tf32_available
-
-    if config.train.get("fp16") and _on_cpu(config):
-        fix = "set train.bf16=true and train.use_cpu=true, or remove train.fp16"
-        yield Problem("a CPU does not train in fp16", "train.fp16", fix, ("train", "fp16"))
-    if config.train.get("tf32") and not is_torch_tf32_available():
-        fix = "remove train.tf32"
-        yield Problem("tf32 needs a GPU of NVIDIA's Ampere generation or newer", "train.tf32", fix, ("train", "tf32"))
 
 
 def _hub(config: RunConfig) -> Iterator[Problem]:

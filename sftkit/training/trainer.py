@@ -17,7 +17,7 @@ from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import ROWS, Batch, WithPositions, window_weight
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
-from sftkit.training.evaluation import RowSums, token_means
+from sftkit.training.evaluation import RowSums, require_metric, token_means
 from sftkit.training.guarded import GuardedTrainer
 from sftkit.training.head import LossHead
 from sftkit.training.loaders import (
@@ -219,9 +219,12 @@ class TokenLossTrainer(GuardedTrainer):
         return loss, outputs
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
-        """As in the Trainer."""
+        """As in the Trainer; in a training, the metric by which models are compared must be there."""
         with self._asked_for_losses(), self.measures.paused():
-            return super().evaluate(*arguments, **options)
+            metrics = super().evaluate(*arguments, **options)
+        if self.is_in_train and "metric_key_prefix" not in options:  # of all sets together
+            require_metric(self.args, metrics)
+        return metrics
 
     def predict(self, *arguments: Any, **options: Any) -> Any:
         """As in the Trainer."""

@@ -122,7 +122,18 @@ FAULTS = {
     "no learning rate": ({"train": {"learning_rate": 0.0}}, "configuration", "0.0 is out of range"),
     "a stream without max_steps": ({"data": {"streaming": True}}, "configuration", "max_steps"),
 }
+OTHER = [{"prompt": f"Other {number}? ", "completion": f"Yes {number}."} for number in range(5)]
 DOUBTS = {
+    "evaluations after the end": (
+        {"train": {"eval_strategy": "steps", "eval_delay": 100}, "eval": OTHER},
+        "evaluation",
+        "ends before the first evaluation",
+    ),
+    "a single evaluation": (
+        {"train": {"eval_strategy": "steps", "eval_steps": 100}, "eval": OTHER},
+        "evaluation",
+        "only after its last step",
+    ),
     "warm-up longer than the run": ({"train": {"warmup_steps": 100}}, "warm-up", "never reached"),
     "duplicates": ({"rows": [*GOOD, *GOOD]}, "duplicates", "20 of 40"),
     "some completions cut": ({"rows": [*GOOD, *LONG[:4]]}, "length", "4 completions were cut"),

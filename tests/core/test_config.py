@@ -50,7 +50,7 @@ def test_every_unknown_key_is_reported_with_file_and_line(tmp_path):
     assert "sft.yaml:1, model.nmae: no such key -> did you mean 'name'?" in text
     assert "sft.yaml:4, data.max_lenght: no such key -> did you mean 'max_length'?" in text
     assert "sft.yaml:6, train.lerning_rate: no such training argument -> did you mean 'learning_rate'?" in text
-    assert "sft.yaml:7, train.max_steps: 'many' is of the wrong type -> use int" in text
+    assert "sft.yaml:7, train.max_steps: 'many' is of the wrong type -> use a whole number" in text
     assert "sft.yaml:10, plugins.neftune.alhpa: no such option -> did you mean 'alpha'?" in text
     assert "sft.yaml:11, modle: no such section -> did you mean 'model'?" in text
 
@@ -82,7 +82,7 @@ def test_functions_are_named_in_a_configuration_as_json():
 
 def test_an_invalid_value_is_reported_once_with_what_is_allowed(tmp_path):
     text = problems_of(write(tmp_path, "model: demo\ndata: {train: a, max_length: 0, eval: 1.5}\n"))
-    assert "data.max_length: Input should be greater than 0" in text
+    assert "data.max_length: 0 is out of range: it must be above 0" in text
     assert text.count("data.eval") == 1
 
 

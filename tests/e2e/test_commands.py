@@ -74,7 +74,7 @@ def test_every_problem_of_a_file_is_reported_at_once_with_its_line(cli, bad_file
         "error: bad.yaml:1, modle: no such section -> did you mean 'model'?",
         "error: bad.yaml:3, data.max_lenght: no such key -> did you mean 'max_length'?",
         "error: bad.yaml:5, train.lerning_rate: no such training argument -> did you mean 'learning_rate'?",
-        "error: bad.yaml:6, train.max_steps: 'many' is of the wrong type -> use int",
+        "error: bad.yaml:6, train.max_steps: 'many' is of the wrong type -> use a whole number",
         "error: bad.yaml:9, plugins.neftune.alhpa: no such option -> did you mean 'alpha'?",
         "error: bad.yaml:10, plugins.pakcing: no plugin is named 'pakcing' -> did you mean 'packing'?",
     ]

@@ -103,6 +103,30 @@ def test_experts_that_all_linear_leaves_frozen_are_reported(caplog: pytest.LogCa
     assert not caplog.messages
 
 
+def test_all_linear_leaves_out_layers_that_only_derive_from_linear_ones(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("phimoe", num_local_experts=4, num_experts_per_tok=2)  # its router returns a tuple
+    with caplog.at_level(logging.WARNING, "sftkit"):
+        adapted = adapt(model)
+    adapted(input_ids=IDS % 300).logits.sum().backward()
+    assert not [name for name, _ in adapted.named_parameters() if "router" in name and "lora" in name]
+    assert "router" not in caplog.text
+
+
+def test_experts_of_an_image_text_model_that_stay_frozen_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import AriaConfig, AriaForConditionalGeneration, AriaTextConfig, Idefics3VisionConfig
+
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 16}
+    text |= {"moe_num_experts": 4, "moe_topk": 2, "vocab_size": 320, "pad_token_id": 0}
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 16}
+    vision |= {"image_size": 28, "patch_size": 14}
+    parts = {"text_config": AriaTextConfig(**text), "vision_config": Idefics3VisionConfig(**vision)}
+    model = AriaForConditionalGeneration(AriaConfig(**parts, projector_patch_to_query_dict={4: 2}))
+    with caplog.at_level(logging.WARNING, "sftkit"):
+        adapt(model)
+    assert "all-linear leaves the experts frozen" in caplog.text
+    assert "linear layers frozen" not in caplog.text  # those of the vision tower are not asked for
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     "options",

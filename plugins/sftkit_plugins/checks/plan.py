@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.api import Verdict, world_size
+from sftkit.api import Verdict, train_value, world_size
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -56,9 +56,9 @@ def plan_of(run: PreparedRun) -> Plan:
 def plan_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
     """Verdicts on the number of steps, the warm-up and the learning rate."""
     train = run.config.train
-    what = f"{plan.steps:,} steps of {plan.rows_per_step:,} rows"
+    what = f"{_steps(plan.steps)} of {plan.rows_per_step:,} rows"
     if plan.steps_per_epoch is not None:
-        what += f"; an epoch has {plan.steps_per_epoch:,} steps and {plan.tokens_per_epoch:,} tokens"
+        what += f"; an epoch has {_steps(plan.steps_per_epoch)} and {plan.tokens_per_epoch:,} tokens"
     if 0 in (train.get("max_steps"), train.get("num_train_epochs")) and plan.steps == 0:
         yield Verdict("steps", "ok", "the run has no steps: it only evaluates the model", details=asdict(plan))
     elif plan.steps < 1:
@@ -68,9 +68,35 @@ def plan_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
         yield Verdict("steps", "ok", what, details=asdict(plan))
     warmup = float(train.get("warmup_steps", 0))
     if warmup >= 1 and warmup >= plan.steps > 0:
-        what = f"the warm-up takes {warmup:,.0f} of {plan.steps:,} steps, so the full learning rate is never reached"
+        what = f"the warm-up takes {warmup:,.0f} of {_steps(plan.steps)}, so the full learning rate is never reached"
         yield Verdict("warm-up", "warn", what, "lower train.warmup_steps", "train.warmup_steps")
+    yield from _evaluations(run, plan)
     rate = float(train.get("learning_rate", 5e-5))
     if rate > RATE_MOST and str(train.get("optim", "adamw")).startswith("adamw"):
         what = f"train.learning_rate is {rate:g}"
         yield Verdict("learning rate", "warn", what, "set it between 1e-6 and 1e-3", "train.learning_rate")
+
+
+def _steps(number: int) -> str:
+    return f"{number:,} step{'' if number == 1 else 's'}"
+
+
+def _evaluations(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
+    """Verdicts on evaluations that are due after the last step; the best of several models is never known then."""
+    strategy = train_value(run.config, "eval_strategy")
+    if strategy == "no" or plan.steps < 1:
+        return
+    delay, every = float(train_value(run.config, "eval_delay") or 0), 0.0
+    if strategy == "steps":
+        end: float = plan.steps
+        every = float(train_value(run.config, "eval_steps") or train_value(run.config, "logging_steps"))
+    else:
+        end = plan.steps / plan.steps_per_epoch if plan.steps_per_epoch else math.inf
+    if delay > end:
+        best = train_value(run.config, "load_best_model_at_end") or train_value(run.config, "save_strategy") == "best"
+        what = f"the run ends before the first evaluation is due: train.eval_delay is {delay:g}"
+        what += f", and it has {_steps(plan.steps)}" + (", so no model is the best" if best else "")
+        yield Verdict("evaluation", "wrong" if best else "warn", what, "lower train.eval_delay", "train.eval_delay")
+    elif every > end:
+        what = f"the run evaluates only after its last step: train.eval_steps is {every:,.0f} of {_steps(plan.steps)}"
+        yield Verdict("evaluation", "warn", what, "lower train.eval_steps", "train.eval_steps")

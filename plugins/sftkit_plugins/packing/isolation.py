@@ -59,10 +59,7 @@ def _enforced(model: Any, trials: list[Trial], autocast: torch.dtype | None, lea
     still: str | None = ""
     for borders in (False, True) if takes_position_ids(model) else ():
         with documents_known(model, borders):
-            try:
-                still = difference_from_alone(model, trials, autocast)
-            except Exception as error:  # a model may raise anything for arguments that it does not support
-                still = str(error)
+            still = difference_from_alone(model, trials, autocast)
             if still is None:
                 text = "packing: model type %s ignores document boundaries; a block-diagonal mask is added"
                 text += ", and its layers get the document borders" if borders else ""
@@ -183,7 +180,9 @@ def _refusal(model: Any, trials: list[Trial], seen: str, with_borders: str) -> C
             fix += ", and set train.per_device_train_batch_size: 1"
     else:
         one_row = ", set train.per_device_train_batch_size: 1" if _several(trials) and "flash" in str(attention) else ""
-        fix = f"drop packing{one_row}, or choose another model.options.attn_implementation (sdpa, eager)"
+        others = " or ".join(name for name in ("sdpa", "eager") if name != attention)
+        fix = f"drop packing{one_row}"
+        fix += "" if attention == "eager" else f", or try model.options.attn_implementation={others}"
     if limit := next((trial.limit for trial in trials if trial.limit and trial.limit in seen), ""):
         fix = f"set data.max_length to at most {limit.split()[-1]}, or drop packing"
     return ConfigError(Problem(what, "plugin packing", fix))

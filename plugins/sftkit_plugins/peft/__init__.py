@@ -21,10 +21,18 @@ from sftkit.api import (
     hookimpl,
     is_adapter,
     linear_names,
+    parts_of,
 )
 from sftkit_plugins.peft.config import ALIASES, default_of, fields_of, from_fields, from_options
-from sftkit_plugins.peft.names import adaptable, adapted_twins, check_names, is_tied, report_frozen
-from sftkit_plugins.peft.targets import gptq_targets, part_targets, token_fields
+from sftkit_plugins.peft.names import (
+    adaptable,
+    adapted_twins,
+    check_names,
+    is_tied,
+    report_frozen,
+    unsuited_layers,
+)
+from sftkit_plugins.peft.targets import gptq_targets, part_targets, parts_named, token_fields, without_unsuited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -115,14 +123,16 @@ class PEFT(Plugin):
         if has_adapter(model):
             what = "the model already has an adapter, and plugin peft would add a second one"
             raise ConfigError(Problem(what, "plugin peft", "drop plugin peft to train the adapter further"))
-        check_names(model, self._peft_config(), new_token_ids)
-        tied, known = is_tied(model), adaptable(model)
-        more = {} if self.config else part_targets(model, self._peft_config(), self.part, _projectors(config))
-        more = more or gptq_targets(model, self._peft_config())
+        wanted = self._peft_config()
+        check_names(model, wanted, new_token_ids)
+        tied = is_tied(model)
+        all_linear = getattr(wanted, "target_modules", None) == "all-linear"
+        more = {} if self.config else part_targets(model, wanted, self.part, _projectors(config))
+        known = adaptable(model, _modules(model, self.part, config) if more else None)
+        more = more or gptq_targets(model, wanted) or without_unsuited(wanted, unsuited_layers(model))
         if new_token_ids:
-            more |= token_fields(model, self._peft_config(), sorted(new_token_ids))
+            more |= token_fields(model, wanted, sorted(new_token_ids))
         peft_config = self._peft_config(**more)
-        all_linear = getattr(peft_config, "target_modules", None) == "all-linear"
         layers = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
         try:
             adapted = get_peft_model(model, peft_config)
@@ -151,6 +161,12 @@ class PEFT(Plugin):
 def _projectors(config: RunConfig) -> list[str]:
     """Names of projector modules inside the vision tower, as plugin vision knows them."""
     return config.plugins.get("vision", {}).get("projector_modules", [])
+
+
+def _modules(model: PreTrainedModel, part: str, config: RunConfig) -> set[str]:
+    """Names of the modules of the chosen parts of an image-text model."""
+    chosen = parts_named(part)
+    return {name for name, found in parts_of(model, _projectors(config)).items() if found in chosen}
 
 
 def _rank_allocation() -> TrainerCallback:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftkit.api import ConfigError, Problem, is_linear, linear_names, nearest
@@ -32,21 +32,52 @@ def check_names(model: PreTrainedModel, peft_config: Any, new_token_ids: list[in
         raise ConfigError(problems)
 
 
-def adaptable(model: PreTrainedModel) -> tuple[list[str], list[str]]:
+def adaptable(model: PreTrainedModel, modules: Collection[str] | None = None) -> tuple[list[str], list[str]]:
     """The names of linear layers but the head, and of experts' parameters, each the weights of all experts of a layer.
 
     Those are no linear layers.
+
+    Args:
+        model: the base model.
+        modules: names of the modules that are looked at; None for all.
     """
-    head = model.get_output_embeddings()
-    layers = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+    head, unsuited = model.get_output_embeddings(), unsuited_layers(model)
+    named = [(name, module) for name, module in model.named_modules() if modules is None or name in modules]
+    layers = [name for name, module in named if is_linear(module) and module is not head and name not in unsuited]
     experts = [
         f"{name}.{weight_name}"
-        for name, module in model.named_modules()
+        for name, module in named
         if "expert" in f"{name.rpartition('.')[2]} {type(module).__name__}".lower() and not is_linear(module)
         for weight_name, weight in module.named_parameters(recurse=False)
         if weight.dim() > 1 and not weight_name.endswith("bias")
     ]
     return layers, experts
+
+
+def unsuited_layers(model: PreTrainedModel) -> list[str]:
+    """The names of layers that are derived from linear ones, but compute something else, such as routers.
+
+    An adapter adds its output to theirs, which has another form.
+    """
+    import torch
+
+    def adds(layer: Any) -> bool:
+        try:
+            made = layer(torch.zeros(1, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype))
+        except Exception:  # it takes another form, whatever it raises
+            return False
+        return torch.is_tensor(made) and tuple(made.shape) == (1, layer.out_features)
+
+    own = ("transformers.models.", "transformers_modules.")  # code of models, unlike quantized layers
+    with torch.no_grad():
+        return [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+            and type(module).forward is not torch.nn.Linear.forward
+            and type(module).__module__.startswith(own)
+            and not adds(module)
+        ]
 
 
 def report_frozen(adapted: Any, layers: list[str], experts: list[str]) -> None:

@@ -9,9 +9,15 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from sftkit.api import ConfigError, Problem, is_linear, linear_names, parts_of
+from sftkit_plugins.peft.names import unsuited_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def parts_named(part: str) -> tuple[str, ...]:
+    """The parts that the option ``part`` names."""
+    return ("language", "vision") if part == "both" else (part,)
 
 
 def part_targets(
@@ -37,8 +43,16 @@ def part_targets(
         raise ConfigError(Problem(what, "plugin peft, option part", "remove the option"))
     if wanted != "all-linear" and not isinstance(wanted, list | set | tuple):
         return {}
-    chosen = ("language", "vision") if part == "both" else (part,)
+    chosen = parts_named(part)
     return {"target_modules": "|".join(_pattern(model, parts, each, wanted) for each in chosen)}
+
+
+def without_unsuited(peft_config: Any, unsuited: list[str]) -> dict[str, Any]:
+    """The config field that keeps ``all-linear`` from layers that only derive from linear ones."""
+    excluded = getattr(peft_config, "exclude_modules", "")  # methods without the field adapt few layers
+    if not unsuited or isinstance(excluded, str) or getattr(peft_config, "target_modules", None) != "all-linear":
+        return {}
+    return {"exclude_modules": sorted({*(excluded or ()), *unsuited})}
 
 
 def gptq_targets(model: PreTrainedModel, peft_config: Any) -> dict[str, Any]:
@@ -54,8 +68,10 @@ def gptq_targets(model: PreTrainedModel, peft_config: Any) -> dict[str, Any]:
 
 def _pattern(model: PreTrainedModel, parts: dict[str, Any], part: str, wanted: Any) -> str:
     """A regular expression for the linear layers of a part: all of them but the head, or those of the wanted names."""
-    head = model.get_output_embeddings()
-    modules = {name: module for name, module in model.named_modules() if parts.get(name) == part and module is not head}
+    others = {id(model.get_output_embeddings()), *(id(model.get_submodule(name)) for name in unsuited_layers(model))}
+    modules = {
+        name: module for name, module in model.named_modules() if parts.get(name) == part and id(module) not in others
+    }
     names = [name for name, module in modules.items() if is_linear(module)]
     if wanted != "all-linear":
         names = [name for name in names if any(f".{name}".endswith(f".{each}") for each in wanted)]

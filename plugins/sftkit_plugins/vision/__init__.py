@@ -86,7 +86,13 @@ class Vision(Plugin):
         """
         from transformers import AutoProcessor
 
-        loaded = load_tokenizer(config, AutoProcessor, **self.processor_options)
+        try:
+            loaded = load_tokenizer(config, AutoProcessor, **self.processor_options)
+        except ConfigError as error:
+            if find_spec("torchvision") or "image processor" not in str(error):
+                raise
+            what = error.problems[0].what
+            raise ConfigError(Problem(what, "model.name", "install torchvision or transformers 5.19")) from error
         if getattr(loaded, "image_processor", None) is None:
             what = f"{config.model.name!r} has no image processor, only {type(loaded).__name__}"
             fix = "use an image-text model, or drop plugin vision"

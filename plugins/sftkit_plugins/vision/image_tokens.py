@@ -42,6 +42,8 @@ class ImageTokens:
             ConfigError: if it has none.
         """
         placeholder = getattr(processor, "image_token", None)
+        if type(processor).__name__ == "Gemma3Processor":  # transformers 5.12 returns the token that replaces it
+            placeholder = processor.boi_token
         found = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
         ids = tuple(int(each) for each in found if each is not None)
         if placeholder is None or not ids:

@@ -97,6 +97,9 @@ def test_a_traced_step_is_exact_on_packed_rows(make_model, packed_batch):
     assert traced(model, packed_batch).total == pytest.approx(allocated(model, packed_batch), rel=0.01)
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.11"), reason="this torch does not trace autocast as it is in a step"
+)
 @pytest.mark.parametrize("kind", ["none", "full"])
 def test_a_traced_step_is_close_in_mixed_precision(make_model, batch, kind):
     model = make_model()

@@ -18,7 +18,8 @@ SIZES = {"num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "moe_n
 SIZES |= {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
 ATTENTION = {"layer_types": ["full_attention"] * 2}
 DBRX = {
-    "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    # In transformers 5.12, the router's width is ffn_hidden_size.
+    "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
     **{"d_model": 32, "n_heads": 4, "n_layers": 2},
 }

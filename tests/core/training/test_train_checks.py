@@ -11,7 +11,7 @@ import types
 import pytest
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from sftkit.errors import ConfigError, DataError
+from sftkit.errors import ConfigError, DataError, RunError
 from sftkit.run.pipeline import Pipeline
 
 MISSING = "nowhere.jsonl"  # reading data would be a DataError
@@ -97,7 +97,7 @@ REFUSED = {
     ),
     "scheduler that lacks one": ({"lr_scheduler_type": "warmup_stable_decay"}, {}, "lr_scheduler_type", "num_decay_steps"),
     "schedule that fails later": (
-        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, {}, "lr_scheduler_kwargs", "takes: ",
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, {}, "lr_scheduler_kwargs", "are: lr_end, power",
     ),
     "schedule that falls below 0": (
         {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": -1}}, {}, "lr_scheduler_kwargs", "gives -",
@@ -132,6 +132,12 @@ REFUSED = {
     "push while offline": ({"push_to_hub": True}, {}, "push_to_hub", "HF_HUB_OFFLINE"),
     "level of the log": ({"log_level": "loud"}, {}, "log_level", "warning"),
     "counted tokens": ({"include_num_input_tokens_seen": "some"}, {}, "include_num_input_tokens_seen", "non_padding"),
+    "order of a stream": (
+        {"train_sampling_strategy": "group_by_length"}, {"config": {"data": {"streaming": True}}},
+        "train_sampling_strategy", "its own order",
+    ),
+    "column of lengths": ({"length_column_name": "length"}, {}, "length_column_name", "number of its tokens"),
+    "near name": ({"optim": "adamw_8bitt"}, {}, "optim", "there is no 'adamw_8bitt' -> did you mean 'adamw_8bit'?"),
     "order of the rows": ({"train_sampling_strategy": "shuffled"}, {}, "train_sampling_strategy", "group_by_length"),
     "name of the directory": ({"output_dir": "a" * 300}, {}, repr("a" * 300), "choose another"),
 }  # fmt: skip
@@ -250,10 +256,17 @@ def test_an_early_stopping_callback_of_a_plugin_without_a_metric_is_refused(tmp_
         make_run(plugins=[Stops()]).run()
 
 
-def test_a_metric_that_a_callback_does_not_compute_after_all_is_named_with_those_there_are(make_run, held_out):
+def test_a_metric_that_a_callback_does_not_compute_after_all_is_an_error_before_the_first_step(make_run, held_out):
+    steps = []
+
+    class Counts(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            steps.append(state.global_step)
+
     train = {**BEST, "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "bleu"}
-    with pytest.raises(ConfigError.__mro__[1], match=r"eval_bleu.*eval_token_accuracy"):
-        make_run(eval=held_out, train=train, callbacks=[Silent()]).run()
+    with pytest.raises(RunError, match=r"nothing computes the metric eval_bleu -> use one of .*eval_token_accuracy"):
+        make_run(eval=held_out, train=train, callbacks=[Silent(), Counts()]).run()
+    assert not steps
 
 
 def test_checking_changes_neither_the_environment_nor_the_random_state(tmp_path):

@@ -1,8 +1,8 @@
 """Lets liger's kernels run under Triton's interpreter, on the CPU. Import this before anything that imports triton.
 
 The interpreter of triton 3.9 lacks two things that liger uses: floats as arguments of a kernel, which it leaves as
-Python floats without a `.to`, and the functions of CUDA's libdevice. That of triton 3.6 also cannot use its scalars,
-arrays of one element, as indices with numpy 2.5.
+Python floats without a `.to`, and the functions of CUDA's libdevice. Those of triton 3.5 and 3.6 also cannot use their
+scalars, arrays of one element, as indices with numpy 2.5.
 """
 
 import os
@@ -36,9 +36,13 @@ def _with_floats(convert):
 
 
 def _with_indices(patch):
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    def patched(tensor, *scope):
+        patch(tensor, *scope)
+        index = lambda self: int(self.handle.data.item())  # noqa: E731
+        for each in scope:
+            each.set_attr(tensor, "__index__", index)
+        if not scope:  # triton 3.5
+            tensor.__index__ = index
 
     return patched
 
