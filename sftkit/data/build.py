@@ -103,9 +103,18 @@ class ExampleBuilder:
         for what, number in notes.items():
             self.counts.add(self.split, what, number)
 
-    def encoded(self, rows: Iterable[RowBatch], formatter: Formatter, place: Place) -> Iterator[Examples]:
-        """The examples of batches of rows."""
-        documents = (self._documents(batch, formatter, place) for batch in rows)
+    def encoded(
+        self, rows: Iterable[RowBatch], formatter: Formatter, place: Place, capped: bool = True
+    ) -> Iterator[Examples]:
+        """The examples of batches of rows.
+
+        Args:
+            rows: the batches.
+            formatter: of these rows.
+            place: describes where a row is.
+            capped: whether ``data.max_bad_rows`` limits their bad rows; false where a stream repeats them.
+        """
+        documents = (self._documents(batch, formatter, place, capped) for batch in rows)
         rendered = formatter.rendered_special_tokens
         special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
         labelled = (
@@ -159,11 +168,11 @@ class ExampleBuilder:
             raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
         return formatter
 
-    def _documents(self, batch: RowBatch, formatter: Formatter, place: Place) -> NumberedDocuments:
+    def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:
         numbers, columns = batch
         if not self._first_row:
             self._first_row = str({name: values[0] for name, values in columns.items()})[:400]
-        numbers, formatted = self._format(numbers, columns, formatter, place)
+        numbers, formatted = self._format(numbers, columns, formatter, place, capped)
         if formatter.columns_used is not None:
             for name in (name for name in columns if name not in formatter.columns_used):
                 if filled := sum(value is not None for value in columns[name]):
@@ -181,7 +190,7 @@ class ExampleBuilder:
         return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
 
     def _format(
-        self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place
+        self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place, capped: bool
     ) -> tuple[np.ndarray, list[Outcome]]:
         """What the formatter makes of a batch, and the numbers of its rows.
 
@@ -201,20 +210,20 @@ class ExampleBuilder:
                 if self.config.data.on_bad_row == "error":
                     fix = "; or ".join([*([error.fix] if error.fix else []), "set data.on_bad_row=skip"])
                     raise DataError(Problem(error.message, where, fix)) from error
-                if self._bad_rows < SHOWN:
+                if capped and self._bad_rows < SHOWN:
                     logger.warning("skipped a bad row: %s: %s", where, error.message)
-                self.skip(1, "bad rows skipped")
+                self.skip(1, "bad rows skipped", capped)
                 numbers = np.delete(numbers, at)
                 columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
         return numbers, []
 
-    def skip(self, number: int, what: str) -> None:
+    def skip(self, number: int, what: str, capped: bool = True) -> None:
         """Count rows or lines that are skipped.
 
         Raises:
-            DataError: if they are more than ``data.max_bad_rows``.
+            DataError: if those that are ``capped`` are more than ``data.max_bad_rows``.
         """
-        self._bad_rows += number
+        self._bad_rows += number * capped
         self.counts.add(self.split, what, number)
         limit = self.config.data.max_bad_rows
         if self._bad_rows > limit:

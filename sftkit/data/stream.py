@@ -18,7 +18,7 @@ from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
 from sftkit.data.media import has_media, undecoded
 from sftkit.data.packs import packed
-from sftkit.data.reading import report_of
+from sftkit.data.reading import PLACE, report_of
 from sftkit.data.report import Report
 from sftkit.data.shapes import feature_of, merged, shape_of
 from sftkit.data.sources import StreamSource
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SPLIT = "train"
 FIRST_ROWS = 100  # rows that determine the columns of a stream
+KEPT_PLACES = 2  # batches before the newest whose files and lines are kept: one is tokenized while the next is read
 
 
 class FirstWindow(NamedTuple):
@@ -107,7 +108,7 @@ class Stream(IterableDataset):
         """Examples as mappings of numpy arrays, like those of a prepared data set.
 
         Raises:
-            DataError: for a malformed row, or a window with nothing to train on.
+            DataError: for a malformed row, or a first window with nothing to train on.
         """
         self._builder = self._new_builder()
         windows = self._windows(self._builder)
@@ -142,7 +143,9 @@ class Stream(IterableDataset):
                 window = window.take(random.permutation(len(window)))
             fitted = window if whole else fit_length(window, SPLIT, config.data, counts)
             if not fitted.trained_N.any():
-                raise builder.nothing_left()
+                if self.first is None:
+                    raise builder.nothing_left()
+                continue  # an unlucky window: its rows are counted
             tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
@@ -169,6 +172,7 @@ class _Feed:
     _left: Examples | None = None
     _coming: Iterator[Examples] = field(default_factory=lambda: iter(()))
     _any: bool = True
+    _places: dict[int, list[str]] = field(default_factory=dict)
 
     def take(self, count: int) -> Examples:
         """The next ``count`` examples."""
@@ -206,7 +210,8 @@ class _Feed:
         else:
             self.builder.counts.add(SPLIT, f"times {self.source.where} began again")
         formatter = self.builder.make_formatter(columns)
-        self._coming = self.builder.encoded(self._batches(rows, columns, report), formatter, self._place)
+        batches = self._batches(rows, columns, report)
+        self._coming = self.builder.encoded(batches, formatter, self._place, capped=self._passes == 1)
         return self._next()
 
     def _columns(self) -> Features:
@@ -214,7 +219,9 @@ class _Feed:
         from datasets import Features
 
         rows = list(self.source.load(report_of(self.builder.config.data, self.source.where)).take(FIRST_ROWS))
-        names = dict.fromkeys(name for row in rows for name in row)
+        if not rows:
+            raise DataError(Problem("the data has no rows", self.source.where, "use data with at least one row"))
+        names = dict.fromkeys(name for row in rows for name in row if name != PLACE)
         return Features({name: feature_of(merged(shape_of(row.get(name)) for row in rows)) for name in names})
 
     def _batches(self, rows: Any, columns: Mapping[str, Any], report: Report) -> Iterator[RowBatch]:
@@ -228,6 +235,8 @@ class _Feed:
             for batch in own.iter(batch_size=MEDIA_BATCH if has_media(columns) else BATCH):
                 number = len(next(iter(batch.values())))
                 self._count(report)
+                if places := batch.pop(PLACE, None):
+                    self._places = {**dict([*self._places.items()][-KEPT_PLACES:]), start: places}
                 if unknown := [name for name in batch if name not in columns]:
                     what = f"a later row has the column {unknown[0]!r}, which none of the first {FIRST_ROWS} rows has"
                     fix = "add the column to one of the first rows, or remove it"
@@ -248,9 +257,12 @@ class _Feed:
         bad, notes = report.take()
         self.builder.note(notes)
         if bad:
-            self.builder.skip(bad, UNREADABLE)
+            self.builder.skip(bad, UNREADABLE, capped=self._passes == 1)
 
     def _place(self, row: int) -> str:
+        for start, places in self._places.items():
+            if start <= row < start + len(places):
+                return f"{self.source.where}, {places[row - start]}"
         order = "shuffled " if self.source.shuffle_buffer else ""
         return f"{self.source.where}, {order}stream, row {row + 1}"
 
