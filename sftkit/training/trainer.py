@@ -18,7 +18,7 @@ from sftkit.training.batches import Batch, WithPositions, window_weight
 from sftkit.training.checkpoint import loading_all_weights
 from sftkit.training.evaluation import RowSums, token_means
 from sftkit.training.head import LossHead
-from sftkit.training.loaders import grouping_by_tokens, stream_loader
+from sftkit.training.loaders import grouping_by_tokens, in_the_order_of_epochs, stream_loader
 from sftkit.training.loss import HeadLoss
 from sftkit.training.measures import Measures, or_one
 from sftkit.training.oom import RowLimit, Window
@@ -102,7 +102,7 @@ class TokenLossTrainer(Trainer):
 
     def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
         with grouping_by_tokens(self):
-            return super()._get_train_sampler(*arguments, **options)
+            return in_the_order_of_epochs(super()._get_train_sampler(*arguments, **options), self.args)
 
     def _get_eval_sampler(self, *arguments: Any, **options: Any) -> Any:
         with grouping_by_tokens(self):
