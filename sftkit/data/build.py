@@ -145,24 +145,31 @@ class ExampleBuilder:
 
     def _formatter_of(self, read: Read, source: DataSource) -> Formatter:
         try:
-            return self.make_formatter(read.columns)
+            return self.make_formatter(read.columns, lambda: read_rows(read.rows, slice(1)))
         except DataError as error:
-            mixed = [
-                Problem(f"column {name!r} has several types: {'; '.join(places)}", source.where, "give it one type")
-                for name, firsts in read.mixed.items()
-                if (places := [f"{kind} ({read.place(row)})" for kind, row in sorted(firsts.items())])
-            ]
-            raise DataError([*error.problems, *mixed]) from error
+            mixed = {
+                name: {kind: read.place(row) for kind, row in firsts.items()} for name, firsts in read.mixed.items()
+            }
+            raise DataError([*error.problems, *several_types(mixed, source.where)]) from error
 
-    def make_formatter(self, columns: Features) -> Formatter:
+    def make_formatter(self, columns: Features, first: Callable[[], Mapping[str, Any]]) -> Formatter:
         """The formatter of rows with these columns.
 
+        Args:
+            columns: what their values are.
+            first: reads the first row, as columns; called for an error that shows it.
+
         Raises:
-            ConfigError: if no plugin formats them.
+            ConfigError: if no plugin formats them, or options of a plugin do not fit them.
         """
-        formatter = self.plugins.hook.make_formatter(
-            columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
-        )
+        try:
+            formatter = self.plugins.hook.make_formatter(
+                columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
+            )
+        except ConfigError as error:
+            *others, last = error.problems
+            what = f"{last.what}; the first row is {_shown(first())!r}"
+            raise ConfigError([*others, dataclasses.replace(last, what=what)]) from error
         if formatter is None:
             fix = "select a plugin that formats them, or keep the default plugins"
             raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
@@ -171,7 +178,7 @@ class ExampleBuilder:
     def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:
         numbers, columns = batch
         if not self._first_row:
-            self._first_row = str({name: values[0] for name, values in columns.items()})[:400]
+            self._first_row = _shown(columns)
         numbers, formatted = self._format(numbers, columns, formatter, place, capped)
         if formatter.columns_used is not None:
             for name in (name for name in columns if name not in formatter.columns_used):
@@ -258,6 +265,20 @@ class ExampleBuilder:
             self.stats.add(examples, bos, eos, self._special, rendered)
         if weighted := examples.weighted:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
+
+
+def several_types(mixed: Mapping[str, Mapping[str, str]], where: str) -> list[Problem]:
+    """Problems for columns with values of several types, given the place of the first value of each type."""
+    return [
+        Problem(f"column {name!r} has several types: {places}", where, "give it one type")
+        for name, firsts in mixed.items()
+        if (places := "; ".join(f"{kind} ({place})" for kind, place in sorted(firsts.items())))
+    ]
+
+
+def _shown(columns: Mapping[str, Any]) -> str:
+    """The first row of some columns, for error messages."""
+    return str({name: values[0] for name, values in columns.items()})[:400]
 
 
 def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[RowBatch]:

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
-from sftkit.data.build import BATCH, MEDIA_BATCH, UNREADABLE, ExampleBuilder, RowBatch
+from sftkit.data.build import BATCH, MEDIA_BATCH, UNREADABLE, ExampleBuilder, RowBatch, several_types
 from sftkit.data.columns import ATTACHED, Examples, flatten_column
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
@@ -20,7 +20,7 @@ from sftkit.data.media import has_media, undecoded
 from sftkit.data.packs import packed
 from sftkit.data.reading import PLACE, report_of
 from sftkit.data.report import Report
-from sftkit.data.shapes import feature_of, merged, shape_of
+from sftkit.data.shapes import feature_of, kind_of_value, merged, shape_of
 from sftkit.data.sources import StreamSource
 from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
@@ -209,10 +209,24 @@ class _Feed:
             self.builder.note(self.source.notes)
         else:
             self.builder.counts.add(SPLIT, f"times {self.source.where} began again")
-        formatter = self.builder.make_formatter(columns)
+        try:
+            formatter = self.builder.make_formatter(columns, self._first)
+        except DataError as error:
+            raise DataError([*error.problems, *several_types(self._mixed(), self.source.where)]) from error
         batches = self._batches(rows, columns, report)
         self._coming = self.builder.encoded(batches, formatter, self._place, capped=self._passes == 1)
         return self._next()
+
+    def _mixed(self) -> dict[str, dict[str, str]]:
+        """The columns whose first values are of several types, with the place of the first value of each type."""
+        found: dict[str, dict[str, str]] = {}
+        rows = self.source.load(report_of(self.builder.config.data, self.source.where)).take(FIRST_ROWS)
+        for number, row in enumerate(rows, start=1):
+            place = row.pop(PLACE, f"row {number}")
+            for name, value in row.items():
+                if value is not None:
+                    found.setdefault(name, {}).setdefault(kind_of_value(value), place)
+        return {name: kinds for name, kinds in found.items() if len(kinds) > 1}
 
     def _columns(self) -> Features:
         """The columns of a source that does not name them, by its first rows."""
@@ -223,6 +237,11 @@ class _Feed:
             raise DataError(Problem("the data has no rows", self.source.where, "use data with at least one row"))
         names = dict.fromkeys(name for row in rows for name in row if name != PLACE)
         return Features({name: feature_of(merged(shape_of(row.get(name)) for row in rows)) for name in names})
+
+    def _first(self) -> dict[str, Any]:
+        """The first row, as columns."""
+        (row,) = self.source.load(report_of(self.builder.config.data, self.source.where)).take(1)
+        return {name: [value] for name, value in row.items() if name != PLACE}
 
     def _batches(self, rows: Any, columns: Mapping[str, Any], report: Report) -> Iterator[RowBatch]:
         import numpy as np

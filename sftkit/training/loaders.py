@@ -31,8 +31,8 @@ def grouping_by_tokens(trainer: Any) -> AbstractContextManager[None]:
 def in_the_order_of_epochs(sampler: Any, args: Any) -> Any:
     """A sampler whose order a resumed run repeats.
 
-    The Trainer's `LengthGroupedSampler` takes its order from the global random state at the beginning of an epoch, which a
-    run that is resumed within the epoch no longer has.
+    The Trainer's `LengthGroupedSampler` takes its order from the global random state at the beginning of an epoch,
+    which a run that is resumed within the epoch no longer has.
 
     Args:
         sampler: made by the Trainer.
