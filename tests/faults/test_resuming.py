@@ -23,19 +23,20 @@ def losses(run: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
 
 
-def test_01_a_run_killed_twice_between_saves_has_the_same_losses_and_weights(start, configure, tmp_path):
+@pytest.mark.parametrize("kills", [[5], pytest.param([5, 10, 15], marks=pytest.mark.slow)], ids=["once", "three times"])
+def test_01_a_run_killed_between_saves_has_the_same_losses_and_weights(start, configure, tmp_path, kills):
     """With dropout, NEFTune, shuffling, packing and gradient accumulation."""
     model = tiny_model("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
     model.save_pretrained(tmp_path / "dropout")
     tiny_tokenizer().save_pretrained(tmp_path / "dropout")
     config = configure(
-        train={"gradient_accumulation_steps": 2, "max_steps": 24, "save_steps": 5},
+        train={"gradient_accumulation_steps": 2, "max_steps": kills[-1] + 4, "save_steps": 5},
         plugins={"neftune": {}, "packing": {}},
         model={"name": str(tmp_path / "dropout")},
     )
     assert start("run", config, "-o", "whole").wait() == 0
-    for step, flags in ((5, []), (15, ["--resume"])):
-        killed = start("run", config, "-o", "killed", *flags)
+    for step in kills:
+        killed = start("run", config, "-o", "killed", *(["--resume"] if step > 5 else []))
         killed.wait_until((tmp_path / "killed" / f"checkpoint-{step}" / "trainer_state.json").exists)
         killed.wait_until(lambda step=step: max(losses(tmp_path / "killed")) > step)
         killed.send(signal.SIGKILL)
@@ -47,7 +48,7 @@ def test_01_a_run_killed_twice_between_saves_has_the_same_losses_and_weights(sta
     assert weights[0] == weights[1]
 
 
-SLOW = ("workers", "packed stream", "rebalanced")
+SLOW = ("workers", "packed", "packed stream", "rebalanced")
 DATA = {
     "prepared": {},
     "grouped by length": {"train": {"train_sampling_strategy": "group_by_length"}},

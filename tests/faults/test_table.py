@@ -19,7 +19,7 @@ def rows(root):
 
 @pytest.fixture(scope="module")
 def tests(root):
-    """The files with tests of each row."""
+    """The files with tests of each row, found by the tests' names."""
     found: dict[int, set[str]] = {}
     for path in sorted((root / "tests" / "faults").glob("test_*.py")):
         for _, number in TEST.findall(path.read_text(encoding="utf-8")):
