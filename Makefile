@@ -3,6 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt# for Python 3.11 and newer; on 3.10 say `make demo CONSTRAINTS=`
 PYTEST_FLAGS ?=
 GPU_FLAGS ?=
+SOAK_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ FLOORS := .venv-floors
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-all test-floors lint bench gpu clean
+.PHONY: help demo test test-all test-floors lint bench soak gpu clean
 
 help:  ## show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -37,6 +38,9 @@ lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files agai
 
 bench: $(VENV)/.dev  ## measure sftkit beside its peers, with full settings
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
+
+soak: $(VENV)/.dev  ## 10,000 steps that must not leak, and 100 kills that must lose nothing; about an hour
+	$(BIN)/python scripts/soak.py $(SOAK_FLAGS)
 
 gpu: $(VENV)/.dev  ## check and measure sftkit on a GPU, in 330 s; GPU_FLAGS=--toy tries it on a CPU
 	$(BIN)/python scripts/gpu.py $(GPU_FLAGS)

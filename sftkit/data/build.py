@@ -103,9 +103,18 @@ class ExampleBuilder:
         for what, number in notes.items():
             self.counts.add(self.split, what, number)
 
-    def encoded(self, rows: Iterable[RowBatch], formatter: Formatter, place: Place) -> Iterator[Examples]:
-        """The examples of batches of rows."""
-        documents = (self._documents(batch, formatter, place) for batch in rows)
+    def encoded(
+        self, rows: Iterable[RowBatch], formatter: Formatter, place: Place, capped: bool = True
+    ) -> Iterator[Examples]:
+        """The examples of batches of rows.
+
+        Args:
+            rows: the batches.
+            formatter: of these rows.
+            place: describes where a row is.
+            capped: whether ``data.max_bad_rows`` limits their bad rows; false where a stream repeats them.
+        """
+        documents = (self._documents(batch, formatter, place, capped) for batch in rows)
         rendered = formatter.rendered_special_tokens
         special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
         labelled = (
@@ -136,34 +145,41 @@ class ExampleBuilder:
 
     def _formatter_of(self, read: Read, source: DataSource) -> Formatter:
         try:
-            return self.make_formatter(read.columns)
+            return self.make_formatter(read.columns, lambda: read_rows(read.rows, slice(1)))
         except DataError as error:
-            mixed = [
-                Problem(f"column {name!r} has several types: {'; '.join(places)}", source.where, "give it one type")
-                for name, firsts in read.mixed.items()
-                if (places := [f"{kind} ({read.place(row)})" for kind, row in sorted(firsts.items())])
-            ]
-            raise DataError([*error.problems, *mixed]) from error
+            mixed = {
+                name: {kind: read.place(row) for kind, row in firsts.items()} for name, firsts in read.mixed.items()
+            }
+            raise DataError([*error.problems, *several_types(mixed, source.where)]) from error
 
-    def make_formatter(self, columns: Features) -> Formatter:
+    def make_formatter(self, columns: Features, first: Callable[[], Mapping[str, Any]]) -> Formatter:
         """The formatter of rows with these columns.
 
+        Args:
+            columns: what their values are.
+            first: reads the first row, as columns; called for an error that shows it.
+
         Raises:
-            ConfigError: if no plugin formats them.
+            ConfigError: if no plugin formats them, or options of a plugin do not fit them.
         """
-        formatter = self.plugins.hook.make_formatter(
-            columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
-        )
+        try:
+            formatter = self.plugins.hook.make_formatter(
+                columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
+            )
+        except ConfigError as error:
+            *others, last = error.problems
+            what = f"{last.what}; the first row is {_shown(first())!r}"
+            raise ConfigError([*others, dataclasses.replace(last, what=what)]) from error
         if formatter is None:
             fix = "select a plugin that formats them, or keep the default plugins"
             raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
         return formatter
 
-    def _documents(self, batch: RowBatch, formatter: Formatter, place: Place) -> NumberedDocuments:
+    def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:
         numbers, columns = batch
         if not self._first_row:
-            self._first_row = str({name: values[0] for name, values in columns.items()})[:400]
-        numbers, formatted = self._format(numbers, columns, formatter, place)
+            self._first_row = _shown(columns)
+        numbers, formatted = self._format(numbers, columns, formatter, place, capped)
         if formatter.columns_used is not None:
             for name in (name for name in columns if name not in formatter.columns_used):
                 if filled := sum(value is not None for value in columns[name]):
@@ -181,7 +197,7 @@ class ExampleBuilder:
         return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
 
     def _format(
-        self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place
+        self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place, capped: bool
     ) -> tuple[np.ndarray, list[Outcome]]:
         """What the formatter makes of a batch, and the numbers of its rows.
 
@@ -201,20 +217,20 @@ class ExampleBuilder:
                 if self.config.data.on_bad_row == "error":
                     fix = "; or ".join([*([error.fix] if error.fix else []), "set data.on_bad_row=skip"])
                     raise DataError(Problem(error.message, where, fix)) from error
-                if self._bad_rows < SHOWN:
+                if capped and self._bad_rows < SHOWN:
                     logger.warning("skipped a bad row: %s: %s", where, error.message)
-                self.skip(1, "bad rows skipped")
+                self.skip(1, "bad rows skipped", capped)
                 numbers = np.delete(numbers, at)
                 columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
         return numbers, []
 
-    def skip(self, number: int, what: str) -> None:
+    def skip(self, number: int, what: str, capped: bool = True) -> None:
         """Count rows or lines that are skipped.
 
         Raises:
-            DataError: if they are more than ``data.max_bad_rows``.
+            DataError: if those that are ``capped`` are more than ``data.max_bad_rows``.
         """
-        self._bad_rows += number
+        self._bad_rows += number * capped
         self.counts.add(self.split, what, number)
         limit = self.config.data.max_bad_rows
         if self._bad_rows > limit:
@@ -249,6 +265,20 @@ class ExampleBuilder:
             self.stats.add(examples, bos, eos, self._special, rendered)
         if weighted := examples.weighted:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
+
+
+def several_types(mixed: Mapping[str, Mapping[str, str]], where: str) -> list[Problem]:
+    """Problems for columns with values of several types, given the place of the first value of each type."""
+    return [
+        Problem(f"column {name!r} has several types: {places}", where, "give it one type")
+        for name, firsts in mixed.items()
+        if (places := "; ".join(f"{kind} ({place})" for kind, place in sorted(firsts.items())))
+    ]
+
+
+def _shown(columns: Mapping[str, Any]) -> str:
+    """The first row of some columns, for error messages."""
+    return str({name: values[0] for name, values in columns.items()})[:400]
 
 
 def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[RowBatch]:

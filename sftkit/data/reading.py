@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from sftkit.config import DataSection
 
+#: The column of a stream with the file and line of each row, for error messages.
+PLACE = "sftkit: file and line"
+
 
 class Places:
     """Where rows come from: of each run of rows on lines one after the other, its first row, file and line."""
@@ -137,19 +140,27 @@ def _read_arrow(names: Sequence[str], places: Places, scratch: cache.Scratch, wh
 
 
 def stream_files(names: Sequence[str], split: str | None, report: Report) -> Any:
-    """The rows of files of one kind as an IterableDataset; those of text files are Python values as written."""
+    """The rows of files of one kind as an IterableDataset.
+
+    Those of text files are Python values as written, and have their file and line in the column `PLACE`.
+
+    Raises:
+        DataError: if the files are of several kinds, or the types of their columns differ.
+    """
     from datasets import IterableDataset
 
     kind = kind_of_all(names, report.where)
     if kind not in TEXT_KINDS:
-        return load_quietly(kind, data_files=list(names), split="train", streaming=True)
+        features = common_features(names, report.where)
+        return load_quietly(kind, data_files=list(names), split="train", streaming=True, features=features)
     rows = functools.partial(_rows_of_files, split=split, report=report)
     return IterableDataset.from_generator(rows, gen_kwargs={"names": list(names)})
 
 
 def _rows_of_files(names: list[str], split: str | None, report: Report) -> Iterator[dict[str, Any]]:
     for name in names:
-        yield from (row for _, row in text_rows(name, split, report))
+        for number, (line, row) in enumerate(text_rows(name, split, report), start=1):
+            yield {**row, PLACE: f"{name}:{line}" if line else f"{name}, row {number}"}
 
 
 def read_list(rows: Sequence[Mapping[str, Any]], data: DataSection, where: str) -> Read:

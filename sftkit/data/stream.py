@@ -13,15 +13,15 @@ from torch.utils.data import IterableDataset
 
 from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
-from sftkit.data.build import BATCH, MEDIA_BATCH, UNREADABLE, ExampleBuilder, RowBatch
+from sftkit.data.build import BATCH, MEDIA_BATCH, UNREADABLE, ExampleBuilder, RowBatch, several_types
 from sftkit.data.columns import ATTACHED, Examples, flatten_column
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
 from sftkit.data.media import has_media, undecoded
 from sftkit.data.packs import packed
-from sftkit.data.reading import report_of
+from sftkit.data.reading import PLACE, report_of
 from sftkit.data.report import Report
-from sftkit.data.shapes import feature_of, merged, shape_of
+from sftkit.data.shapes import feature_of, kind_of_value, merged, shape_of
 from sftkit.data.sources import StreamSource
 from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
@@ -42,6 +42,7 @@ SPLIT = "train"
 SKIPPED: dict[str, Any] = {}  # in place of a row before the window that was sought
 Position = dict[str, Any]
 FIRST_ROWS = 100  # rows that determine the columns of a stream
+KEPT_PLACES = 2  # batches before the newest whose files and lines are kept: one is tokenized while the next is read
 
 
 class FirstWindow(NamedTuple):
@@ -122,7 +123,7 @@ class Stream(IterableDataset):
         """Examples as mappings of numpy arrays, like those of a prepared data set.
 
         Raises:
-            DataError: for a malformed row, or a window with nothing to train on.
+            DataError: for a malformed row, or a first window with nothing to train on.
         """
         self._builder = self._new_builder()
         sought, self._sought, self._begun = self._sought, None, []
@@ -171,7 +172,9 @@ class Stream(IterableDataset):
                 window = window.take(random.permutation(len(window)))
             fitted = window if whole else fit_length(window, SPLIT, config.data, counts)
             if not fitted.trained_N.any():
-                raise builder.nothing_left()
+                if self.first is None:
+                    raise builder.nothing_left()
+                continue  # an unlucky window: its rows are counted
             tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
@@ -199,6 +202,7 @@ class _Feed:
     _left: Examples | None = None
     _coming: Iterator[Examples] = field(default_factory=lambda: iter(()))
     _any: bool = True
+    _places: dict[int, list[str]] = field(default_factory=dict)
 
     def take(self, count: int) -> Examples:
         """The next ``count`` examples."""
@@ -258,16 +262,38 @@ class _Feed:
             rows = rows.shuffle(seed=self.seed, buffer_size=self.source.shuffle_buffer)
         rows.set_epoch(self._passes)
         self._passes += 1
-        formatter = self.builder.make_formatter(columns)
-        self._coming = self.builder.encoded(self._batches(rows, columns, report, skip), formatter, self._place)
+        try:
+            formatter = self.builder.make_formatter(columns, self._first)
+        except DataError as error:
+            raise DataError([*error.problems, *several_types(self._mixed(), self.source.where)]) from error
+        batches = self._batches(rows, columns, report, skip)
+        self._coming = self.builder.encoded(batches, formatter, self._place, capped=self._passes == 1)
+
+    def _mixed(self) -> dict[str, dict[str, str]]:
+        """The columns whose first values are of several types, with the place of the first value of each type."""
+        found: dict[str, dict[str, str]] = {}
+        rows = self.source.load(report_of(self.builder.config.data, self.source.where)).take(FIRST_ROWS)
+        for number, row in enumerate(rows, start=1):
+            place = row.pop(PLACE, f"row {number}")
+            for name, value in row.items():
+                if value is not None:
+                    found.setdefault(name, {}).setdefault(kind_of_value(value), place)
+        return {name: kinds for name, kinds in found.items() if len(kinds) > 1}
 
     def _columns(self) -> Features:
         """The columns of a source that does not name them, by its first rows."""
         from datasets import Features
 
         rows = list(self.source.load(report_of(self.builder.config.data, self.source.where)).take(FIRST_ROWS))
-        names = dict.fromkeys(name for row in rows for name in row)
+        if not rows:
+            raise DataError(Problem("the data has no rows", self.source.where, "use data with at least one row"))
+        names = dict.fromkeys(name for row in rows for name in row if name != PLACE)
         return Features({name: feature_of(merged(shape_of(row.get(name)) for row in rows)) for name in names})
+
+    def _first(self) -> dict[str, Any]:
+        """The first row, as columns."""
+        (row,) = self.source.load(report_of(self.builder.config.data, self.source.where)).take(1)
+        return {name: [value] for name, value in row.items() if name != PLACE}
 
     def _batches(self, rows: Any, columns: Mapping[str, Any], report: Report, skip: int) -> Iterator[RowBatch]:
         import numpy as np
@@ -284,6 +310,8 @@ class _Feed:
                     report.take()
                     continue
                 self._count(report)
+                if places := batch.pop(PLACE, None):
+                    self._places = {**dict([*self._places.items()][-KEPT_PLACES:]), start: places}
                 if unknown := [name for name in batch if name not in columns]:
                     what = f"a later row has the column {unknown[0]!r}, which none of the first {FIRST_ROWS} rows has"
                     fix = "add the column to one of the first rows, or remove it"
@@ -304,9 +332,12 @@ class _Feed:
         bad, notes = report.take()
         self.builder.note(notes)
         if bad:
-            self.builder.skip(bad, UNREADABLE)
+            self.builder.skip(bad, UNREADABLE, capped=self._passes == 1)
 
     def _place(self, row: int) -> str:
+        for start, places in self._places.items():
+            if start <= row < start + len(places):
+                return f"{self.source.where}, {places[row - start]}"
         order = "shuffled " if self.source.shuffle_buffer else ""
         return f"{self.source.where}, {order}stream, row {row + 1}"
 

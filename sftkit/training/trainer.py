@@ -24,6 +24,7 @@ from sftkit.training.loaders import (
     NumberedRows,
     NumberedStream,
     grouping_by_tokens,
+    in_the_order_of_epochs,
     outlasting_signals,
     read_position,
     stream_loader,
@@ -124,7 +125,8 @@ class TokenLossTrainer(GuardedTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         with grouping_by_tokens(self):
-            return super()._get_train_sampler(without_numbers(train_dataset))
+            sampler = super()._get_train_sampler(without_numbers(train_dataset))
+        return in_the_order_of_epochs(sampler, self.args)
 
     def _get_eval_sampler(self, *arguments: Any, **options: Any) -> Any:
         with grouping_by_tokens(self):

@@ -94,13 +94,6 @@ def test_lines_of_invalid_utf8_are_skipped(tmp_path):
     assert data.counts.by_split["train"]["unreadable lines skipped"] == 1
 
 
-@pytest.mark.parametrize("bad", [NULL, "{broken"])
-def test_too_many_bad_rows_are_an_error(tmp_path, bad):
-    path = write(tmp_path / "a.jsonl", lines(GOOD, bad, bad, bad))
-    with pytest.raises(DataError, match=r"more than 2 "):
-        prepare(tmp_path, path, on_bad_row="skip", max_bad_rows=2)
-
-
 def test_the_policy_error_reports_the_long_row_by_file_and_line(tmp_path):
     path = write(tmp_path / "a.jsonl", lines(GOOD, {"prompt": "long " * 50, "completion": "x"}))
     with pytest.raises(DataError, match=r"a\.jsonl:2: the example has \d+ tokens, more than data.max_length=64"):
@@ -173,13 +166,6 @@ def test_named_evaluation_sets_are_packed_on_request_only(tmp_path):
     assert all("position_ids" not in rows.column_names for rows in data.eval.values())
     asked = prepare(tmp_path, path, eval=sets, plugins=["packing:eval=true"]).data
     assert all("position_ids" in rows.column_names for rows in asked.eval.values())
-
-
-@pytest.mark.parametrize("plugins", [(), ("packing",)])
-def test_data_without_trained_tokens_is_an_error(tmp_path, plugins):
-    rows = [{"prompt": "long " * 40, "completion": "x"}] * 3
-    with pytest.raises(DataError, match=r"no trained token is left within data\.max_length=16"):
-        prepare(tmp_path, write(tmp_path / "a.jsonl", lines(*rows)), max_length=16, plugins=plugins)
 
 
 def test_losses_are_counted(tmp_path):

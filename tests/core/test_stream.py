@@ -100,17 +100,6 @@ def test_each_process_reads_its_own_share(tmp_path, monkeypatch):
     assert not seen[0] & seen[1]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
-    from safetensors.torch import load_file
-
-    data = {"train": write(tmp_path / "a.jsonl", rows(20))}
-    pipeline(tmp_path, data, output="whole").run()
-    pipeline(tmp_path, data, output="parts", train={"max_steps": 3}).run()
-    pipeline(tmp_path, data, output="parts", resume=True).run()
-    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
-    assert all(whole[name].equal(parts[name]) for name in whole)
-
-
 @pytest.mark.parametrize("buffer", [0, 4])
 def test_a_sought_stream_gives_the_same_rows_and_encodes_no_earlier_ones(tmp_path, monkeypatch, buffer):
     from sftkit.data.build import ExampleBuilder

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +11,7 @@ import pytest
 import yaml
 
 from sftkit.testing import tiny_model, tiny_tokenizer
-
-WAIT = 120  # seconds after which a process hangs
-
-
-def _main(arguments: list[str], directory: Path, printed: Path, variables: dict[str, str]) -> None:
-    """The command line, in a process group of its own, with what it prints in a file."""
-    os.setsid()
-    os.chdir(directory)
-    os.environ.update(variables)
-    with printed.open("wb", buffering=0) as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-    sys.argv = ["sftkit", *arguments]
-    from sftkit.cli import main
-
-    main()
-
-
-@dataclass
-class Command:
-    """A command that runs in a process."""
-
-    process: Any
-    printed: Path
-
-    @property
-    def output(self) -> str:
-        """What it has printed so far."""
-        return self.printed.read_text(encoding="utf-8", errors="replace")
-
-    def send(self, signal: int) -> None:
-        """Send a signal to the process."""
-        os.kill(self.process.pid, signal)
-
-    def wait(self) -> int:
-        """The exit code; that of a process that a signal ended is negative."""
-        self.process.join(WAIT)
-        assert self.process.exitcode is not None, f"the command hangs\n{self.output}"
-        return int(self.process.exitcode)
-
-    def wait_until(self, condition: Callable[[], Any]) -> None:
-        """Wait for a condition, such as a file that the command writes, while it runs."""
-        deadline = time.monotonic() + WAIT
-        while not condition():
-            assert self.process.exitcode is None, f"it ended with exit code {self.process.exitcode}\n{self.output}"
-            assert time.monotonic() < deadline, f"the condition is not met\n{self.output}"
-            time.sleep(0.005)
-
+from sftkit.testing.processes import Command, start_command, warm_processes
 
 Start = Callable[..., Command]
 
@@ -71,9 +19,7 @@ Start = Callable[..., Command]
 @pytest.fixture(scope="session")
 def processes() -> Any:
     """Starts processes that have imported what a run needs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sftkit.run.training", "sftkit.training.trainer", "sftkit.testing", __name__])
-    return context
+    return warm_processes()
 
 
 @pytest.fixture
@@ -87,18 +33,12 @@ def start(processes: Any, tmp_path: Path) -> Iterator[Start]:
 
     def run(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Command:
         printed = tmp_path / f"printed-{len(started)}.txt"
-        printed.touch()
-        variables = {"COLUMNS": "200", **(env or {})}
-        process = processes.Process(target=_main, args=([*map(str, arguments)], cwd, printed, variables))
-        process.start()
-        started.append(Command(process, printed))
+        started.append(start_command(processes, [*map(str, arguments)], cwd=cwd, printed=printed, env=env))
         return started[-1]
 
     yield run
     for command in started:
-        if command.process.is_alive():
-            command.process.kill()
-        command.process.join()
+        command.end()
 
 
 @pytest.fixture(scope="session")

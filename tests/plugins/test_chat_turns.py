@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from sftkit.data.documents import RowError, Skipped
+from sftkit.data.documents import Formatted, RowError, Skipped
 from sftkit.testing import CHATML
 from sftkit_plugins.formats.chat import Chat
 from sftkit_plugins.formats.messages import MessagesReader
@@ -30,6 +30,8 @@ TALK = [
 def trained(messages, template=CHATML, **options):
     chat = Chat(reader=MessagesReader(("messages",)), template=template, special_tokens=SPECIAL, **options)
     (document,) = chat({"messages": [messages]})
+    if isinstance(document, Formatted):
+        (document,) = document.documents
     return document if isinstance(document, Skipped) else [span.text for span in document if span.trained]
 
 

@@ -273,15 +273,6 @@ def test_packed_rows_have_the_loss_and_gradients_of_their_documents_alone(attent
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_packed_logits_equal_those_of_each_document_alone():
-    model = tiny_model("llama").eval()
-    ids, places = torch.arange(3, 19)[None], torch.tensor([[*range(9), *range(7)]])
-
-    packed = model(input_ids=ids, position_ids=places, use_cache=False).logits[:, 9:]
-
-    torch.testing.assert_close(packed, model(input_ids=ids[:, 9:]).logits, rtol=1e-5, atol=1e-6)
-
-
 def enter(model, rows=None, **train):
     rows = pack(documents(5, 9, 3, 7, 11, 6)) if rows is None else rows
     with Packing().training_context(model, tiny_config(train=train), rows, PadCollator(2)):

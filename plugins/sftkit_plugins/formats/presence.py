@@ -65,6 +65,26 @@ def check_presence(
     return Presence(tuple(dict.fromkeys(notes)), frozenset(without))
 
 
+def check_order(skeleton: Skeleton, leaves: Sequence[Leaf], messages: Messages) -> None:
+    """Check that a template writes questions and answers in their order.
+
+    System messages and results of tools may be moved, as some templates do.
+
+    Raises:
+        RefusedError: with the first message that is written too early.
+    """
+    highest = -1
+    for leaf in dict.fromkeys(skeleton.order):
+        owner = leaves[leaf].owner
+        if leaves[leaf].kind != "content" or messages[owner]["role"] not in ("user", "assistant"):
+            continue
+        if owner < highest:
+            first, second = (f"message {number + 1} (role {messages[number]['role']})" for number in (highest, owner))
+            fix = "use a template that keeps the order of the messages"
+            raise RefusedError(f"the chat template writes {first} before {second}", fix)
+        highest = owner
+
+
 def missing_leaves(skeleton: Skeleton, leaves: Sequence[Leaf], messages: Messages) -> list[Leaf]:
     """The texts that a template leaves out of a conversation rendered with stand-ins."""
     shown = set(skeleton.order)

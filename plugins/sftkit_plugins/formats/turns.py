@@ -16,12 +16,13 @@ from typing import Any
 from sftkit_plugins.formats.finder import Finder
 from sftkit_plugins.formats.gaps import Gaps
 from sftkit_plugins.formats.messages import PLAIN
-from sftkit_plugins.formats.presence import Presence, check_presence, missing_in, missing_leaves
+from sftkit_plugins.formats.presence import Presence, check_order, check_presence, missing_in, missing_leaves
 from sftkit_plugins.formats.probes import Probes
 from sftkit_plugins.formats.rendering import FIX, Messages, RefusedError, Region, RejectedError, Rendering
 from sftkit_plugins.formats.skeleton import Place, Skeleton
 from sftkit_plugins.formats.stand_ins import TOOLS, Leaf, StandIns
 
+STRIPPED = "spaces or line breaks around a content removed by the template"
 KEPT = 512
 """How many structures of conversations are kept for each template."""
 
@@ -62,6 +63,22 @@ class _Structure:
     ends: Mapping[int, str]
     missing: Sequence[Leaf]
     turns: dict[frozenset[int], _Turns | tuple[str, str]] = field(default_factory=dict)
+
+    def strips(self, starts: Sequence[int], values: Sequence[Any]) -> bool:
+        """Whether a row's text lacks spaces or line breaks at the beginning or end of a content.
+
+        Args:
+            starts: where each literal begins in the text.
+            values: the texts of the row.
+        """
+        thoughts = {leaf.owner for leaf in self.leaves if leaf.kind == "thinking"}  # separated by line breaks
+        for place, leaf in enumerate(self.skeleton.order):
+            value, kind = values[leaf], self.leaves[leaf].kind
+            if kind == "content" and value != value.strip() and self.leaves[leaf].owner not in thoughts:
+                length = starts[place + 1] - starts[place] - len(self.skeleton.literals[place])
+                if length < len(value):
+                    return True
+        return False
 
 
 class Turns:
@@ -111,7 +128,8 @@ class Turns:
             regions = [
                 (number, (starts[low[0]] + low[1], starts[high[0]] + high[1])) for number, low, high in turns.regions
             ]
-            return Found(text, regions, turns.presence, turns.notes)
+            notes = (STRIPPED,) if structure.strips(starts, values) else ()
+            return Found(text, regions, turns.presence, turns.notes + notes)
         if wanted:
             raise _changed(failed)
         replaced = self._replaced(messages, tools, variables)
@@ -192,6 +210,7 @@ class Turns:
         skeleton, leaves = structure.skeleton, structure.leaves
         shown = [leaves[number] for number in skeleton.order]
         presence = check_presence(structure.missing, shown, messages, self._probes, self._allowed)
+        check_order(skeleton, leaves, messages)
         finder = Finder(skeleton, leaves, structure.ends, messages, self._gaps, self._probes)
         regions = [(number, low, high) for number in sorted(wanted) for low, high in finder.regions(number)]
         regions.sort(key=lambda region: region[1])

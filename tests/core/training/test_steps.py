@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -15,26 +13,6 @@ from sftkit.training.loss import HeadLoss
 from sftkit.training.trainer import TokenLossTrainer
 
 SGD = {"learning_rate": 0.1, "optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0}
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_micro_batches_give_the_step_of_one_batch(make_run, distance, architecture):
-    models = []
-    for batch, windows in ((8, 1), (2, 4), (1, 8)):
-        train = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": windows, "max_steps": 1, **SGD}
-        models.append(make_run(f"b{batch}", model=tiny_model(architecture), train=train).run().model)
-    assert distance(tiny_model(architecture), models[0]) > 1e-3
-    assert distance(models[0], models[1]) < 1e-6
-    assert distance(models[0], models[2]) < 1e-6
-
-
-def test_packed_rows_give_the_step_of_single_rows(make_run, distance):
-    train = {**SGD, "per_device_train_batch_size": 8, "max_steps": 1}
-    config = {"data": {"max_length": 200, "train": "given"}}
-    alone = make_run("alone", train=train).run()
-    packed = make_run("packed", plugins=["packing"], config=config, train=train).run()
-    assert json.loads((packed.directory / "manifest.json").read_text())["data"]["train"]["rows"] < 8
-    assert distance(alone.model, packed.model) < 1e-5
 
 
 def test_the_evaluation_loss_is_the_mean_over_all_trained_tokens(make_run, held_out):
