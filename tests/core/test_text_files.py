@@ -86,7 +86,7 @@ def test_the_package_for_zstandard_is_named(tmp_path, monkeypatch):
 
 def test_a_damaged_archive_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*a\.jsonl\.gz"):
-        rows(tmp_path, "a.jsonl.gz", gzip.compress(LINES.encode())[:-12])
+        rows(tmp_path, "a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12])
 
 
 def test_the_rows_of_another_split_of_a_json_file_are_counted(tmp_path):
@@ -152,7 +152,7 @@ BROKEN = [
     ("a.csv", "text,x\none,1\ntwo é\n", "a.csv:3: the row has 1 cells, but the header has 2"),
     ("a.csv", 'text\none\n"two"é\n', "a.csv:3: not valid CSV"),
     ("a.txt", b"one\ntwo \xff\n", "a.txt:2: not valid UTF-8"),
-    ("a.jsonl.gz", gzip.compress((LINES + "{").encode()), "a.jsonl.gz:3: not valid JSON"),
+    ("a.jsonl.gz", gzip.compress((LINES + "{").encode(), mtime=0), "a.jsonl.gz:3: not valid JSON"),
 ]
 
 
@@ -173,7 +173,7 @@ def test_an_unreadable_line_is_reported_or_skipped(tmp_path, name, content, mess
         ("a.csv", "prompt;completion\na;b\n", r"a\.csv:1: the header is one column.*by commas"),
         ("a.csv", "text,text\na,b\n", r"a\.csv:1: the column 'text' occurs twice"),
         ("a.jsonl", LINES.encode("utf-16"), r"the file is UTF-16"),
-        ("a.jsonl", gzip.compress(LINES.encode()), "a.jsonl: the file is compressed with gzip, not text"),
+        ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), "a.jsonl: the file is compressed with gzip, not text"),
         ("a.json", bz2.compress(LINES.encode()), "a.json: the file is compressed with bzip2, not text"),
         ("a.csv", b"PAR1\x15\x04", "a.csv: the file is a Parquet file, not text"),
         ("a.csv", "", "the file is empty"),
