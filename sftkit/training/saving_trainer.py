@@ -1,0 +1,100 @@
+"""`transformers.Trainer` whose checkpoints are complete or absent, and continue exactly."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from sftkit.checkpoints.publish import PARTIAL
+from sftkit.data.stream import Stream
+from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
+from sftkit.training.guarded import GuardedTrainer
+from sftkit.training.loaders import read_position, write_position
+from sftkit.training.saving import Saver, save_beside
+
+
+class SavingTrainer(GuardedTrainer):
+    """Saves through a `Saver`, keeps the position in a stream, and loads no pickled objects.
+
+    Args:
+        arguments: of `GuardedTrainer`.
+
+    Attributes:
+        saver: writes the checkpoints.
+    """
+
+    train_dataset: Any
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.saver = Saver(self)
+
+    def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
+        self.saver.begin()
+        try:
+            return super()._inner_training_loop(*arguments, **options)
+        finally:
+            self.saver.abandon()
+
+    def _finalize_training(self, *arguments: Any, **options: Any) -> Any:
+        self.saver.end()
+        return super()._finalize_training(*arguments, **options)
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """As in the Trainer; raises what a save in the background has raised."""
+        self.saver.check()
+        return super().get_batch_samples(*arguments)
+
+    @property
+    def last_save_seconds(self) -> float | None:
+        """How long the last checkpoint took to save, up to its end; None before the first."""
+        return self.saver.last_seconds
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.saver.save(functools.partial(super()._save_checkpoint, model, trial), trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in the Trainer; files that are replaced have either their old or their new contents."""
+        directory = Path(output_dir or self.args.output_dir)
+        if PARTIAL in directory.parts:  # of a checkpoint
+            super().save_model(str(directory), _internal_call)
+            return
+        write = functools.partial(super().save_model, _internal_call=True)
+        save_beside(write, directory, self.is_fsdp_enabled or self.is_deepspeed_enabled, self)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, Stream):
+            batches = self.state.global_step * self.args.gradient_accumulation_steps
+            position = self.train_dataset.position(batches * self._train_batch_size)
+            write_position(output_dir, self.args.process_index, position)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with loading_all_weights(self, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.train_dataset, Stream) and not self.args.ignore_data_skip:
+            self.train_dataset.seek(read_position(checkpoint, self.args.process_index))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with refusing_pickles(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_best_model(self) -> None:
+        with loading_all_weights(self, self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:  # nothing needs the pickled arguments: the manifest has them as text
+            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
