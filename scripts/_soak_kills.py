@@ -15,6 +15,7 @@ from typing import Any
 
 from _soak_endurance import last_line, read_lines, write_run
 
+from sftkit.checkpoints.publish import PARTIAL
 from sftkit.testing import tiny_model
 from sftkit.testing.processes import WAIT, Command, start_command
 
@@ -29,7 +30,6 @@ TRAIN = {
     "learning_rate": 1e-3,
     "use_cpu": True,
 }
-CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Kills:
         self.config = write_run(directory, tiny_model("gpt2", **DROPOUTS), 60, sections)
         self.steps, self.parts, self.found, self.runs_done = steps, 0, list[Kill](), 0
         self.losses: dict[int, float] = {}
-        self.weights, self.files, self.start_up, self.per_step = "", frozenset[str](), 0.0, 0.0
+        self.weights, self.start_up, self.per_step = "", 0.0, 0.0
 
     def reference(self) -> None:
         """The run that nothing disturbs.
@@ -85,7 +85,6 @@ class Kills:
             raise RuntimeError(f"the undisturbed run fails: {last_line(command.output)}")
         self.per_step = (time.monotonic() - began - self.start_up) / self.steps
         self.losses, self.weights = losses(run), digest(run)
-        self.files = frozenset(path.name for path in newest(run).iterdir())
         print(f"  undisturbed: {self.steps:,} steps in {time.monotonic() - began:.0f} s", flush=True)
 
     def run(self, wanted: int, seconds: float) -> dict[str, Any]:
@@ -165,36 +164,25 @@ class Kills:
     def _moment(self, run: Path) -> tuple[str, int]:
         """What the run did when it was killed, and its last step."""
         logged = [entry["step"] for entry in read_lines(run / "log.jsonl") if "loss" in entry]
-        incomplete = [path for path in run.glob("*checkpoint-*") if not self._complete(path)] if run.exists() else []
-        return ("save" if incomplete else "step" if logged else "start"), max(logged, default=0)
-
-    def _complete(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint has the name and the files of one."""
-        return bool(CHECKPOINT.match(checkpoint.name)) and self.files <= {path.name for path in checkpoint.iterdir()}
+        saving = any(run.glob(f"{PARTIAL}/checkpoint-*"))
+        return ("save" if saving else "step" if logged else "start"), max(logged, default=0)
 
     def _resumed(self, run: Path, kill: Kill) -> Command:
-        """The resumed command, when it has trained a step; if it fails, once more without what the kill has left."""
-        for attempt in range(2):
-            entries = len(read_lines(run / "log.jsonl"))
-            command, deadline = self._start(run, "--resume"), time.monotonic() + WAIT
-            while command.running and len(read_lines(run / "log.jsonl")) == entries and time.monotonic() < deadline:
-                time.sleep(0.005)
-            if command.running or command.process.exitcode == 0:
-                wrong = {step for step, loss in losses(run).items() if self.losses[step] != loss}
-                if wrong:
-                    kill.outcome = "another loss"
-                    print(f"  kill {kill.number} ({kill.moment}): another loss at step {min(wrong)}", flush=True)
-                return command
-            kill.outcome = f"resuming fails: {shortened(last_line(command.output))}"
-            print(f"  kill {kill.number} ({kill.moment}, step {kill.step}): {kill.outcome}", flush=True)
-            for path in run.glob("*checkpoint-*"):
-                if not attempt and not self._complete(path):
-                    shutil.rmtree(path)
-        if any(run.glob("checkpoint-*")):
-            shutil.rmtree(newest(run))  # has all files, but cannot be read
-        if not any(run.glob("checkpoint-*")):
-            shutil.rmtree(run)
-        return self._start(run, *(["--resume"] if run.exists() else []))
+        """The resumed command, when it has trained a step; if it fails, one that starts again."""
+        entries = len(read_lines(run / "log.jsonl"))
+        command, deadline = self._start(run, "--resume"), time.monotonic() + WAIT
+        while command.running and len(read_lines(run / "log.jsonl")) == entries and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if command.running or command.process.exitcode == 0:
+            wrong = {step for step, loss in losses(run).items() if self.losses[step] != loss}
+            if wrong:
+                kill.outcome = "another loss"
+                print(f"  kill {kill.number} ({kill.moment}): another loss at step {min(wrong)}", flush=True)
+            return command
+        kill.outcome = f"resuming fails: {shortened(last_line(command.output))}"
+        print(f"  kill {kill.number} ({kill.moment}, step {kill.step}): {kill.outcome}", flush=True)
+        shutil.rmtree(run)
+        return self._start(run)
 
     def _compare_end(self, command: Command, run: Path) -> None:
         if command.process.exitcode != 0:
@@ -227,11 +215,6 @@ def losses(run: Path) -> dict[int, float]:
 def digest(run: Path) -> str:
     """A hash of the saved weights."""
     return sha256((run / "model.safetensors").read_bytes()).hexdigest()
-
-
-def newest(run: Path) -> Path:
-    """The newest checkpoint."""
-    return max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def entries_of(run: Path) -> set[str]:
