@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.shapes import SCALARS, Shape, feature_of, kind_of_value, merged, shape_of
+from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,6 +102,8 @@ class ExactTable:
 
     def _array(self, name: str, values: Sequence[Any]) -> pa.Array:
         column = self._columns.get(name) or _Column()
+        if "\0" in name:  # which ends a name in Arrow's schema
+            raise DataError(Problem(f"the column {name!r} has a NUL character in its name", "data", "rename it"))
         types = {*map(type, values)}
         storage = _storage_of(values, types - {type(None)})
         column.storage = column.storage.or_wider(storage)

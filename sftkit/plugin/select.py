@@ -85,7 +85,7 @@ def _choice_from_item(name: str, value: Any, source: ConfigSource) -> Choice:
         return Choice(name, where=where)
     if not isinstance(value, Mapping):
         raise ConfigError(Problem("options must be a mapping", where, f"write `{name}: {{option: value}}`"))
-    return Choice(name, dict(value), where=where)
+    return Choice(name, {str(option): given for option, given in value.items()}, where=where)
 
 
 def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tuple[PluginSet | None, list[Problem]]:

@@ -167,6 +167,7 @@ def test_much_data_is_prepared_without_a_traceback(tmp_path_factory, some, skip,
         ("data: &a [*a]", "odd.yaml:1: the value contains itself"),
         (LAUGHS, "the aliases stand for 75,020,345,639 values"),
         ("3: x", "3: no such section"),
+        ("model: demo\ndata: demo\nplugins: {packing: {null: 1}}", "option None: no such option"),
         ("train: {3: x, false: y}", "train.3: no such training argument"),
     ],
 )  # fmt: skip
@@ -182,6 +183,7 @@ def test_odd_yaml_is_an_error(text, message, tmp_path):
         ("deep.jsonl", '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "deep.jsonl:1: not valid JSON"),
         ("deep.json", "[" * 100_000, "deep.json:1: not valid JSON: maximum recursion depth"),
         ("digits.json", '[\n{"text": ' + "9" * 6000 + "}]", "digits.json:1: not valid JSON: Exceeds the limit"),
+        ("nul.jsonl", '{"text": "a", "b\\u0000c": 1}\n', r"the column 'b\x00c' has a NUL character in its name"),
         ("returns.csv", "\rd.", "returns.csv:1: not valid CSV"),
     ],
 )
