@@ -55,29 +55,50 @@ def write_tables(names: Sequence[str], features: Features, path: Path, where: st
         DataError: if a file cannot be read.
     """
     import pyarrow as pa
-    from datasets.table import table_cast
 
-    schema, counts = features.arrow_schema, []
-    with pa.ipc.new_stream(str(path), schema) as writer:
+    counts = []
+    with pa.ipc.new_stream(str(path), features.arrow_schema) as writer:
         for name in names:
             counts.append(0)
-            for batch in _batches(name, where):
-                table = pa.Table.from_batches([batch])
-                for column in set(schema.names) - set(table.column_names):
-                    table = table.append_column(column, pa.nulls(len(table), schema.field(column).type))
-                writer.write_table(table_cast(table.select(schema.names), schema))
+            for table in tables_of(name, features, where):
+                writer.write_table(table)
                 counts[-1] += len(table)
     return counts
 
 
-def _batches(name: str, where: str) -> Iterator[pa.RecordBatch]:
+def tables_of(name: str, features: Features, where: str, start: int = 0) -> Iterator[pa.Table]:
+    """The rows of a file from the row ``start`` on, with null for columns that it lacks.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    import pyarrow as pa
+    from datasets.table import table_cast
+
+    schema = features.arrow_schema
+    for batch in _batches(name, where, start):
+        table = pa.Table.from_batches([batch])
+        for column in set(schema.names) - set(table.column_names):
+            table = table.append_column(column, pa.nulls(len(table), schema.field(column).type))
+        yield table_cast(table.select(schema.names), schema)
+
+
+def _batches(name: str, where: str, start: int) -> Iterator[pa.RecordBatch]:
     with _opened(name, where) as file:
         if kind_of(name) == "parquet":
-            yield from file.iter_batches(batch_size=BATCH)
+            sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            first = 0
+            while first < len(sizes) and sizes[first] <= start:
+                start, first = start - sizes[first], first + 1
+            batches = file.iter_batches(batch_size=BATCH, row_groups=range(first, len(sizes)))
         elif hasattr(file, "get_batch"):
-            yield from (file.get_batch(index) for index in range(file.num_record_batches))
+            batches = (file.get_batch(index) for index in range(file.num_record_batches))
         else:
-            yield from file
+            batches = file
+        for batch in batches:
+            if start < len(batch):
+                yield batch.slice(start)
+            start = max(start - len(batch), 0)
 
 
 @contextmanager

@@ -96,7 +96,8 @@ class ExampleBuilder:
             raise DataError(Problem("the data has no rows", source.where, "use data with at least one row"))
         picked = source.pick(len(rows)) if source.pick else None
         self.counts.add(self.split, "rows read", len(rows) if picked is None else len(picked))
-        return self.encoded(batches(rows, picked), self._formatter_of(read, source), source.place)
+        encoded = self.encoded(batches(rows, picked), self._formatter_of(read, source), source.place)
+        return (examples for _, examples in encoded)
 
     def note(self, notes: Mapping[str, int]) -> None:
         """Count what the user should know about a source."""
@@ -105,8 +106,8 @@ class ExampleBuilder:
 
     def encoded(
         self, rows: Iterable[RowBatch], formatter: Formatter, place: Place, capped: bool = True
-    ) -> Iterator[Examples]:
-        """The examples of batches of rows.
+    ) -> Iterator[tuple[int, Examples]]:
+        """The examples of batches of rows, in one or more pieces for each batch, with the number of the batch.
 
         Args:
             rows: the batches.
@@ -114,7 +115,9 @@ class ExampleBuilder:
             place: describes where a row is.
             capped: whether ``data.max_bad_rows`` limits their bad rows; false where a stream repeats them.
         """
-        documents = (self._documents(batch, formatter, place, capped) for batch in rows)
+        documents = (
+            self._documents(batch, formatter, place, capped)._replace(batch=number) for number, batch in enumerate(rows)
+        )
         rendered = formatter.rendered_special_tokens
         special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
         labelled = (
@@ -128,7 +131,7 @@ class ExampleBuilder:
                 attached_N = self._attachments(source.documents, formatter.attached_type)  # noqa: N806 (a shape)
                 examples = dataclasses.replace(examples, attached_N=attached_N)
             self._count(examples, rendered=not formatter.adds_special_tokens)
-            yield drop_untrained(examples, self.split, self.counts)
+            yield source.batch, drop_untrained(examples, self.split, self.counts)
 
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""

@@ -27,10 +27,17 @@ AHEAD = 2  # pieces queued for the tokenizer, so that it is never idle
 
 
 class NumberedDocuments(NamedTuple):
-    """Documents, and the numbers of the rows that they come from."""
+    """Documents, and the numbers of the rows that they come from.
+
+    Attributes:
+        numbers: the number of the row of each document.
+        documents: the documents.
+        batch: the number of the batch of rows that they come from.
+    """
 
     numbers: Sequence[int]
     documents: Sequence[Document]
+    batch: int = 0
 
 
 def encode(
@@ -86,11 +93,11 @@ def encode_stream(
         return source, encoder.label(texts, encodings.result())
 
     with thread_ahead() as pool:
-        for numbers, documents in batches:
+        for numbers, documents, batch in batches:
             start = 0
             for texts in Texts.pieces_of(documents):
                 end = start + len(texts.texts)
-                source = NumberedDocuments(numbers[start:end], documents[start:end])
+                source = NumberedDocuments(numbers[start:end], documents[start:end], batch)
                 pending.append((source, texts, pool.submit(encoder.tokenize, texts)))
                 start = end
                 if len(pending) > AHEAD:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
+from sftkit.data.lines import START, Line, Lines, Place, TextRow
 from sftkit.data.report import Report
 from sftkit.data.splits import canonical, choose_split
 from sftkit.errors import DataError, Problem
@@ -19,30 +20,40 @@ SPLITS = frozenset({"train", "validation", "test"})
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF = "half of a surrogate pair, such as half an emoji"
 Row = dict[str, Any]
-Line = tuple[int, bytes]
 
 
-def json_rows(name: str, lines: Iterable[bytes], split: str | None, report: Report) -> Iterator[tuple[int, Row]]:
-    """The rows of a file, each with its line, or 0 if that is not known.
+def json_rows(name: str, lines: Lines, split: str | None, report: Report, place: Place = START) -> Iterator[TextRow]:
+    """The rows of a file.
 
     Args:
         name: the name of the file.
         lines: its lines.
         split: the split to read if an object holds the rows of several; None is for evaluation data.
         report: gets what cannot be read.
+        place: where to start.
 
     Raises:
         DataError: if the file cannot be read as a whole.
     """
-    numbered = ((at, line) for at, line in enumerate(lines, start=1) if line.strip())
-    start = list(_take(numbered, 2))
-    if _is_lines(name, start):
-        for number, line in chain(start, numbered):
-            row = _row_of_line(line, f"{name}:{number}", report)
-            if row is not None:
-                yield number, row
+    filled = (line for line in lines if line.text.strip())
+    start = list(_take(filled, 2))
+    if not _is_lines(name, start):
+        rows = _rows_of_document(name, chain(start, filled), split, report)
+        if place.rows:
+            with report.repeated():
+                next(islice(rows, place.rows - 1, None))
+        for count, (number, value) in enumerate(rows, start=place.rows + 1):
+            yield TextRow(number, value, Place(count, 0, 0))
         return
-    yield from _rows_of_document(name, chain(start, numbered), split, report)
+    if place.lines:
+        lines.seek(place)
+        start = []
+    count = place.rows
+    for line in chain(start, filled):
+        row = _row_of_line(line.text, f"{name}:{line.number}", report)
+        if row is not None:
+            count += 1
+            yield TextRow(line.number, row, Place(count, line.number, line.end))
 
 
 def _take(lines: Iterator[Line], number: int) -> Iterator[Line]:
@@ -52,12 +63,12 @@ def _take(lines: Iterator[Line], number: int) -> Iterator[Line]:
 
 def _is_lines(name: str, start: list[Line]) -> bool:
     """Whether the first two lines with text are rows, or broken rows, of JSON lines."""
-    if not start or start[0][1].lstrip().startswith(b"["):
+    if not start or start[0].text.lstrip().startswith(b"["):
         return False
-    objects = [isinstance(_loaded(line), dict) for _, line in start]
+    objects = [isinstance(_loaded(line.text), dict) for line in start]
     if objects == [True]:
         return not re.search(r"\.json(\.\w+)?$", name)
-    return any(objects) or start[0][1].rstrip().endswith(b"}") or not start[0][1].lstrip().startswith(b"{")
+    return any(objects) or start[0].text.rstrip().endswith(b"}") or not start[0].text.lstrip().startswith(b"{")
 
 
 def _loaded(line: bytes) -> Any:
@@ -135,7 +146,7 @@ def _rows_of_document(name: str, lines: Iterable[Line], split: str | None, repor
 def _text_of(name: str, lines: Iterable[Line], where: str) -> tuple[str, list[int]]:
     """The text of a file without its blank lines, and the number of each line."""
     numbers, parts = [], []
-    for number, line in lines:
+    for number, _, line in lines:
         numbers.append(number)
         try:
             parts.append(line.decode())

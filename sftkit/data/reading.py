@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import functools
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from sftkit.data import cache
 from sftkit.data.arrow_files import common_features, write_tables
 from sftkit.data.exact import ExactTable
 from sftkit.data.files import kind_of_all
-from sftkit.data.hub import load_quietly
 from sftkit.data.json_files import half_character
 from sftkit.data.media import detach_images, holds_files
 from sftkit.data.opening import TEXT_KINDS
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
     from sftkit.config import DataSection
-
-#: The column of a stream with the file and line of each row, for error messages.
-PLACE = "sftkit: file and line"
 
 
 class Places:
@@ -121,7 +116,7 @@ def read_files(names: Sequence[str], split: str | None, data: DataSection, where
     report, table = report_of(data, where), ExactTable(scratch.path)
     for name in names:
         places.start_file(name)
-        for line, row in text_rows(name, split, report):
+        for line, row, _ in text_rows(name, split, report):
             places.add(line)
             table.add(row)
     rows = table.dataset()
@@ -137,30 +132,6 @@ def _read_arrow(names: Sequence[str], places: Places, scratch: cache.Scratch, wh
         places.skip(number)
     rows = Dataset.from_file(str(path), in_memory=False)
     return Read(rows, rows.features, place=places, scratch=scratch)
-
-
-def stream_files(names: Sequence[str], split: str | None, report: Report) -> Any:
-    """The rows of files of one kind as an IterableDataset.
-
-    Those of text files are Python values as written, and have their file and line in the column `PLACE`.
-
-    Raises:
-        DataError: if the files are of several kinds, or the types of their columns differ.
-    """
-    from datasets import IterableDataset
-
-    kind = kind_of_all(names, report.where)
-    if kind not in TEXT_KINDS:
-        features = common_features(names, report.where)
-        return load_quietly(kind, data_files=list(names), split="train", streaming=True, features=features)
-    rows = functools.partial(_rows_of_files, split=split, report=report)
-    return IterableDataset.from_generator(rows, gen_kwargs={"names": list(names)})
-
-
-def _rows_of_files(names: list[str], split: str | None, report: Report) -> Iterator[dict[str, Any]]:
-    for name in names:
-        for number, (line, row) in enumerate(text_rows(name, split, report), start=1):
-            yield {**row, PLACE: f"{name}:{line}" if line else f"{name}, row {number}"}
 
 
 def read_list(rows: Sequence[Mapping[str, Any]], data: DataSection, where: str) -> Read:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sftkit.errors import DataError, Problem
@@ -45,6 +48,16 @@ class Report:
         if self.bad > self.limit:
             fix = "fix the data, or increase data.max_bad_rows"
             raise DataError(Problem(f"more than {self.limit} lines cannot be read", f"{self.where}, {place}", fix))
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Nothing counts inside: what is read there was counted before."""
+        before = self.limit, self.bad, self.notes
+        self.limit, self.notes = sys.maxsize, Counter()
+        try:
+            yield
+        finally:
+            self.limit, self.bad, self.notes = before
 
     def take(self) -> tuple[int, Counter[str]]:
         """What was counted since the last call."""

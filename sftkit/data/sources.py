@@ -15,14 +15,14 @@ from sftkit.data.files import Found, find_files
 from sftkit.data.hub import read_hub
 from sftkit.data.mixes import hold_out, mix
 from sftkit.data.opening import identity_of
-from sftkit.data.reading import Read, read_files, read_list, stream_files
-from sftkit.data.report import Report
+from sftkit.data.reading import Read, read_files, read_list
 from sftkit.data.splits import choose_split
+from sftkit.data.stream_rows import FileRows, LoadedRows, StreamRows
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
     from sftkit.config import DataSection, RunConfig
 
@@ -57,14 +57,14 @@ class StreamSource:
     Attributes:
         where: the configuration key that names the source.
         identity: identifies the data; can be stored as JSON.
-        load: starts reading; lines that are skipped are reported.
+        load: what to read.
         notes: what of the source is not read, as counts by description.
         shuffle_buffer: size of the shuffle buffer in rows; 0 keeps the order.
     """
 
     where: str
     identity: Any
-    load: Callable[[Report], IterableDataset]
+    load: Callable[[], StreamRows]
     notes: Mapping[str, int] = field(default_factory=dict)
     shuffle_buffer: int = 0
 
@@ -127,7 +127,7 @@ def load_streams(config: RunConfig, train: Any = None) -> list[tuple[StreamSourc
     data = config.data
     if train is not None:
         identity = {"stream": str(getattr(train, "_fingerprint", None) or train.info)}
-        return [(StreamSource("data.train", identity, lambda _: train, shuffle_buffer=data.shuffle_buffer), 1.0)]
+        return [(StreamSource("data.train", identity, lambda: LoadedRows(train), {}, data.shuffle_buffer), 1.0)]
     if data.mix:
         return [(_streamed(name, data, "data.mix"), weight) for name, weight in data.mix.items()]
     return [(_streamed(data.train or [], data, "data.train"), 1.0)]
@@ -137,12 +137,12 @@ def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSo
     listed = [names] if isinstance(names, str) else list(names)
     found = _find(listed, data.split, where)
 
-    def load(report: Report) -> IterableDataset:
+    def load() -> StreamRows:
         if found is None:
-            return read_hub(listed[0], data, where, streaming=True)
+            return LoadedRows(read_hub(listed[0], data, where, streaming=True))
         if found.saved:
-            return _saved(found, data.split, where).to_iterable_dataset()
-        return stream_files(found.names, data.split, report)
+            return FileRows.of_saved(found.names[0], _saved(found, data.split, where))
+        return FileRows.of(found.names, data.split, where)
 
     if found is None:
         return StreamSource(where, {"hub": [*listed, data.subset, data.split]}, load, {}, data.shuffle_buffer)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from sftkit.data.stream import SKIPPED, Stream
+from sftkit.data.stream import Stream
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import ROW
 
@@ -46,8 +46,8 @@ class NumberedStream(IterableDataset):
     rows: Stream
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(self.rows, start=1):
-            yield row if row is SKIPPED else {**row, ROW: number}
+        for number, row in enumerate(self.rows, start=self.rows.start + 1):
+            yield {**row, ROW: number}
 
 
 def outlasting_signals(loader: Any) -> Any:
@@ -78,15 +78,16 @@ def without_numbers(dataset: Any) -> Any:
 
 def stream_loader(stream: Any, batch_size: int, collator: Any, pin_memory: bool, device: torch.device) -> Any:
     """A loader of a stream. Each process reads a share of it, so it is not divided among processes again."""
-    collate = functools.partial(_unless_skipped, collator)
-    loader = DataLoader(stream, batch_size=batch_size, collate_fn=collate, pin_memory=pin_memory)
+    loader = DataLoader(stream, batch_size=batch_size, collate_fn=collator, pin_memory=pin_memory)
     whole = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
     return prepare_data_loader(loader, device, put_on_device=True, **whole)
 
 
-def _unless_skipped(collator: Any, rows: list[dict[str, Any]]) -> Any:
-    """The batch, or an empty one if the loader skips it: a position is always in front of a whole batch."""
-    return {} if rows[0] is SKIPPED else collator(rows)
+def after_first_batches(loader: Any, number: int) -> Any:
+    """A loader without its first batches; that of a stream, which starts at the row that was sought, stays as it is."""
+    dataset = loader.dataset
+    is_stream = isinstance(dataset, Stream | NumberedStream)
+    return loader if is_stream else skip_first_batches(loader, number)
 
 
 def grouping_by_tokens(trainer: Any) -> AbstractContextManager[None]:

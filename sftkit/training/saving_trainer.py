@@ -6,11 +6,14 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from transformers import trainer
+
 from sftkit.checkpoints.publish import PARTIAL
 from sftkit.data.stream import Stream
+from sftkit.training.attributes import replaced
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.guarded import GuardedTrainer
-from sftkit.training.loaders import read_position, write_position
+from sftkit.training.loaders import after_first_batches, read_position, write_position
 from sftkit.training.saving import Saver, save_beside
 
 
@@ -33,7 +36,8 @@ class SavingTrainer(GuardedTrainer):
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.saver.begin()
         try:
-            return super()._inner_training_loop(*arguments, **options)
+            with replaced(trainer, "skip_first_batches", after_first_batches):  # which the Trainer calls to resume
+                return super()._inner_training_loop(*arguments, **options)
         finally:
             self.saver.abandon()
 

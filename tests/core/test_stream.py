@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from itertools import islice
 
 import pytest
 
 from sftkit import Pipeline
+from sftkit.data.build import ExampleBuilder
+from sftkit.data.stream_rows import FileRows
 from sftkit.errors import ConfigError, DataError, RunError
 from sftkit.testing import tiny_model, tiny_tokenizer
 
@@ -100,29 +103,82 @@ def test_each_process_reads_its_own_share(tmp_path, monkeypatch):
     assert not seen[0] & seen[1]
 
 
-@pytest.mark.parametrize("buffer", [0, 4])
-def test_a_sought_stream_gives_the_same_rows_and_encodes_no_earlier_ones(tmp_path, monkeypatch, buffer):
-    from sftkit.data.build import ExampleBuilder
-    from sftkit.data.stream import SKIPPED
+def write_as(kind, directory, values):
+    """The same rows in two files of a kind, or in one saved data set."""
+    from datasets import Dataset
 
-    data = {"train": write(tmp_path / "a.jsonl", rows(20)), "shuffle_buffer": buffer, "window": 6}
+    directory.mkdir()
+    half = len(values) // 2
+    if kind == "saved":
+        Dataset.from_list(values).save_to_disk(directory)
+        return str(directory)
+    for name, some in (("a", values[:half]), ("b", values[half:])):
+        path = directory / f"{name}.{kind}"
+        if kind == "parquet":
+            Dataset.from_list(some).to_parquet(path, batch_size=700)
+        elif kind == "csv":
+            Dataset.from_list(some).to_csv(path)
+        elif kind == "json":
+            path.write_text(json.dumps(some), encoding="utf-8")
+        elif kind == "jsonl.gz":
+            with gzip.open(path, "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in some)
+        else:
+            write(path, some)
+    return str(directory / f"*.{kind}")
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(one[name].tolist() == two[name].tolist() for name in one)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "json", "parquet", "saved"])
+@pytest.mark.parametrize("buffer", [0, 300])
+def test_a_sought_stream_gives_the_same_rows_and_prepares_no_earlier_ones(tmp_path, monkeypatch, kind, buffer):
+    monkeypatch.setattr("sftkit.data.feed.BATCH", 200)
+    monkeypatch.setattr("sftkit.data.regions.PIECE", 2000)  # several pieces for each batch
+    values = [{"prompt": f"row\n{n}: ", "completion": f"it is {n}"} for n in range(2000)]
+    data = {"train": write_as(kind, tmp_path / "data", values), "shuffle_buffer": buffer, "window": 150}
     stream = pipeline(tmp_path, data).prepare().data.train
-    whole = list(islice(stream, 40))
-    position = json.loads(json.dumps(stream.position(33)))
-    read = []
+    whole = list(islice(stream, 5300))
     encoded = ExampleBuilder.encoded
+    for given in (0, 100, 1833, 1999, 3300, 5000):
+        list(islice(stream, given + 1))
+        position = json.loads(json.dumps(stream.position(given)))
+        formatted = []
 
-    def count(self, batches, *arguments):
-        return encoded(self, (read.append(len(batch[0])) or batch for batch in batches), *arguments)
+        def count(self, batches, *arguments, formatted=formatted, **options):
+            return encoded(self, (formatted.append(len(batch[0])) or batch for batch in batches), *arguments, **options)
 
-    monkeypatch.setattr(ExampleBuilder, "encoded", count)
+        monkeypatch.setattr(ExampleBuilder, "encoded", count)
+        stream.seek(position)
+        again = list(islice(stream, 200))
+        monkeypatch.setattr(ExampleBuilder, "encoded", encoded)
+        assert all(equal(*pair) for pair in zip(whole[given : given + 200], again, strict=True))
+        # the batch at the window, the rows that were asked for, and those that are read ahead
+        assert sum(formatted) < 1500
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_sought_stream_reads_no_earlier_rows(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("sftkit.data.feed.BATCH", 100)
+    data = {"train": write_as(kind, tmp_path / "data", rows(6000)), "shuffle_buffer": 50, "window": 100}
+    stream = pipeline(tmp_path, data).prepare().data.train
+    list(islice(stream, 5500))
+    position, read = stream.position(5400), []
+    monkeypatch.setattr(FileRows, "rows", counting(FileRows.rows, read))
     stream.seek(position)
-    again = list(islice(stream, 40))
-    skipped = sum(row is SKIPPED for row in again)
-    assert 27 <= skipped <= 33
-    for before, after in zip(whole[skipped:], again[skipped:], strict=True):
-        assert all(before[name].tolist() == after[name].tolist() for name in before)
-    assert sum(read) < 80  # of the second pass, and those that are read ahead
+    list(islice(stream, 10))
+    assert 0 < len(read) < 1000
+
+
+def counting(rows, read):
+    def counted(self, *arguments):
+        for row in rows(self, *arguments):
+            read.append(row)
+            yield row
+
+    return counted
 
 
 def test_resuming_a_stream_of_other_data_is_refused(tmp_path):
@@ -200,7 +256,7 @@ def test_unreadable_lines_are_reported_by_file_or_skipped_and_counted(tmp_path):
         pipeline(tmp_path, {"train": path}).prepare()
     stream = pipeline(tmp_path, {"train": path, "on_bad_row": "skip", "shuffle_buffer": 0}).prepare().data.train
     assert "half" not in "".join(texts(stream, 8))
-    assert stream.counts.by_split["train"]["unreadable lines skipped"] == 1
+    assert stream.first.counts["unreadable lines skipped"] == 1
 
 
 def test_a_stream_reads_the_split_of_a_directory_and_counts_other_files(tmp_path):
