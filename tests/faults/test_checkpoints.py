@@ -14,6 +14,7 @@ import torch
 
 from sftkit import checkpoints
 from sftkit.checkpoints import newest
+from sftkit.checkpoints.publish import rotate
 
 #: A plugin whose faults happen at an exact moment: at the n-th time that Python touches a checkpoint being saved.
 PLUGIN = '''
@@ -64,6 +65,37 @@ def fill():
         except OSError:
             pass
 
+'''
+#: A plugin that fills the disk to its last byte before a step, once.
+FULL = '''
+import os
+
+from transformers import TrainerCallback
+
+from sftkit.api import Plugin, dataclass, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Plugin):
+    """Fills the disk."""
+
+    @hookimpl
+    def trainer_callbacks(self, config):
+        return [Filling()]
+
+
+class Filling(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step != 5 or os.path.exists("caused"):
+            return
+        open("caused", "w").close()
+        for path, block in (("disk/filler", 4096), ("disk/run/log.jsonl", 1)):
+            with open(path, "ab", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(b"\\n" * block)
+                except OSError:
+                    pass
 '''
 DETAILS = {"step": 8, "world_size": 1, "ranks": [0], "resumable": True}
 
@@ -161,6 +193,15 @@ def test_04_05_a_damaged_or_incomplete_checkpoint_is_named_and_the_older_one_tak
     empty, damaged = choice.rejected
     assert empty == (complete / "checkpoint-999", "it is empty")
     assert reason in damaged[1]
+
+
+def test_a_directory_that_is_no_checkpoint_is_neither_counted_nor_removed(complete):
+    (complete / "checkpoint-50").mkdir()
+    (complete / "checkpoint-50" / "score.txt").write_text("0.9")
+    (complete / "checkpoint-60").mkdir()
+    (complete / "checkpoint-60" / "trainer_state.json").write_text("{}")
+    rotate(complete, 2, complete / "checkpoint-8", None)
+    assert {path.name for path in complete.iterdir()} == {"checkpoint-4", "checkpoint-8", "checkpoint-50"}
 
 
 def as_if_killed(run):
@@ -275,6 +316,18 @@ def test_06_a_disk_that_fills_up_during_a_save_leaves_the_older_checkpoint(start
     assert newest(disk / "run").path == disk / "run" / "checkpoint-4"
     full = start("run", *options, "--resume")
     assert full.wait() == 2, full.output
+    (disk / "filler").unlink()
+    resumed = start("run", *options, "--resume")
+    assert resumed.wait() == 0, resumed.output
+
+
+def test_06_a_full_disk_that_stops_the_log_is_an_error(start, configure, disk, fault):
+    (disk.parent / "full.py").write_text(FULL)
+    options = [configure(), "-o", "disk/run", "-p", "full:Full"]
+    command = start("run", *options)
+    assert command.wait() == 3, command.output
+    assert "error: disk/run: a file cannot be written: No space left on device" in command.output
+    assert "Traceback" not in command.output
     (disk / "filler").unlink()
     resumed = start("run", *options, "--resume")
     assert resumed.wait() == 0, resumed.output
