@@ -201,7 +201,7 @@ class Saver:
                 raise
             what = f"the checkpoint cannot be written: {what} ({gigabytes(free)} are free)"
             fix = f"{FREE_SPACE}; the checkpoints before it are intact"
-            raise TrainingError(Problem(what, partial.name, fix)) from error
+            raise TrainingError(Problem(what, str(partial.parent.with_name(partial.name)), fix)) from error
 
 
 class _Writes:
