@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftkit.checkpoints.manifest import read
+from sftkit.checkpoints.manifest import MANIFEST, STATE, read
 
 NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -31,6 +31,11 @@ def checkpoints(directory: Path) -> dict[int, Path]:
     """The directories in ``directory`` that are named like checkpoints, by their step, the oldest first."""
     found = [(NAME.fullmatch(path.name), path) for path in directory.iterdir() if path.is_dir()]
     return dict(sorted((int(name[1]), path) for name, path in found if name))
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a directory with the name of a checkpoint is one, complete or not, rather than somebody's own."""
+    return not path.is_symlink() and any((path / name).is_file() for name in (MANIFEST, STATE))
 
 
 def newest(directory: Path, contents: bool = True) -> Choice:

@@ -34,9 +34,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it has either its old or its new contents, whatever happens."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     partial.write_text(text, encoding="utf-8")
     sync(partial)
     partial.replace(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sftkit.checkpoints.choice import checkpoints
+from sftkit.checkpoints.choice import checkpoints, is_saved
 from sftkit.checkpoints.files import files_in, sync
 from sftkit.checkpoints.manifest import MANIFEST
 
@@ -51,7 +51,7 @@ def replace_files(partial: Path, directory: Path) -> None:
 
 
 def rotate(run: Path, limit: int | None, newest: Path, best: Path | None) -> None:
-    """Remove the oldest checkpoints of a run, those without a manifest first.
+    """Remove the oldest checkpoints of a run, those without a manifest first; other directories are kept.
 
     Args:
         run: the directory of the run.
@@ -62,7 +62,7 @@ def rotate(run: Path, limit: int | None, newest: Path, best: Path | None) -> Non
     if not limit:
         return
     kept = {path.resolve() for path in (newest, best) if path is not None}
-    there = list(checkpoints(run).values())
+    there = [path for path in checkpoints(run).values() if is_saved(path)]
     removable = [path for path in there if path.resolve() not in kept]
     removable.sort(key=lambda path: (path / MANIFEST).is_file())  # stable: by step within both
     for path in removable[: max(len(there) - limit, 0)]:

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 from sftkit.checkpoints.files import files_in
+from sftkit.errors import Problem
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FREE_SPACE = "free some space, and continue with --resume"
 
 
 def free_bytes(directory: Path) -> int:
@@ -25,6 +27,14 @@ def size_of(directory: Path) -> int:
 def gigabytes(size: int) -> str:
     """A number of bytes for people."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+def full_disk(error: BaseException, directory: Path) -> Problem | None:
+    """The problem of a write into a directory that failed for want of space; None if the error is another one."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return None
+    what = f"a file cannot be written: {error.strerror} ({gigabytes(free_bytes(directory))} are free)"
+    return Problem(what, str(error.filename or directory), FREE_SPACE)
 
 
 def failed_write(error: BaseException) -> str | None:

@@ -76,15 +76,17 @@ def _say(text: str) -> None:
 
 
 def resume_command(arguments: list[str], directory: Path) -> str:
-    """The command that continues a run.
+    """The command that continues a run, or starts it again if it has saved no checkpoint.
 
     Args:
         arguments: those of the command that was interrupted.
         directory: its run directory.
     """
+    from sftkit.checkpoints import newest
+
     kept = [item for item in arguments if item != "--overwrite"]
     if not any(item in ("-o", "--output") or item.startswith(("--output=", "train.output_dir=")) for item in kept):
         kept += ["--output", str(directory)]
     if not any(item.partition("=")[0] == "--resume" for item in kept):
-        kept.append("--resume")
+        kept += ["--resume"] if newest(directory, contents=False).path else ["--resume", "auto"]
     return shlex.join(["sftkit", *kept])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias
 
 import typer
 
+from sftkit.cli.process import show_log_lines
+
 if TYPE_CHECKING:
     from sftkit.config.source import ConfigSource
     from sftkit.run.pipeline import Pipeline
@@ -52,22 +54,12 @@ def pipeline_from(
     Raises:
         ConfigError: if the file or an argument cannot be read.
     """
-    _prepare_process()
+    show_log_lines()
     source, choices = gather(arguments or [], plugins or [], model, data, output)
 
     from sftkit.run.pipeline import Pipeline
 
     return Pipeline(config=source, plugins=choices, **options)
-
-
-def _prepare_process() -> None:
-    import logging
-    import os
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("sftkit").setLevel(logging.INFO)
-    # sftkit shows its own progress; set here, since the configuration is checked before transformers is imported
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def gather(

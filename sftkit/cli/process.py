@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from typing import Any
@@ -18,6 +19,22 @@ def prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # such as a Windows code page, which lacks most characters
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+
+
+def show_log_lines() -> None:
+    """Plain lines for warnings and sftkit's own messages, instead of the progress bars of libraries."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardError()])
+    logging.getLogger("sftkit").setLevel(logging.INFO)
+    # Set here, since the configuration is checked before transformers is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+class _StandardError(logging.StreamHandler):
+    """Writes to ``sys.stderr`` as it is when a line is logged: a live line of progress takes its place for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def print_traceback(error: BaseException) -> None:

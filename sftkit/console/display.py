@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,9 @@ class Display:
         if self.quiet or not self.console.is_terminal:
             return
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[values]}"))
-        self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self.console)
+        above = sys.stderr.isatty()  # where warnings are printed, unless they go elsewhere than to the terminal
+        remaining = (TextColumn("left"), TimeRemainingColumn())
+        self._progress = Progress(*columns, *remaining, console=self.console, redirect_stderr=above)
         self._task = self._progress.add_task("training", total=self._total, completed=completed, values="")
         self._progress.start()
 

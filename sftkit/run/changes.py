@@ -95,7 +95,7 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
         yield replace(change, final=bool(other or change.name == "train.optim"))
     (field, length), (now, longer) = length_of(before), length_of(after)
     if field != now or longer < length:
-        yield Change(f"train.{now}", f"{field} {length:g} -> {now} {longer:g}")
+        yield Change(f"train.{now}", _lengths(field, length, now, longer))
 
 
 def _differences(
@@ -115,7 +115,12 @@ def _shown(value: Any) -> str:
 def grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """How much longer the run is now, in words; empty if it is not, as a run of zero steps never is."""
     (field, length), (now, longer) = length_of(old["train"]), length_of(new["train"])
-    return f"{field} {length:g} -> {now} {longer:g}" if field != now or longer > length else ""
+    changed = _lengths(field, length, now, longer)
+    return f"train.{now} {changed}" if field == now and longer > length else changed if field != now else ""
+
+
+def _lengths(field: str, length: float, now: str, longer: float) -> str:
+    return f"{length:g} -> {longer:g}" if field == now else f"{field} {length:g} -> {now} {longer:g}"
 
 
 def schedule_note(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from sftkit.checkpoints import Choice, newest
-from sftkit.errors import Interrupted, Problem, RunError, SftkitError
+from sftkit.checkpoints.files import partial_of
+from sftkit.checkpoints.space import full_disk
+from sftkit.errors import Interrupted, Problem, RunError, SftkitError, TrainingError
 from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, weight_changes
 from sftkit.run.distributed import blamed, is_main_process
 from sftkit.run.lock import LOCK, holder, locked
@@ -104,7 +106,8 @@ class RunDirectory:
             return [Problem("there is no run to resume", where, "name the run's directory with --output")]
         if self.path.exists() and not self.path.is_dir():
             return [Problem("the output is a file", where, "choose a directory")]
-        if found is None and self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+        begun = {LOCK, partial_of(self.path / MANIFEST).name}  # all that a run has written if it is killed at once
+        if found is None and self.path.is_dir() and any(entry.name not in begun for entry in self.path.iterdir()):
             fix = "choose an empty or a new directory; --overwrite replaces only a run"
             return [Problem("the output directory is not empty, and does not hold a run", where, fix)]
         if found is not None and not resume and not overwrite:
@@ -128,7 +131,8 @@ class RunDirectory:
         """Problems of continuing a run; none if it can start again, since it has not saved anything."""
         if choice.path is not None or (resume == "auto" and not choice.rejected):
             return []
-        fix = "start again with --overwrite, and set train.save_steps to get checkpoints"
+        again = "--overwrite" if choice.rejected else "--resume auto or --overwrite"
+        fix = f"start again with {again}"
         problem = Problem("the run has no checkpoint to resume from", str(self.path), fix)
         return [*(Problem(why, str(path)) for path, why in choice.rejected), problem]
 
@@ -209,13 +213,15 @@ class RunRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Raises:
-        TrainingError: if another process failed or hangs, in place of this process's error.
+        TrainingError: if another process failed or hangs, or the disk is full, in place of this process's error.
         """
         if error is None:
             return
         if isinstance(error, Interrupted):
             error.directory = self.directory
         other = blamed(error) if isinstance(error, Exception) else None
+        if (full := full_disk(error, self.directory)) is not None:
+            other = TrainingError(full)
         named = isinstance(error, SftkitError | Interrupted)
         reason = str(error) if named else f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from sftkit.errors import SftkitError
+from sftkit.errors import TrainingError
 from sftkit.training.finite import require_finite
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ class SavesFirst(TrainerCallback):
             state = self._trainer.state
             trained = 0 < state.max_steps <= state.global_step
             gathers = self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled  # others may have failed too
-            if trained and not self._saved and not gathers and not isinstance(error, SftkitError):
-                self._save()
+            if trained and not self._saved and not gathers and not isinstance(error, TrainingError):
+                self._save(alone=True)
             raise
 
-    def _save(self) -> None:
-        require_finite(self._trainer)
+    def _save(self, alone: bool = False) -> None:
+        require_finite(self._trainer, alone)
         with self._record.writing():
             self._trainer.save_model(str(self._record.directory))
         self._saved = True

@@ -68,7 +68,7 @@ class Interruption:
         name = signal.Signals(number).name
         self.signal, self._at = number, time.monotonic()
         if not self.deferring:
-            raise Interrupted(name, 128 + number)
+            raise Interrupted(f"{name}, before the training", 128 + number)
         _say(f"{name}: finishing the step, then saving; a second signal ends the run at once")
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:

@@ -42,15 +42,16 @@ def locked(directory: Path) -> Iterator[None]:
         _remove_empty(made)
         what = f"the directory cannot be used: {error.strerror or error}"
         raise RunError(Problem(what, str(directory), "choose another --output DIR")) from error
-    ended, process = threading.Event(), os.getpid()
+    ended, process, inherited = threading.Event(), os.getpid(), [file]
     if hasattr(os, "register_at_fork"):  # data workers must not keep the lock of a run that was killed
-        os.register_at_fork(after_in_child=lambda: None if ended.is_set() else os.close(file))
+        os.register_at_fork(after_in_child=lambda: os.close(inherited.pop()) if inherited else None)
     beating = threading.Thread(target=_beat, args=(file, ended), name="sftkit-run-lock", daemon=True)
     beating.start()
     try:
         yield
     finally:
         if os.getpid() == process:  # and not a forked child's
+            inherited.clear()
             ended.set()
             beating.join()
             _release(directory / LOCK, file)

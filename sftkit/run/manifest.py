@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import Requirement
 
 from sftkit import DISTRIBUTION
+from sftkit.checkpoints.files import write_text
 from sftkit.config.resume_fields import train_values
 from sftkit.config.train_fields import data_seed, train_value
 from sftkit.redact import without_secrets
@@ -71,12 +72,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest; at any moment the file on disk is a complete one."""
-    partial = directory / f".{MANIFEST}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(as_read(manifest), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(directory / MANIFEST)
+    write_text(directory / MANIFEST, json.dumps(as_read(manifest), indent=2) + "\n")
 
 
 def new_part(manifest: dict[str, Any], step: int, changes: dict[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.checkpoints.choice import checkpoints
+from sftkit.checkpoints.choice import checkpoints, is_saved
 from sftkit.checkpoints.space import free_bytes, gigabytes
 from sftkit.errors import ConfigError, Problem, RunError
 
@@ -44,7 +44,7 @@ def prepare_saving(trainer: Any, config: RunConfig) -> None:
 
 
 def _check_space(directory: Path, args: Any, checkpoint: int, model: int) -> None:
-    there = len(checkpoints(directory)) if directory.is_dir() else 0
+    there = sum(map(is_saved, checkpoints(directory).values())) if directory.is_dir() else 0
     saves, limit = _saves(args), args.save_total_limit
     kept = saves if limit is None else min(saves, max(limit - there, 0))
     # While the last checkpoint is written, those that it replaces are still there.

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sftkit.checkpoints.choice import NAME, checkpoints
+from sftkit.checkpoints.choice import NAME, checkpoints, is_saved
 from sftkit.checkpoints.manifest import MANIFEST as CONTENTS, STATE
 from sftkit.checkpoints.publish import PARTIAL
 from sftkit.run.manifest import MANIFEST
@@ -77,7 +77,7 @@ def remove_run(directory: Path, manifest: Mapping[str, Any]) -> None:
 
 def _checkpoints(directory: Path) -> Iterator[Path]:
     for path in checkpoints(directory).values():
-        if not path.is_symlink() and ((path / STATE).is_file() or (path / CONTENTS).is_file()):
+        if is_saved(path):
             yield path
 
 

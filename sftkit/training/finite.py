@@ -121,13 +121,13 @@ class FiniteSteps:
             problem = _problem(step, trainer)
             if self._policy == "stop":
                 raise TrainingError(problem)
+            if self.skipped == self._limit:
+                what = f"run.max_skipped is {self._limit}, and one more step failed: {problem.what}"
+                fix = "lower train.learning_rate, correct the rows, or raise the limit"
+                raise TrainingError(Problem(what, "training", fix))
             self.skipped += 1
             if trainer.is_world_process_zero():
                 logger.warning("%s: skipped (%d of at most %d)", problem.what, self.skipped, self._limit)
-            if self.skipped > self._limit:
-                what = f"more than {self._limit} steps were skipped; the last one: {problem.what}"
-                fix = "lower train.learning_rate, correct the rows, or raise run.max_skipped"
-                raise TrainingError(Problem(what, "training", fix))
 
     def correct(self, logs: dict[str, float]) -> None:
         """Make the loss of a log entry the mean of the steps that were not skipped; changes the entry."""
@@ -161,8 +161,12 @@ def _rows(rows: list[int], process: int | None) -> str:
     return where if process is None else f"process {process}: {where}"
 
 
-def require_finite(trainer: Any) -> None:
+def require_finite(trainer: Any, alone: bool = False) -> None:
     """Check trained weights and optimizer state before they are saved; called by all processes at the same point.
+
+    Args:
+        trainer: the trainer.
+        alone: only this process's; then the others need not call it.
 
     Raises:
         TrainingError: if a value is not finite.
@@ -177,7 +181,7 @@ def require_finite(trainer: Any) -> None:
     for items in found.values():
         finite = torch.stack([norm.float() for _, norm in items]).isfinite().tolist()
         wrong = wrong or next((name for (name, _), good in zip(items, finite, strict=True) if not good), "")
-    names: list[str] = gather_object([wrong]) if trainer.args.world_size > 1 else [wrong]
+    names: list[str] = gather_object([wrong]) if trainer.args.world_size > 1 and not alone else [wrong]
     if wrong := next(filter(None, names), ""):
         what = f"after step {trainer.state.global_step}, {wrong} is not finite: it is not saved"
         raise TrainingError(

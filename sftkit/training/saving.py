@@ -19,7 +19,7 @@ from transformers import modeling_utils
 from sftkit import DISTRIBUTION, checkpoints
 from sftkit.checkpoints.background import Background
 from sftkit.checkpoints.publish import PARTIAL, discard, publish, replace_files, rotate, tidy
-from sftkit.checkpoints.space import failed_write, free_bytes, gigabytes, size_of
+from sftkit.checkpoints.space import FREE_SPACE, failed_write, free_bytes, gigabytes, size_of
 from sftkit.errors import Problem, TrainingError
 from sftkit.training.attributes import replaced
 
@@ -186,7 +186,7 @@ class Saver:
         free = free_bytes(final)
         if self._trainer.args.should_save and free < self.needed + SPARE:
             what = f"the disk is nearly full: the checkpoint needs {gigabytes(self.needed)}, {gigabytes(free)} are free"
-            raise TrainingError(Problem(what, str(final), "free some space, and continue with --resume"))
+            raise TrainingError(Problem(what, str(final), FREE_SPACE))
 
     @contextmanager
     def _removing(self, partial: Path) -> Iterator[None]:
@@ -200,8 +200,8 @@ class Saver:
             if (what := failed_write(error)) is None:
                 raise
             what = f"the checkpoint cannot be written: {what} ({gigabytes(free)} are free)"
-            fix = "free some space, and continue with --resume; the checkpoints before it are intact"
-            raise TrainingError(Problem(what, partial.name, fix)) from error
+            fix = f"{FREE_SPACE}; the checkpoints before it are intact"
+            raise TrainingError(Problem(what, str(partial.parent.with_name(partial.name)), fix)) from error
 
 
 class _Writes:

@@ -73,8 +73,10 @@ class StopCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops or saves, if it was asked for."""
+        assert self._agreement is not None
         asked = self._asked()
         if asked == _SAVE:
+            self._agreement.finish()  # in between, the same request was given again
             self._requests.save, control.should_save = False, True
         elif asked:
             self.stop(asked, control)
@@ -141,7 +143,8 @@ class StopCallback(TrainerCallback):
         if self.stopped:
             step = trainer.state.global_step
             what = f"checkpoint-{step} is saved" if self.saved else "the step is not saved"
-            raise Interrupted(f"{self.stopped}, after step {step}: {what}", self.exit_code)
+            reason = f"{self.stopped}, after step {step}: {what}" if step else f"{self.stopped}: nothing is saved"
+            raise Interrupted(reason, self.exit_code)
 
     def _save_seconds(self) -> float:
         """The time that a save will take: as long as the last one, else from the size of what it writes."""

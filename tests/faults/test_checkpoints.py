@@ -14,6 +14,7 @@ import torch
 
 from sftkit import checkpoints
 from sftkit.checkpoints import newest
+from sftkit.checkpoints.publish import rotate
 
 #: A plugin whose faults happen at an exact moment: at the n-th time that Python touches a checkpoint being saved.
 PLUGIN = '''
@@ -64,6 +65,37 @@ def fill():
         except OSError:
             pass
 
+'''
+#: A plugin that fills the disk to its last byte before a step, once.
+FULL = '''
+import os
+
+from transformers import TrainerCallback
+
+from sftkit.api import Plugin, dataclass, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Plugin):
+    """Fills the disk."""
+
+    @hookimpl
+    def trainer_callbacks(self, config):
+        return [Filling()]
+
+
+class Filling(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step != 5 or os.path.exists("caused"):
+            return
+        open("caused", "w").close()
+        for path, block in (("disk/filler", 4096), ("disk/run/log.jsonl", 1)):
+            with open(path, "ab", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(b"\\n" * block)
+                except OSError:
+                    pass
 '''
 DETAILS = {"step": 8, "world_size": 1, "ranks": [0], "resumable": True}
 
@@ -163,6 +195,15 @@ def test_04_05_a_damaged_or_incomplete_checkpoint_is_named_and_the_older_one_tak
     assert reason in damaged[1]
 
 
+def test_a_directory_that_is_no_checkpoint_is_neither_counted_nor_removed(complete):
+    (complete / "checkpoint-50").mkdir()
+    (complete / "checkpoint-50" / "score.txt").write_text("0.9")
+    (complete / "checkpoint-60").mkdir()
+    (complete / "checkpoint-60" / "trainer_state.json").write_text("{}")
+    rotate(complete, 2, complete / "checkpoint-8", None)
+    assert {path.name for path in complete.iterdir()} == {"checkpoint-4", "checkpoint-8", "checkpoint-50"}
+
+
 def as_if_killed(run):
     """Lets a finished run look as if it had been killed after its last checkpoint."""
     path = run / "manifest.json"
@@ -188,7 +229,7 @@ def test_04_05_resuming_warns_once_of_each_checkpoint_and_continues_bitwise(star
     assert newest(tmp_path / "run").path == tmp_path / "run" / "checkpoint-12"  # it was replaced
 
     for path in (tmp_path / "run").glob("checkpoint-*"):
-        (path / "optimizer.pt").unlink()
+        (path / "optimizer.pt").unlink(missing_ok=True)  # checkpoint-999 is still there, and empty
     config.write_text(config.read_text().replace("max_steps: 12", "max_steps: 14"))
     refused = start("run", config, "-o", "run", "--resume")
     assert refused.wait() == 2
@@ -244,7 +285,7 @@ def test_06_a_save_that_cannot_be_written_leaves_the_older_checkpoint(start, con
     config = configure()
     command = start("run", config, "-o", "run", *fault("limit"))
     assert command.wait() == 3
-    assert "error: checkpoint-8: the checkpoint cannot be written" in command.output
+    assert "error: run/checkpoint-8: the checkpoint cannot be written" in command.output
     assert "Traceback" not in command.output
     assert not (tmp_path / "run" / "_partial").exists()
     assert newest(tmp_path / "run").path == tmp_path / "run" / "checkpoint-4"
@@ -269,12 +310,24 @@ def test_06_a_disk_that_fills_up_during_a_save_leaves_the_older_checkpoint(start
     options = [configure(), "-o", "disk/run", f"run.save_in_background={background}", *fault("fill")]
     command = start("run", *options)
     assert command.wait() == 3
-    assert "error: checkpoint-8: the checkpoint cannot be written" in command.output
+    assert "error: disk/run/checkpoint-8: the checkpoint cannot be written" in command.output
     assert "Traceback" not in command.output
     assert not (disk / "run" / "_partial").exists()
     assert newest(disk / "run").path == disk / "run" / "checkpoint-4"
     full = start("run", *options, "--resume")
     assert full.wait() == 2, full.output
+    (disk / "filler").unlink()
+    resumed = start("run", *options, "--resume")
+    assert resumed.wait() == 0, resumed.output
+
+
+def test_06_a_full_disk_that_stops_the_log_is_an_error(start, configure, disk, fault):
+    (disk.parent / "full.py").write_text(FULL)
+    options = [configure(), "-o", "disk/run", "-p", "full:Full"]
+    command = start("run", *options)
+    assert command.wait() == 3, command.output
+    assert "error: disk/run: a file cannot be written: No space left on device" in command.output
+    assert "Traceback" not in command.output
     (disk / "filler").unlink()
     resumed = start("run", *options, "--resume")
     assert resumed.wait() == 0, resumed.output

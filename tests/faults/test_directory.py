@@ -211,6 +211,30 @@ def test_07_a_lock_from_another_machine_is_held_while_it_gives_signs_of_life(tmp
     assert path.exists()
 
 
+def is_open(file: int) -> bool:
+    with suppress(OSError):
+        return os.fstat(file).st_size >= 0
+    return False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+def test_07_the_lock_closes_no_file_of_a_forked_process(tmp_path):
+    with lock.locked(tmp_path / "run"):
+        if not (worker := os.fork()):
+            file = os.open(tmp_path / "own", os.O_CREAT | os.O_RDWR)  # has the number that the lock's file had
+            if not (child := os.fork()):
+                os._exit(0 if is_open(file) else 1)
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
+
+
+def test_07_a_run_that_was_killed_while_it_wrote_its_first_manifest_is_not_in_the_way(home, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (lock.LOCK, f".{MANIFEST}.partial"):
+        (tmp_path / "run" / name).write_text("{")
+    assert pipeline(home, tmp_path / "run", resume="auto").check() == ()
+
+
 class RaisesAtTheEnd(TrainerCallback):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         raise OSError("no connection")
@@ -220,6 +244,12 @@ class RaisesAtTheLastLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
         if "train_loss" in logs:
             raise OSError("no connection")
+
+
+class RefusesAtTheLastLog(TrainerCallback):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        if "train_loss" in logs:
+            raise RunError("no connection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,12 +264,14 @@ class RaisesInExport(Plugin):
 
 
 @pytest.mark.parametrize(
-    "guilty", [RaisesAtTheEnd(), RaisesAtTheLastLog(), RaisesInExport()], ids=lambda g: type(g).__name__
+    "guilty",
+    [RaisesAtTheEnd(), RaisesAtTheLastLog(), RefusesAtTheLastLog(), RaisesInExport()],
+    ids=lambda g: type(g).__name__,
 )
 def test_07_what_raises_after_training_does_not_cost_the_model(home, tmp_path, guilty):
     output = tmp_path / "run"
     options = {"plugins": [guilty]} if isinstance(guilty, Plugin) else {"callbacks": [guilty]}
-    with pytest.raises((OSError, HookError), match="no connection"):
+    with pytest.raises((OSError, HookError, RunError), match="no connection"):
         pipeline(home, output, {"save_strategy": "no"}, **options).run()
     expected = load_file(home / "run" / "model.safetensors")
     assert all(value.equal(expected[name]) for name, value in load_file(output / "model.safetensors").items())

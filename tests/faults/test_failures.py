@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sftkit.run.directory import RunDirectory
+
 POISON = Path(__file__).with_name("poison.py")
 TOKEN = "%"  # the tiny tokenizer's token 7
 
@@ -111,7 +113,9 @@ def test_09_more_skipped_steps_than_the_cap_end_the_run(start, configure):
     config = configure(rows=questions(range(24), poisoned=range(24)), run={"on_nan": "skip", "max_skipped": 2})
     run = start("run", config, "-o", "out", "-p", "poison:Poison")
     assert run.wait() == 3
-    assert "more than 2 steps were skipped" in run.output
+    assert "run.max_skipped is 2, and one more step failed: the loss is nan in step 3" in run.output
+    assert "(2 of at most 2)" in run.output
+    assert "(3 of at most 2)" not in run.output
 
 
 def test_08_ctrl_c_saves_the_step_and_says_how_to_continue(start, configure, manifest, tmp_path):
@@ -134,6 +138,18 @@ def test_08_a_signal_in_an_evaluation_leaves_it_and_saves(start, configure, mani
     assert manifest("out")["status"] == "interrupted"
     assert checkpoints(tmp_path / "out") == ["checkpoint-3"]
     assert "eval_loss" not in run.output
+
+
+def test_08_a_run_without_a_checkpoint_says_how_to_start_it_again(start, configure, tmp_path):
+    config = configure(
+        train={"max_steps": 0, "per_device_eval_batch_size": 1}, data={"train": "rows.jsonl", "eval": 0.5}
+    )
+    run = start("run", config, "-o", "out", "-p", "poison:Fault:kind=evaluation")
+    assert run.wait() == 143, run.output
+    assert "interrupted: SIGTERM: nothing is saved" in run.output
+    assert run.output.rstrip().endswith("-p poison:Fault:kind=evaluation --resume auto")
+    assert not RunDirectory(tmp_path / "out").check("auto", overwrite=False)
+    assert RunDirectory(tmp_path / "out").check(True, overwrite=False)
 
 
 @pytest.mark.slow
@@ -191,12 +207,12 @@ def test_08_a_save_longer_than_the_grace_period_is_skipped(start, configure, man
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "begun"), [("preparing", False), ("loading", True)])
-def test_08_a_signal_before_the_training_ends_the_run_at_once(start, configure, manifest, tmp_path, kind, begun):
+@pytest.mark.parametrize("kind", ["preparing", "loading"])
+def test_08_a_signal_before_the_training_ends_the_run_at_once(start, configure, tmp_path, kind):
     run = start("run", configure(), "-o", "out", "-p", f"poison:Fault:kind={kind}")
     assert run.wait() == 143, run.output
-    assert (tmp_path / "out").exists() == begun
-    assert not begun or manifest("out")["status"] == "interrupted"
+    assert "interrupted: SIGTERM, before the training" in run.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -246,6 +262,14 @@ def test_08_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(configu
     assert "process 0: interrupted: SIGTERM, after step 5: checkpoint-5 is saved" in output
     assert manifest("out")["status"] == "interrupted"
     assert checkpoints(tmp_path / "out") == ["checkpoint-5"]
+
+
+@pytest.mark.slow
+def test_08_sigusr1_to_one_of_two_processes_saves_once(configure, tmp_path):
+    config = configure(train={"save_total_limit": 5})
+    code, output = in_two_processes(tmp_path, str(config), "-p", "poison:Fault:kind=SIGUSR1,process=1")
+    assert code == 0, output
+    assert checkpoints(tmp_path / "out") == ["checkpoint-12", "checkpoint-5"]
 
 
 @pytest.mark.slow
