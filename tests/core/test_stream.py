@@ -105,6 +105,7 @@ def test_each_process_reads_its_own_share(tmp_path, monkeypatch):
 
 def write_as(kind, directory, values):
     """The same rows in two files of a kind, or in one saved data set."""
+    import pyarrow as pa
     from datasets import Dataset
 
     directory.mkdir()
@@ -115,11 +116,20 @@ def write_as(kind, directory, values):
     for name, some in (("a", values[:half]), ("b", values[half:])):
         path = directory / f"{name}.{kind}"
         if kind == "parquet":
-            Dataset.from_list(some).to_parquet(path, batch_size=700)
+            Dataset.from_list(some).to_parquet(path, batch_size=100)
+        elif kind == "arrow":
+            table = Dataset.from_list(some).data.table
+            with (pa.ipc.new_file if name == "a" else pa.ipc.new_stream)(str(path), table.schema) as writer:
+                writer.write_table(table, max_chunksize=70)
         elif kind == "csv":
-            Dataset.from_list(some).to_csv(path)
+            Dataset.from_list(some).to_csv(path, index=False)
         elif kind == "json":
             path.write_text(json.dumps(some), encoding="utf-8")
+        elif kind == "txt":
+            path.write_text("".join(f"{row['completion']}\n" for row in some), encoding="utf-8")
+        elif kind == "jsonl.zst":
+            packed = pytest.importorskip("zstandard").ZstdCompressor().compress
+            path.write_bytes(packed("".join(json.dumps(row) + "\n" for row in some).encode()))
         elif kind == "jsonl.gz":
             with gzip.open(path, "wt", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in some)
@@ -132,17 +142,19 @@ def equal(one, two):
     return one.keys() == two.keys() and all(one[name].tolist() == two[name].tolist() for name in one)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "json", "parquet", "saved"])
-@pytest.mark.parametrize("buffer", [0, 300])
+KINDS = ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "json", "txt", "parquet", "arrow", "saved"]
+
+
+@pytest.mark.parametrize(("kind", "buffer"), [("jsonl", 0), *((kind, 90) for kind in KINDS)])
 def test_a_sought_stream_gives_the_same_rows_and_prepares_no_earlier_ones(tmp_path, monkeypatch, kind, buffer):
-    monkeypatch.setattr("sftkit.data.feed.BATCH", 200)
-    monkeypatch.setattr("sftkit.data.regions.PIECE", 2000)  # several pieces for each batch
-    values = [{"prompt": f"row\n{n}: ", "completion": f"it is {n}"} for n in range(2000)]
-    data = {"train": write_as(kind, tmp_path / "data", values), "shuffle_buffer": buffer, "window": 150}
+    monkeypatch.setattr("sftkit.data.feed.BATCH", 60)
+    monkeypatch.setattr("sftkit.data.regions.PIECE", 700)  # several pieces for each batch
+    values = [{"prompt": f"row\n{n}: ", "completion": f"it is {n}"} for n in range(600)]
+    data = {"train": write_as(kind, tmp_path / "data", values), "shuffle_buffer": buffer, "window": 45}
     stream = pipeline(tmp_path, data).prepare().data.train
-    whole = list(islice(stream, 5300))
+    whole = list(islice(stream, 1400))
     encoded = ExampleBuilder.encoded
-    for given in (0, 100, 1833, 1999, 3300, 5000):
+    for given in (0, 550, 599, 1350):
         list(islice(stream, given + 1))
         position = json.loads(json.dumps(stream.position(given)))
         formatted = []
@@ -152,24 +164,24 @@ def test_a_sought_stream_gives_the_same_rows_and_prepares_no_earlier_ones(tmp_pa
 
         monkeypatch.setattr(ExampleBuilder, "encoded", count)
         stream.seek(position)
-        again = list(islice(stream, 200))
+        again = list(islice(stream, 50))
         monkeypatch.setattr(ExampleBuilder, "encoded", encoded)
-        assert all(equal(*pair) for pair in zip(whole[given : given + 200], again, strict=True))
+        assert all(equal(*pair) for pair in zip(whole[given : given + 50], again, strict=True))
         # the batch at the window, the rows that were asked for, and those that are read ahead
-        assert sum(formatted) < 1500
+        assert sum(formatted) < 450
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_a_sought_stream_reads_no_earlier_rows(tmp_path, monkeypatch, kind):
     monkeypatch.setattr("sftkit.data.feed.BATCH", 100)
-    data = {"train": write_as(kind, tmp_path / "data", rows(6000)), "shuffle_buffer": 50, "window": 100}
+    data = {"train": write_as(kind, tmp_path / "data", rows(2000)), "shuffle_buffer": 50, "window": 100}
     stream = pipeline(tmp_path, data).prepare().data.train
-    list(islice(stream, 5500))
-    position, read = stream.position(5400), []
+    list(islice(stream, 1950))
+    position, read = stream.position(1900), []
     monkeypatch.setattr(FileRows, "rows", counting(FileRows.rows, read))
     stream.seek(position)
     list(islice(stream, 10))
-    assert 0 < len(read) < 1000
+    assert 0 < len(read) < 700
 
 
 def counting(rows, read):
@@ -179,6 +191,56 @@ def counting(rows, read):
             yield row
 
     return counted
+
+
+@pytest.mark.parametrize("names", ["*.jsonl", "a.jsonl"])  # whole files for each process, or every second row
+def test_each_process_continues_in_its_own_share(tmp_path, monkeypatch, names):
+    monkeypatch.setattr("sftkit.data.feed.BATCH", 10)
+    write_as("jsonl", tmp_path / "data", rows(60))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        data = {"train": str(tmp_path / "data" / names), "window": 7, "shuffle_buffer": 4}
+        stream = pipeline(tmp_path, data).prepare().data.train
+        whole = list(islice(stream, 90))
+        stream.seek(stream.position(52))
+        assert all(equal(*pair) for pair in zip(whole[52:], islice(stream, 38), strict=True))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_loaded_stream_continues_at_the_same_row(tmp_path, monkeypatch, named):
+    from datasets import Dataset, IterableDataset
+
+    monkeypatch.setattr("sftkit.data.feed.BATCH", 10)
+    values = rows(60)
+    loaded = (
+        Dataset.from_list(values).to_iterable_dataset(3) if named else IterableDataset.from_generator(lambda: values)
+    )
+    config = {"data": {"window": 7, "shuffle_buffer": 8, "streaming": True, "max_length": 64}}
+    train = {**TRAIN, "output_dir": str(tmp_path / "run")}
+    run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=loaded, config=config, train=train)
+    stream = run.prepare().data.train
+    whole = list(islice(stream, 90))
+    stream.seek(stream.position(73))
+    assert all(equal(*pair) for pair in zip(whole[73:], islice(stream, 17), strict=True))
+
+
+def test_lines_that_were_skipped_before_a_position_count_towards_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("sftkit.data.feed.BATCH", 10)
+    path = tmp_path / "a.jsonl"
+    good = [json.dumps(row) + "\n" for row in rows(60)]
+    path.write_text("".join([*good[:5], "broken\n", *good[5:50], "broken\n", *good[50:]]), encoding="utf-8")
+    data = {"train": str(path), "window": 10, "shuffle_buffer": 0, "on_bad_row": "skip", "max_bad_rows": 2}
+    stream = pipeline(tmp_path, data).prepare().data.train
+    list(islice(stream, 30))
+    position = stream.position(29)
+    assert position["feeds"][0][1][-1] == 1
+    stream.seek(position)
+    assert len(list(islice(stream, 30))) == 30
+    position["feeds"][0][1][-1] = 0
+    stream.seek(position)
+    with pytest.raises(DataError, match="more than 0 lines cannot be read"):
+        list(islice(stream, 40))
 
 
 def test_resuming_a_stream_of_other_data_is_refused(tmp_path):

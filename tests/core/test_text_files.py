@@ -26,7 +26,7 @@ def write(path, content):
 
 def read(name, split="train", **options):
     report = Report("data.train", **options)
-    return [row for _, row in text_rows(name, split, report)], report
+    return [read.row for read in text_rows(name, split, report)], report
 
 
 def rows(tmp_path, name, content, **options):
