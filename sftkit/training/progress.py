@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 
 from sftkit.console import Display
 
+SAVE_TIMES = {"save_seconds", "save_background_seconds"}
+
 
 class ProgressCallback(TrainerCallback):
     """Shows steps, rate, tokens/s, loss and remaining time, and writes each log entry as a line of JSON.
@@ -45,7 +47,8 @@ class ProgressCallback(TrainerCallback):
         if self.log is not None:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-        self.display.values(state.global_step, logs)
+        if not logs.keys() <= SAVE_TIMES:  # they are for the file: a line for each save would bury the losses
+            self.display.values(state.global_step, logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ends the progress."""

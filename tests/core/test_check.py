@@ -185,6 +185,20 @@ def test_a_disk_that_is_too_small_is_found(tmp_path, model, monkeypatch):
     assert "0.0 GB are free" in found(report(tmp_path, model), "disk")
 
 
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"max_steps": 4}, "1 at a time"),
+        ({"max_steps": 4, "save_steps": 1}, "3 at a time"),
+        ({"max_steps": 4, "save_steps": 0.25, "save_total_limit": None}, "4 at a time"),
+        ({"num_train_epochs": 2, "save_strategy": "epoch"}, "2 at a time"),
+    ],
+)
+def test_the_disk_holds_no_more_checkpoints_than_the_run_keeps(tmp_path, model, train, said):
+    (disk,) = (verdict for verdict in report(tmp_path, model, train=train).verdicts if verdict.name == "disk")
+    assert said in disk.what
+
+
 def test_clean_data_raises_no_alarm(tmp_path, model):
     checked = report(tmp_path, model, eval=[{"prompt": "another? ", "completion": "yes"}])
     assert [str(verdict) for verdict in checked.verdicts if verdict.status != "ok"] == []

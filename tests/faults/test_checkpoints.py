@@ -338,7 +338,8 @@ def test_saving_in_the_background_gives_the_same_checkpoints(start, configure, t
     for name, background in (("front", "false"), ("back", "true")):
         command = start("run", config, "-o", name, f"run.save_in_background={background}")
         assert command.wait() == 0, command.output
-        assert ("save_background_seconds" in command.output) == (background == "true")
+        logged = (tmp_path / name / "log.jsonl").read_text(encoding="utf-8")
+        assert ("save_background_seconds" in logged) == (background == "true")
     for file in ("model.safetensors", "checkpoint-12/model.safetensors", "checkpoint-12/optimizer.pt"):
         assert (tmp_path / "front" / file).read_bytes() == (tmp_path / "back" / file).read_bytes()
     manifest = json.loads((tmp_path / "back" / "manifest.json").read_text())

@@ -20,6 +20,7 @@ class Checks(Plugin):
         from sftkit_plugins.checks.plan import plan_of, plan_verdicts
 
         yield from data_verdicts(run)
-        yield from plan_verdicts(run, plan_of(run))
-        yield from disk_verdicts(run)
+        plan = plan_of(run)
+        yield from plan_verdicts(run, plan)
+        yield from disk_verdicts(run, plan)
         yield from memory_verdicts(run)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftkit.api import Verdict
+from sftkit.api import Verdict, train_value
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
+    from sftkit_plugins.checks.plan import Plan
 
 OPTIMIZER = 8  # bytes per trained parameter: AdamW's two moments in float32
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 
 
-def disk_verdicts(run: PreparedRun) -> Iterator[Verdict]:
+def disk_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
     """Whether checkpoints and the model fit on the disk."""
     parameters = _parameters(run)
     place = Path(run.config.train["output_dir"]).absolute()
@@ -27,16 +29,29 @@ def disk_verdicts(run: PreparedRun) -> Iterator[Verdict]:
         return
     weights = parameters * BYTES[run.config.model.dtype]
     checkpoint = weights + parameters * OPTIMIZER
-    kept = int(run.config.train.get("save_total_limit") or 2) + 1  # one more while the next is written
-    saves = str(run.config.train.get("save_strategy", "steps")) != "no"
-    needed = weights + (checkpoint * kept if saves else 0)
-    what = f"the run needs up to {needed / 1e9:.2f} GB ({checkpoint / 1e9:.2f} GB per checkpoint, {kept} at a time); "
-    what += f"{free / 1e9:.1f} GB are free"
+    kept = _checkpoints(run, plan)
+    needed = weights + checkpoint * kept
+    each = f" ({checkpoint / 1e9:.2f} GB per checkpoint, {kept} at a time)" if kept else ""
+    what = f"the run needs up to {needed / 1e9:.2f} GB{each}; {free / 1e9:.1f} GB are free"
     if needed > free:
         fix = "free some space, choose another --output, or lower train.save_total_limit"
         yield Verdict("disk", "wrong", what, fix, "train.output_dir")
     else:
         yield Verdict("disk", "ok", what)
+
+
+def _checkpoints(run: PreparedRun, plan: Plan) -> int:
+    """How many checkpoints there are at a time, at most: one more than are kept, while the next is written."""
+    names = ("save_strategy", "save_steps", "save_total_limit", "num_train_epochs")
+    strategy, every, limit, epochs = (train_value(run.config, name) for name in names)
+    if str(strategy) == "no":
+        return 0
+    saves = plan.steps
+    if str(strategy) == "steps":  # the last step is saved too
+        saves = math.ceil(plan.steps / (every if every >= 1 else math.ceil(every * max(plan.steps, 1))))
+    elif str(strategy) == "epoch":
+        saves = math.ceil(plan.steps / plan.steps_per_epoch) if plan.steps_per_epoch else math.ceil(epochs)
+    return saves if limit is None else min(saves, limit + 1)
 
 
 def _parameters(run: PreparedRun) -> int | None:
