@@ -41,6 +41,12 @@ class SavingTrainer(GuardedTrainer):
         finally:
             self.saver.abandon()
 
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **options)
+        else:  # it was killed after its last step, and the Trainer would train another one
+            self.control.should_training_stop = True
+
     def _finalize_training(self, *arguments: Any, **options: Any) -> Any:
         self.saver.end()
         return super()._finalize_training(*arguments, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +26,22 @@ def whole_and_resumed(make_run, *, train=None, **options):
 def test_a_resumed_run_ends_with_the_weights_of_a_whole_one(make_run, distance):
     whole, resumed = whole_and_resumed(make_run, plugins=["neftune"])
     assert distance(whole.model, resumed.model) == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_that_was_killed_after_its_last_step_trains_no_other(
+    make_run, distance, log_of, rows, tmp_path, streaming
+):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(file), "streaming": streaming}
+    train = {**SAVING, "max_steps": 3, "logging_steps": 1}
+    whole = make_run("run", data=data, train=train).run()
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running"}))
+    resumed = make_run("run", data=data, train=train, resume=True).run()
+    assert distance(whole.model, resumed.model) == 0
+    assert max(entry["step"] for entry in log_of(resumed)) == 3
 
 
 @pytest.mark.parametrize("architecture", SAVED_UNDER_OTHER_NAMES)
