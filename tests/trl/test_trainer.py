@@ -175,7 +175,8 @@ def test_the_scripts_own_optimizers_are_used(make, weights, same) -> None:
 
 def test_group_by_length_groups_rows_of_similar_length(make) -> None:
     trainer = make(args={"group_by_length": True})
-    assert type(trainer._get_train_sampler(trainer.train_dataset)).__name__ == "LengthGroupedSampler"
+    sampler = trainer._get_train_sampler(trainer.train_dataset)
+    assert type(sampler.sampler).__name__ == "LengthGroupedSampler"
     assert trainer.train().global_step == 2
 
 
