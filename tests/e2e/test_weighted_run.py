@@ -132,7 +132,7 @@ def test_the_evaluation_loss_is_weighted_too(tmp_path):
 
 
 def test_a_stream_may_have_weights_in_some_batches_only(tmp_path, monkeypatch):
-    monkeypatch.setattr("sftkit.data.stream.BATCH", 1)  # rows encoded together have weights if one of them has
+    monkeypatch.setattr("sftkit.data.feed.BATCH", 1)  # rows encoded together have weights if one of them has
     found = []
     for name, weights in (("plain", (None, None)), ("weighted", (None, 0.5))):
         lines = []
