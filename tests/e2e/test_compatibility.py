@@ -14,11 +14,12 @@ spec = importlib.util.spec_from_file_location("make_compatibility", ROOT / "scri
 compatibility = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compatibility)
 
+SLOW = (*compatibility.INTERPRETED, "gptq", "compile")
 PAIRS = [
     pytest.param(
         *(technique, column, plugins),
         id=f"{technique} with {column}",
-        marks=[pytest.mark.slow] if technique in (*compatibility.INTERPRETED, "gptq") else [],
+        marks=[pytest.mark.slow] if technique in SLOW and (technique, column) != ("compile", "alone") else [],
     )
     for technique in compatibility.TECHNIQUES
     for column, plugins in compatibility.cells(technique).items()

@@ -146,7 +146,24 @@ def section(request, workplace, no_estimate, monkeypatch) -> Section:
     return found
 
 
-@pytest.mark.parametrize("section", [title for title in SECTIONS if title not in FAILING], indirect=True)
+#: Sections whose blocks do what those of another section do, in another spelling.
+ALIKE = (
+    "Packing with a formatting function",
+    "Token ids as the template",
+    "Special tokens for a chat format",
+    "Formatting functions",
+    "Flash Attention 1",
+    "Model creation utility",
+    "A model of your own",
+)
+TITLES = [
+    pytest.param(title, marks=[pytest.mark.slow] if title in ALIKE else [])
+    for title in SECTIONS
+    if title not in FAILING
+]
+
+
+@pytest.mark.parametrize("section", TITLES, indirect=True)
 def test_all_blocks_of_a_section_end_with_the_same_weights(section):
     found = run(section)
     assert_equal(found["yaml"], found["pipeline"])

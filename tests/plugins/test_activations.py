@@ -121,7 +121,15 @@ def deep_model():
     return tiny_model("llama", num_hidden_layers=6, vocab_size=64).train()
 
 
-@pytest.mark.parametrize("room", ["none", "selective", "alternating", "full"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        "none",
+        pytest.param("selective", marks=pytest.mark.slow),
+        "alternating",
+        pytest.param("full", marks=pytest.mark.slow),
+    ],
+)
 def test_auto_chooses_the_first_kind_that_fits_and_logs_it(monkeypatch, caplog, room):
     from sftkit.memory import estimate_memory
 
