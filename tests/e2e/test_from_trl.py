@@ -156,14 +156,14 @@ ALIKE = (
     "Model creation utility",
     "A model of your own",
 )
-TITLES = [
+COMPARED = [
     pytest.param(title, marks=[pytest.mark.slow] if title in ALIKE else [])
     for title in SECTIONS
     if title not in FAILING
 ]
 
 
-@pytest.mark.parametrize("section", TITLES, indirect=True)
+@pytest.mark.parametrize("section", COMPARED, indirect=True)
 def test_all_blocks_of_a_section_end_with_the_same_weights(section):
     found = run(section)
     assert_equal(found["yaml"], found["pipeline"])
