@@ -14,12 +14,12 @@ spec = importlib.util.spec_from_file_location("make_compatibility", ROOT / "scri
 compatibility = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compatibility)
 
-SLOW = (*compatibility.INTERPRETED, "gptq", "compile")
+SLOW = (*compatibility.INTERPRETED, "gptq")
 PAIRS = [
     pytest.param(
         *(technique, column, plugins),
         id=f"{technique} with {column}",
-        marks=[pytest.mark.slow] if technique in SLOW and (technique, column) != ("compile", "alone") else [],
+        marks=[] if column == "alone" and technique not in SLOW else [pytest.mark.slow],
     )
     for technique in compatibility.TECHNIQUES
     for column, plugins in compatibility.cells(technique).items()

@@ -82,7 +82,8 @@ def result(workplace, name):
     return json.loads((workplace / f"{name}.json").read_text()), load_file(workplace / name / "model.safetensors")
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 def test_two_processes_equal_one_on_the_same_global_batch(workplace, launcher, monkeypatch):
     launch(workplace, "two", LAUNCH[launcher], 2)
     monkeypatch.setattr(sys, "argv", ["script.py", "one", "4"])

@@ -93,7 +93,7 @@ def peaks(model):
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_each_kind_keeps_less_than_the_previous_one(architecture):
     layers = {"n_layer": 8} if architecture == "gpt2" else {"num_hidden_layers": 8}
     found = peaks(tiny_model(architecture, **layers))

@@ -333,7 +333,7 @@ def test_the_saved_adapter_reloads_onto_the_quantized_base(base: Path, tmp_path:
     assert not list((tmp_path / "run").glob("model*.safetensors"))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [pytest.param(4, marks=pytest.mark.slow), 8])
 def test_an_adapter_is_trained_further_on_a_quantized_base(base: Path, tmp_path: Path, bits: int) -> None:
     run(str(base), tmp_path / "first", [BitsAndBytes(bits=bits), PEFT(r=4)], max_steps=10)
 

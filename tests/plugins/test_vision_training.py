@@ -97,7 +97,9 @@ def test_a_batch_is_split_by_rows_with_their_images(kind: str) -> None:
     torch.testing.assert_close(losses[0], losses[2])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "llava" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_the_saved_model_recognises_the_trained_images(kind: str, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

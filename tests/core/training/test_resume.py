@@ -11,7 +11,7 @@ from sftkit import checkpoints
 from sftkit.errors import RunError
 from sftkit.testing import tiny_model
 
-SAVED_UNDER_OTHER_NAMES = ["mixtral", "qwen3_moe"]
+SAVED_UNDER_OTHER_NAMES = ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)]
 SAVING = {"save_steps": 2, "save_strategy": "steps", "lr_scheduler_type": "constant", "learning_rate": 1e-2}
 
 
