@@ -38,10 +38,7 @@ TITLES = [
     "Data formats",
     "Formatting functions",
     "Packing",
-    "Adapters on a base in 8 bits",
-    "Control over the pretrained model",
     "Packing with a formatting function",
-    "Train on the assistant's turns only",
     "Control over the pretrained model",
     "Adapters",
     "Adapters on a base in 8 bits",
@@ -151,7 +148,10 @@ def section(request, workplace, no_estimate, monkeypatch) -> Section:
 
 #: Sections whose blocks do what those of another section do, in another spelling.
 ALIKE = (
+    "Adapters on a base in 8 bits",
+    "Control over the pretrained model",
     "Packing with a formatting function",
+    "Train on the assistant's turns only",
     "Token ids as the template",
     "Special tokens for a chat format",
     "Formatting functions",
