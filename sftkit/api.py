@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sftkit.checkpoints.space import free_bytes as free_bytes
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
         DataOption as DataOption,
@@ -161,6 +162,7 @@ _MODULES = {
     "config": "DataSection RunConfig",
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
+    "checkpoints.space": "free_bytes",
     # Data
     "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
     "TokenDocument WEIGHT_FIX documents_of is_weight with_documents",

@@ -18,6 +18,7 @@ from transformers import modeling_utils
 
 from sftkit import DISTRIBUTION, checkpoints
 from sftkit.checkpoints.background import Background
+from sftkit.checkpoints.manifest import STATE
 from sftkit.checkpoints.publish import PARTIAL, discard, publish, replace_files, rotate, tidy
 from sftkit.checkpoints.space import FREE_SPACE, failed_write, free_bytes, gigabytes, size_of
 from sftkit.errors import Problem, TrainingError
@@ -85,7 +86,7 @@ class Saver:
             if trainer.state.best_model_checkpoint == str(partial):
                 trainer.state.best_model_checkpoint = str(final)
                 if trainer.args.should_save:
-                    trainer.state.save_to_json(str(partial / "trainer_state.json"))
+                    trainer.state.save_to_json(str(partial / STATE))
             trainer.accelerator.wait_for_everyone()
             if trainer.args.should_save:
                 finish = functools.partial(self._finish, partial, final, later, self._details())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftkit.api import Verdict, train_value
+from sftkit.api import Verdict, free_bytes, train_value
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -21,8 +20,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 def disk_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
     """Whether checkpoints and the model fit on the disk."""
     parameters = _parameters(run)
-    place = Path(run.config.train["output_dir"]).absolute()
-    free = shutil.disk_usage(next(part for part in (place, *place.parents) if part.exists())).free
+    free = free_bytes(Path(run.config.train["output_dir"]))
     if parameters is None:
         what = f"{free / 1e9:.1f} GB are free; the size of a checkpoint is not known before the model is loaded"
         yield Verdict("disk", "ok", what)
