@@ -97,6 +97,7 @@ if TYPE_CHECKING:
         align_special_tokens as align_special_tokens,
         grow_embeddings as grow_embeddings,
     )
+    from sftkit.models.generation import complete as complete
     from sftkit.models.inspect import (
         autocast_type as autocast_type,
         base_model as base_model,
@@ -128,6 +129,7 @@ if TYPE_CHECKING:
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
     from sftkit.run.pipeline import Pipeline as Pipeline, RunResult as RunResult
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
+    from sftkit.run.trained import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
     from sftkit.run.verdict import Status as Status, Verdict as Verdict
     from sftkit.training.arguments import use_one_device as use_one_device
     from sftkit.training.collate import Collator as Collator
@@ -177,6 +179,7 @@ _MODULES = {
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",
     "models.embeddings": "align_special_tokens grow_embeddings",
+    "models.generation": "complete",
     "models.inspect": "autocast_type base_model evaluating has_adapter is_linear linear_names parts_of",
     "models.loading": "MODEL_KEYS as_config_error load_model load_tokenizer misplaced_options model_problems",
     "models.quantized": "quantization_of quantization_settings",
@@ -197,6 +200,7 @@ _MODULES = {
     "run.distributed": "is_main_process rank world_size",
     "run.pipeline": "Pipeline RunResult",
     "run.stages": "PreparedRun Stages Vocabulary",
+    "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",
     # Commands
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption pipeline_from",

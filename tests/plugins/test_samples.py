@@ -7,11 +7,11 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from sftkit.api import complete
 from sftkit.errors import ConfigError, DataError
 from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.samples import Samples
 from sftkit_plugins.samples.callback import CompleteSamples, held_out, last_completion
-from sftkit_plugins.samples.generate import complete
 
 IGNORE = -100
 TOKENIZER = tiny_tokenizer()

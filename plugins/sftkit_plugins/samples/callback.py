@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import TrainerCallback
 
-from sftkit.api import ConfigError, DataError, Problem, console, show_table
-from sftkit_plugins.samples.generate import complete
+from sftkit.api import ConfigError, DataError, Problem, complete, console, show_table
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from sftkit.api import evaluating
+from sftkit.models.inspect import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
