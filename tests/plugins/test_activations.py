@@ -93,7 +93,9 @@ def peaks(model):
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", pytest.param("qwen3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "architecture", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "qwen3"))]
+)
 def test_each_kind_keeps_less_than_the_previous_one(architecture):
     layers = {"n_layer": 8} if architecture == "gpt2" else {"num_hidden_layers": 8}
     found = peaks(tiny_model(architecture, **layers))
@@ -126,7 +128,7 @@ def deep_model():
     [
         "none",
         pytest.param("selective", marks=pytest.mark.slow),
-        "alternating",
+        pytest.param("alternating", marks=pytest.mark.slow),
         pytest.param("full", marks=pytest.mark.slow),
     ],
 )
@@ -198,7 +200,7 @@ def run(tmp_path, name, plugins):
     return Pipeline(model=model, tokenizer=tiny_tokenizer(), data=ROWS, plugins=plugins, train=train).run()
 
 
-@pytest.mark.parametrize("others", [[], ["packing", "peft", "neftune"]])
+@pytest.mark.parametrize("others", [pytest.param([], marks=pytest.mark.slow), ["packing", "peft", "neftune"]])
 def test_a_run_learns_the_same_and_the_model_is_restored(tmp_path, others):
     pytest.importorskip("peft")
     plain = run(tmp_path, "plain", others)

@@ -269,7 +269,7 @@ def test_repacked_weights_give_wrong_gradients(base: Path) -> None:
     assert relative_error(lora_gradients(model), lora_gradients(dequantized_reference())) > 0.1
 
 
-@pytest.mark.parametrize("settings", [NF4_SINGLE, {"load_in_8bit": True}])
+@pytest.mark.parametrize("settings", [pytest.param(NF4_SINGLE, marks=pytest.mark.slow), {"load_in_8bit": True}])
 def test_a_loaded_model_is_prepared_without_being_changed(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     model = quantized(base, **settings)
     before = logits(copy.deepcopy(model))  # of copies: an evaluation repacks the weights
@@ -281,7 +281,7 @@ def test_a_loaded_model_is_prepared_without_being_changed(base: Path, tmp_path: 
     assert result.model.is_loaded_in_8bit if "load_in_8bit" in settings else result.model.is_loaded_in_4bit
 
 
-@pytest.mark.parametrize("settings", [NF4_SINGLE, {"load_in_8bit": True}])
+@pytest.mark.parametrize("settings", [NF4_SINGLE, pytest.param({"load_in_8bit": True}, marks=pytest.mark.slow)])
 def test_a_loaded_model_needs_only_plugin_peft(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.bfloat16, quantization_config=BitsAndBytesConfig(**settings)
@@ -322,7 +322,7 @@ def test_unquantized_weights_become_float32(base: Path, caplog: pytest.LogCaptur
     assert "bitsandbytes: 4 bits, nf4; other weights were bfloat16 and become float32" in caplog.messages
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_saved_adapter_reloads_onto_the_quantized_base(base: Path, tmp_path: Path, bits: int) -> None:
     result = run(str(base), tmp_path / "run", [BitsAndBytes(bits=bits), PEFT(r=4)], max_steps=5)
     options = BitsAndBytes(bits=bits).model_options(config=tiny_config(model={"name": str(base)}))
@@ -333,7 +333,7 @@ def test_the_saved_adapter_reloads_onto_the_quantized_base(base: Path, tmp_path:
     assert not list((tmp_path / "run").glob("model*.safetensors"))
 
 
-@pytest.mark.parametrize("bits", [pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_an_adapter_is_trained_further_on_a_quantized_base(base: Path, tmp_path: Path, bits: int) -> None:
     run(str(base), tmp_path / "first", [BitsAndBytes(bits=bits), PEFT(r=4)], max_steps=10)
 

@@ -58,7 +58,7 @@ def compiling(model, **options):
     return Compile(**{"backend": "aot_eager", **options}).training_context(model, tiny_config())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_ten_lengths_share_one_compilation_and_match_the_uncompiled_model(architecture):
     model, plain = (tiny_model(architecture).train() for _ in range(2))
 
@@ -70,7 +70,11 @@ def test_ten_lengths_share_one_compilation_and_match_the_uncompiled_model(archit
 
 @pytest.mark.parametrize(
     ("architecture", "options", "most"),
-    [("qwen3", {}, 1), ("mistral", {"sliding_window": 16}, 1), ("gemma3_text", GEMMA, 2)],
+    [
+        ("qwen3", {}, 1),
+        pytest.param("mistral", {"sliding_window": 16}, 1, marks=pytest.mark.slow),
+        ("gemma3_text", GEMMA, 2),
+    ],
 )
 def test_layers_of_the_same_kind_share_compiled_code(architecture, options, most):
     model = tiny_model(architecture, **options).train()
@@ -111,7 +115,7 @@ def test_a_decoder_whose_wrapper_is_bypassed_is_compiled():
     assert graphs()
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("reentrant", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_gradient_checkpointing_uses_the_compiled_layers(reentrant):
     model, plain = (tiny_model("llama").train() for _ in range(2))
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})

@@ -664,7 +664,16 @@ def assert_same_run(one, other):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("plugin", [FlashAttn(), FlashAttn(padding_free=False), FlashAttn(implementation="sdpa_flash")])
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        FlashAttn(),
+        *(
+            pytest.param(item, marks=pytest.mark.slow)
+            for item in (FlashAttn(padding_free=False), FlashAttn(implementation="sdpa_flash"))
+        ),
+    ],
+)
 def test_a_packed_run_equals_one_without_flash_attn(tmp_path, plugin):
     assert_same_run(run(tmp_path, "packing", plugin), run(tmp_path, "packing", name="other"))
 

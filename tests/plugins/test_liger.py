@@ -191,6 +191,7 @@ def test_chunks_of_the_fused_loss_hold_about_half_a_gigabyte_of_logits(hidden, v
     assert 1 << 28 < 4 * vocabulary * chunk < 1 << 30
 
 
+@pytest.mark.slow
 def test_the_fused_loss_in_bfloat16_matches_the_core_within_its_precision():
     for measured in measure("mixed_precision:llama")["mixed_precision:llama"].values():
         assert measured["loss"] < 0.02

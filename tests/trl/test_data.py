@@ -210,7 +210,7 @@ def test_a_torch_data_set_is_used_unchanged(make) -> None:
     assert trainer.evaluate()["eval_loss"] > 0
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_stream_is_trained_for_max_steps(make, rows, question, packing) -> None:
     function = question if packing else lambda batch: [question(r) for r in Dataset.from_dict(batch)]
     data = {"train_dataset": stream(rows, 6), "eval_dataset": stream(rows), "formatting_func": function}

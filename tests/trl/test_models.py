@@ -193,7 +193,10 @@ def test_a_pad_token_without_an_embedding_does_no_harm(make) -> None:
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize(("reentrant", "packing"), [(None, True), (False, False), (True, False)])
+@pytest.mark.parametrize(
+    ("reentrant", "packing"),
+    [(None, True), *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in (False, True))],
+)
 def test_gradient_checkpointing_gives_the_same_weights(make, adapter, reentrant, packing) -> None:
     options = {"packing": packing, "learning_rate": 1e-2}
     checkpointing = {"gradient_checkpointing": True}

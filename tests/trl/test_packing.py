@@ -125,7 +125,9 @@ def test_each_of_several_constant_length_sets_is_evaluated(make, rows, tokenizer
     assert losses[:2] == ["eval_data1_loss", "eval_data2_loss"]
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "opt", "gpt_neox"])
+@pytest.mark.parametrize(
+    "architecture", ["bloom", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gpt_neox"))]
+)
 def test_packed_rows_train_any_architecture(make, rows, architecture) -> None:
     more = {"ffn_dim": 64, "word_embed_proj_dim": 32} if architecture == "opt" else {}
     model = tiny_model(architecture, **more)
@@ -181,7 +183,7 @@ def test_packed_documents_have_the_same_loss_during_and_after_training(config, r
     assert trainer.evaluate()["eval_loss"] == pytest.approx(inside, rel=1e-5) == pytest.approx(before, rel=1e-5)
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("use_cache", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_packed_documents_are_isolated_if_a_subclass_computes_the_loss(config, rows, tokenizer, use_cache) -> None:
     class Own(SFTTrainer):
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:

@@ -108,7 +108,9 @@ def test_a_traced_step_is_close_in_mixed_precision(make_model, batch, kind):
         assert found == pytest.approx(allocated(model, batch, torch.bfloat16), rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("none", marks=pytest.mark.slow), pytest.param("selective", marks=pytest.mark.slow), "full"]
+)
 def test_a_traced_step_is_exact_with_adapters(make_model, batch, with_lora, kind):
     model = with_lora(make_model(), lora_dropout=0.1)
     with KINDS[kind](model):
@@ -122,7 +124,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("how", SETTINGS)
+@pytest.mark.parametrize(
+    "how", ["4 bits", *(pytest.param(how, marks=pytest.mark.slow) for how in SETTINGS if how != "4 bits")]
+)
 def test_a_traced_step_is_close_on_a_quantized_model(make_model, batch, with_lora, tmp_path, how):
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
