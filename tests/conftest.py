@@ -43,8 +43,8 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Cli:
-    """Runs ``sftkit`` as a user does, in a process of its own.
+def fresh_cli() -> Cli:
+    """Runs ``sftkit`` as a user does, in a fresh process, which takes seconds to import torch.
 
     Called with the arguments, ``cwd``, further variables ``env`` and the exit code to expect (0 by default).
     """
@@ -55,11 +55,39 @@ def cli() -> Cli:
     ) -> subprocess.CompletedProcess[str]:
         command = [str(program), *map(str, arguments)]
         variables = {**os.environ, "COLUMNS": "200", **(env or {})}
-        done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
-        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return _checked(
+            subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600), code
+        )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """As ``fresh_cli``, but in a process that is forked from one that has imported torch already."""
+    from sftkit.testing.processes import start_command, warm_processes
+
+    context = warm_processes()
+
+    def run(
+        *arguments: object, cwd: Path, env: dict[str, str] | None = None, code: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        printed = tmp_path_factory.mktemp("printed")
+        files = {"printed": printed / "stdout", "errors": printed / "stderr"}
+        command = start_command(context, [*map(str, arguments)], cwd=cwd, env=env, **files)
+        try:
+            ended = command.wait(600)
+        finally:
+            command.end()
+        texts = [path.read_text(encoding="utf-8") if path.exists() else "" for path in files.values()]
+        return _checked(subprocess.CompletedProcess(["sftkit", *map(str, arguments)], ended, *texts), code)
+
+    return run
+
+
+def _checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 @pytest.fixture

@@ -78,7 +78,13 @@ class Command:
 
 
 def start_command(
-    context: Any, arguments: list[str], *, cwd: Path, printed: Path, env: Mapping[str, str] | None = None
+    context: Any,
+    arguments: list[str],
+    *,
+    cwd: Path,
+    printed: Path,
+    errors: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Command:
     """Start ``sftkit`` with these arguments.
 
@@ -87,21 +93,23 @@ def start_command(
         arguments: those of the command line.
         cwd: the directory to run in.
         printed: a file for what it prints.
+        errors: a file for its standard error, if that is kept apart.
         env: further variables; those that libraries read when they are imported have no effect.
     """
     printed.touch()
-    process = context.Process(target=_main, args=(arguments, cwd, printed, {"COLUMNS": "200", **(env or {})}))
+    variables = {"COLUMNS": "200", **(env or {})}
+    process = context.Process(target=_main, args=(arguments, cwd, printed, errors or printed, variables))
     process.start()
     return Command(process, printed)
 
 
-def _main(arguments: list[str], directory: Path, printed: Path, variables: dict[str, str]) -> None:
-    """The command line, in a process group of its own, with what it prints in a file."""
+def _main(arguments: list[str], directory: Path, printed: Path, errors: Path, variables: dict[str, str]) -> None:
+    """The command line, in a process group of its own, with what it prints in files."""
     os.setsid()
     os.chdir(directory)
     os.environ.update(variables)
-    with printed.open("wb", buffering=0) as file:
-        for number in (1, 2):
+    for number, path in ((1, printed), (2, errors)):
+        with path.open("ab", buffering=0) as file:
             os.dup2(file.fileno(), number)
     sys.argv = ["sftkit", *arguments]
     from sftkit.cli import main

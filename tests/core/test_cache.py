@@ -213,6 +213,7 @@ def test_a_failed_preparation_leaves_no_files(data):
     assert not list(cache.root().glob("data/*.partial"))
 
 
+@pytest.mark.slow
 def test_two_processes_can_prepare_the_same_data_at_once(data, tmp_path):
     write(data, 4000)
     code = f"""

@@ -60,15 +60,15 @@ def modules_loaded(stderr):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plugins"], ["plugins", "peft"], ["schema"]])
-def test_light_commands_load_no_heavy_library(cli, tmp_path, arguments):
-    done = cli(*arguments, cwd=tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"})
+def test_light_commands_load_no_heavy_library(fresh_cli, tmp_path, arguments):
+    done = fresh_cli(*arguments, cwd=tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"})
     loaded = modules_loaded(done.stderr)
     assert "sftkit.cli" in loaded
     assert not HEAVY & loaded
 
 
-def test_every_problem_of_a_file_is_reported_at_once_with_its_line(cli, bad_file):
-    done = cli("run", bad_file.name, cwd=bad_file.parent, code=2, env={"PYTHONPROFILEIMPORTTIME": "1"})
+def test_every_problem_of_a_file_is_reported_at_once_with_its_line(fresh_cli, bad_file):
+    done = fresh_cli("run", bad_file.name, cwd=bad_file.parent, code=2, env={"PYTHONPROFILEIMPORTTIME": "1"})
     output = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert output == [
         "error: bad.yaml:1, modle: no such section -> did you mean 'model'?",
@@ -210,7 +210,7 @@ def test_one_plugin_as_json_has_its_options(cli, tmp_path):
     assert alpha["description"]
 
 
-def test_plugins_finds_a_plugin_in_the_working_directory(cli, tmp_path):
+def test_plugins_finds_a_plugin_in_the_working_directory(fresh_cli, tmp_path):
     source = '''
 from sftkit.api import Plugin, dataclass
 
@@ -222,7 +222,7 @@ class MyNoise(Plugin):
     loudness: float = 0.5
 '''
     (tmp_path / "my_noise.py").write_text(source)
-    output = json.loads(cli("plugins", "my_noise:MyNoise", "--json", cwd=tmp_path).stdout)
+    output = json.loads(fresh_cli("plugins", "my_noise:MyNoise", "--json", cwd=tmp_path).stdout)
     assert output["summary"] == "Adds noise."
     assert [option["name"] for option in output["options"]] == ["loudness"]
 

@@ -146,7 +146,7 @@ def section(request, workplace, no_estimate, monkeypatch) -> Section:
     return found
 
 
-#: Sections whose blocks do what those of another section do, in another spelling.
+#: Slow ones: their blocks do what those of another section do, or what another test does with the same plugins.
 ALIKE = (
     "Adapters on a base in 8 bits",
     "Control over the pretrained model",
@@ -158,6 +158,10 @@ ALIKE = (
     "Flash Attention 1",
     "Model creation utility",
     "A model of your own",
+    "Data formats",
+    "Several GPUs",
+    "NEFTune",
+    "Best practices",
 )
 COMPARED = [
     pytest.param(title, marks=[pytest.mark.slow] if title in ALIKE else [])

@@ -76,13 +76,13 @@ def executed(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ["", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_24_no_module_in_the_working_directory_is_executed(cli, hostile, configure, method, tmp_path):
+def test_24_no_module_in_the_working_directory_is_executed(fresh_cli, hostile, configure, method, tmp_path):
     (hostile / "my_plugin.py").write_text(PLUGIN, encoding="utf-8")
     (hostile / "helpers.py").write_text("import my_helper\n\ndef passed(batch):\n    return my_helper.same(batch)\n")
     (hostile / "my_helper.py").write_text("def same(batch):\n    print('helped')\n    return batch\n")
     workers = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": method} if method else {}
     config = configure(train={"max_steps": 1, "save_strategy": "no", **workers})
-    done = cli("run", config, "-p", "my_plugin:Mine", "-o", tmp_path / "run", cwd=hostile)
+    done = fresh_cli("run", config, "-p", "my_plugin:Mine", "-o", tmp_path / "run", cwd=hostile)
     assert "helped" in done.stdout
     assert not executed(tmp_path)
 

@@ -206,12 +206,12 @@ def test_liger_is_refused_without_a_gpu_before_loading(monkeypatch):
     assert ["needs a GPU" in line for line in problems(Liger())] == [True]
 
 
-def test_the_command_line_exits_with_code_2_without_a_gpu(cli, tmp_path):
+def test_the_command_line_exits_with_code_2_without_a_gpu(fresh_cli, tmp_path):
     variables = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
     if Path("/dev/kfd").exists() or Path("/dev/xpu").exists():
         pytest.skip("there is a GPU that no variable hides")
 
-    done = cli("run", "-p", "liger", cwd=tmp_path, env=variables, code=2)
+    done = fresh_cli("run", "-p", "liger", cwd=tmp_path, env=variables, code=2)
 
     assert "plugin liger: liger needs a GPU" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -143,11 +143,11 @@ def test_the_extra_resolves_in_a_fresh_environment(tmp_path):
     assert Requirement("unsloth>=2026.10.9").specifier.contains(chosen["unsloth"])
 
 
-def test_without_a_gpu_the_command_exits_with_code_2(cli, tmp_path):
+def test_without_a_gpu_the_command_exits_with_code_2(fresh_cli, tmp_path):
     if Path("/dev/kfd").exists() or Path("/dev/xpu").exists():
         pytest.skip("there is a GPU that no variable hides")
 
-    done = cli("run", "-p", "unsloth", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""}, code=2)
+    done = fresh_cli("run", "-p", "unsloth", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""}, code=2)
 
     assert "plugin unsloth: needs a GPU, and none is visible here" in done.stderr
     assert not (tmp_path / "runs").exists()
