@@ -28,6 +28,10 @@ ModelOption: TypeAlias = Annotated[str, typer.Option("--model", "-m", help="Dire
 DataOption: TypeAlias = Annotated[
     str, typer.Option("--data", "-d", help="File, glob, directory or hub name of the data.")
 ]
+RunArgument: TypeAlias = Annotated[
+    str,
+    typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint, a directory with a model, or a hub name."),
+]
 OutputOption: TypeAlias = Annotated[str, typer.Option("--output", "-o", help="Run directory.")]
 
 
