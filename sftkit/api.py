@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         RunArgument as RunArgument,
         pipeline_from as pipeline_from,
     )
-    from sftkit.cli.process import show_log_lines as show_log_lines
     from sftkit.config import DataSection as DataSection, RunConfig as RunConfig
     from sftkit.config.source import parse_assignment as parse_assignment
     from sftkit.config.train_fields import (
@@ -215,7 +214,6 @@ _MODULES = {
     "run.verdict": "Status Verdict",
     # Commands
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption RunArgument pipeline_from",
-    "cli.process": "show_log_lines",
     "config.source": "parse_assignment",
     "console": "Display console show_data show_table",
     "user_modules": "import_user_module",

@@ -194,6 +194,7 @@ def _load(config: RunConfig, plugins: PluginSet, tokenizer: Any, base: str) -> A
         what = f"the base model {base!r} of this adapter cannot be loaded: {error.problems[0].what}"
         raise ConfigError(Problem(what, config.model.name, BASE_FIX)) from error
     if adapter:
+        plugins.hook.prepare_base(model=model, config=config)
         model = plugins.hook.attach_adapter(model=model, config=config)
     rows = model.get_input_embeddings().weight.shape[0]
     plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=list(range(rows, len(tokenizer))))

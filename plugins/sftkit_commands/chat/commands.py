@@ -15,7 +15,7 @@ from sftkit.api import ConfigError, Problem, SftkitError, nearest, parse_assignm
 from sftkit_commands.chat.conversation import Conversation, save_rows
 from sftkit_commands.chat.forms import ChatForm
 from sftkit_commands.chat.settings import BOUNDS, Sampling, checked, setting_named, unknown_setting
-from sftkit_commands.chat.show import WIDE, Writer, note, show_end, side_by_side
+from sftkit_commands.chat.show import WIDE, Writer, note, show_end, show_help, side_by_side
 from sftkit_commands.chat.speaker import Answer, Speaker
 
 HELP = {
@@ -147,9 +147,7 @@ class Chat:
         note(self.screen, f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} appended to {path}")
 
     def _help(self, _: str) -> None:
-        width = max(map(len, HELP))
-        for name, what in HELP.items():
-            self.screen.print(f"[bold]{name:<{width}}[/]  {what}", soft_wrap=False)
+        show_help(self.screen, HELP)
         note(self.screen, KEYS)
 
     def _ask(self, question: str) -> None:

@@ -82,15 +82,21 @@ class ChatForm(Form):
             return answered.partition(_ANSWER)[0]
         return text
 
-    def _render(self, messages: list[Message], **options: Any) -> str:
+    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        """The rendered messages, with the date of the run: `apply_chat_template` accepts no other than today's."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
         wanted = messages[-1]["content"].strip()
         as_parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         errors: list[Exception] = []
         for form in (messages, as_parts):  # templates of models with images may read lists of parts only
             try:
                 text = str(
-                    self.tokenizer.apply_chat_template(
-                        form, tokenize=False, strftime_now=self._now, **options, **self.variables
+                    _compile_jinja_template(self.tokenizer.get_chat_template()).render(
+                        {"tools": None, "documents": None, "strftime_now": self._now},
+                        **{**self.tokenizer.special_tokens_map, **self.variables},
+                        messages=form,
+                        add_generation_prompt=add_generation_prompt,
                     )
                 )
             except Exception as error:  # a template is a program, which may raise anything

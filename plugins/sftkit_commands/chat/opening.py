@@ -91,7 +91,7 @@ def open_speakers(name: str, compare: str, loading: Loading, prompting: Promptin
     if not compare:
         return [speaker]
     if compare == BASE and has_adapter(trained.model):
-        return [speaker, Speaker(f"{name} without its adapter", trained, form, trained.model.disable_adapter)]
+        return [speaker, Speaker("without its adapter", trained, form, trained.model.disable_adapter)]
     other = _base_of(trained) if compare == BASE else compare
     plain = dataclasses.replace(loading, base=None)
     return [speaker, _other(other, plain.load(other), form)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sftkit.api import ConfigError, Problem, parse_assignment, show_log_lines
+from sftkit.api import ConfigError, Problem, parse_assignment
 from sftkit_commands.chat.settings import checked
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def hold(request: Request) -> None:
     Raises:
         ConfigError: for what the user can fix.
     """
-    show_log_lines()
     values = checked(request.sampling, "--{}")
     chats = not request.prompt and sys.stdin.isatty()
     if chats:

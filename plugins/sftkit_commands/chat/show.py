@@ -102,6 +102,16 @@ def note(screen: Console, text: str, style: str = "dim") -> None:
     screen.print(Text(text, style=style), soft_wrap=False)
 
 
+def show_help(screen: Console, lines: dict[str, str]) -> None:
+    """Print commands and what they do."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, what in lines.items():
+        table.add_row(Text(name), Text(what))
+    screen.print(table, soft_wrap=False)
+
+
 def show_end(screen: Console, answer: Answer) -> None:
     """Say why an answer ended, unless the model ended it."""
     if reason := _STOPPED.get(answer.stopped):

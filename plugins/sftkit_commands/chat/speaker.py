@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, Stopp
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
-from sftkit.api import ConfigError, Problem, TrainedModel, base_model, end_token_ids
+from sftkit.api import ConfigError, Problem, TrainedModel, base_model, end_token_ids, has_adapter
 
 if TYPE_CHECKING:
     from sftkit_commands.chat.forms import Form, Message
@@ -218,15 +218,12 @@ def _has_prompt(model: Any) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def base_speaker(trained: Speaker) -> Speaker:
-    """The same model without its adapter."""
-    return Speaker("base model", trained.trained, trained.form, trained.trained.model.disable_adapter)
-
-
 def describe(model: Any) -> Iterator[str]:
     """Facts about a model, for people."""
     base = base_model(model)
     yield base.config.model_type
+    if has_adapter(model):
+        yield f"adapter {', '.join({str(config.peft_type.value).lower() for config in model.peft_config.values()})}"
     size = base.num_parameters()
     yield f"{size / 1e9:.1f}B parameters" if size >= 1e9 else f"{size / 1e6:.1f}M parameters"
     weight = model.get_input_embeddings().weight
