@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sftkit.checkpoints.space import free_bytes as free_bytes
+    from sftkit.cli.completion import complete_runs as complete_runs
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
         DataOption as DataOption,
@@ -213,6 +214,7 @@ _MODULES = {
     "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",
     # Commands
+    "cli.completion": "complete_runs",
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption RunArgument pipeline_from",
     "config.source": "parse_assignment",
     "console": "Display console show_data show_table",
