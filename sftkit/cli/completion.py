@@ -1,7 +1,7 @@
 """Shell completion: what may come next on the command line, and the scripts that ask for it.
 
-A script calls the program with the variable `VARIABLE` and the words up to the cursor, and reads a candidate a line, with
-its description after a tab. Nothing here imports torch or transformers.
+A script calls the program with the variable `VARIABLE` and the words up to the cursor, and reads a candidate a line,
+with its description after a tab. Nothing here imports torch or transformers.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def complete_plugins(incomplete: str) -> Found:
     if colon and name != "no":
         done = rest.rpartition(",")[0]
         before = f"{name}:{done}," if done else f"{name}:"
-        return [(f"{before}{option}=", help) for option, help in _options(name, known)] if name in known else []
+        options = [(f"{before}{option}=", help) for option, help in _options(name, known)]
+        return [item for item in options if item[0].startswith(incomplete)]
     names = [*known, *(f"no:{name}" for name in known if incomplete.startswith("no"))]
     return [(name, "") for name in names if name.startswith(incomplete)]
 
@@ -127,7 +128,7 @@ def complete_config(incomplete: str) -> Found:
     """YAML files, and keys of the configuration with ``=``; values of keys that have a few."""
     key, equals, _ = incomplete.partition("=")
     if equals:
-        return [(f"{key}={value}", "") for value in _values(key)]
+        return _matching((f"{key}={value}" for value in _values(key)), incomplete)
     if "." not in incomplete or incomplete.startswith((".", "/", "~")) or "/" in incomplete:
         sections = [] if "/" in incomplete else ["model=", "data=", "model.", "data.", "train.", "run.", "plugins."]
         return [*_matching(sections, incomplete), *_paths(incomplete, (".yaml", ".yml"))]

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 # Optional[...] and not `| None`: Typer reads these on Python 3.10 too.
 ConfigArguments: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then values that override it.", autocompletion=complete_config),
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE]...",
+        help="A YAML file, then values that override it.",
+        autocompletion=complete_config,
+    ),
 ]
 PluginOption: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -35,9 +39,15 @@ DataOption: TypeAlias = Annotated[
 ]
 RunArgument: TypeAlias = Annotated[
     str,
-    typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint, a directory with a model, or a hub name.", autocompletion=complete_runs),
+    typer.Argument(
+        metavar="RUN_OR_MODEL",
+        help="A run, a checkpoint, a directory with a model, or a hub name.",
+        autocompletion=complete_runs,
+    ),
 ]
-OutputOption: TypeAlias = Annotated[str, typer.Option("--output", "-o", help="Run directory.", autocompletion=complete_runs)]
+OutputOption: TypeAlias = Annotated[
+    str, typer.Option("--output", "-o", help="Run directory.", autocompletion=complete_runs)
+]
 
 
 def pipeline_from(

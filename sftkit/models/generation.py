@@ -59,7 +59,7 @@ def _complete_batch(
 
 
 def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a completion: EOS, those of the model's generation config, and what the template ends turns with.
+    """The ids that end a completion: EOS, those of the model's generation config, and the token after a turn.
 
     The token after a turn is often none of the others: base models of Qwen have ``<|endoftext|>`` as EOS, and a
     template that writes ``<|im_end|>``.

@@ -156,7 +156,10 @@ def test_an_answer_stops_where_it_must(talker, monkeypatch):
     assert (stopped.stopped, stopped.tokens) == ("interrupted", 3)
     assert talker.answer(QUESTION, SHORT, print).stopped == "length"
     room = talker.room - len(talker.form.ids(QUESTION))
-    assert talker.answer([{"role": "user", "content": "what is it" + "q" * (room - 5)}], Sampling(), print).stopped == "context"
+    assert (
+        talker.answer([{"role": "user", "content": "what is it" + "q" * (room - 5)}], Sampling(), print).stopped
+        == "context"
+    )
     with pytest.raises(ConfigError, match=r"context window is 256: nothing was cut off"):
         talker.answer([{"role": "user", "content": "a " * 300}], SHORT, print)
 
@@ -223,7 +226,9 @@ def test_a_saved_conversation_can_be_trained_on(talker, tmp_path, base):
 def test_a_saved_prompt_has_the_columns_of_the_data(base):
     trained, _ = trained_on([{"question": "what is it", "answer": "one"}], base)
     form = form_of(trained, "auto", {})
-    assert form.rows([*QUESTION, {"role": "assistant", "content": "two"}]) == [{"question": "what is it", "answer": "two"}]
+    assert form.rows([*QUESTION, {"role": "assistant", "content": "two"}]) == [
+        {"question": "what is it", "answer": "two"}
+    ]
     assert TextForm(trained.tokenizer, "text").rows([*QUESTION, {"role": "assistant", "content": "?"}]) == [
         {"text": "what is it?"}
     ]
@@ -250,14 +255,15 @@ def test_compare_base_uses_the_model_without_its_adapter(run, base, monkeypatch)
     monkeypatch.setattr(opening, "load_trained", lambda *a, **k: loads.append(a) or load_trained(*a, **k))
     speakers = open_speakers(str(run), "base", Loading(), Prompting())
     assert len(loads) == 1
-    ids = speakers[0].form.ids(QUESTION)
-    with torch.no_grad(), speakers[1].around():
-        ours = speakers[1].trained.model(torch.tensor([ids])).logits
-        theirs = load_trained(base).model(torch.tensor([ids]) % 320).logits
-    known = [at for at, number in enumerate(ids) if number < 320]
-    assert known[0] == 1  # the first is <|im_start|>, which the base model does not have
-    assert ours.shape[1] == theirs.shape[1]
-    first, second = (speaker.answer(QUESTION, SHORT, print).text for speaker in speakers)
+    for name, weight in speakers[0].trained.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(weight)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = load_trained(base).model(ids).logits
+        assert not torch.allclose(speakers[0].trained.model(ids).logits[..., :320], before)
+        with speakers[1].around():
+            torch.testing.assert_close(speakers[1].trained.model(ids).logits[..., :320], before)
     _, narrow = chat(speakers, "what is it", width=60)
     _, wide = chat(speakers, "what is it", width=140)
     assert "without its adapter:" in narrow
@@ -293,7 +299,10 @@ def test_lines_wrap_at_words_and_control_characters_are_shown():
     assert lines[:2] == ["one two three four five ", "six \ufffd[31mred"]
     assert "x" * 30 in lines
     assert lines[-2:] == ["日本語" * 4, "日本語" * 2]
-    side_by_side(Console(width=120, file=file), {"a": speaking.Answer("left", 1, 1, "end", 0), "b": speaking.Answer("right", 1, 1, "length", 0)})
+    side_by_side(
+        Console(width=120, file=file),
+        {"a": speaking.Answer("left", 1, 1, "end", 0), "b": speaking.Answer("right", 1, 1, "length", 0)},
+    )
     assert "stopped after 1" in file.getvalue()
 
 
@@ -315,8 +324,9 @@ def test_what_is_written_may_have_several_lines(tmp_path, monkeypatch):
 def test_a_script_gets_the_answer_alone(run, capsys, monkeypatch):
     import io
 
-    from sftkit.cli import app
     from typer.testing import CliRunner
+
+    from sftkit.cli import app
 
     monkeypatch.chdir(run.parents[1])
     options = ["--max-new-tokens", "4"]

@@ -104,9 +104,7 @@ def test_a_quantized_base_is_quantized_again(tmp_path):
     tiny_model(hidden_size=64, intermediate_size=128, head_dim=32).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     train = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
-    result = Pipeline(
-        str(tmp_path / "base"), ROWS, plugins=["bitsandbytes", "chatml", "peft:r=2"], train=train
-    ).run()
+    result = Pipeline(str(tmp_path / "base"), ROWS, plugins=["bitsandbytes", "chatml", "peft:r=2"], train=train).run()
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         trained = load_trained(tmp_path / "run").model(ids).logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -14,7 +14,8 @@ def chat(
     prompt: Annotated[str, typer.Option("--prompt", help="Answer this and leave.")] = "",
     system: Annotated[str, typer.Option("--system", help="The system message.")] = "",
     compare: Annotated[
-        str, typer.Option("--compare", metavar="MODEL", help="Show a second model's answers; base: the run's base model.")
+        str,
+        typer.Option("--compare", metavar="MODEL", help="Show this model's answers too; base: that of the run."),
     ] = "",
     temperature: Annotated[
         Optional[float],  # noqa: UP045
@@ -49,7 +50,7 @@ def chat(
 
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     sampling |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
-    loading = {"base": base or None, "dtype": dtype or None, "device": device or None}
+    loading: dict[str, Any] = {"base": base or None, "dtype": dtype or None, "device": device or None}
     loading |= {"plugins": tuple(plugin or ()), "trust_remote_code": trust_remote_code}
     prompting = {"form": form, "variables": template_option or []}
     hold(Request(model, prompt, system, compare, sampling, loading, prompting, seed, json))

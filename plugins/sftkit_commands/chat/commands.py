@@ -121,8 +121,8 @@ class Chat:
     def _set(self, text: str) -> None:
         if not text:
             note(self.screen, f"sampling: {self.sampling}")
-            for form in dict.fromkeys(speaker.form.name for speaker in self.speakers):
-                note(self.screen, f"prompts: {form}")
+            for name in dict.fromkeys(speaker.form.name for speaker in self.speakers):
+                note(self.screen, f"prompts: {name}")
             return
         name, value = parse_assignment(text, "/set")
         if (setting := setting_named(name)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -137,20 +137,21 @@ class TextForm(Form):
     Attributes:
         tokenizer: of the model.
         name: see `Form`.
-        prompt: makes the start of a document of what the user wrote.
+        around: what stands before and after the user's words.
         columns: the columns of the question and of its answer; one column is plain text.
         special_tokens: what is added around a text.
     """
 
     tokenizer: Any
     name: str
-    prompt: Callable[[str], str] = staticmethod(lambda text: text)  # noqa: RUF009
+    around: tuple[str, str] = ("", "")
     columns: tuple[str, ...] = ("text",)
     special_tokens: Any = "bos_eos"
 
     def ids(self, messages: list[Message]) -> list[int]:
         """See `Form`."""
-        return prompt_ids(self.tokenizer, self.prompt(messages[-1]["content"]), self.special_tokens)
+        before, after = self.around
+        return prompt_ids(self.tokenizer, f"{before}{messages[-1]['content']}{after}", self.special_tokens)
 
     def rows(self, messages: list[Message]) -> list[dict[str, Any]]:
         """See `Form`: a row for each prompt and its completion."""
@@ -189,7 +190,7 @@ def form_of(trained: TrainedModel, wanted: str, variables: Mapping[str, Any]) ->
     if wanted == "chat":
         return chat
     formats = list(source_formats(trained))
-    prompts = [form for form in map(lambda source: _prompt_form(trained.tokenizer, source), formats) if form]
+    prompts = [form for form in (_prompt_form(trained.tokenizer, source) for source in formats) if form]
     conversations = any(not source.formatter.adds_special_tokens for source in formats)
     if prompts and (wanted == "prompt" or not conversations):
         return prompts[0]
@@ -214,20 +215,18 @@ def _prompt_form(tokenizer: Any, source: SourceFormat) -> TextForm | None:
     if not source.formatter.adds_special_tokens or source.formatter.tokenized:
         return None
     marks = _marks(source)
-    whole = _text_of(source, marks)
-    placed = sorted((name for name in marks if whole and marks[name] in whole), key=lambda name: whole.index(marks[name]))
+    whole = _text_of(source, marks) or ""
+    placed = {whole.index(mark): name for name, mark in marks.items() if mark in whole}
     if len(placed) < 2:
         return None
-    *others, answer = placed
+    *others, answer = (name for _, name in sorted(placed.items()))
     for question in others:
-        text = _text_of(source, {question: marks[question], answer: marks[answer]})
-        if text is not None and text.count(marks[question]) == 1 and text.count(marks[answer]) == 1:
+        text = _text_of(source, {question: marks[question], answer: marks[answer]}) or ""
+        if text.count(marks[question]) == 1 and text.count(marks[answer]) == 1:
             before, _, rest = text.partition(marks[question])
-            between, _, _ = rest.partition(marks[answer])
             name = f"prompts as in the data of the run (columns {question}, {answer})"
-            return TextForm(
-                tokenizer, name, lambda words: f"{before}{words}{between}", (question, answer), source.special_tokens
-            )
+            around = (before, rest.partition(marks[answer])[0])
+            return TextForm(tokenizer, name, around, (question, answer), source.special_tokens)
     return None
 
 
@@ -248,7 +247,14 @@ def _text_of(source: SourceFormat, values: Mapping[str, str]) -> str | None:
     """The text of a row with some columns filled; None if it cannot be formatted."""
     try:
         outcome = source.formatter({name: [values.get(name)] for name in source.columns})[0]
-    except (RowError, ConfigError, ArithmeticError, LookupError, TypeError, ValueError):  # a function may raise anything
+    except (
+        RowError,
+        ConfigError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # a function may raise anything
         return None
     documents = [] if isinstance(outcome, Skipped) else list(documents_of([outcome]))
     return "".join(span[0] for span in documents[0]) if documents else None

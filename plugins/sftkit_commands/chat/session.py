@@ -127,7 +127,9 @@ def _answer(speakers: list[Speaker], sampling: Sampling, request: Request, quest
             typer.echo(f"the answer of {speaker.name} was cut off after {answer.tokens} tokens by {why}", err=True)
         answers.append(answer)
     if request.as_json:
-        first, *others = ({"model": speaker.name, **answer.as_dict()} for speaker, answer in zip(speakers, answers, strict=True))
+        first, *others = (
+            {"model": speaker.name, **answer.as_dict()} for speaker, answer in zip(speakers, answers, strict=True)
+        )
         found = {"prompt": question, **first, **({"compared": others[0]} if others else {})}
         typer.echo(json.dumps(found, ensure_ascii=False))
 

@@ -123,7 +123,9 @@ def side_by_side(screen: Console, answers: dict[str, Answer]) -> None:
     table = Table(show_edge=False, pad_edge=False, expand=True, show_lines=False, header_style="bold")
     for name in answers:
         table.add_column(Text(name), ratio=1, overflow="fold")
-    table.add_row(*(Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", answer.text.strip())) for answer in answers.values()))
+    table.add_row(
+        *(Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", answer.text.strip())) for answer in answers.values())
+    )
     ends = [_STOPPED.get(answer.stopped, "").format(tokens=answer.tokens) for answer in answers.values()]
     if any(ends):
         table.add_row(*(Text(end, style="yellow") for end in ends))

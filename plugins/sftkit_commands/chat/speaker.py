@@ -191,7 +191,7 @@ class _Interrupted(StoppingCriteria):
 
 
 def _settings(sampling: Sampling, new: int, ends: list[int], tokenizer: Any) -> GenerationConfig:
-    chosen = {"do_sample": False}
+    chosen: dict[str, Any] = {"do_sample": False}
     if sampling.temperature:
         chosen = {"do_sample": True, "temperature": sampling.temperature}
         chosen |= {"top_p": sampling.top_p, "top_k": sampling.top_k}
