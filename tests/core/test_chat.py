@@ -96,6 +96,9 @@ def test_a_prompt_is_what_the_run_trained_on(row, template, plugins, data, base,
 def test_a_template_without_a_prompt_for_the_answer_gets_its_header():
     tokenizer = tiny_tokenizer(chat_template=CHATML.partition("{% if add_generation_prompt")[0])
     assert ChatForm(tokenizer).text(QUESTION).endswith("<|im_start|>assistant\n")
+    answer = "{{ '[INST]' ~ m.content ~ '[/INST]' if m.role == 'user' else ' ' ~ m.content }}"
+    mistral = f"{{% for m in messages %}}{answer}{{% endfor %}}"
+    assert ChatForm(tiny_tokenizer(chat_template=mistral)).text(QUESTION) == "[INST]what is it[/INST]"
 
 
 def test_a_template_that_reads_parts_gets_them():

@@ -189,8 +189,8 @@ class Chat:
 
 def no_system(speaker: Speaker) -> Problem:
     """The problem with a system message for a model that knows none."""
-    what = f"there is no system message: the model {speaker.form.name}"
-    return Problem(what, "system message", "write it in front of the prompt")
+    what = f"there is no place for a system message: prompts are {speaker.form.name}"
+    return Problem(what, "system message", "write it in front of the prompt, or use --format chat")
 
 
 @contextlib.contextmanager

@@ -56,12 +56,14 @@ class ChatForm(Form):
         variables: further variables for the template.
         own: the variables of the run, which are part of its configuration.
         date: what the template writes as the date of today.
+        special_tokens: what is added to the text; the template writes them, unless a processor does.
     """
 
     tokenizer: Any
     variables: dict[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     date: str = DATE
+    special_tokens: Any = "none"
     remembers = True
 
     @property
@@ -71,15 +73,15 @@ class ChatForm(Form):
         return "chat template" + (f" with {given}" if given else "")
 
     def ids(self, messages: list[Message]) -> list[int]:
-        """See `Form`. The template writes BOS where the model expects one, so none is added."""
-        return prompt_ids(self.tokenizer, self.text(messages), "none")
+        """See `Form`."""
+        return prompt_ids(self.tokenizer, self.text(messages), self.special_tokens)
 
     def text(self, messages: list[Message]) -> str:
         """The rendered messages, up to where the answer begins."""
         text = self._render(messages, add_generation_prompt=True)
         if text == self._render(messages):  # the template writes no prompt for an answer, so its header is looked up
             answered = self._render([*messages, {"role": "assistant", "content": _ANSWER}])
-            return answered.partition(_ANSWER)[0]
+            return answered.partition(_ANSWER)[0].rstrip(" ")  # which is part of the answer's first token
         return text
 
     def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
@@ -180,8 +182,10 @@ def form_of(trained: TrainedModel, wanted: str, variables: Mapping[str, Any]) ->
     own = section.get("chat_template_kwargs", {})
     special_tokens = section.get("special_tokens", "bos_eos")
     has_template = bool(getattr(trained.tokenizer, "chat_template", None))
-    plain = TextForm(trained.tokenizer, "completes plain text", special_tokens=special_tokens)
-    chat = ChatForm(trained.tokenizer, {**own, **variables}, own, _date(trained))
+    plain = TextForm(trained.tokenizer, "plain text, which the model completes", special_tokens=special_tokens)
+    formats = list(source_formats(trained)) if wanted != "text" else []
+    rendered = [source.special_tokens for source in formats if not source.formatter.adds_special_tokens]
+    chat = ChatForm(trained.tokenizer, {**own, **variables}, own, _date(trained), *rendered[:1])
     if wanted == "text":
         return plain
     if wanted == "chat" and not has_template:
@@ -189,10 +193,8 @@ def form_of(trained: TrainedModel, wanted: str, variables: Mapping[str, Any]) ->
         raise ConfigError(Problem("the tokenizer has no chat template", "--format chat", fix))
     if wanted == "chat":
         return chat
-    formats = list(source_formats(trained))
     prompts = [form for form in (_prompt_form(trained.tokenizer, source) for source in formats) if form]
-    conversations = any(not source.formatter.adds_special_tokens for source in formats)
-    if prompts and (wanted == "prompt" or not conversations):
+    if prompts and (wanted == "prompt" or not rendered):
         return prompts[0]
     if wanted == "prompt":
         why = "no prompt can be recognised in the run's data" if formats else "no run tells how its data was written"
@@ -224,7 +226,7 @@ def _prompt_form(tokenizer: Any, source: SourceFormat) -> TextForm | None:
         text = _text_of(source, {question: marks[question], answer: marks[answer]}) or ""
         if text.count(marks[question]) == 1 and text.count(marks[answer]) == 1:
             before, _, rest = text.partition(marks[question])
-            name = f"prompts as in the data of the run (columns {question}, {answer})"
+            name = f"written as in the data of the run (columns {question}, {answer})"
             around = (before, rest.partition(marks[answer])[0])
             return TextForm(tokenizer, name, around, (question, answer), source.special_tokens)
     return None

@@ -85,7 +85,7 @@ def open_speakers(name: str, compare: str, loading: Loading, prompting: Promptin
     if isinstance(form, ChatForm):
         _check_variables(prompting.variables, form.known_variables())
     elif prompting.variables:
-        what = f"variables are for a chat template, but the model {form.name}"
+        what = f"variables are for a chat template, but prompts are {form.name}"
         raise ConfigError(Problem(what, "--template-option", "remove the option, or use --format chat"))
     speaker = Speaker(name, trained, form)
     if not compare:

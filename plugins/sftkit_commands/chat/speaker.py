@@ -225,6 +225,7 @@ def describe(model: Any) -> Iterator[str]:
     if has_adapter(model):
         yield f"adapter {', '.join({str(config.peft_type.value).lower() for config in model.peft_config.values()})}"
     size = base.num_parameters()
-    yield f"{size / 1e9:.1f}B parameters" if size >= 1e9 else f"{size / 1e6:.1f}M parameters"
+    unit, sign = (1e9, "B") if size >= 1e9 else (1e6, "M") if size >= 1e6 else (1e3, "K")
+    yield f"{size / unit:.1f}{sign} parameters"
     weight = model.get_input_embeddings().weight
     yield f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
