@@ -17,7 +17,6 @@ from sftkit.errors import ConfigError, Problem
 
 VARIABLE = "_SFTKIT_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
-RUNS = "runs"
 SHOWN = 90  # characters of a description
 Found = list[tuple[str, str]]
 
@@ -137,7 +136,7 @@ def complete_config(incomplete: str) -> Found:
 
 def complete_runs(incomplete: str) -> Found:
     """Run directories, the newest first, and other directories."""
-    from sftkit.run.directories import runs_in
+    from sftkit.run.directories import RUNS, runs_in
 
     parent = Path(incomplete.rpartition("/")[0] or ".")
     places = dict.fromkeys([*runs_in(Path(RUNS)), *runs_in(parent)])

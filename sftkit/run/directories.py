@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+RUNS = "runs"  # where runs are made unless their configuration names another directory
 MANIFEST = "manifest.json"
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 

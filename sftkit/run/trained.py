@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.models import DataSection, ModelSection, RunConfig
 from sftkit.config.source import ConfigSource
-from sftkit.errors import ConfigError, Problem
+from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.select import Choice, choices_from, select
-from sftkit.run.directories import has_weights
+from sftkit.run.directories import RUNS, has_weights, trained_runs
 from sftkit.run.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ def _saved(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[Choi
         ConfigError: if the run has saved no model.
     """
     manifest = read_manifest(path) or read_manifest(path.parent)
+    if manifest is None and path.parts[:1] == (RUNS,) and not path.exists():  # which could be a name on the hub
+        names = [run.name for run in trained_runs(Path(RUNS))]
+        fix = nearest(path.name, names) or f"there is {', '.join(names[:5]) or 'no run'} in {Path(RUNS).absolute()}"
+        raise ConfigError(Problem("there is no such run", str(path), fix))
     if manifest is None:
         return None, {"dtype": "auto"}, []
     if not has_weights(path):

@@ -53,10 +53,13 @@ def test_a_model_that_no_run_trained_has_no_manifest(tmp_path):
     assert trained.model.dtype == torch.bfloat16
 
 
-def test_a_run_without_a_model_is_an_error(run, tmp_path):
+def test_a_run_without_a_model_is_an_error(run, tmp_path, monkeypatch):
     (tmp_path / "manifest.json").write_bytes((run.directory / "manifest.json").read_bytes())
     with pytest.raises(ConfigError, match="the run has saved no model"):
         load_trained(tmp_path)
+    monkeypatch.chdir(run.directory.parent)
+    with pytest.raises(ConfigError, match="runs/first: there is no such run -> there is no run in"):
+        load_trained("runs/first")
     with pytest.raises(ConfigError, match="there is no such directory"):
         read_run(tmp_path / "nothing")
 

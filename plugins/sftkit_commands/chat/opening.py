@@ -64,7 +64,7 @@ def newest_run() -> str:
     """
     for path in trained_runs(Path(RUNS)):
         return str(path)
-    what = "there is no run with a model in the directory runs"
+    what = f"there is no run with a model in the directory {RUNS}"
     raise ConfigError(Problem(what, str(Path.cwd()), "name a run, a model directory or a hub name: sftkit chat RUN"))
 
 
