@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sftkit.checkpoints.space import free_bytes as free_bytes
+    from sftkit.cli.completion import complete_runs as complete_runs
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
         DataOption as DataOption,
         ModelOption as ModelOption,
         OutputOption as OutputOption,
         PluginOption as PluginOption,
+        RunArgument as RunArgument,
         pipeline_from as pipeline_from,
     )
     from sftkit.config import DataSection as DataSection, RunConfig as RunConfig
+    from sftkit.config.source import parse_assignment as parse_assignment
     from sftkit.config.train_fields import (
         CHECKPOINTING_KEYS as CHECKPOINTING_KEYS,
         allowed_fields as allowed_fields,
@@ -97,7 +100,7 @@ if TYPE_CHECKING:
         align_special_tokens as align_special_tokens,
         grow_embeddings as grow_embeddings,
     )
-    from sftkit.models.generation import complete as complete
+    from sftkit.models.generation import complete as complete, end_token_ids as end_token_ids
     from sftkit.models.inspect import (
         autocast_type as autocast_type,
         base_model as base_model,
@@ -126,7 +129,13 @@ if TYPE_CHECKING:
         requirement_problem as requirement_problem,
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
+    from sftkit.run.directories import trained_runs as trained_runs
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
+    from sftkit.run.formatted import (
+        SourceFormat as SourceFormat,
+        prompt_ids as prompt_ids,
+        source_formats as source_formats,
+    )
     from sftkit.run.pipeline import Pipeline as Pipeline, RunResult as RunResult
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
     from sftkit.run.trained import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
@@ -179,7 +188,7 @@ _MODULES = {
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",
     "models.embeddings": "align_special_tokens grow_embeddings",
-    "models.generation": "complete",
+    "models.generation": "complete end_token_ids",
     "models.inspect": "autocast_type base_model evaluating has_adapter is_linear linear_names parts_of",
     "models.loading": "MODEL_KEYS as_config_error load_model load_tokenizer misplaced_options model_problems",
     "models.quantized": "quantization_of quantization_settings",
@@ -197,13 +206,17 @@ _MODULES = {
     "memory.unloaded": "UnknownMemoryError auto_class model_config",
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
+    "run.directories": "trained_runs",
     "run.distributed": "is_main_process rank world_size",
+    "run.formatted": "SourceFormat prompt_ids source_formats",
     "run.pipeline": "Pipeline RunResult",
     "run.stages": "PreparedRun Stages Vocabulary",
     "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",
     # Commands
-    "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption pipeline_from",
+    "cli.completion": "complete_runs",
+    "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption RunArgument pipeline_from",
+    "config.source": "parse_assignment",
     "console": "Display console show_data show_table",
     "user_modules": "import_user_module",
 }

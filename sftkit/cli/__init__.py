@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from sftkit.cli import cache, plugins, run, schema
+from sftkit.cli import cache, completion, plugins, run, schema
 from sftkit.cli.commands import CommandGroup
 from sftkit.cli.process import prepare_process, print_traceback
 
@@ -28,11 +28,26 @@ app.add_typer(cache.app, name="cache")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+def _options(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+    install: bool = typer.Option(
+        False, "--install-completion", help="Let the shell complete commands, options and keys: bash, zsh or fish."
+    ),
+    show: bool = typer.Option(False, "--show-completion", help="Show the script that does."),
+    shell: str = typer.Option("", "--completion-shell", hidden=True),
+) -> None:
     if version:
         import sftkit
 
         typer.echo(sftkit.__version__)
+        raise typer.Exit
+    if install or show:
+        name = completion.shell_named(shell)
+        if show:
+            typer.echo(completion.script(name), nl=False)
+        else:
+            files = ", ".join(map(str, completion.install(name)))
+            typer.echo(f"written: {files}. Completion works in new shells.")
         raise typer.Exit
 
 
@@ -48,6 +63,7 @@ def main() -> None:
 
     prepare_process()
     try:
+        completion.complete_and_exit(lambda: typer.main.get_command(app))
         app()
     except SftkitError as error:
         for problem in error.problems:

@@ -21,6 +21,14 @@ class CommandGroup(TyperGroup):
     A command of the core keeps its name, whoever else claims it.
     """
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read ``--show-completion zsh`` with the shell as a value, which may be left out."""
+        read: list[str] = []
+        for arg in args:
+            after = read[-1:] in (["--install-completion"], ["--show-completion"])
+            read += ["--completion-shell", arg] if after and not arg.startswith("-") else [arg]
+        return super().parse_args(ctx, read)
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The core's commands as they were added, ``run`` before the installed ones."""
         first, *rest = self.commands

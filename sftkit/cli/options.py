@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias
 
 import typer
 
+from sftkit.cli.completion import complete_config, complete_plugins, complete_runs
 from sftkit.cli.process import show_log_lines
 
 if TYPE_CHECKING:
@@ -16,19 +17,37 @@ if TYPE_CHECKING:
 # Optional[...] and not `| None`: Typer reads these on Python 3.10 too.
 ConfigArguments: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then values that override it."),
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE]...",
+        help="A YAML file, then values that override it.",
+        autocompletion=complete_config,
+    ),
 ]
 PluginOption: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
-        "--plugin", "-p", metavar="NAME[:OPT=VALUE,...]", help="Select a plugin; no:NAME drops one. Repeatable."
+        "--plugin",
+        "-p",
+        metavar="NAME[:OPT=VALUE,...]",
+        help="Select a plugin; no:NAME drops one. Repeatable.",
+        autocompletion=complete_plugins,
     ),
 ]
 ModelOption: TypeAlias = Annotated[str, typer.Option("--model", "-m", help="Directory or hub name of the model.")]
 DataOption: TypeAlias = Annotated[
     str, typer.Option("--data", "-d", help="File, glob, directory or hub name of the data.")
 ]
-OutputOption: TypeAlias = Annotated[str, typer.Option("--output", "-o", help="Run directory.")]
+RunArgument: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_MODEL",
+        help="A run, a checkpoint, a directory with a model, or a hub name.",
+        autocompletion=complete_runs,
+    ),
+]
+OutputOption: TypeAlias = Annotated[
+    str, typer.Option("--output", "-o", help="Run directory.", autocompletion=complete_runs)
+]
 
 
 def pipeline_from(

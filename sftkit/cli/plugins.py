@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from sftkit.cli.completion import complete_names
+
 
 def plugins(
-    name: Annotated[str, typer.Argument(help="Show one plugin with its options.")] = "",
+    name: Annotated[str, typer.Argument(help="Show one plugin with its options.", autocompletion=complete_names)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the installed plugins, or document one."""

@@ -64,6 +64,7 @@ class ExampleBuilder:
     Args:
         processor: the processor that the tokenizer belongs to, if there is one.
         stats: statistics of the examples; None to compute none, as after the first window of a stream.
+        columns: the columns of each source that was formatted, with their types, as `datasets.Features.to_dict`.
     """
 
     split: str
@@ -73,6 +74,7 @@ class ExampleBuilder:
     processor: Any = None
     counts: Counts = field(default_factory=Counts)
     stats: DatasetStats | None = field(default_factory=DatasetStats)
+    columns: list[dict[str, Any]] = field(default_factory=list)
     _special: frozenset[int] = frozenset()
     _trained: int = 0
     _bad_rows: int = 0
@@ -176,6 +178,8 @@ class ExampleBuilder:
         if formatter is None:
             fix = "select a plugin that formats them, or keep the default plugins"
             raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
+        if (described := columns.to_dict()) not in self.columns:
+            self.columns.append(described)
         return formatter
 
     def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:

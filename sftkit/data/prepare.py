@@ -44,6 +44,7 @@ class PreparedData:
         counts: what was done to the data; for a stream, to its first window.
         stats: statistics of the examples as encoded, before they were cut or packed; for a stream, of its first window.
         described: rows, tokens, trained tokens and a fingerprint of each split.
+        formatted: the columns of the sources of each split, with their types, as they were formatted.
         cached: the splits that were found in the cache.
         directory: the temporary directory of rows that are not cached. It is removed together with this object, so
             keep the object as long as rows are read.
@@ -53,6 +54,7 @@ class PreparedData:
     counts: Counts
     stats: dict[str, DatasetStats] = field(default_factory=dict)
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
+    formatted: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
     directory: tempfile.TemporaryDirectory[str] | None = None
 
@@ -73,6 +75,12 @@ class PreparedData:
             added["counts"] = Counts({"train": stream.first.counts, **self.counts.by_split})
             added["stats"] = {"train": stream.first.stats, **self.stats}
         return dataclasses.replace(self, **added)
+
+    @property
+    def columns(self) -> list[dict[str, Any]]:
+        """The columns of the sources of the training data, with their types, as `datasets.Features.to_dict`."""
+        train = self.splits.get("train")
+        return self.formatted.get("train") or list(getattr(train, "columns", ()))
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
@@ -121,6 +129,7 @@ def prepare(
         counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
         stats={split: DatasetStats.from_dict(entry.info["stats"]) for split, entry in entries.items()},
         described={split: entry.info["summary"] for split, entry in entries.items()},
+        formatted={split: entry.info["columns"] for split, entry in entries.items()},
         cached=frozenset(cached),
         directory=directory,
     )
@@ -150,7 +159,7 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) 
     if not summary["rows"]:
         raise builder.nothing_left()
     stats = builder.stats.as_dict() if builder.stats else {}
-    return {"summary": summary, "counts": counts.as_dict()[split], "stats": stats}
+    return {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
 
 
 def pack(

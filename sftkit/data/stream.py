@@ -111,6 +111,11 @@ class Stream(IterableDataset):
         """What was done to the data since the last iteration began; includes one window that is prepared ahead."""
         return self._builder.counts
 
+    @property
+    def columns(self) -> list[dict[str, Any]]:
+        """The columns of the sources since the last iteration began; see `ExampleBuilder`."""
+        return self._builder.columns
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Examples as mappings of numpy arrays, like those of a prepared data set.
 

@@ -59,7 +59,30 @@ def _complete_batch(
 
 
 def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a completion: the tokenizer's end token and those of the model's generation config."""
+    """The ids that end a completion: EOS, those of the model's generation config, and the token after a turn.
+
+    The token after a turn is often none of the others: base models of Qwen have ``<|endoftext|>`` as EOS, and a
+    template that writes ``<|im_end|>``.
+    """
     own = getattr(model.generation_config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    ids = [tokenizer.eos_token_id, turn_end_id(tokenizer), *(own if isinstance(own, list) else [own])]
     return sorted({int(token) for token in ids if token is not None})
+
+
+def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template writes directly after an answer; None without such a token or template.
+
+    It is found by rendering a question and its answer.
+    """
+    from jinja2 import TemplateError
+
+    answer = "the answer of the assistant"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (TemplateError, TypeError, ValueError):  # no template, or one for messages of another form
+        return None
+    rest = text.rpartition(answer)[2].lstrip()
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = max((token for token in special if rest.startswith(token)), key=len, default=None)
+    return None if found is None else special[found]

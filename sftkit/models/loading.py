@@ -36,7 +36,7 @@ def model_problems(config: RunConfig) -> Iterator[Problem]:
     path = Path(name)
     if name and path.is_dir():
         yield from _directory_problems(path, config)
-    elif _looks_like_path(name):
+    elif looks_like_path(name):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         fix = nearest(path.name, siblings) or "correct the path, or use a hub name such as owner/name"
         yield Problem(f"there is no directory {name!r}", "model.name", fix, ("model", "name"))
@@ -118,7 +118,7 @@ def load_model(config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreT
     return model
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     """Whether a name that is not a directory was meant as one: a hub name is ``name`` or ``owner/name``."""
     owner, slash, _ = name.partition("/")
     return (

@@ -19,13 +19,13 @@ from sftkit.checkpoints.files import write_text
 from sftkit.config.resume_fields import train_values
 from sftkit.config.train_fields import data_seed, train_value
 from sftkit.redact import without_secrets
+from sftkit.run.directories import MANIFEST as MANIFEST
 from sftkit.run.distributed import world_size
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.selected import PluginSet
 
-MANIFEST = "manifest.json"
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
 NO_PROGRAMS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=")  # a repository's settings may name some to run
@@ -46,6 +46,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet) -> dict[str, Any]:
         "versions": versions(plugins),
         "git_commit": git_commit(),
         "data": {},
+        "columns": [],
         "weights": {},
         "metrics": {},
         "parts": [],

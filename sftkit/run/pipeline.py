@@ -188,6 +188,7 @@ class Pipeline:
             for line in note_lines(manifest["data"]):
                 display.console.print(line, markup=False)
         stop_if_wrong(prepared.verdicts())
+        manifest["columns"] = prepared.data.columns
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         self._compare(earlier, manifest)
         with closing(display):
@@ -217,8 +218,8 @@ class Pipeline:
             checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
             metrics = train(trainer, stages, prepared, record, checkpoint)
             export(trainer, prepared, record)
-        ended = {"data": prepared.data.summary(), "metrics": metrics, "skipped_steps": trainer.finite.skipped}
-        record.end(DONE, **ended, saving=trainer.saver.totals)
+        ended = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
+        record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
         return metrics
 
     def _directory_problems(self) -> list[Problem]:

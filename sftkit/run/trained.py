@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.models import DataSection, ModelSection, RunConfig
 from sftkit.config.source import ConfigSource
-from sftkit.errors import ConfigError, Problem
+from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.select import Choice, choices_from, select
+from sftkit.run.directories import RUNS, has_weights, trained_runs
 from sftkit.run.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 #: A plugin of the run is used again if it has one of these.
 LOADING = ("load_tokenizer", "load_model", "attach_adapter", "model_options")
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+BASE_FIX = "give its directory or hub name as the base model, as in `--base DIR`"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def read_run(directory: str | Path) -> dict[str, Any]:
 def load_trained(
     name: str | Path,
     *,
+    base: str | Path | None = None,
     dtype: str | None = None,
     quantized: bool = True,
     plugins: Iterable[str] = (),
@@ -65,6 +67,7 @@ def load_trained(
 
     Args:
         name: a run directory, a directory with a model or an adapter, or a hub name.
+        base: the base model of an adapter, if it is not where it was when the adapter was trained.
         dtype: of the weights, as ``model.dtype``; by default that of the run, else the checkpoint's.
         quantized: whether a base model that the run quantized is quantized again; else it is loaded in ``dtype``.
         plugins: further plugins that load it, as for ``--plugin``; ``no:NAME`` leaves out one of the run.
@@ -72,16 +75,19 @@ def load_trained(
         trust_remote_code: whether code that comes with the model may run; a run that allowed it is no permission.
 
     Raises:
-        ConfigError: if there is no such model, the run has saved none, or a plugin that loads it does not work here.
+        ConfigError: if there is no such model, the run has saved none, its base model is not where it was, ``base`` is
+            given for a model without an adapter, or a plugin that loads it does not work here.
     """
+    from sftkit.models.adapters import base_of
     from sftkit.models.embeddings import split_processor
 
     manifest, section, choices = _saved(Path(name))
     selected = _loaders([*choices, *choices_from(ConfigSource({"plugins": list(plugins)}))], quantized)
     section |= {"name": str(name), "trust_remote_code": trust_remote_code} | ({"dtype": dtype} if dtype else {})
-    config = _checked(section, selected)
+    section |= _base_section(str(name), None if base is None else str(base))
+    config = _checked(section, _precision(manifest), selected)
     tokenizer, processor = split_processor(selected.hook.load_tokenizer(config=config))
-    model = _load(config, selected, tokenizer)
+    model = _load(config, selected, tokenizer, base_of(str(name))[0] if base is None else str(base))
     if not getattr(model, "hf_device_map", None):
         model.to(device or _first_device())
     return TrainedModel(str(name), model.eval(), tokenizer, processor, manifest)
@@ -94,9 +100,13 @@ def _saved(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[Choi
         ConfigError: if the run has saved no model.
     """
     manifest = read_manifest(path) or read_manifest(path.parent)
+    if manifest is None and path.parts[:1] == (RUNS,) and not path.exists():  # which could be a name on the hub
+        names = [run.name for run in trained_runs(Path(RUNS))]
+        fix = nearest(path.name, names) or f"there is {', '.join(names[:5]) or 'no run'} in {Path(RUNS).absolute()}"
+        raise ConfigError(Problem("there is no such run", str(path), fix))
     if manifest is None:
         return None, {"dtype": "auto"}, []
-    if not any((path / file).is_file() for file in WEIGHTS):
+    if not has_weights(path):
         what = f"the run has saved no model: its status is {manifest['status']}"
         fix = "finish it with `sftkit run --resume`, or name one of its checkpoints"
         raise ConfigError(Problem(what, str(path), fix))
@@ -105,14 +115,43 @@ def _saved(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[Choi
     return manifest, {"dtype": section["dtype"], "options": section["options"]}, chosen
 
 
-def _checked(section: dict[str, Any], plugins: PluginSet) -> RunConfig:
+def _base_section(name: str, base: str | None) -> dict[str, Any]:
+    """What the section ``model`` needs for an adapter whose base model is elsewhere.
+
+    Raises:
+        ConfigError: if the base model is not where the adapter says, or the model has no adapter.
+    """
+    from sftkit.models.adapters import base_of, is_adapter
+    from sftkit.models.loading import TOKENIZER_FILES, looks_like_path
+
+    if not is_adapter(name):
+        if base is not None:
+            what = "this model is no adapter, so it has no other base model"
+            raise ConfigError(Problem(what, name, f"drop the base model {base!r}"))
+        return {}
+    where = base or base_of(name)[0]
+    if looks_like_path(where) and not Path(where).is_dir():
+        what = f"the base model of this adapter is not there: there is no directory {where!r}"
+        missing = f"a relative path, looked up in {Path.cwd()}; " if not Path(where).is_absolute() else ""
+        raise ConfigError(Problem(what, name, f"{missing}{BASE_FIX}"))
+    own = any(Path(name, file).is_file() for file in TOKENIZER_FILES)
+    return {} if base is None or own else {"tokenizer": base}
+
+
+def _precision(manifest: dict[str, Any] | None) -> dict[str, Any]:
+    """The mixed precision of a run: quantized layers compute in it."""
+    train = manifest["config"]["train"] if manifest else {}
+    return {name: train[name] for name in ("bf16", "fp16") if train.get(name)}
+
+
+def _checked(section: dict[str, Any], train: dict[str, Any], plugins: PluginSet) -> RunConfig:
     """The configuration that loads a model.
 
     Raises:
         ConfigError: with every problem of it.
     """
     model, data = ModelSection.model_validate(section), DataSection.model_validate({"train": "none"})
-    config = RunConfig(model=model, data=data, plugins=plugins.options())
+    config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
     plugins.import_first()
     found = [problem for _, found in plugins.hook.check_run(config=config, plugins=plugins) for problem in found or ()]
     if found:
@@ -140,12 +179,26 @@ def _loaders(choices: list[Choice], quantized: bool) -> PluginSet:
     return plugins
 
 
-def _load(config: RunConfig, plugins: PluginSet, tokenizer: Any) -> Any:
+def _load(config: RunConfig, plugins: PluginSet, tokenizer: Any, base: str) -> Any:
+    """The model with its adapter, and a row of the embeddings for each token.
+
+    Raises:
+        ConfigError: if it cannot be loaded; for the base model of an adapter, with the way to name another place.
+    """
     from sftkit.models.adapters import is_adapter
 
-    options = plugins.model_options(config)
-    model = plugins.hook.load_model(config=config, options=options)
-    if is_adapter(config.model.name):
+    adapter = is_adapter(config.model.name)
+    model_section = config.model.model_copy(update={"name": base} if adapter else {})
+    base_config = config.model_copy(update={"model": model_section})
+    try:
+        model = plugins.hook.load_model(config=base_config, options=plugins.model_options(base_config))
+    except ConfigError as error:
+        if not adapter or Path(base).is_dir():
+            raise
+        what = f"the base model {base!r} of this adapter cannot be loaded: {error.problems[0].what}"
+        raise ConfigError(Problem(what, config.model.name, BASE_FIX)) from error
+    if adapter:
+        plugins.hook.prepare_base(model=model, config=config)
         model = plugins.hook.attach_adapter(model=model, config=config)
     rows = model.get_input_embeddings().weight.shape[0]
     plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=list(range(rows, len(tokenizer))))
