@@ -1,6 +1,23 @@
 """Output in the terminal."""
 
-from sftkit.console.display import Display, console
+from sftkit.console.display import Display
+from sftkit.console.output import Output, output, showing
+from sftkit.console.screen import console, end_live, new_console, stage, working
 from sftkit.console.tables import show_data, show_metrics, show_table
+from sftkit.console.text import wrap
 
-__all__ = ["Display", "console", "show_data", "show_metrics", "show_table"]
+__all__ = [
+    "Display",
+    "Output",
+    "console",
+    "end_live",
+    "new_console",
+    "output",
+    "show_data",
+    "show_metrics",
+    "show_table",
+    "showing",
+    "stage",
+    "working",
+    "wrap",
+]

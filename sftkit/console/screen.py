@@ -1,0 +1,121 @@
+"""The terminal of this process: its console, and the one line at its bottom that is drawn again and again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from sftkit.console.output import output
+
+_live: Live | None = None
+#: Whether stages are printed as lines where there is no terminal.
+_lines = False
+
+
+class Screen(Console):
+    """A console that wraps text at spaces in a terminal, and never inside a word, such as a path.
+
+    Without a terminal, lines are as long as they are.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as `rich.console.Console.print`."""
+        if self.soft_wrap or any(options.get(name) is not None for name in ("overflow", "no_wrap", "soft_wrap")):
+            super().print(*objects, **options)
+        else:
+            super().print(*objects, **{"overflow": "ignore", "crop": False, **options})
+
+
+def console() -> Console:
+    """The console for progress and results: without colours if it is not a terminal.
+
+    It is standard output, or standard error where ``--json`` reserves standard output for an object.
+    """
+    return _live.console if _live is not None else new_console(stderr=output().json)
+
+
+def new_console(stderr: bool = False) -> Screen:
+    """A console of its own, which knows of no live line."""
+    made = Screen(stderr=stderr, highlight=False)
+    made.soft_wrap = not made.is_terminal
+    return made
+
+
+def is_live() -> bool:
+    """Whether there is a live line now."""
+    return _live is not None
+
+
+def show_live(line: RenderableType) -> bool:
+    """Show a live line in place of the one that is there; False where there is no terminal for it."""
+    global _live
+    if _live is not None:
+        _live.update(line)
+        return True
+    screen = console()
+    if output().quiet or not (screen.is_interactive and screen.file.isatty()):
+        return False
+    # What else is written to the terminal goes above the line; what goes elsewhere is left alone.
+    above = {"redirect_stdout": _is_terminal(sys.stdout), "redirect_stderr": _is_terminal(sys.stderr)}
+    started = Live(line, console=screen, refresh_per_second=8, transient=True, vertical_overflow="crop", **above)
+    started.start(refresh=True)
+    _live = started
+    return True
+
+
+def end_live() -> None:
+    """Remove the live line."""
+    global _live
+    if _live is not None:
+        ended, _live = _live, None
+        ended.stop()
+
+
+def stage(text: str) -> None:
+    """Show what is being done now, within `working`; otherwise nothing."""
+    if _live is not None:
+        show_live(_spinner(text))
+    elif _lines:
+        console().print(text, markup=False)
+
+
+@contextmanager
+def working(text: str, quiet: bool = False, lines: bool = False) -> Iterator[None]:
+    """Show in a terminal that something is being done: a spinner and a text.
+
+    `stage` changes the text. At the end the spinner is removed, or that of the block around shown again.
+
+    Args:
+        text: what is being done.
+        quiet: show nothing, as in every process but the first; ``--quiet`` does so too.
+        lines: without a terminal, print the texts as lines.
+    """
+    global _lines
+    before, line = _lines, _live.get_renderable() if _live is not None else None
+    quiet = quiet or output().quiet
+    if not quiet and not show_live(_spinner(text)) and lines and not before:
+        console().print(text, markup=False)
+    _lines = lines and not quiet
+    try:
+        yield
+    finally:
+        _lines = before
+        if line is None:
+            end_live()
+        else:
+            show_live(line)
+
+
+def _spinner(text: str) -> Spinner:
+    return Spinner("dots", Text(text, no_wrap=True, overflow="ellipsis"), style="cyan")
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and stream.isatty()

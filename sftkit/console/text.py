@@ -1,0 +1,69 @@
+"""Text that is wrapped at spaces, and never inside a word, a path or a command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+#: What stays on one line: `code`, the installation of a package, and whatever has no space.
+_UNBROKEN = re.compile(r"(?:`[^`\n]+`|pip install (?:\"[^\"]*\"|\S)+|\S)(?:`[^`\n]+`|[^\s`])*|`")
+
+
+def words_of(text: str) -> list[str]:
+    """The parts of a text that stay on one line each."""
+    return _UNBROKEN.findall(text)
+
+
+def longest_word(text: str) -> int:
+    """The width of the longest part of a text that stays on one line."""
+    return max(map(cell_len, words_of(text)), default=0)
+
+
+def wrap(parts: Iterable[tuple[str, str]], width: int, indent: str = "") -> list[Text]:
+    """Lines of styled text. A word that is longer than a line has a line for itself, and is not broken.
+
+    Args:
+        parts: texts, each with its style; a line break in a text begins a new line.
+        width: of a line, in cells.
+        indent: before each line but the first.
+    """
+    lines, line, used = [], Text(), 0
+    for text, style in parts:
+        for number, paragraph in enumerate(text.split("\n")):
+            if number:
+                lines.append(line)
+                line, used = Text(indent), 0
+            for word in words_of(paragraph):
+                length = cell_len(word)
+                if used and line.cell_len + 1 + length > width:
+                    lines.append(line)
+                    line, used = Text(indent), 0
+                line.append(" " * bool(used))
+                line.append(word, style)
+                used += 1
+    return [*lines, line]
+
+
+def plain_lines(text: str, width: int, indent: str = "") -> list[str]:
+    """The lines of a text; see `wrap`."""
+    return [line.plain for line in wrap([(text, "")], width, indent)]
+
+
+def fitting(parts: Sequence[tuple[int, str]], width: int, between: str = " · ") -> str:
+    """As many of some parts as fit a line, in their order.
+
+    Args:
+        parts: texts with their rank; those of the lowest rank are kept first.
+        width: of the line, in cells.
+        between: what separates two parts.
+    """
+    kept: set[int] = set()
+    for index in sorted(range(len(parts)), key=lambda index: parts[index][0]):
+        line = between.join(text for at, (_, text) in enumerate(parts) if at in kept or at == index)
+        if cell_len(line) > width:
+            break
+        kept.add(index)
+    return between.join(text for at, (_, text) in enumerate(parts) if at in kept)
