@@ -68,7 +68,7 @@ def main() -> None:
     place = f"process {rank()}: " if world_size() > 1 else ""
     shown: dict[str, Any] = {"as_json": "--json" in sys.argv[1:] and is_main_process(), "place": place}
     try:
-        app()
+        app(prog_name="sftkit")
     except SftkitError as error:
         show_problems(error.problems, **shown)
         sys.exit(error.exit_code)

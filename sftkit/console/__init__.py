@@ -1,7 +1,7 @@
 """Output in the terminal."""
 
 from sftkit.console.display import Display
-from sftkit.console.output import Output, output, showing
+from sftkit.console.output import Output, output, printing_json, show_json, showing
 from sftkit.console.screen import console, end_live, new_console, stage, working
 from sftkit.console.tables import show_data, show_metrics, show_table
 from sftkit.console.text import wrap
@@ -13,7 +13,9 @@ __all__ = [
     "end_live",
     "new_console",
     "output",
+    "printing_json",
     "show_data",
+    "show_json",
     "show_metrics",
     "show_table",
     "showing",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,22 @@ def showing(chosen: Output) -> Iterator[None]:
         yield
     finally:
         _current = before
+
+
+@contextmanager
+def printing_json(chosen: bool = True) -> Iterator[None]:
+    """Keep standard output for one JSON object: what is printed meanwhile goes to standard error.
+
+    Args:
+        chosen: whether the command has ``--json``; without it, nothing changes.
+    """
+    if not chosen:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def show_json(value: Any) -> None:
+    """Print a value as a JSON object on standard output, in one line."""
+    print(json.dumps(value, default=str))  # noqa: T201

@@ -13,6 +13,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from sftkit.console.output import output
+from sftkit.console.text import wrapped
 
 _live: Live | None = None
 #: Whether stages are printed as lines where there is no terminal.
@@ -27,10 +28,14 @@ class Screen(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as `rich.console.Console.print`."""
-        if self.soft_wrap or any(options.get(name) is not None for name in ("overflow", "no_wrap", "soft_wrap")):
+        own = self.soft_wrap or any(name in options for name in ("overflow", "no_wrap", "soft_wrap", "justify"))
+        if own or len(objects) != 1 or not isinstance(objects[0], str | Text):
             super().print(*objects, **options)
-        else:
-            super().print(*objects, **{"overflow": "ignore", "crop": False, **options})
+            return
+        text = objects[0]
+        if isinstance(text, str):
+            text = self.render_str(text, markup=options.get("markup"), highlight=False)
+        super().print(wrapped(text, self.width), **{**options, "no_wrap": True, "overflow": "ignore", "crop": False})
 
 
 def console() -> Console:

@@ -47,9 +47,22 @@ def wrap(parts: Iterable[tuple[str, str]], width: int, indent: str = "") -> list
     return [*lines, line]
 
 
-def plain_lines(text: str, width: int, indent: str = "") -> list[str]:
-    """The lines of a text; see `wrap`."""
-    return [line.plain for line in wrap([(text, "")], width, indent)]
+def wrapped(text: Text, width: int) -> Text:
+    """A text with line breaks at spaces; spaces elsewhere are kept, and a word that is longer than a line is whole."""
+    cuts: list[int] = []
+    start = 0
+    for word in _UNBROKEN.finditer(text.plain):
+        line = text.plain[start : word.end()]
+        if "\n" in line:
+            start += line.rindex("\n") + 1
+            line = text.plain[start : word.end()]
+        if cell_len(line) > width and text.plain[start : word.start()].strip():
+            start = word.start()
+            cuts.append(start)
+    lines = text.divide(cuts)
+    for line in lines[:-1]:
+        line.rstrip()
+    return Text("\n").join(lines)
 
 
 def fitting(parts: Sequence[tuple[int, str]], width: int, between: str = " · ") -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sftkit.config.source import ConfigSource
 from sftkit.config.train_checks import training_problems
 from sftkit.config.train_fields import evaluates_only
-from sftkit.console import Display, show_data
+from sftkit.console import Display, show_data, stage, working
 from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
@@ -159,7 +159,8 @@ class Pipeline:
             TrainingError: if the training fails, such as by a loss that is not finite.
             Interrupted: if a signal or the deadline ends the run; signals only in the main thread.
         """
-        with Interruption() as interruption:
+        quiet = not is_main_process()
+        with Interruption() as interruption, working("checking the configuration", quiet=quiet, lines=True):
             config, plugins = self._resolve(self._directory_problems())
             interruption.configure(config.run)
             with self._directory.locked():
@@ -194,6 +195,7 @@ class Pipeline:
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
             trainer = make_trainer(stages, prepared, model, display, directory, interruption)
             changes = _announce(earlier, manifest)
+            stage("training")
             with self._directory.begin(manifest, earlier, changes) as record:
                 metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(
