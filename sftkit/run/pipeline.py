@@ -18,7 +18,7 @@ from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
-from sftkit.run.changes import schedule_note, unknown_names, version_changes
+from sftkit.run.changes import change_name, schedule_note, unknown_names, version_changes
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
@@ -102,7 +102,7 @@ class Pipeline:
         overwrite: bool = False,
         allow_changes: Iterable[str] = (),
     ) -> None:
-        self._resume, self._overwrite, self._allowed = resume, overwrite, tuple(allow_changes)
+        self._resume, self._overwrite, self._allowed = resume, overwrite, tuple(map(change_name, allow_changes))
         self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
         named, inputs = split_inputs(model, data, eval, tokenizer)
