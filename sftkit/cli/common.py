@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TypeAlias
 
 import typer
 
 from sftkit.cli.process import log_levels
 from sftkit.console.output import Output, showing
 
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 PANEL = "Output"
 _CHOSEN = "sftkit.output."
 

@@ -24,11 +24,12 @@ PluginOption: TypeAlias = Annotated[
         "--plugin", "-p", metavar="NAME[:OPT=VALUE,...]", help="Select a plugin; no:NAME drops one. Repeatable."
     ),
 ]
-ModelOption: TypeAlias = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="Directory or hub name of the model.")]
+ModelOption: TypeAlias = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME", help="Directory or hub name of the model.")
+]
 DataOption: TypeAlias = Annotated[
     str, typer.Option("--data", "-d", metavar="NAME", help="File, glob, directory or hub name of the data.")
 ]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 OutputOption: TypeAlias = Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Run directory.")]
 
 

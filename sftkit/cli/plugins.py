@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sftkit.cli.options import JsonOption
+from sftkit.cli.common import JsonOption
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -58,7 +58,9 @@ def _show_one(info: dict[str, Any]) -> None:
     from sftkit.console import console, show_table
 
     screen = console()
-    head = Text(f"{info['name']} {info['version']}", style="bold").append(f" ({info['distribution']})", style="not bold")
+    head = Text(f"{info['name']} {info['version']}", style="bold").append(
+        f" ({info['distribution']})", style="not bold"
+    )
     screen.print(head)
     status = Text(info["status"], style=_status(info["status"]).style)
     screen.print(Text("status: ").append_text(status))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sftkit.console.output import Output, output
+from sftkit.console import Output, console, is_live, new_console, output
 from sftkit.redact import hide
 from sftkit.user_modules import keep_out_of_children
 
@@ -63,11 +63,15 @@ def log_levels(shown: Output) -> Iterator[None]:
 
 
 class _StandardError(logging.StreamHandler):
-    """Writes to ``sys.stderr`` as it is when a line is logged: a live line of progress takes its place for a while."""
+    """Writes to ``sys.stderr`` as it is when a line is logged; in a terminal above the live line, wrapped at spaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        super().emit(record)
+        if not self.stream.isatty():
+            super().emit(record)
+            return
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else ""
+        (console() if is_live() else new_console(stderr=True)).print(self.format(record), style=style, markup=False)
 
 
 def print_traceback(error: BaseException) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
+from sftkit.cli.common import JsonOption
 from sftkit.cli.options import (
     ConfigArguments,
     DataOption,
-    JsonOption,
     ModelOption,
     OutputOption,
     PluginOption,

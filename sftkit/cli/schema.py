@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sftkit.cli.options import JsonOption
+from sftkit.cli.common import JsonOption
 
 
 def schema(as_json: JsonOption = True) -> None:

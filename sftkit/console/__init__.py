@@ -2,7 +2,7 @@
 
 from sftkit.console.display import Display
 from sftkit.console.output import Output, output, printing_json, show_json, showing
-from sftkit.console.screen import console, end_live, new_console, stage, working
+from sftkit.console.screen import console, end_live, is_live, new_console, stage, working
 from sftkit.console.tables import show_data, show_metrics, show_table
 from sftkit.console.text import wrap
 
@@ -11,6 +11,7 @@ __all__ = [
     "Output",
     "console",
     "end_live",
+    "is_live",
     "new_console",
     "output",
     "printing_json",

@@ -68,8 +68,8 @@ def show_live(line: RenderableType) -> bool:
     if output().quiet or not (screen.is_interactive and screen.file.isatty()):
         return False
     # What else is written to the terminal goes above the line; what goes elsewhere is left alone.
-    above = {"redirect_stdout": _is_terminal(sys.stdout), "redirect_stderr": _is_terminal(sys.stderr)}
-    started = Live(line, console=screen, refresh_per_second=8, transient=True, vertical_overflow="crop", **above)
+    out, err = _is_terminal(sys.stdout), _is_terminal(sys.stderr)
+    started = Live(line, console=screen, refresh_per_second=8, transient=True, redirect_stdout=out, redirect_stderr=err)
     started.start(refresh=True)
     _live = started
     return True

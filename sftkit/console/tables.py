@@ -125,12 +125,14 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     compared = [name for name in metrics if f"{name}_before" in metrics]
     rest = [name for name in metrics if name not in compared and not name.endswith("_before")]
     if compared:
-        rows = [(metric_name(name), *(_value(metrics, each) for each in (f"{name}_before", name))) for name in compared]
-        show_table(console, "Results", ("metric", "before", "after"), rows)
+        changes = [(metric_name(name), _value(metrics, f"{name}_before"), _value(metrics, name)) for name in compared]
+        show_table(console, "Results", ("metric", "before", "after"), changes)
         for name in rest:
             console.print(f"{metric_name(name)} {metric_value(name, metrics[name])}", markup=False)
     elif rest:
-        show_table(console, "Results", ("metric", "value"), [(metric_name(name), _value(metrics, name)) for name in rest])
+        show_table(
+            console, "Results", ("metric", "value"), [(metric_name(name), _value(metrics, name)) for name in rest]
+        )
 
 
 def _value(metrics: Mapping[str, Any], name: str) -> Text:

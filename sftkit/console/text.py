@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
+from rich.style import Style
 from rich.text import Text
 
 #: What stays on one line: `code`, the installation of a package, and whatever has no space.
@@ -22,7 +23,7 @@ def longest_word(text: str) -> int:
     return max(map(cell_len, words_of(text)), default=0)
 
 
-def wrap(parts: Iterable[tuple[str, str]], width: int, indent: str = "") -> list[Text]:
+def wrap(parts: Iterable[tuple[str, str | Style]], width: int, indent: str = "") -> list[Text]:
     """Lines of styled text. A word that is longer than a line has a line for itself, and is not broken.
 
     Args:
@@ -52,11 +53,9 @@ def wrapped(text: Text, width: int) -> Text:
     cuts: list[int] = []
     start = 0
     for word in _UNBROKEN.finditer(text.plain):
-        line = text.plain[start : word.end()]
-        if "\n" in line:
-            start += line.rindex("\n") + 1
-            line = text.plain[start : word.end()]
-        if cell_len(line) > width and text.plain[start : word.start()].strip():
+        if (last := text.plain.rfind("\n", start, word.end())) >= 0:
+            start = last + 1
+        if cell_len(text.plain[start : word.end()]) > width and text.plain[start : word.start()].strip():
             start = word.start()
             cuts.append(start)
     lines = text.divide(cuts)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pluggy
 
-from sftkit.config.source import ConfigSource, parse_assignment, split_options
+from sftkit.config.source import ConfigSource, Key, parse_assignment, split_options
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hook_names, is_slot, make_manager
@@ -67,10 +67,7 @@ def choices_from(source: ConfigSource) -> list[Choice]:
     raw = source.values.get("plugins") or {}
     known = discover()
     if isinstance(raw, Mapping):
-        choices = [_choice_from_item(str(name), value, source, known) for name, value in raw.items()]
-        if problems := list(_chosen_twice(choices, source)):
-            raise ConfigError(problems)
-        return choices
+        return [_choice_from_item(str(name), value, source, known) for name, value in raw.items()]
     if not isinstance(raw, list):
         fix = "write a mapping, as in `plugins: {packing: {}}`, or a list of names"
         raise ConfigError(Problem("must be a mapping or a list", source.where(("plugins",)), fix))
@@ -103,17 +100,15 @@ def _choice_from_item(key: str, value: Any, source: ConfigSource, known: Iterabl
     return Choice(name, {str(option): given for option, given in value.items()}, where=where, key=key)
 
 
-def _chosen_twice(choices: Iterable[Choice], source: ConfigSource) -> Iterator[Problem]:
+def _chosen_twice(choices: Iterable[Choice], places: Mapping[Key, str]) -> Iterator[Problem]:
     """A Problem for each plugin that one file names in two spellings, as for a key that is set twice."""
-    seen: dict[tuple[str, str], Choice] = {}
+    seen: dict[tuple[str, str, bool], str] = {}
     for choice in choices:
-        place = source.places.get(("plugins", choice.key), "")
-        file = place.rpartition(":")[0]
-        first = seen.setdefault((choice.name, file), choice)
-        if first is not choice and not (first.key.startswith("no:") or choice.key.startswith("no:")):
-            earlier = source.places.get(("plugins", first.key), "") or first.key
-            what = f"plugin {choice.name} is set twice, first as {first.key} in {earlier}"
-            yield Problem(what if file else f"plugin {choice.name} is set twice", choice.where, "remove one")
+        if place := places.get(("plugins", choice.key)):
+            same = (choice.name, place.rpartition(":")[0], choice.key.startswith("no:"))
+            if same in seen:
+                yield Problem(f"plugin {choice.name} is set twice, first in {seen[same]}", choice.where, "remove one")
+            seen[same] = f"{place} as {choice.key}"
 
 
 def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tuple[PluginSet | None, list[Problem]]:
@@ -122,11 +117,12 @@ def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tup
     Returns:
         The plugin set (None where there are problems), and every problem found.
     """
-    known = discover()
+    known, choices, source = discover(), list(choices), source or ConfigSource()
     merged, problems = _merge(choices, known)
+    problems += _chosen_twice(choices, source.places)
     selected: list[Selected] = []
     for choice in merged:
-        item, wrong = _build(choice, known, source or ConfigSource())
+        item, wrong = _build(choice, known, source)
         problems += wrong
         if item:
             selected.append(item)

@@ -39,9 +39,7 @@ class ProgressCallback(TrainerCallback):
         if state.is_world_process_zero:
             self.display.step(state.global_step)
 
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
         """Shows which batch of an evaluation is done."""
         self._evaluated += 1
         if state.is_world_process_zero:
