@@ -84,7 +84,7 @@ def run(
     mode = "auto" if resume_auto else resume
     options = {"resume": mode, "overwrite": overwrite, "allow_changes": allowed}
     quiet = not is_main_process()
-    with working("reading the configuration", quiet=quiet, lines=True), printing_json(as_json):
+    with printing_json(as_json), working("reading the configuration", quiet=quiet, lines=True):
         pipeline = pipeline_from(arguments, plugin, model, data, output, **options)
         result = pipeline.run()
         end_process_group()

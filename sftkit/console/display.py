@@ -85,7 +85,7 @@ class Display:
         parts = [(0, f"step {self._step}/{self._total}"), *self._trained(options.max_width < 100)]
         if self._evaluating:
             parts.insert(1, (1, self._evaluating))
-        text = fitting(parts, options.max_width)
+        text = fitting(parts, options.max_width - (WIDEST_BAR // 2 if options.max_width >= 100 else 0))
         room = min(options.max_width - len(text) - 1, WIDEST_BAR)
         if room < NARROWEST_BAR:
             yield Text(text, no_wrap=True, overflow="crop")

@@ -16,8 +16,8 @@ from sftkit.console.output import output
 from sftkit.console.text import wrapped
 
 _live: Live | None = None
-#: Whether stages are printed as lines where there is no terminal.
-_lines = False
+#: Whether stages are printed as lines where there is no terminal, and whether nothing is printed at all.
+_lines, _hidden = False, False
 
 
 class Screen(Console):
@@ -43,12 +43,12 @@ def console() -> Console:
 
     It is standard output, or standard error where ``--json`` reserves standard output for an object.
     """
-    return _live.console if _live is not None else new_console(stderr=output().json)
+    return _live.console if _live is not None else new_console(stderr=output().json, quiet=_hidden)
 
 
-def new_console(stderr: bool = False) -> Screen:
-    """A console of its own, which knows of no live line."""
-    made = Screen(stderr=stderr, highlight=False)
+def new_console(stderr: bool = False, quiet: bool = False) -> Screen:
+    """A console of its own, which knows of no live line; a quiet one prints nothing."""
+    made = Screen(stderr=stderr, quiet=quiet, highlight=False)
     made.soft_wrap = not made.is_terminal
     return made
 
@@ -62,7 +62,7 @@ def show_live(line: RenderableType) -> bool:
     """Show a live line in place of the one that is there; False where there is no terminal for it."""
     global _live
     if _live is not None:
-        _live.update(line)
+        _live.update(line, refresh=True)
         return True
     screen = console()
     if output().quiet or not (screen.is_interactive and screen.file.isatty()):
@@ -95,23 +95,24 @@ def stage(text: str) -> None:
 def working(text: str, quiet: bool = False, lines: bool = False) -> Iterator[None]:
     """Show in a terminal that something is being done: a spinner and a text.
 
-    `stage` changes the text. At the end the spinner is removed, or that of the block around shown again.
+    `stage` changes the text. At the end the spinner is removed, or that of the block around shown again. With
+    ``--quiet``, `console` prints nothing meanwhile either: results are printed after the work.
 
     Args:
         text: what is being done.
-        quiet: show nothing, as in every process but the first; ``--quiet`` does so too.
+        quiet: show nothing, as in every process but the first.
         lines: without a terminal, print the texts as lines.
     """
-    global _lines
-    before, line = _lines, _live.get_renderable() if _live is not None else None
-    quiet = quiet or output().quiet
-    if not quiet and not show_live(_spinner(text)) and lines and not before:
+    global _lines, _hidden
+    before, line = (_lines, _hidden), _live.get_renderable() if _live is not None else None
+    quiet = quiet or _hidden or output().quiet
+    if not quiet and not show_live(_spinner(text)) and lines and not _lines:
         console().print(text, markup=False)
-    _lines = lines and not quiet
+    _lines, _hidden = lines and not quiet, quiet
     try:
         yield
     finally:
-        _lines = before
+        _lines, _hidden = before
         if line is None:
             end_live()
         else:

@@ -33,7 +33,7 @@ def check(
     from sftkit.api import SftkitError, printing_json, show_json, working
     from sftkit_commands.check.checks import failed, run_checks
 
-    with working("reading the configuration"), printing_json(json):
+    with printing_json(json), working("reading the configuration"):
         try:
             report = run_checks(pipeline_from(arguments, plugin, model, data, output))
         except SftkitError as error:

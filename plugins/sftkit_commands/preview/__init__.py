@@ -44,7 +44,7 @@ def preview(
 
     if not any(argument.startswith("model.init=") for argument in arguments or []):
         arguments = [*(arguments or []), "model.init=random"]  # a preview works without weights
-    with working("reading the configuration"), printing_json(as_json):
+    with printing_json(as_json), working("reading the configuration"):
         prepared = pipeline_from(arguments, plugin, model, data).prepare()
 
         from sftkit_commands.preview.rows import read_batch

@@ -84,17 +84,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``."""
-        pieces = [
-            {
-                "text": piece.text,
-                "ids": list(piece.ids),
-                "kind": piece.kind,
-                "weight": piece.weight,
-                "opens": piece.opens,
-            }
-            for piece in self.pieces
-        ]
-        return {"number": self.number, "pieces": pieces}
+        return asdict(self)
 
     @property
     def title(self) -> str:
