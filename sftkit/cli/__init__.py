@@ -17,8 +17,8 @@ FIRST = """
 Try it without a model or data of yours, then on your own:
 
     sftkit run
-    sftkit check --model Qwen/Qwen3-0.6B --data train.jsonl
-    sftkit run --model Qwen/Qwen3-0.6B --data train.jsonl -p peft
+    sftkit check -m Qwen/Qwen3-0.6B -d train.jsonl
+    sftkit run -m Qwen/Qwen3-0.6B -d train.jsonl -p peft
 
 `sftkit COMMAND --help` shows what a command takes.
 """

@@ -75,7 +75,7 @@ def run(
     Every key of the configuration can follow as KEY=VALUE, and overrides the file:
 
         sftkit run sft.yaml -p packing train.max_steps=200
-        sftkit run --model Qwen/Qwen3-0.6B --data train.jsonl -p peft:r=16 data.eval=0.05
+        sftkit run -m Qwen/Qwen3-0.6B -d train.jsonl -p peft
     """
     from sftkit.console import printing_json, show_json, working
     from sftkit.run.distributed import end_process_group, is_main_process

@@ -102,13 +102,14 @@ def _choice_from_item(key: str, value: Any, source: ConfigSource, known: Iterabl
 
 def _chosen_twice(choices: Iterable[Choice], places: Mapping[Key, str]) -> Iterator[Problem]:
     """A Problem for each plugin that one file names in two spellings, as for a key that is set twice."""
-    seen: dict[tuple[str, str, bool], str] = {}
+    seen: dict[tuple[str, str, bool], Choice] = {}
     for choice in choices:
         if place := places.get(("plugins", choice.key)):
             same = (choice.name, place.rpartition(":")[0], choice.key.startswith("no:"))
-            if same in seen:
-                yield Problem(f"plugin {choice.name} is set twice, first in {seen[same]}", choice.where, "remove one")
-            seen[same] = f"{place} as {choice.key}"
+            first = seen.setdefault(same, choice)
+            if first.key != choice.key:  # an override on the command line may have the same one
+                what = f"plugin {choice.name} is set twice, first in {places['plugins', first.key]} as {first.key}"
+                yield Problem(what, choice.where, "remove one")
 
 
 def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tuple[PluginSet | None, list[Problem]]:

@@ -28,7 +28,7 @@ def check(
     It takes the arguments of `sftkit run`, and reads no weights. The exit code is 2 if the run would be wrong.
 
         sftkit check sft.yaml
-        sftkit check --model Qwen/Qwen3-0.6B --data train.jsonl -p packing
+        sftkit check -m Qwen/Qwen3-0.6B -d train.jsonl -p peft
     """
     from sftkit.api import SftkitError, printing_json, show_json, working
     from sftkit_commands.check.checks import failed, run_checks

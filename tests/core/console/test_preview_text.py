@@ -8,7 +8,7 @@ from sftkit.console import console
 from sftkit_commands.preview.rows import Piece, Row
 from sftkit_commands.preview.text import print_rows
 
-SENTENCE = " a sentence with several words".split(" ")[1:]
+SENTENCE = ["", "a", "sentence", "with", "several", "words"][1:]
 
 
 def pieces():
