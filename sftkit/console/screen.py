@@ -101,14 +101,14 @@ def working(text: str, quiet: bool = False, lines: bool = False) -> Iterator[Non
     Args:
         text: what is being done.
         quiet: show nothing, as in every process but the first.
-        lines: without a terminal, print the texts as lines.
+        lines: without a terminal, print the texts as lines; blocks inside do so too.
     """
     global _lines, _hidden
     before, line = (_lines, _hidden), _live.get_renderable() if _live is not None else None
     quiet = quiet or _hidden or output().quiet
-    if not quiet and not show_live(_spinner(text)) and lines and not _lines:
+    if not quiet and not show_live(_spinner(text)) and (lines or _lines):
         console().print(text, markup=False)
-    _lines, _hidden = lines and not quiet, quiet
+    _lines, _hidden = (lines or _lines) and not quiet, quiet
     try:
         yield
     finally:

@@ -160,7 +160,7 @@ class Pipeline:
             Interrupted: if a signal or the deadline ends the run; signals only in the main thread.
         """
         quiet = not is_main_process()
-        with Interruption() as interruption, working("checking the configuration", quiet=quiet, lines=True):
+        with Interruption() as interruption, working("checking the configuration", quiet=quiet):
             config, plugins = self._resolve(self._directory_problems())
             interruption.configure(config.run)
             with self._directory.locked():

@@ -166,7 +166,7 @@ def test_hyphens_and_capitals_in_a_name_do_not_matter(spelling, name):
         (choice,) = choices_from(ConfigSource({"plugins": raw}))
         assert (choice.name, choice.options) == (name, {"a": 1})
     assert one_plugin(spelling)["name"] == name
-    source, choices = gather([f"plugins.{spelling}.a=1"], [spelling], model="m", data="d")
+    _, choices = gather([f"plugins.{spelling}.a=1"], [spelling], model="m", data="d")
     assert [choice.name for choice in choices_from(ConfigSource({"plugins": choices}))] == [name, name]
 
 

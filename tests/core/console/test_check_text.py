@@ -12,9 +12,7 @@ from sftkit_commands.check.text import show_report
 
 VERDICTS = [
     Verdict("configuration", "ok", "every key, plugin and option is known"),
-    Verdict(
-        "rows", "warn", "12.0% of the rows were dropped, which is more than 5%", "look at them with sftkit preview"
-    ),
+    Verdict("rows", "warn", "12.0% of the rows were dropped, more than 5%", "look at them with sftkit preview"),
     Verdict("EOS", "ok", "trained in all rows"),
     Verdict("length", "wrong", "20 completions were cut", "raise data.max_length to 4096", "/data/runs/sft.yaml:3"),
     Verdict("memory", "wrong", "a step takes 90.1 GB, and the device has 78.0 GB", "select the plugin activations"),
