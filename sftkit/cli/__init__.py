@@ -59,7 +59,7 @@ def main() -> None:
     It exits with 0 when done, 1 and a traceback for a bug, 2 for what the user can fix, 3 if the training failed, 130
     or 143 if the run was interrupted.
     """
-    from sftkit.cli.errors import show_problems
+    from sftkit.cli.errors import show_command, show_problems
     from sftkit.console import end_live
     from sftkit.errors import Interrupted, Problem, SftkitError
     from sftkit.run.distributed import is_main_process, rank, world_size
@@ -78,7 +78,7 @@ def main() -> None:
             if error.directory is not None:
                 again = resume_command(sys.argv[1:], error.directory)
                 command = f"{'torchrun ... ' * (world_size() > 1)}{again}"
-                show_problems([Problem(command)], label="continue with", place=place)
+                show_command("continue with", command, place)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         show_problems([Problem("by Ctrl-C")], label="interrupted", **shown)

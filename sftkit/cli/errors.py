@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sftkit.errors import Problem
+from sftkit.redact import hide
 
 
 def show_problems(problems: Sequence[Problem], as_json: bool = False, label: str = "error", place: str = "") -> None:
@@ -42,3 +43,20 @@ def show_problems(problems: Sequence[Problem], as_json: bool = False, label: str
             parts += [("\n->", "green"), (item.fix, "green")]
         for line in wrap(parts, screen.width, indent="  "):
             screen.print(line)
+
+
+def show_command(label: str, command: str, place: str = "") -> None:
+    """Print a command to copy on standard error: in a terminal that is too narrow, whole on a line of its own."""
+    command = hide(command)
+    line = f"{place}{label}: {command}"
+    if sys.stderr.isatty():
+        from rich.text import Text
+
+        from sftkit.console import new_console
+
+        screen = new_console(stderr=True)
+        between = " " if len(line) <= screen.width else "\n"
+        text = Text(f"{place}{label}:", "bold").append(between).append(command, "green")
+        screen.print(text, soft_wrap=True)
+    else:
+        print(line, file=sys.stderr)  # noqa: T201

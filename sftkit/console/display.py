@@ -18,7 +18,18 @@ from sftkit.console.text import fitting
 
 #: Parts of a training's log entry that have a place of their own, or none.
 _PLACED = {"loss", "learning_rate", "grad_norm", "skipped_steps"}
-_HIDDEN = ("_per_second", "_runtime", "_flos", "_seconds", "epoch", "train_loss", "trained_tokens", "memory")
+_HIDDEN = (
+    "_per_second",
+    "_runtime",
+    "_flos",
+    "_seconds",
+    "epoch",
+    "train_loss",
+    "trained_tokens",
+    "memory",
+    "saves",
+    "save_share",
+)
 NARROWEST_BAR, WIDEST_BAR = 8, 40
 
 
@@ -82,11 +93,12 @@ class Display:
 
     def __rich_console__(self, screen: Console, options: ConsoleOptions) -> RenderResult:
         """The live line: as much as fits, and a bar in the room that is left."""
-        parts = [(0, f"step {self._step}/{self._total}"), *self._trained(options.max_width < 100)]
+        width = options.max_width - 2  # for the ^C that a terminal writes
+        parts = [(0, f"step {self._step}/{self._total}"), *self._trained(width < 90)]
         if self._evaluating:
             parts.insert(1, (1, self._evaluating))
-        text = fitting(parts, options.max_width - (WIDEST_BAR // 2 if options.max_width >= 100 else 0))
-        room = min(options.max_width - len(text) - 1, WIDEST_BAR)
+        text = fitting(parts, width - (WIDEST_BAR // 2 if width >= 90 else 0))
+        room = min(width - len(text) - 1, WIDEST_BAR)
         if room < NARROWEST_BAR:
             yield Text(text, no_wrap=True, overflow="crop")
             return

@@ -50,6 +50,7 @@ def test_the_live_line_fits_and_the_losses_stay_above_it(terminal, width):
     assert [line.split(" · ")[0] for line in lines if "· loss" in line][:2] == ["step 12001/98765", "step 12002/98765"]
     assert "step 12003/98765 · loss 12.3456" in lines[-1]
     assert "left" in lines[-1]
+    assert len(lines[-1]) <= width - 2  # or a ^C would wrap
     assert "━" in lines[-1] or width < 100
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.text import Text
 
-from sftkit.cli.errors import show_problems
+from sftkit.cli.errors import show_command, show_problems
 from sftkit.console import console, show_data, show_metrics, show_table, wrap
 from sftkit.errors import Problem
 
@@ -124,3 +124,10 @@ def test_text_in_a_pipe_is_as_long_as_it_is(capsys, monkeypatch):
     console().print("word " * 30 + "end", markup=False)
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert not sys.stdout.isatty()
+
+
+@WIDTHS
+def test_the_command_that_continues_a_run_is_whole(terminal, width):
+    shown, command = terminal(width), "sftkit run sft.yaml --output runs/20260601-101500 -p packing -p peft --resume"
+    show_command("continue with", command)
+    assert shown.written == (["continue with:", command] if width < 100 else [f"continue with: {command}"])
