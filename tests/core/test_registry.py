@@ -16,6 +16,7 @@ from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
 from sftkit.plugin.describe import one_plugin
 from sftkit.plugin.registry import discover, load_class
 from sftkit.plugin.select import Choice, choices_from, parse_choice, select
+from sftkit.run.changes import change_name
 from sftkit.testing import check_plugin, tiny_config
 
 
@@ -168,6 +169,12 @@ def test_hyphens_and_capitals_in_a_name_do_not_matter(spelling, name):
     assert one_plugin(spelling)["name"] == name
     _, choices = gather([f"plugins.{spelling}.a=1"], [spelling], model="m", data="d")
     assert [choice.name for choice in choices_from(ConfigSource({"plugins": choices}))] == [name, name]
+
+
+def test_a_change_is_allowed_under_any_spelling_of_its_plugin():
+    assert change_name("plugins.Flash-Attn.padding_free") == "plugins.flash_attn.padding_free"
+    assert change_name("plugins.NEFTune") == "plugins.neftune"
+    assert change_name("train.Learning-Rate") == "train.Learning-Rate"
 
 
 def test_two_spellings_name_one_plugin_whose_options_are_merged():
