@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from sftkit.console.output import output
-from sftkit.console.text import wrapped
+from sftkit.console.text import visible, wrapped
 
 _live: Live | None = None
 #: Whether stages are printed as lines where there is no terminal, and whether nothing is printed at all.
@@ -28,13 +28,17 @@ class Screen(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as `rich.console.Console.print`."""
-        own = self.soft_wrap or any(name in options for name in ("overflow", "no_wrap", "soft_wrap", "justify"))
-        if own or len(objects) != 1 or not isinstance(objects[0], str | Text):
+        if len(objects) != 1 or not isinstance(objects[0], str | Text):
             super().print(*objects, **options)
             return
-        text = objects[0]
-        if isinstance(text, str):
-            text = self.render_str(text, markup=options.get("markup"), highlight=False)
+        if isinstance(objects[0], str):
+            text = self.render_str(visible(objects[0]), markup=options.get("markup"), highlight=False)
+        else:
+            text = objects[0].copy()
+            text.plain = visible(text.plain)
+        if self.soft_wrap or any(name in options for name in ("overflow", "no_wrap", "soft_wrap", "justify")):
+            super().print(text, **options)
+            return
         super().print(wrapped(text, self.width), **{**options, "no_wrap": True, "overflow": "ignore", "crop": False})
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sftkit.console.names import metric_name, metric_value, number
-from sftkit.console.text import longest_word, wrap
+from sftkit.console.text import TAB, longest_word, visible, wrap
 
 BETWEEN = 3  # cells from one column to the next
 #: A column whose words do not leave the others this much room is shown below them, as lines of its own.
@@ -96,6 +96,8 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> Text:
     if isinstance(value, Text):
         return value
+    if isinstance(value, str):
+        return Text(visible(value).expandtabs(TAB))
     if isinstance(value, float):
         return Text(number(value))
     return Text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))

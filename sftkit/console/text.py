@@ -12,6 +12,16 @@ from rich.text import Text
 #: What stays on one line: `code`, the installation of a package, and whatever has no space.
 _UNBROKEN = re.compile(r"(?:`[^`\n]+`|pip install (?:\"[^\"]*\"|\S)+|\S)(?:`[^`\n]+`|[^\s`])*|`")
 
+#: Control characters, which may come from data and would be commands to the terminal, as pictures of them.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+TAB = 4
+
+
+def visible(text: str) -> str:
+    """A text of the same length, with a visible character for each control character but line breaks and tabs."""
+    return text.translate(_PICTURES)
+
 
 def words_of(text: str) -> list[str]:
     """The parts of a text that stay on one line each."""
@@ -50,6 +60,8 @@ def wrap(parts: Iterable[tuple[str, str | Style]], width: int, indent: str = "")
 
 def wrapped(text: Text, width: int) -> Text:
     """A text with line breaks at spaces; spaces elsewhere are kept, and a word that is longer than a line is whole."""
+    text = text.copy()
+    text.expand_tabs(TAB)
     cuts: list[int] = []
     start = 0
     for word in _UNBROKEN.finditer(text.plain):

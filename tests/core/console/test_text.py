@@ -131,3 +131,11 @@ def test_the_command_that_continues_a_run_is_whole(terminal, width):
     shown, command = terminal(width), "sftkit run sft.yaml --output runs/20260601-101500 -p packing -p peft --resume"
     show_command("continue with", command)
     assert shown.written == (["continue with:", command] if width < 100 else [f"continue with: {command}"])
+
+
+def test_control_characters_of_data_are_shown_and_not_obeyed(terminal):
+    shown = terminal(60)
+    show_table(console(), "", ("name", "text"), [("a", "back\x08\x1b[2Jspace\ttab"), ("b", "c")])
+    console().print("bell\x07\x9b2J", markup=False)
+    assert any("back␈␛[2Jspace" in line for line in shown.lines)
+    assert shown.lines[-1] == "bell␇�2J"
