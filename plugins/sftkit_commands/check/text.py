@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sftkit_commands.check.checks import Report
 
 STYLES = {"wrong": "bold red", "warn": "yellow", "ok": "green"}
+#: Checks that are shown in full even if nothing is wrong: what is ignored in the data, for one.
+IN_FULL = ("noted",)
 WIDEST_BAR = 40
 
 
@@ -36,11 +38,11 @@ def show_report(report: Report) -> None:
     found = {status: [item for item in report.verdicts if item.status == status] for status in STYLES}
     for item in (*found["wrong"], *found["warn"]):
         _show_verdict(screen, item)
-    if shown.verbose:
-        for item in found["ok"]:
-            _show_verdict(screen, item)
-    elif found["ok"] and not shown.quiet:
-        names = ", ".join(dict.fromkeys(item.name for item in found["ok"]))
+    in_full = [item for item in found["ok"] if shown.verbose or item.name in IN_FULL]
+    for item in () if shown.quiet else in_full:
+        _show_verdict(screen, item)
+    names = ", ".join(dict.fromkeys(item.name for item in found["ok"] if item not in in_full))
+    if names and not shown.quiet:
         _print(screen, [("ok", STYLES["ok"]), (names, "")])
     _show_end(screen, found["wrong"], found["warn"])
 

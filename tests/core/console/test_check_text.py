@@ -14,6 +14,7 @@ VERDICTS = [
     Verdict("configuration", "ok", "every key, plugin and option is known"),
     Verdict("rows", "warn", "12.0% of the rows were dropped, more than 5%", "look at them with sftkit preview"),
     Verdict("EOS", "ok", "trained in all rows"),
+    Verdict("noted", "ok", "columns id, source ignored (20 rows)"),
     Verdict("length", "wrong", "20 completions were cut", "raise data.max_length to 4096", "/data/runs/sft.yaml:3"),
     Verdict("memory", "wrong", "a step takes 90.1 GB, and the device has 78.0 GB", "select the plugin activations"),
 ]
@@ -27,7 +28,8 @@ def test_wrong_verdicts_come_first_and_the_last_line_names_them(terminal, width)
     lines = shown.written
     assert max(map(len, lines)) <= width
     starts = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert starts == ["wrong", "wrong", "warn", "ok", "2"]
+    assert starts == ["wrong", "wrong", "warn", "ok", "ok", "2"]
+    assert "ok noted: columns id, source ignored (20 rows)" in lines
     assert "ok configuration, EOS" in lines
     assert lines[-1] == "2 wrong, 1 to look at: fix length, memory, then check again"
     assert shown.screen.buffer[0][0].fg == "red"
@@ -51,4 +53,4 @@ def test_a_pipe_gets_a_line_for_each_verdict(capsys):
     show_report(Report(VERDICTS))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "wrong length: /data/runs/sft.yaml:3: 20 completions were cut -> raise data.max_length to 4096"
-    assert len(lines) == 5
+    assert len(lines) == 6
