@@ -20,6 +20,20 @@ SMALL = ("-p", "no:samples", "-p", "no:checks", "data.eval=null", "train.eval_on
 COMMON = ["-q", "-v", "--log-level", "-h"]
 
 
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """The command line in this process: exit code, standard output and standard error."""
+    from sftkit.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sftkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
 def names(command):
     return [name for param in command.params for name in (*param.opts, *param.secondary_opts)]
 
@@ -77,45 +91,35 @@ def test_json_is_one_object_and_nothing_else(in_process, arguments):
 
 
 @pytest.mark.parametrize("arguments", [("run", "train.max_stesp=1"), ("plugins", "pakcing"), ("check", "--ouput", "x")])
-def test_errors_are_json_too(monkeypatch, capsys, arguments):
-    from sftkit.cli import main
-
-    monkeypatch.setattr(sys, "argv", ["sftkit", *arguments, "--json"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed = capsys.readouterr()
-    assert ended.value.code == 2
-    (problem,) = json.loads(printed.out)["error"]
+def test_errors_are_json_too(printed, arguments):
+    code, out, err = printed(*arguments, "--json")
+    assert code == 2
+    (problem,) = json.loads(out)["error"]
     assert problem.keys() == {"what", "where", "fix"}
     assert all(problem.values())
-    assert "error: " in printed.err
+    assert "error: " in err
 
 
-def test_a_run_prints_its_result_as_json_and_all_else_elsewhere(monkeypatch, capsys, tmp_path):
-    from sftkit.cli import main
-
-    monkeypatch.setattr(sys, "argv", ["sftkit", "run", *SMALL, "-o", str(tmp_path), "train.max_steps=1", "--json"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed = capsys.readouterr()
-    assert not ended.value.code
-    found = json.loads(printed.out)
+def test_a_run_prints_its_result_as_json_and_all_else_elsewhere(printed, tmp_path):
+    code, out, err = printed("run", *SMALL, "-o", tmp_path, "train.max_steps=1", "--json")
+    assert code == 0
+    found = json.loads(out)
     assert (found["status"], found["directory"]) == ("trained", str(tmp_path))
     assert found["metrics"]["train_loss"] > 0
-    assert "loading the model" in printed.err
+    assert "loading the model" in err
 
 
-def test_a_quiet_run_prints_its_result_alone(in_process, tmp_path):
-    code, shown = in_process("run", *SMALL, "-o", tmp_path, "train.max_steps=1", "-q")
+def test_a_quiet_run_prints_its_result_alone(printed, tmp_path):
+    code, out, _ = printed("run", *SMALL, "-o", tmp_path, "train.max_steps=1", "-q")
     assert code == 0
-    assert next(line for line in shown.splitlines() if line.strip()).strip() == "Results"
-    assert shown.splitlines()[-1] == f"saved to {tmp_path}"
+    assert out.splitlines()[0].strip() == "Results"
+    assert out.splitlines()[-1] == f"saved to {tmp_path}"
 
 
-def test_a_run_names_the_commands_to_try_next(in_process, tmp_path, monkeypatch):
+def test_a_run_names_the_commands_to_try_next(printed, tmp_path, monkeypatch):
     monkeypatch.setattr("sftkit.cli.run.NEXT", ("check", "no-such-command"))
-    _, shown = in_process("run", *SMALL, "-o", tmp_path, "train.max_steps=1")
-    assert shown.splitlines()[-1] == f"next: sftkit check {tmp_path}"
+    _, out, _ = printed("run", *SMALL, "-o", tmp_path, "train.max_steps=1")
+    assert out.splitlines()[-1] == f"next: sftkit check {tmp_path}"
 
 
 def third_party(silent: bool = typer.Option(False, "--silent", "-q", help="Its own -q.")):
