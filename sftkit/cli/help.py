@@ -78,7 +78,7 @@ def _sections(command: Any, ctx: Any) -> dict[str, list[Row]]:
 def _summary(command: Any) -> str:
     """The first sentence of a command's help."""
     first = " ".join(next(iter(_paragraphs(command.help or "")), "").split())
-    return re.split(r"(?<=\.)\s", first, maxsplit=1)[0].rstrip(".")
+    return re.split(r"(?<=\.)\s", first, maxsplit=1)[0]
 
 
 def _name_of_argument(param: Any) -> str:
