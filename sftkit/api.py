@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sftkit.checkpoints.space import free_bytes as free_bytes
+    from sftkit.cli.common import JsonOption as JsonOption
     from sftkit.cli.completion import complete_runs as complete_runs
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
         allowed_fields as allowed_fields,
         train_value as train_value,
     )
-    from sftkit.console import Display as Display, console as console, show_data as show_data, show_table as show_table
+    from sftkit.console import (
+        Display as Display,
+        console as console,
+        output as output,
+        printing_json as printing_json,
+        show_data as show_data,
+        show_json as show_json,
+        show_table as show_table,
+        stage as stage,
+        working as working,
+        wrap as wrap,
+    )
     from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
     from sftkit.data.columns import (
         ATTACHED as ATTACHED,
@@ -214,10 +226,11 @@ _MODULES = {
     "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",
     # Commands
+    "cli.common": "JsonOption",
     "cli.completion": "complete_runs",
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption RunArgument pipeline_from",
     "config.source": "parse_assignment",
-    "console": "Display console show_data show_table",
+    "console": "Display console output printing_json show_data show_json show_table stage working wrap",
     "user_modules": "import_user_module",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

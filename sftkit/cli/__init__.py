@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -12,11 +13,21 @@ from sftkit.cli import cache, completion, plugins, run, schema
 from sftkit.cli.commands import CommandGroup
 from sftkit.cli.process import prepare_process, print_traceback
 
+FIRST = """
+Try it without a model or data of yours, then on your own:
+
+    sftkit run
+    sftkit check -m Qwen/Qwen3-0.6B -d train.jsonl
+    sftkit run -m Qwen/Qwen3-0.6B -d train.jsonl -p peft
+
+`sftkit COMMAND --help` shows what a command takes.
+"""
+
 app = typer.Typer(
     cls=CommandGroup,
     name="sftkit",
     help="Supervised fine-tuning of language models, with every technique a plugin.",
-    no_args_is_help=True,
+    epilog=FIRST,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,6 +40,7 @@ app.add_typer(cache.app, name="cache")
 
 @app.callback(invoke_without_command=True)
 def _options(
+    ctx: typer.Context,
     version: bool = typer.Option(False, "--version", help="Show the version and exit."),
     install: bool = typer.Option(
         False, "--install-completion", help="Let the shell complete commands, options and keys: bash, zsh or fish."
@@ -40,15 +52,18 @@ def _options(
         import sftkit
 
         typer.echo(sftkit.__version__)
-        raise typer.Exit
-    if install or show:
+    elif install or show:
         name = completion.shell_named(shell)
         if show:
             typer.echo(completion.script(name), nl=False)
         else:
             files = ", ".join(map(str, completion.install(name)))
             typer.echo(f"written: {files}. Completion works in new shells.")
-        raise typer.Exit
+    elif ctx.invoked_subcommand is None:
+        ctx.get_help()
+    else:
+        return
+    raise typer.Exit
 
 
 def main() -> None:
@@ -57,38 +72,38 @@ def main() -> None:
     It exits with 0 when done, 1 and a traceback for a bug, 2 for what the user can fix, 3 if the training failed, 130
     or 143 if the run was interrupted.
     """
-    from sftkit.errors import Interrupted, SftkitError
-    from sftkit.redact import hide
-    from sftkit.run.distributed import is_main_process, world_size
+    from sftkit.cli.errors import show_command, show_problems
+    from sftkit.console import end_live
+    from sftkit.errors import Interrupted, Problem, SftkitError
+    from sftkit.run.distributed import is_main_process, rank, world_size
 
     prepare_process()
+    place = f"process {rank()}: " if world_size() > 1 else ""
+    shown: dict[str, Any] = {"as_json": "--json" in sys.argv[1:] and is_main_process(), "place": place}
     try:
         completion.complete_and_exit(lambda: typer.main.get_command(app))
-        app()
+        app(prog_name="sftkit")
     except SftkitError as error:
-        for problem in error.problems:
-            _say(f"error: {problem}")
+        show_problems(error.problems, **shown)
         sys.exit(error.exit_code)
     except Interrupted as error:
         if is_main_process():
-            _say(f"interrupted: {error}")
-        if is_main_process() and error.directory is not None:
-            again = resume_command(sys.argv[1:], error.directory)
-            _say(hide(f"continue with: {'torchrun ... ' * (world_size() > 1)}{again}"))
+            show_problems([Problem(str(error))], label="interrupted", **shown)
+            if error.directory is not None:
+                again = resume_command(sys.argv[1:], error.directory)
+                command = f"{'torchrun ... ' * (world_size() > 1)}{again}"
+                show_command("continue with", command, place)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say("interrupted")
+        show_problems([Problem("by Ctrl-C")], label="interrupted", **shown)
         sys.exit(130)
     except Exception as error:  # a bug
+        end_live()
+        if shown["as_json"]:
+            what = f"{type(error).__name__}: {error}"
+            show_problems([Problem(what, "a bug", "report it with the traceback")], **shown)
         print_traceback(error)
         sys.exit(1)
-
-
-def _say(text: str) -> None:
-    from sftkit.run.distributed import rank, world_size
-
-    place = f"process {rank()}: " if world_size() > 1 else ""
-    print(f"{place}{text}", file=sys.stderr)  # noqa: T201
 
 
 def resume_command(arguments: list[str], directory: Path) -> str:

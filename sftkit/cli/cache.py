@@ -6,39 +6,54 @@ from typing import Annotated
 
 import typer
 
+from sftkit.cli.common import JsonOption
+
 app = typer.Typer(help="List or clear the prepared data that is kept on disk.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_entries() -> None:
+def list_entries(as_json: JsonOption = False) -> None:
     """List the kept data: when it was made, its rows, its size and its source."""
     from datetime import datetime
 
-    from sftkit.console import console, show_table
+    from sftkit.console import console, show_json, show_table
     from sftkit.data import cache
 
-    rows = []
+    entries = []
     for entry in cache.entries():
         summary, parts = entry.info.get("summary", {}), entry.info.get("parts", {})
         made = datetime.fromtimestamp(entry.info.get("created", 0)).isoformat(" ", "minutes")
-        size = f"{entry.size / 1e6:.1f} MB"
-        rows.append(
-            (made, entry.directory.name[:8], parts.get("split", ""), summary.get("rows", 0), size, _source(parts))
-        )
-    screen = console()
-    show_table(screen, f"Prepared data in {cache.root()}", ("made", "key", "split", "rows", "size", "source"), rows)
+        described = {"made": made, "key": entry.directory.name[:8], "split": parts.get("split", "")}
+        entries.append({**described, "rows": summary.get("rows", 0), "bytes": entry.size, "source": _source(parts)})
+    if as_json:
+        show_json({"directory": str(cache.root()), "entries": entries})
+        return
+    rows = [[*entry.values()] for entry in entries]
+    for row in rows:
+        row[4] = f"{row[4] / 1e6:.1f} MB"
+    screen, columns = console(), ("made", "key", "split", "rows", "size", "source")
+    if rows:
+        show_table(screen, f"Prepared data in {cache.root()}", columns, rows)
+    else:
+        screen.print(f"no prepared data in {cache.root()}", markup=False)
 
 
 @app.command("clear")
 def clear(
-    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Remove only older data, in days.")] = 0.0,
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0, metavar="DAYS", help="Remove only data that is older.")
+    ] = 0.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove the kept data, except what another process is preparing."""
-    from sftkit.console import console
+    from sftkit.console import console, show_json
     from sftkit.data import cache
 
     number, size = cache.clear(older_than * 86_400)
-    console().print(f"removed {number} entries, {size / 1e6:.1f} MB", markup=False)
+    if as_json:
+        show_json({"removed": number, "bytes": size})
+    else:
+        console().print(f"removed {number} entries, {size / 1e6:.1f} MB", markup=False)
 
 
 def _source(parts: dict) -> str:

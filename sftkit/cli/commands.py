@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from sftkit.cli.common import add_common_options
+from sftkit.cli.help import add_help
 from sftkit.errors import ConfigError, Problem
 
 GROUP = "sftkit.commands"
+#: What Typer raises for arguments that it cannot read.
+_UsageError: Any = typer.BadParameter.__base__
 
 
 class CommandGroup(TyperGroup):
     """The commands of the core, and those of the entry-point group `sftkit.commands`.
 
-    A command of the core keeps its name, whoever else claims it.
+    A command of the core keeps its name, whoever else claims it. Every command has the common options, and its help as
+    `sftkit.cli.help` shows it; arguments that cannot be read are a ConfigError.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        add_help(self)
+        for command in self.commands.values():
+            add_help(add_common_options(command))
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """The context of the command line; the group's own options are read."""
+        with _usage_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the arguments of the command, and call it."""
+        with _usage_errors():
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read ``--show-completion zsh`` with the shell as a value, which may be left out."""
@@ -42,6 +65,21 @@ class CommandGroup(TyperGroup):
         return None if points is None else _load(cmd_name, points)
 
 
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Raises:
+    ConfigError: for arguments that cannot be read.
+    """
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # which shows the help
+            raise
+        path = error.ctx.command_path if error.ctx else "sftkit"
+        what = error.format_message().rstrip(".")
+        raise ConfigError(Problem(what, path, f"`{path} --help` shows what it takes")) from None
+
+
 def discover_commands() -> dict[str, list[metadata.EntryPoint]]:
     """The installed commands' entry points by name; nothing is imported."""
     found: dict[str, dict[str, metadata.EntryPoint]] = {}
@@ -59,7 +97,7 @@ def _load(name: str, points: list[metadata.EntryPoint]) -> Any:
         loaded: Any = importlib.import_module(point.module)
         for part in point.attr.split("."):
             loaded = getattr(loaded, part)
-        return _as_command(name, loaded)
+        return add_help(add_common_options(_as_command(name, loaded)))
     except (Exception, SystemExit) as error:  # whatever an import raises, only this command is broken
         reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
         return _broken(name, reason, f"fix or uninstall {owners}")

@@ -33,9 +33,11 @@ PluginOption: TypeAlias = Annotated[
         autocompletion=complete_plugins,
     ),
 ]
-ModelOption: TypeAlias = Annotated[str, typer.Option("--model", "-m", help="Directory or hub name of the model.")]
+ModelOption: TypeAlias = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME", help="Directory or hub name of the model.")
+]
 DataOption: TypeAlias = Annotated[
-    str, typer.Option("--data", "-d", help="File, glob, directory or hub name of the data.")
+    str, typer.Option("--data", "-d", metavar="NAME", help="File, glob, directory or hub name of the data.")
 ]
 RunArgument: TypeAlias = Annotated[
     str,
@@ -46,7 +48,7 @@ RunArgument: TypeAlias = Annotated[
     ),
 ]
 OutputOption: TypeAlias = Annotated[
-    str, typer.Option("--output", "-o", help="Run directory.", autocompletion=complete_runs)
+    str, typer.Option("--output", "-o", metavar="DIR", help="Run directory.", autocompletion=complete_runs)
 ]
 
 

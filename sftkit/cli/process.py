@@ -6,8 +6,11 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from sftkit.console import Output, console, is_live, new_console, output
 from sftkit.redact import hide
 from sftkit.user_modules import keep_out_of_children
 
@@ -21,20 +24,54 @@ def prepare_process() -> None:
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
 
 
+#: Libraries that set the level of their loggers, from a variable when they are imported.
+_LIBRARIES = {
+    "transformers": "TRANSFORMERS_VERBOSITY",
+    "datasets": "DATASETS_VERBOSITY",
+    "huggingface_hub": "HF_HUB_VERBOSITY",
+}
+
+
 def show_log_lines() -> None:
     """Plain lines for warnings and sftkit's own messages, instead of the progress bars of libraries."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardError()])
-    logging.getLogger("sftkit").setLevel(logging.INFO)
+    logging.basicConfig(level=output().library_level, format="%(message)s", handlers=[_StandardError()])
+    logging.getLogger("sftkit").setLevel(output().own_level)
     # Set here, since the configuration is checked before transformers is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+@contextmanager
+def log_levels(shown: Output) -> Iterator[None]:
+    """The log levels that a command was asked for, while it runs; without a request, those of `show_log_lines`."""
+    if not (shown.quiet or shown.verbose or shown.log_level):
+        yield
+        return
+    levels = {"": shown.library_level, "sftkit": shown.own_level, **dict.fromkeys(_LIBRARIES, shown.library_level)}
+    before = {name: logging.getLogger(name).level for name in levels}
+    variables = {name: os.environ.get(name) for name in _LIBRARIES.values()}
+    show_log_lines()
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    os.environ.update(dict.fromkeys(variables, logging.getLevelName(shown.library_level).lower()))
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+        for name, value in variables.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
 class _StandardError(logging.StreamHandler):
-    """Writes to ``sys.stderr`` as it is when a line is logged: a live line of progress takes its place for a while."""
+    """Writes to ``sys.stderr`` as it is when a line is logged; in a terminal above the live line, wrapped at spaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        super().emit(record)
+        if not self.stream.isatty():
+            super().emit(record)
+            return
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else ""
+        (console() if is_live() else new_console(stderr=True)).print(self.format(record), style=style, markup=False)
 
 
 def print_traceback(error: BaseException) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
 
+from sftkit.cli.common import JsonOption
 from sftkit.cli.options import (
     ConfigArguments,
     DataOption,
@@ -16,6 +18,11 @@ from sftkit.cli.options import (
     pipeline_from,
 )
 
+if TYPE_CHECKING:
+    from sftkit.run.pipeline import RunResult
+
+#: Commands to try after a run, as far as they are installed.
+NEXT = ("chat", "evaluate", "report")
 EXIT_CODES = """
 Exit codes: 0 done; 1 a bug, with a traceback; 2 an error that you can fix; 3 the training failed, such as by a loss
 that is NaN; 130 interrupted by Ctrl-C; 143 by SIGTERM or the deadline run.max_time: continue with --resume.
@@ -61,25 +68,51 @@ def run(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a model. Without a configuration, model and data: the embedded tiny ones."""
+    """Fine-tune a model. Without a configuration, model and data: the embedded tiny ones.
+
+    Every key of the configuration can follow as KEY=VALUE, and overrides the file:
+
+        sftkit run sft.yaml -p packing train.max_steps=200
+        sftkit run -m Qwen/Qwen3-0.6B -d train.jsonl -p peft
+    """
+    from sftkit.console import printing_json, show_json, working
+    from sftkit.run.distributed import end_process_group, is_main_process
+
     allowed = [name for names in allow_change or () for name in names.split(",")]
     mode = "auto" if resume_auto else resume
     options = {"resume": mode, "overwrite": overwrite, "allow_changes": allowed}
-    pipeline = pipeline_from(arguments, plugin, model, data, output, **options)
+    quiet = not is_main_process()
+    with printing_json(as_json), working("reading the configuration", quiet=quiet, lines=True):
+        pipeline = pipeline_from(arguments, plugin, model, data, output, **options)
+        result = pipeline.run()
+        end_process_group()
+    if quiet:
+        return
+    if as_json:
+        directory = str(result.directory)
+        show_json({"status": result.status, "directory": directory, "metrics": result.metrics})
+    else:
+        _show(result)
 
-    from sftkit.run.distributed import end_process_group, is_main_process
 
-    result = pipeline.run()
-    end_process_group()
-    if is_main_process():
-        from sftkit.console import console, show_metrics
+def _show(result: RunResult) -> None:
+    from sftkit.cli.commands import discover_commands
+    from sftkit.console import console, output, show_metrics
 
-        screen = console()
-        show_metrics(screen, result.metrics)
-        ends = {
-            "trained": f"saved to {result.directory}",
-            "evaluated": f"no step was trained, so no model is saved; the metrics are in {result.directory}",
-            "finished": f"the run in {result.directory} was finished already",
-        }
-        screen.print(ends[result.status], markup=False)
+    screen = console()
+    show_metrics(screen, result.metrics)
+    ends = {
+        "trained": f"saved to {result.directory}",
+        "evaluated": f"no step was trained, so no model is saved; the metrics are in {result.directory}",
+        "finished": f"the run in {result.directory} was finished already",
+    }
+    screen.print(ends[result.status], markup=False)
+    following = [name for name in NEXT if name in discover_commands()]
+    if output().quiet or result.status == "evaluated" or not following:
+        return
+    commands = [shlex.join(["sftkit", name, str(result.directory)]) for name in following]
+    line = f"next: {' · '.join(commands)}"
+    fits = len(line) <= screen.width or not screen.is_terminal
+    screen.print(line if fits else "\n  ".join(["next:", *commands]), markup=False)

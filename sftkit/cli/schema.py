@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import typer
 
+from sftkit.cli.common import JsonOption
 
-def schema() -> None:
-    """Print the JSON schema of the configuration, with every installed plugin's options."""
+
+def schema(as_json: JsonOption = True) -> None:
+    """Print the JSON schema of the configuration, with every installed plugin's options.
+
+    Editors complete and check YAML files with it:
+
+        sftkit schema > sft.schema.json
+    """
     import json
 
     from sftkit.plugin.schema import config_schema

@@ -1,6 +1,26 @@
 """Output in the terminal."""
 
-from sftkit.console.display import Display, console
+from sftkit.console.display import Display
+from sftkit.console.output import Output, output, printing_json, show_json, showing
+from sftkit.console.screen import console, end_live, is_live, new_console, stage, working
 from sftkit.console.tables import show_data, show_metrics, show_table
+from sftkit.console.text import wrap
 
-__all__ = ["Display", "console", "show_data", "show_metrics", "show_table"]
+__all__ = [
+    "Display",
+    "Output",
+    "console",
+    "end_live",
+    "is_live",
+    "new_console",
+    "output",
+    "printing_json",
+    "show_data",
+    "show_json",
+    "show_metrics",
+    "show_table",
+    "showing",
+    "stage",
+    "working",
+    "wrap",
+]

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hooks_filled
-from sftkit.plugin.registry import check_class, discover, load_class
+from sftkit.plugin.registry import check_class, discover, installed_name, load_class
 
 
 def all_plugins() -> list[dict[str, Any]]:
@@ -30,6 +30,7 @@ def one_plugin(name: str) -> dict[str, Any]:
         ConfigError: if there is no plugin of that name.
     """
     known = discover()
+    name = installed_name(name, known)
     if name not in known:
         load_class(name, known)
     info, cls = _describe(name, known)

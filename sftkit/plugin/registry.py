@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -22,6 +22,22 @@ def discover() -> dict[str, list[metadata.EntryPoint]]:
         distribution = point.dist.name if point.dist else ""
         found.setdefault(point.name, {}).setdefault((distribution, point.value), point)
     return {name: list(points.values()) for name, points in sorted(found.items())}
+
+
+def installed_name(name: str, known: Iterable[str]) -> str:
+    """The installed plugin's name that is meant: hyphens stand for underscores, and capitals for small letters.
+
+    ``flash-attn`` and ``Flash_Attn`` are ``flash_attn``; a name that no plugin has is returned as it is.
+    """
+    names = list(known)
+    if name in names:
+        return name
+    plain = _plain(name)
+    return next((each for each in names if _plain(each) == plain), name)
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_").lower()
 
 
 def name_of(cls: type[Plugin], known: Mapping[str, list[metadata.EntryPoint]]) -> str:

@@ -54,5 +54,12 @@ def _plugins() -> dict[str, Any]:
             options = {"type": "object", "description": str(error)}
         properties[name] = {"anyOf": [options, {"type": ["null", "boolean"]}]}
     # `package.module:Class` names a plugin that is not installed; `no:name` drops one, whatever its value is.
-    others = {"^[\\w.]+:\\w+$": {"type": ["object", "null", "boolean"]}, "^no:": {}}
+    others: dict[str, Any] = {"^[\\w.]+:\\w+$": {"type": ["object", "null", "boolean"]}, "^no:": {}}
+    others |= {_spellings(name): {"type": ["object", "null", "boolean"]} for name in known}
     return {"type": "object", "properties": properties, "patternProperties": others, "additionalProperties": False}
+
+
+def _spellings(name: str) -> str:
+    """A pattern for the other spellings of a plugin's name: with hyphens and capitals."""
+    letters = ("[-_]" if char in "-_" else f"[{char.lower()}{char.upper()}]" for char in name)
+    return f"^{''.join(letters)}$"

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 import pluggy
 
-from sftkit.config.source import ConfigSource, parse_assignment, split_options
+from sftkit.config.source import ConfigSource, Key, parse_assignment, split_options
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hook_names, is_slot, make_manager
-from sftkit.plugin.registry import check_class, discover, load_class, name_of
+from sftkit.plugin.registry import check_class, discover, installed_name, load_class, name_of
 from sftkit.plugin.selected import DEFAULTS, PluginSet, Selected, fields_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One plugin as asked for on the command line, in YAML or in Python."""
+    """One plugin as asked for on the command line, in YAML or in Python.
+
+    Attributes:
+        name: its installed name, or ``package.module:Class``.
+        options: its options.
+        dropped: whether it is to be left out.
+        where: the place of the choice.
+        instance: the plugin itself, where it was passed as an object.
+        key: its name as it was written in YAML, under which the places of its options are known.
+    """
 
     name: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dropped: bool = False
     where: str = ""
     instance: Plugin | None = None
+    key: str = ""
 
 
 def parse_choice(text: str, known: Iterable[str], where: str = "") -> Choice:
@@ -36,10 +46,11 @@ def parse_choice(text: str, known: Iterable[str], where: str = "") -> Choice:
     """
     name, colon, rest = text.partition(":")
     if name == "no" and rest:
-        return Choice(rest, dropped=True, where=where)
+        return Choice(installed_name(rest, known), dropped=True, where=where)
     piece, more_colon, more = rest.partition(":")
     if piece.isidentifier() and name not in known:
         name, colon, rest = f"{name}:{piece}", more_colon, more
+    name = installed_name(name, known)
     options = {}
     if colon:
         where_option = f"{where}, plugin {name}" if where else f"plugin {name}"
@@ -56,7 +67,7 @@ def choices_from(source: ConfigSource) -> list[Choice]:
     raw = source.values.get("plugins") or {}
     known = discover()
     if isinstance(raw, Mapping):
-        return [_choice_from_item(str(name), value, source) for name, value in raw.items()]
+        return [_choice_from_item(str(name), value, source, known) for name, value in raw.items()]
     if not isinstance(raw, list):
         fix = "write a mapping, as in `plugins: {packing: {}}`, or a list of names"
         raise ConfigError(Problem("must be a mapping or a list", source.where(("plugins",)), fix))
@@ -70,22 +81,35 @@ def choices_from(source: ConfigSource) -> list[Choice]:
             choices.append(parse_choice(item, known, where))
         elif isinstance(item, Mapping) and len(item) == 1:
             name, value = next(iter(item.items()))
-            choices.append(dataclasses.replace(_choice_from_item(str(name), value, source), where=where))
+            choices.append(dataclasses.replace(_choice_from_item(str(name), value, source, known), where=where))
         else:
             fix = "give a name, `name:option=value`, a mapping of one name to its options, or a Plugin object"
             raise ConfigError(Problem(f"{item!r} is not a plugin", where, fix))
     return choices
 
 
-def _choice_from_item(name: str, value: Any, source: ConfigSource) -> Choice:
-    where = source.where(("plugins", name))
-    if name.startswith("no:") or value is False:
-        return Choice(name.removeprefix("no:"), dropped=True, where=where)
+def _choice_from_item(key: str, value: Any, source: ConfigSource, known: Iterable[str]) -> Choice:
+    where = source.where(("plugins", key))
+    name = installed_name(key.removeprefix("no:"), known)
+    if key.startswith("no:") or value is False:
+        return Choice(name, dropped=True, where=where, key=key)
     if value is None or value is True:
-        return Choice(name, where=where)
+        return Choice(name, where=where, key=key)
     if not isinstance(value, Mapping):
-        raise ConfigError(Problem("options must be a mapping", where, f"write `{name}: {{option: value}}`"))
-    return Choice(name, {str(option): given for option, given in value.items()}, where=where)
+        raise ConfigError(Problem("options must be a mapping", where, f"write `{key}: {{option: value}}`"))
+    return Choice(name, {str(option): given for option, given in value.items()}, where=where, key=key)
+
+
+def _chosen_twice(choices: Iterable[Choice], places: Mapping[Key, str]) -> Iterator[Problem]:
+    """A Problem for each plugin that one file names in two spellings, as for a key that is set twice."""
+    seen: dict[tuple[str, str, bool], Choice] = {}
+    for choice in choices:
+        if place := places.get(("plugins", choice.key)):
+            same = (choice.name, place.rpartition(":")[0], choice.key.startswith("no:"))
+            first = seen.setdefault(same, choice)
+            if first.key != choice.key:  # an override on the command line may have the same one
+                what = f"plugin {choice.name} is set twice, first in {places['plugins', first.key]} as {first.key}"
+                yield Problem(what, choice.where, "remove one")
 
 
 def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tuple[PluginSet | None, list[Problem]]:
@@ -94,11 +118,12 @@ def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tup
     Returns:
         The plugin set (None where there are problems), and every problem found.
     """
-    known = discover()
+    known, choices, source = discover(), list(choices), source or ConfigSource()
     merged, problems = _merge(choices, known)
+    problems += _chosen_twice(choices, source.places)
     selected: list[Selected] = []
     for choice in merged:
-        item, wrong = _build(choice, known, source or ConfigSource())
+        item, wrong = _build(choice, known, source)
         problems += wrong
         if item:
             selected.append(item)
@@ -153,7 +178,7 @@ def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
     """The problem with the plugin named as the user named it, and the file and line of the option."""
     if not problem.key:
         return problem
-    key = ("plugins", choice.name, *problem.key)
+    key = ("plugins", choice.key or choice.name, *problem.key)
     named = f"plugin {choice.name}, option {'.'.join(problem.key)}"
     if key[:3] in source.places:
         where = source.where(key)

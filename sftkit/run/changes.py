@@ -10,6 +10,7 @@ from sftkit.config.models import DataSection, ModelSection
 from sftkit.config.resume_fields import FOLLOWS_METRIC, FREE_DATA, LENGTH, depends_on_length, length_of
 from sftkit.config.train_fields import training_fields
 from sftkit.errors import Problem, nearest
+from sftkit.plugin.registry import discover, installed_name
 from sftkit.run.distributed import world_size
 
 WEIGHTS, WORLD_SIZE = "model.weights", "world_size"
@@ -38,6 +39,15 @@ class Change:
             return Problem(f"the state in the checkpoint is of another kind: {self.what}", self.name, fix)
         fix = f"set it back, accept the change with --allow-change {self.name}, or start again with --overwrite"
         return Problem(f"changed since the run began: {self.what}", self.name, fix)
+
+
+def change_name(name: str) -> str:
+    """The name of a change as it was given, with the installed name of a plugin in it: ``plugins.flash_attn``."""
+    section, _, rest = name.partition(".")
+    if section != "plugins" or not rest:
+        return name
+    plugin, dot, option = rest.partition(".")
+    return f"plugins.{installed_name(plugin, discover())}{dot}{option}"
 
 
 def allows(allowed: Iterable[str], name: str) -> bool:

@@ -69,7 +69,7 @@ class Interruption:
         self.signal, self._at = number, time.monotonic()
         if not self.deferring:
             raise Interrupted(f"{name}, before the training", 128 + number)
-        _say(f"{name}: finishing the step, then saving; a second signal ends the run at once")
+        _say(f"{name}: saving after this step; a second one stops at once")
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
         if not self.deferring:
@@ -90,4 +90,5 @@ class Interruption:
 
 def _say(text: str) -> None:
     """Write a line to standard error, in a signal handler, where buffered files may be in use."""
-    os.write(2, f"\n{text}\n".encode())
+    above = "\r\x1b[2K" if os.isatty(2) else "\n"  # a live line is drawn again below the text
+    os.write(2, f"{above}{text}\n".encode())

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from sftkit.config.source import ConfigSource
 from sftkit.config.train_checks import training_problems
 from sftkit.config.train_fields import evaluates_only
-from sftkit.console import Display, show_data
+from sftkit.console import Display, show_data, stage, working
 from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
-from sftkit.run.changes import schedule_note, unknown_names, version_changes
+from sftkit.run.changes import change_name, schedule_note, unknown_names, version_changes
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
@@ -102,7 +102,7 @@ class Pipeline:
         overwrite: bool = False,
         allow_changes: Iterable[str] = (),
     ) -> None:
-        self._resume, self._overwrite, self._allowed = resume, overwrite, tuple(allow_changes)
+        self._resume, self._overwrite, self._allowed = resume, overwrite, tuple(map(change_name, allow_changes))
         self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
         named, inputs = split_inputs(model, data, eval, tokenizer)
@@ -159,7 +159,8 @@ class Pipeline:
             TrainingError: if the training fails, such as by a loss that is not finite.
             Interrupted: if a signal or the deadline ends the run; signals only in the main thread.
         """
-        with Interruption() as interruption:
+        quiet = not is_main_process()
+        with Interruption() as interruption, working("checking the configuration", quiet=quiet):
             config, plugins = self._resolve(self._directory_problems())
             interruption.configure(config.run)
             with self._directory.locked():
@@ -195,6 +196,7 @@ class Pipeline:
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
             trainer = make_trainer(stages, prepared, model, display, directory, interruption)
             changes = _announce(earlier, manifest)
+            stage("training")
             with self._directory.begin(manifest, earlier, changes) as record:
                 metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(

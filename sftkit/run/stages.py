@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.selected import PluginSet
 from sftkit.run.inputs import RunInputs
@@ -63,6 +64,7 @@ class PreparedRun:
 
     def verdicts(self) -> list[Verdict]:
         """The plugins' verdicts on this run."""
+        stage("checking the run")
         return [verdict for _, found in self.plugins.hook.check_prepared(run=self) for verdict in found or ()]
 
 
@@ -82,8 +84,10 @@ class Stages:
 
     def prepare(self) -> PreparedRun:
         """The stages up to the collator."""
+        stage("loading the tokenizer")
         vocabulary = self.load_tokenizer()
         tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
+        stage("preparing the data")
         data = self.prepare_data(tokenizer, processor)
         collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
         made_by = "" if self.inputs.collator else self.plugins.first_filler("make_collator")
@@ -155,6 +159,7 @@ class Stages:
         from sftkit.models.adapters import is_adapter
         from sftkit.models.embeddings import align_special_tokens
 
+        stage("loading the model")
         config, plugins = self.config, self.plugins
         set_seed(int(train_value(config, "seed")))  # for new weights, such as an adapter's
         tokenizer, new_token_ids, changed = vocabulary[:3]

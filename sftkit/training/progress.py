@@ -23,7 +23,7 @@ class ProgressCallback(TrainerCallback):
     """
 
     def __init__(self, display: Display, log: Path | None = None) -> None:
-        self.display, self.log = display, log
+        self.display, self.log, self._evaluated = display, log, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Sets the number of steps."""
@@ -38,6 +38,17 @@ class ProgressCallback(TrainerCallback):
         """Advances the progress by a step."""
         if state.is_world_process_zero:
             self.display.step(state.global_step)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
+        """Shows which batch of an evaluation is done."""
+        self._evaluated += 1
+        if state.is_world_process_zero:
+            total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+            self.display.evaluating(self._evaluated, total)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ends the progress of an evaluation."""
+        self._evaluated = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Shows and writes the values."""

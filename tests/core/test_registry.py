@@ -9,11 +9,14 @@ from typing import Annotated
 
 import pytest
 
-from sftkit.config.source import ConfigSource
+from sftkit.cli.options import gather
+from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.describe import one_plugin
 from sftkit.plugin.registry import discover, load_class
 from sftkit.plugin.select import Choice, choices_from, parse_choice, select
+from sftkit.run.changes import change_name
 from sftkit.testing import check_plugin, tiny_config
 
 
@@ -150,6 +153,52 @@ def test_only_selected_plugins_are_imported():
 )  # fmt: skip
 def test_a_plugin_argument_is_a_name_and_its_options(text, name, options):
     assert parse_choice(text, discover()) == Choice(name, options)
+
+
+SPELLINGS = [("flash-attn", "flash_attn"), ("Completion-Only", "completion_only"), ("NEFTune", "neftune")]
+
+
+@pytest.mark.parametrize(("spelling", "name"), SPELLINGS)
+def test_hyphens_and_capitals_in_a_name_do_not_matter(spelling, name):
+    known = discover()
+    assert parse_choice(f"{spelling}:a=1", known) == Choice(name, {"a": 1})
+    assert parse_choice(f"no:{spelling}", known) == Choice(name, dropped=True)
+    for raw in ({spelling: {"a": 1}}, [{spelling: {"a": 1}}]):
+        (choice,) = choices_from(ConfigSource({"plugins": raw}))
+        assert (choice.name, choice.options) == (name, {"a": 1})
+    assert one_plugin(spelling)["name"] == name
+    _, choices = gather([f"plugins.{spelling}.a=1"], [spelling], model="m", data="d")
+    assert [choice.name for choice in choices_from(ConfigSource({"plugins": choices}))] == [name, name]
+
+
+def test_a_change_is_allowed_under_any_spelling_of_its_plugin():
+    assert change_name("plugins.Flash-Attn.padding_free") == "plugins.flash_attn.padding_free"
+    assert change_name("plugins.NEFTune") == "plugins.neftune"
+    assert change_name("train.Learning-Rate") == "train.Learning-Rate"
+
+
+def test_two_spellings_name_one_plugin_whose_options_are_merged():
+    plugins, problems = select(chosen("NEFTune:alpha=7", {"Peft": {"r": 4}}, "PEFT:alpha=3"))
+    assert not problems
+    assert [item.name for item in plugins.selected][:2] == ["neftune", "peft"]
+    assert (plugins.options()["peft"]["r"], plugins.options()["peft"]["alpha"]) == (4, 3)
+    assert select(chosen("neftune", "no:NEFTune"))[0].selected[0].name == "hf"
+
+
+def test_two_spellings_in_one_file_are_an_error_with_the_line_of_each(tmp_path):
+    path = tmp_path / "sft.yaml"
+    path.write_text("plugins:\n  NEFTune: {alpha: 3}\n  packing: {}\n  neftune: {alhpa: 4}\n")
+    source = read_yaml(path)
+    text = "\n".join(map(str, select(choices_from(source), source)[1]))
+    assert f"{path}:4, plugins.neftune: plugin neftune is set twice, first in {path}:2 as NEFTune -> remove one" in text
+
+
+def test_the_place_of_an_option_is_found_under_the_name_as_written(tmp_path):
+    path = tmp_path / "sft.yaml"
+    path.write_text("plugins:\n  NEFTune:\n    alhpa: 3\n")
+    source = read_yaml(path)
+    (problem,) = select(choices_from(source), source)[1]
+    assert str(problem) == f"{path}:3, plugins.NEFTune.alhpa: no such option -> did you mean 'alpha'?"
 
 
 def test_an_option_without_a_value_is_an_error():

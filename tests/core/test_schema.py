@@ -96,6 +96,7 @@ def test_a_value_of_the_sections_that_sftkit_accepts_is_valid(section, cls, monk
         {"data": ["a.jsonl", "b.jsonl"]},
         {"data": {"mix": {"a.jsonl": 3, "b.jsonl": "1.5"}, "eval": {"a": "c.jsonl", "b": ["d.jsonl"]}}},
         {"train": None, "plugins": None},
+        {"plugins": {"Flash-Attn": {"padding_free": True}, "NEFTune": None}},
         {"train": {"learning_rate": "2e-3", "save_strategy": False, "max_steps": 10.0, "lr_scheduler_kwargs": None}},
         {"plugins": ["packing", "neftune:alpha=2", "no:pad", {"peft": {"r": 8}}, {"packing": None}, {"hf": False}]},
         {"plugins": {"packing": None, "neftune": {"alpha": "5e-1"}, "pad": False, "loss": True, "no:checks": {}}},

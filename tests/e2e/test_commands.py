@@ -194,7 +194,7 @@ def test_a_plugin_in_the_file_is_dropped_from_the_command_line(in_process, tmp_p
 
 
 def test_plugins_as_json_lists_every_installed_one(cli, tmp_path):
-    output = json.loads(cli("plugins", "--json", cwd=tmp_path).stdout)
+    output = json.loads(cli("plugins", "--json", cwd=tmp_path).stdout)["plugins"]
     builtin = {point.name for point in metadata.distribution(DISTRIBUTION).entry_points if point.group == "sftkit"}
     assert builtin <= {item["name"] for item in output}
     packing = next(item for item in output if item["name"] == "packing")

@@ -59,7 +59,7 @@ def on_path(*directories: Path) -> dict[str, str]:
 
 def listed(fresh_cli, tmp_path, *directories):
     plugins = json.loads(fresh_cli("plugins", "--json", cwd=tmp_path, env=on_path(*directories)).stdout)
-    return {item["name"]: item for item in plugins}
+    return {item["name"]: item for item in plugins["plugins"]}
 
 
 @pytest.fixture

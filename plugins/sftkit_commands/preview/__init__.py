@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from sftkit.api import ConfigArguments, DataOption, ModelOption, PluginOption, pipeline_from
+from sftkit.api import ConfigArguments, DataOption, JsonOption, ModelOption, PluginOption, pipeline_from
+
+if TYPE_CHECKING:
+    from sftkit_commands.preview.rows import Row
 
 
 def preview(
@@ -16,34 +19,61 @@ def preview(
     plugin: PluginOption = None,
     model: ModelOption = "",
     data: DataOption = "",
-    split: Annotated[str, typer.Option("--split", "-s", help="train, or the name of an evaluation set.")] = "train",
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Number of rows, which form one batch.")] = 3,
-    row: Annotated[int, typer.Option("--row", min=1, help="Number of the first row to show.")] = 1,
+    split: Annotated[
+        str, typer.Option("--split", "-s", metavar="NAME", help="train, or the name of an evaluation set.")
+    ] = "train",
+    rows: Annotated[
+        int, typer.Option("--rows", "-n", min=1, metavar="N", help="Number of rows, which form one batch.")
+    ] = 3,
+    row: Annotated[int, typer.Option("--row", min=1, metavar="K", help="Number of the first row to show.")] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
-    html: Annotated[Optional[Path], typer.Option("--html", help="Write an HTML page instead.")] = None,  # noqa: UP045
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--html", metavar="FILE", help="Write an HTML page instead."),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show what the model sees and what it is trained on, from the batches of the training."""
+    """Show what the model sees and what it is trained on, from the batches of the training.
+
+    It takes the arguments of `sftkit run`, and reads no weights:
+
+        sftkit preview sft.yaml -p packing --rows 2
+        sftkit preview sft.yaml --split eval --row 40 --ids
+    """
+    from sftkit.api import note_lines, printing_json, show_json, working
+
     if not any(argument.startswith("model.init=") for argument in arguments or []):
         arguments = [*(arguments or []), "model.init=random"]  # a preview works without weights
-    pipeline = pipeline_from(arguments, plugin, model, data)
+    with printing_json(as_json), working("reading the configuration"):
+        prepared = pipeline_from(arguments, plugin, model, data).prepare()
 
-    from sftkit.api import console, note_lines
-    from sftkit_commands.preview.page import write_html
-    from sftkit_commands.preview.rows import read_batch
+        from sftkit_commands.preview.rows import read_batch
+
+        examples = _examples(prepared.data.splits, split, row - 1, rows)
+        shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
+        noted = note_lines({split: prepared.data.summary()[split]})
+    if html is not None:
+        from sftkit_commands.preview.page import write_html
+
+        write_html(html, shown, f"sftkit preview: {split}", ids, noted)
+    if as_json:
+        show_json({"split": split, "rows": [each.as_dict() for each in shown], "noted": noted})
+    elif html is None:
+        _print(shown, ids, noted)
+    else:
+        from sftkit.api import console
+
+        console().print(f"{len(shown)} rows of {split} written to {html}", markup=False)
+
+
+def _print(rows: list[Row], ids: bool, noted: list[str]) -> None:
+    from sftkit.api import console
     from sftkit_commands.preview.text import print_rows
 
-    prepared = pipeline.prepare()
-    examples = _examples(prepared.data.splits, split, row - 1, rows)
-    shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
-    noted = note_lines({split: prepared.data.summary()[split]})
     screen = console()
-    if html is None:
-        print_rows(screen, shown, ids)
-        for line in noted:
-            screen.print(f"\n{line}", markup=False)
-        return
-    write_html(html, shown, f"sftkit preview: {split}", ids, noted)
-    screen.print(f"{len(shown)} rows of {split} written to {html}", markup=False)
+    print_rows(screen, rows, ids)
+    for line in noted:
+        screen.print(f"\n{line}", markup=False)
 
 
 def _examples(splits: dict[str, Any], split: str, first: int, number: int) -> list[dict[str, Any]]:

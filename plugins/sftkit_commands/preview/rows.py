@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftkit.api import IGNORE_INDEX
@@ -34,6 +34,7 @@ class Piece:
         kind: what training does with it.
         weight: weight of its loss; 1 if it is not trained.
         opens: whether a later document of a packed row begins here.
+        special: whether it is a special token.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Piece:
     kind: Kind
     weight: float = 1.0
     opens: bool = False
+    special: bool = False
 
     @property
     def shown(self) -> str:
@@ -79,6 +81,10 @@ class Row:
     def documents(self) -> int:
         """Number of documents in the row."""
         return 1 + sum(piece.opens for piece in self.pieces)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for ``--json``."""
+        return asdict(self)
 
     @property
     def title(self) -> str:
@@ -138,13 +144,14 @@ def _pieces(columns: dict[str, list[Any]], length: int, tokenizer: PreTrainedTok
     while at < len(ids):
         if (end := _repeated(ids, kinds, at)) - at >= MANY and ids[at] in special:
             text = f"{tokenizer.convert_ids_to_tokens(ids[at])} x {end - at}"
-            pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
+            pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at], special=True))
             before, at = (end, end), end
             continue
         end, text = _readable(ids, before, at, tokenizer)
         if len({*zip(kinds[at:end], weights[at:end], strict=True)}) > 1 or any(opens[at + 1 : end]):
             end, text = at + 1, str(tokenizer.convert_ids_to_tokens(ids[at]))
-        pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
+        piece = (text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at])
+        pieces.append(Piece(*piece, special=ids[at] in special))
         before, at = (at, end), end
     return pieces
 

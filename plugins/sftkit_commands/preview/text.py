@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftkit_commands.preview.rows import LEGEND, WEIGHT_MEANING, Kind, Row
@@ -11,7 +12,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-STYLES: dict[Kind, str] = {"trained": "black on green", "context": "", "padding": "dim", "other": "black on red"}
+#: Blue and orange differ for colour-blind people too, and a background shows on dark and on light terminals.
+STYLES: dict[Kind, str] = {
+    "trained": "color(16) on color(153)",
+    "context": "",
+    "padding": "dim italic",
+    "other": "bold color(16) on color(214)",
+}
+SPECIAL: dict[Kind, str] = {**STYLES, "trained": "bold color(54) on color(153)", "context": "bold magenta"}
 #: The marks around tokens of a kind if there is no colour.
 MARKS: dict[Kind, tuple[str, str]] = {
     "trained": ("⟦", "⟧"),
@@ -23,22 +31,27 @@ MARKS: dict[Kind, tuple[str, str]] = {
 
 def print_rows(screen: Console, rows: Sequence[Row], ids: bool) -> None:
     """Print the legend and the rows; ``ids`` adds the token ids."""
-    colour = screen.is_terminal and not screen.no_color
+    from rich.text import Text
+
+    colour = screen.color_system is not None and not screen.no_color
     for kind, meaning in LEGEND.items():
         if kind == "other" and not any(row.count("other") for row in rows):
             continue
         before, after = ("", "") if colour else MARKS[kind]
-        screen.print(f"{before}{kind}{after}", style=STYLES[kind] if colour else "", markup=False, end="")
-        screen.print(f"  {meaning}", markup=False)
+        line = Text().append(f"{before}{kind}{after}", style=STYLES[kind] if colour else "")
+        screen.print(
+            line if meaning == kind else line.append(f"  {meaning.removeprefix(f'{kind}: ')}", style="not dim")
+        )
     if any(piece.weight != 1 for row in rows for piece in row.pieces):
         screen.print(f"×0.5  {WEIGHT_MEANING}", markup=False)
     for row in rows:
         screen.print(f"\n── {row.title}", style="bold", markup=False)
-        screen.print(as_text(row, ids, colour))
+        text = as_text(row, ids, colour)
+        screen.print(text[:-1] if text.plain.endswith("\n") else text)
 
 
 def as_text(row: Row, ids: bool, colour: bool) -> Text:
-    """A row for the terminal. A weight other than 1 follows its text, as ``×0.5``.
+    """A row for the terminal; padding is counted. A weight other than 1 follows its text, as ``×0.5``.
 
     Args:
         row: the row.
@@ -54,8 +67,11 @@ def as_text(row: Row, ids: bool, colour: bool) -> Text:
             text.append("\n──── next document ────\n", style="bold")
         before, after = ("", "") if colour else MARKS[kind]
         text.append(before)
+        if kind == "padding":
+            run = [replace(run[0], text=f"padding x {sum(len(piece.ids) for piece in run)}")]
         for piece in run:
-            text.append(piece.shown, style=STYLES[kind] if colour else "")
+            style = (SPECIAL if piece.special else STYLES)[kind]
+            text.append(piece.shown, style=style if colour else "")
             if ids:
                 text.append(f"[{' '.join(map(str, piece.shown_ids))}]", style="cyan" if colour else "")
         text.append(after)
