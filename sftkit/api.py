@@ -141,8 +141,10 @@ if TYPE_CHECKING:
         requirement_problem as requirement_problem,
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
+    from sftkit.run.completing import completion_problems as completion_problems
     from sftkit.run.directories import trained_runs as trained_runs
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
+    from sftkit.run.evaluation import Evaluation as Evaluation, Evaluator as Evaluator, base_name as base_name
     from sftkit.run.formatted import (
         SourceFormat as SourceFormat,
         prompt_ids as prompt_ids,
@@ -154,6 +156,11 @@ if TYPE_CHECKING:
     from sftkit.run.verdict import Status as Status, Verdict as Verdict
     from sftkit.training.arguments import use_one_device as use_one_device
     from sftkit.training.collate import Collator as Collator
+    from sftkit.training.completions import (
+        Completion as Completion,
+        HeldOut as HeldOut,
+        complete_prompts as complete_prompts,
+    )
     from sftkit.training.documents import difference_from_alone as difference_from_alone
     from sftkit.training.intercept import replaced_forward as replaced_forward
     from sftkit.training.loss import (
@@ -207,6 +214,7 @@ _MODULES = {
     # Training
     "training.loss": "HeadLoss LossResult OutputHead TokenLosses at_target minus_target",
     "training.trainer": "TokenLossTrainer",
+    "training.completions": "Completion HeldOut complete_prompts",
     "training.documents": "difference_from_alone",
     "training.trials": "Trial UnsuitedBatchError document_trials",
     "training.intercept": "replaced_forward",
@@ -218,8 +226,10 @@ _MODULES = {
     "memory.unloaded": "UnknownMemoryError auto_class model_config",
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
+    "run.completing": "completion_problems",
     "run.directories": "trained_runs",
     "run.distributed": "is_main_process rank world_size",
+    "run.evaluation": "Evaluation Evaluator base_name",
     "run.formatted": "SourceFormat prompt_ids source_formats",
     "run.pipeline": "Pipeline RunResult",
     "run.stages": "PreparedRun Stages Vocabulary",

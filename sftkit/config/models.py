@@ -1,4 +1,4 @@
-"""The configuration of a run: ``model``, ``data``, ``train``, ``run`` and ``plugins``."""
+"""The configuration of a run: ``model``, ``data``, ``train``, ``run``, ``evaluate`` and ``plugins``."""
 
 from __future__ import annotations
 
@@ -153,6 +153,19 @@ class RunSection(Section):
     )
 
 
+class EvaluateSection(Section):
+    """What evaluations compute besides the loss."""
+
+    metrics: list[str] = Field(
+        default_factory=list,
+        description="metrics of greedy completions, such as exact_match, or functions `module:function`",
+    )
+    rows: PositiveInt | None = Field(
+        128, description="metrics: held-out rows of each set that are completed, from the first; null for all"
+    )
+    max_new_tokens: PositiveInt = Field(128, description="metrics: maximum number of tokens of a completion")
+
+
 class RunConfig(Section):
     """A complete run, resolved from the file, the command line and the defaults. Its JSON form has no secrets."""
 
@@ -161,6 +174,9 @@ class RunConfig(Section):
     train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
     run: RunSection = Field(
         default_factory=lambda: RunSection.model_validate({}), description="how the run saves, stops and continues"
+    )
+    evaluate: EvaluateSection = Field(
+        default_factory=lambda: EvaluateSection.model_validate({}), description="what evaluations compute"
     )
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="the selected plugins in order, each with its options"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MOST = 2**31 - 1  # what every counter of torch and of the operating systems holds
 #: What every evaluation computes. A loss of a plugin may have further measures.
 METRICS = ("loss", "token_accuracy", "runtime", "samples_per_second", "steps_per_second")
+SPEEDS = METRICS[2:]
 SETS_FIX = "set data.eval, for instance data.eval=0.05"
 
 
@@ -111,12 +112,14 @@ class Surroundings:
         compute_metrics: whether the caller passed a function that computes metrics.
         open_metrics: whether callbacks or a plugin's loss may add metrics of any name.
         stops_early: whether an ``EarlyStoppingCallback`` was passed.
+        completing: the names under which ``evaluate.metrics`` are logged, as far as they are known.
     """
 
     sets: tuple[str, ...] = ()
     compute_metrics: bool = False
     open_metrics: bool = False
     stops_early: bool = False
+    completing: tuple[str, ...] = ()
 
 
 def value_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -139,6 +142,7 @@ def training_problems(config: RunConfig, around: Surroundings) -> list[Problem]:
         *_metrics(config, around),
         *_without_effect(config, around),
         *_skipping(config),
+        *_completing(config, around),
     ]
     return list({problem.key: problem for problem in reversed(found)}.values())[::-1]  # the first of each key
 
@@ -186,7 +190,7 @@ def _best_model(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
             )
             yield _problem("save_steps", what, "set train.save_steps to a multiple of train.eval_steps")
     if train_value(config, "metric_for_best_model") is None:
-        fix = f"set train.metric_for_best_model={metric_names(around.sets)[0]}"
+        fix = f"set train.metric_for_best_model={metric_names(around)[0]}"
         if saves == "best":
             yield _problem("save_strategy", "no metric says which model is the best", fix)
         if around.stops_early and not _needs_metric(config):
@@ -204,15 +208,15 @@ def best_metric(config: RunConfig) -> str:
     return str(name).removeprefix("eval_")
 
 
-def metric_names(sets: tuple[str, ...]) -> list[str]:
+def metric_names(around: Surroundings) -> list[str]:
     """The metrics of every evaluation, as they are logged. A single set has no name in them."""
-    prefixes = [f"eval_{name}_" for name in sets] if len(sets) > 1 else ["eval_"]
-    return [f"{prefix}{metric}" for prefix in prefixes for metric in METRICS]
+    prefixes = [f"eval_{name}_" for name in around.sets] if len(around.sets) > 1 else ["eval_"]
+    return [f"{prefix}{metric}" for prefix in prefixes for metric in (*METRICS, *around.completing)]
 
 
 def _metrics(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
     name = best_metric(config)
-    known = metric_names(around.sets)
+    known = metric_names(around)
     if not name or not around.sets or train_value(config, "eval_strategy") == "no" or f"eval_{name}" in known:
         return
     key = "metric_for_best_model" if "metric_for_best_model" in config.train else "load_best_model_at_end"
@@ -221,9 +225,22 @@ def _metrics(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
         what = f"with several evaluation sets, no metric is named eval_{name}"
         yield _problem(key, what, f"set train.metric_for_best_model to one set's metric, such as {', '.join(losses)}")
     elif not around.compute_metrics and not around.open_metrics:
-        plain = [metric for metric in known if metric.endswith(("loss", "accuracy"))]
+        plain = [metric for metric in known if not metric.endswith(SPEEDS)]
         fix = nearest(f"eval_{name}", plain) or f"the metrics are: {', '.join(plain)}"
         yield _problem(key, f"nothing computes the metric eval_{name}", fix)
+
+
+def _completing(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
+    """Metrics without rows to complete, and settings of completions without metrics."""
+    section = config.evaluate
+    if section.metrics and not around.sets:
+        key = ("evaluate", "metrics")
+        yield Problem("there are no held-out rows to complete", "evaluate.metrics", f"{SETS_FIX}, or remove it", key)
+    for name in ("rows", "max_new_tokens"):
+        default = type(section).model_fields[name].default
+        if not section.metrics and getattr(section, name) != default:
+            what, fix = "does nothing without evaluate.metrics", "set evaluate.metrics=[exact_match], or remove it"
+            yield Problem(what, f"evaluate.{name}", fix, ("evaluate", name))
 
 
 def _skipping(config: RunConfig) -> Iterator[Problem]:

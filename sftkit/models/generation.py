@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,22 +13,35 @@ from sftkit.models.inspect import evaluating
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 32
-
 
 def complete(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    before_batch: Callable[[], None] | None = None,
 ) -> list[str]:
     """Greedy completion of each prompt: text without special tokens and outer blanks.
 
     A completion ends at the tokenizer's or the model's end token, after ``max_new_tokens``, or where the model's
     positions end. Modes of the modules, gradients and random state are left as they were.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_new_tokens: where a completion ends at the latest.
+        batch_size: prompts that are completed together, padded on the left; those of similar length are together.
+        before_batch: called before each batch; what it raises ends the completing.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     completions = [""] * len(prompts)
     with evaluating(model):
-        for low in range(0, len(order), BATCH):
-            batch = order[low : low + BATCH]
+        for low in range(0, len(order), batch_size):
+            if before_batch is not None:
+                before_batch()
+            batch = order[low : low + batch_size]
             texts = _complete_batch(model, tokenizer, [prompts[index] for index in batch], max_new_tokens)
             for index, text in zip(batch, texts, strict=True):
                 completions[index] = text.strip()

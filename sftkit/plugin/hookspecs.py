@@ -3,7 +3,8 @@
 A run calls them like this; a test holds this listing against a real run::
 
     check_run                               # every problem of the configuration, before anything is read
-    model_options                           # two plugins that set one key are such a problem
+    metrics                                 # of completions; one name from two plugins is such a problem
+    model_options                           # and so is one key from two plugins
     load_tokenizer
     add_tokens
     for split in train, evaluation sets:    # or read back from the cache
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from sftkit.run.stages import PreparedRun
     from sftkit.run.verdict import Verdict
     from sftkit.training.collate import Collator
+    from sftkit.training.completion_metrics import Metric
     from sftkit.training.loss import HeadLoss
 
 hookspec = pluggy.HookspecMarker("sftkit")
@@ -74,6 +76,19 @@ class Hooks:
         Args:
             config: the run as resolved.
             plugins: the selected plugins; ``plugins.fillers("adapt_model")`` names those that fill a slot.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def metrics(self, config: RunConfig) -> Mapping[str, Metric]:
+        """Broadcast, merged: the metrics that ``evaluate.metrics`` may name. One name from two plugins is an error.
+
+        Args:
+            config: the run as resolved.
+
+        Returns:
+            Functions by name. Each takes a sequence of `Completion` and returns a number, or numbers by name. It may
+            have an attribute ``names``, the names of what it returns.
         """
         raise NotImplementedError
 

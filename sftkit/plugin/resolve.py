@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sftkit import demo
-from sftkit.config.models import DataSection, ModelSection, RunConfig, RunSection
+from sftkit.config.models import DataSection, EvaluateSection, ModelSection, RunConfig, RunSection
 from sftkit.config.source import SHORT, ConfigSource
 from sftkit.config.train_checks import value_problems
 from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only
@@ -48,22 +48,22 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     problems += wrong
     train, wrong = _train(source, trains)
     problems += wrong
-    run = RunSection.model_validate({})
-    if source.values.get("run") is not None:
-        run, wrong = _section(RunSection, "run", source)
-        problems += wrong
+    evaluate, wrong = _section(EvaluateSection, "evaluate", source)
+    problems += wrong
     plugins = None
     try:
         plugins, wrong = select([*choices_from(source), *choices], source)
         problems += wrong
     except ConfigError as error:
         problems += error.problems
-    if model and data and run and plugins:
+    if model and data and run and evaluate and plugins:
         if model.name == demo.NAME:
             model = model.model_copy(update={"name": str(demo.MODEL), "init": "random"})  # it has no weights
-        config = RunConfig(model=model, data=data, train=train, run=run, plugins=plugins.options())
+        sections = {"model": model, "data": data, "train": train, "run": run, "evaluate": evaluate}
+        config = RunConfig(**sections, plugins=plugins.options())
         # Plugins may import heavy packages to answer, so the configuration itself is checked first.
         problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]
+        problems = problems or _metric_problems(config, plugins, source)
         if not problems:
             return config, plugins
     raise ConfigError(problems)
@@ -137,6 +137,19 @@ def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) ->
         for problem in found or ():
             place = source.where(problem.key) if problem.key else problem.where
             problems.append(dataclasses.replace(problem, where=place or f"plugin {plugin}"))
+    return problems
+
+
+def _metric_problems(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> list[Problem]:
+    """The problems of the names in ``evaluate.metrics``; also of plugins that offer one name."""
+    known, where = plugins.metrics(config), source.where(("evaluate", "metrics"))
+    problems = []
+    for name in dict.fromkeys(config.evaluate.metrics):
+        if name not in known:
+            fix = nearest(name, known) or f"the metrics are: {', '.join(known)}; or name a function as module:function"
+            problems.append(Problem(f"there is no metric {name!r}", where, fix))
+        elif config.evaluate.metrics.count(name) > 1:
+            problems.append(Problem(f"the metric {name} is listed twice", where, "list it once"))
     return problems
 
 

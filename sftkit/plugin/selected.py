@@ -13,7 +13,7 @@ from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.base import Plugin
 
 #: Selected unless dropped with ``no:NAME``; any other plugin on their slots overrides them.
-DEFAULTS = ("hf", "formats", "pad", "checks")
+DEFAULTS = ("hf", "formats", "pad", "metrics", "checks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,27 @@ class PluginSet:
                     fix = f"set it in one place only, or drop plugin {plugin}"
                     problems.append(Problem(f"both {owner[key]} and plugin {plugin} set {key!r}", "model options", fix))
                 merged[key], owner[key] = value, f"plugin {plugin}"
+        if problems:
+            raise ConfigError(problems)
+        return merged
+
+    def metrics(self, config: Any) -> dict[str, Any]:
+        """The functions of every plugin's ``metrics``, by name.
+
+        Raises:
+            ConfigError: if two plugins offer one name.
+        """
+        merged: dict[str, Any] = {}
+        owner: dict[str, str] = {}
+        problems = []
+        for plugin, functions in self.hook.metrics(config=config):
+            for name in (functions or {}).keys() & merged.keys():
+                fix = f"drop plugin {plugin} or {owner[name]}"
+                problems.append(
+                    Problem(f"plugins {owner[name]} and {plugin} both have a metric {name}", "plugins", fix)
+                )
+            merged |= functions or {}
+            owner |= dict.fromkeys(functions or {}, plugin)
         if problems:
             raise ConfigError(problems)
         return merged

@@ -8,6 +8,7 @@ from typing import Any
 
 from sftkit.config.models import DataSection, ModelSection
 from sftkit.config.resume_fields import FOLLOWS_METRIC, FREE_DATA, LENGTH, depends_on_length, length_of
+from sftkit.config.train_checks import METRICS
 from sftkit.config.train_fields import training_fields
 from sftkit.errors import Problem, nearest
 from sftkit.plugin.registry import discover, installed_name
@@ -15,6 +16,8 @@ from sftkit.run.distributed import world_size
 
 WEIGHTS, WORLD_SIZE = "model.weights", "world_size"
 MISSING = "not set"
+#: Keys of the section ``evaluate`` on which metrics of completions depend.
+COMPLETING = ("rows", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def unknown_names(allowed: Iterable[str], plugins: Iterable[str]) -> Iterator[Pr
     known = ["model", WEIGHTS, "data", "train", "plugins", WORLD_SIZE]
     for section, fields in (("model", ModelSection.model_fields), ("data", DataSection.model_fields)):
         known += [f"{section}.{name}" for name in fields]
+    known += ["evaluate", *(f"evaluate.{name}" for name in COMPLETING)]
     known += [f"train.{name}" for name in training_fields()]
     chosen = [f"plugins.{name}" for name in plugins]
     for name in allowed:
@@ -82,6 +86,9 @@ def configuration_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Ite
     """
     for section, free in (("model", frozenset[str]()), ("data", FREE_DATA)):
         yield from _differences(section, old["config"][section], new["config"][section], free)
+    if not str(new["config"]["train"].get("metric_for_best_model") or "loss").endswith(METRICS):
+        one, other = ({key: each["config"].get("evaluate", {}).get(key) for key in COMPLETING} for each in (old, new))
+        yield from _differences("evaluate", one, other)
     before, after = old["config"]["plugins"], new["config"]["plugins"]
     for name in sorted({*before, *after}):
         if name in before and name in after:

@@ -13,6 +13,7 @@ from sftkit.config.train_checks import Surroundings
 from sftkit.errors import Problem
 from sftkit.models.adapt import loaded_model_problems
 from sftkit.models.precision import precision_problems
+from sftkit.training.completion_metrics import plain_name
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -34,12 +35,17 @@ class RunInputs:
     def surroundings(self, config: RunConfig, plugins: PluginSet) -> Surroundings:
         """What the section ``train`` has to fit."""
         stopping = [item for item in self.callbacks if stops_early(item)]
+        functions = chosen_metrics(config, plugins)
         return Surroundings(
             sets=self._sets(config),
             compute_metrics=self.compute_metrics is not None,
             open_metrics=len(stopping) < len(self.callbacks)
-            or bool(plugins.fillers("make_loss") | plugins.fillers("trainer_callbacks")),
+            or bool(plugins.fillers("make_loss") | plugins.fillers("trainer_callbacks"))
+            or not all(hasattr(function, "names") for function in functions.values()),
             stops_early=bool(stopping),
+            completing=tuple(
+                value for name, each in functions.items() for value in getattr(each, "names", (plain_name(name),))
+            ),
         )
 
     def _sets(self, config: RunConfig) -> tuple[str, ...]:
@@ -67,6 +73,12 @@ class RunInputs:
             what = f"the model is loaded already, so {', '.join(options)} cannot be passed to from_pretrained"
             problems.append(Problem(what, "model", "pass the model's name, or load it with these options yourself"))
         return problems
+
+
+def chosen_metrics(config: RunConfig, plugins: PluginSet) -> dict[str, Any]:
+    """The functions that ``evaluate.metrics`` names, by name."""
+    known = plugins.metrics(config) if config.evaluate.metrics else {}
+    return {name: known[name] for name in config.evaluate.metrics}
 
 
 def _read_and_written(config: RunConfig) -> list[Problem]:

@@ -68,6 +68,7 @@ class Pipeline:
         data: file, glob, directory or hub name, the mapping of the section ``data``, or a loaded Dataset,
             DatasetDict or list of rows.
         eval: held-out data, as ``data``; or a fraction of it, or a dict of several sets.
+        evaluate: the mapping of the section ``evaluate``, such as ``{"metrics": ["rouge"]}``.
         plugins: names (``"neftune:alpha=10"``, ``"no:pad"``), plugin objects, or one-key mappings of name to options.
         train: fields of `transformers.TrainingArguments`.
         config: path of a YAML file, or a mapping of all sections; the other arguments override it.
@@ -91,6 +92,7 @@ class Pipeline:
         data: Any = None,
         *,
         eval: Any = None,
+        evaluate: Mapping[str, Any] | None = None,
         plugins: Iterable[str | Plugin | Mapping[str, Any]] = (),
         train: Mapping[str, Any] | None = None,
         config: str | Path | Mapping[str, Any] | ConfigSource | None = None,
@@ -109,7 +111,7 @@ class Pipeline:
         self._inputs = RunInputs(
             **inputs, collator=collator, callbacks=tuple(callbacks), compute_metrics=compute_metrics
         )
-        for key, value in {**named, ("train",): train}.items():
+        for key, value in {**named, ("train",): train, ("evaluate",): evaluate}.items():
             if value is not None:
                 self._source.set(key, copy.copy(value), "Pipeline()")
         self._source.values.setdefault("train", {})

@@ -63,9 +63,16 @@ class PreparedRun:
     collator_plugin: str = ""
 
     def verdicts(self) -> list[Verdict]:
-        """The plugins' verdicts on this run."""
+        """The plugins' verdicts on this run, and those on the completion of held-out rows."""
+        from sftkit.run.completing import completion_problems
+        from sftkit.run.verdict import Verdict
+
         stage("checking the run")
-        return [verdict for _, found in self.plugins.hook.check_prepared(run=self) for verdict in found or ()]
+        found = [verdict for _, found in self.plugins.hook.check_prepared(run=self) for verdict in found or ()]
+        if self.config.evaluate.metrics:
+            problems = completion_problems(self, self.config.evaluate.rows, self.data.eval)
+            found += [Verdict("completions", "wrong", each.what, each.fix, each.where) for each in problems]
+        return found
 
 
 @dataclass(frozen=True)
@@ -131,11 +138,12 @@ class Stages:
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
 
     def prepare_held_out(self, tokenizer: Any, processor: Any = None) -> PreparedData:
-        """Only the held-out examples; not for a fraction of the training data."""
+        """Only the held-out examples."""
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources
 
-        sources = load_sources(self.config, [], self.inputs.eval)
+        train = self.inputs.train if isinstance(self.config.data.eval, float) else []
+        sources = load_sources(self.config, train, self.inputs.eval)
         del sources["train"]
         return prepare(sources, tokenizer, self.config, self.plugins, processor)
 

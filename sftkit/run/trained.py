@@ -61,6 +61,7 @@ def load_trained(
     quantized: bool = True,
     plugins: Iterable[str] = (),
     device: str | None = None,
+    tokenizer: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> TrainedModel:
     """Load the model of a run, of a checkpoint in one, or any other model, with the plugins that loaded it for the run.
@@ -72,6 +73,7 @@ def load_trained(
         quantized: whether a base model that the run quantized is quantized again; else it is loaded in ``dtype``.
         plugins: further plugins that load it, as for ``--plugin``; ``no:NAME`` leaves out one of the run.
         device: where to put the model; by default the first accelerator, else the CPU.
+        tokenizer: directory or hub name of another tokenizer, such as that of a run with this base model.
         trust_remote_code: whether code that comes with the model may run; a run that allowed it is no permission.
 
     Raises:
@@ -85,12 +87,13 @@ def load_trained(
     selected = _loaders([*choices, *choices_from(ConfigSource({"plugins": list(plugins)}))], quantized)
     section |= {"name": str(name), "trust_remote_code": trust_remote_code} | ({"dtype": dtype} if dtype else {})
     section |= _base_section(str(name), None if base is None else str(base))
+    section |= {"tokenizer": str(tokenizer)} if tokenizer else {}
     config = _checked(section, _precision(manifest), selected)
-    tokenizer, processor = split_processor(selected.hook.load_tokenizer(config=config))
-    model = _load(config, selected, tokenizer, base_of(str(name))[0] if base is None else str(base))
+    loaded, processor = split_processor(selected.hook.load_tokenizer(config=config))
+    model = _load(config, selected, loaded, base_of(str(name))[0] if base is None else str(base))
     if not getattr(model, "hf_device_map", None):
         model.to(device or _first_device())
-    return TrainedModel(str(name), model.eval(), tokenizer, processor, manifest)
+    return TrainedModel(str(name), model.eval(), loaded, processor, manifest)
 
 
 def _saved(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[Choice]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
-from sftkit.run.inputs import stops_early
+from sftkit.run.inputs import chosen_metrics, stops_early
 from sftkit.run.saving import prepare_saving
 from sftkit.run.stages import reduced_activations
 
@@ -39,6 +39,7 @@ def make_trainer(
     from transformers import PrinterCallback, set_seed
 
     from sftkit.training.arguments import training_arguments
+    from sftkit.training.completion_metrics import CompletionMetrics
     from sftkit.training.finite import FiniteSteps
     from sftkit.training.progress import ProgressCallback
     from sftkit.training.stopping import StopCallback
@@ -56,9 +57,11 @@ def make_trainer(
     sets = list(data.eval.values())
     loss, callbacks = stages.make_loss(model), [*stages.callbacks(), *stages.inputs.callbacks]
     _check_stopping(callbacks, arguments)
+    functions = chosen_metrics(config, prepared.plugins)
     with _hub_errors():
         trainer = TokenLossTrainer(
             loss=loss,
+            completing=CompletionMetrics(functions, config.evaluate) if functions else None,
             model=model,
             args=arguments,
             data_collator=prepared.collator,

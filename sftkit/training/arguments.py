@@ -36,6 +36,8 @@ def argument_values(config: RunConfig, has_eval: bool, metrics: bool = False) ->
     strange = bool(best_metric(config)) and not best_metric(config).endswith(METRICS)
     if has_eval and strange and train_value(config, "eval_strategy") != "no":
         values["eval_on_start"] = True  # whether anything computes the metric is known before the first step
+    if has_eval and config.evaluate.metrics:  # also shows that each can be computed, and its value before the training
+        values["eval_on_start"] = True
     values |= {
         name: copy.deepcopy(value) for name, value in config.train.items()
     }  # some are changed when they are read

@@ -14,6 +14,7 @@ from sftkit.data.stream import Stream
 from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import ROWS, Batch, WithPositions, window_weight
+from sftkit.training.completion_metrics import CompletionMetrics
 from sftkit.training.evaluation import RowSums, require_metric, token_means
 from sftkit.training.head import LossHead
 from sftkit.training.loaders import (
@@ -43,6 +44,7 @@ class TokenLossTrainer(SavingTrainer):
     Args:
         loss: the loss to minimise; with None it is the model's own, as in the stock Trainer.
         data_collator: makes the batches.
+        completing: computes metrics of completions at each evaluation; None for no such metrics.
         arguments: of `GuardedTrainer` and `transformers.Trainer`.
     """
 
@@ -51,13 +53,20 @@ class TokenLossTrainer(SavingTrainer):
     train_dataset: Any
     eval_dataset: Any
 
-    def __init__(self, *, loss: HeadLoss | None, data_collator: Any, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        loss: HeadLoss | None,
+        data_collator: Any,
+        completing: CompletionMetrics | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(data_collator=data_collator, **arguments)
         if loss is not None:  # it is divided by the trained tokens of the window
             self.model_accepts_loss_kwargs = True
             self.loss_is_scaled_for_ga = True
             self._loss_shifts_labels = True
-        self._loss = loss
+        self._loss, self._completing = loss, completing
         self._head: LossHead | None = None
         # The loss is that of the model or of a subclass.
         self._own_loss = loss is None or type(self).compute_loss is not TokenLossTrainer.compute_loss
@@ -234,6 +243,8 @@ class TokenLossTrainer(SavingTrainer):
         for name, mean in token_means(sums).items():
             if name != "loss" or not self._own_loss:
                 output.metrics[f"{metric_key_prefix}_{name}"] = mean
+        if self._completing is not None:
+            output.metrics.update(self._completing.measure(self, dataloader.dataset, metric_key_prefix))
         loss = output.metrics.get(f"{metric_key_prefix}_loss", 0.0)
         if not math.isfinite(loss):
             logger.warning("%s_loss is %s after step %d", metric_key_prefix, loss, self.state.global_step)

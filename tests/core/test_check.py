@@ -227,7 +227,7 @@ def test_the_command_accepts_the_embedded_run_and_exits_with_2_when_wrong(cli, t
     assert {verdict["status"] for verdict in checked["verdicts"]} == {"ok"}
     assert checked["data"]["train"]["rows"] > 0
     monkeypatch.chdir(tmp_path)
-    small = ("check", "data.eval=null", "train.eval_on_start=false", "-p", "no:samples")
+    small = ("check", "data.eval=null", "evaluate=null", "train.eval_on_start=false", "-p", "no:samples")
     right = CliRunner().invoke(app, small)
     assert right.exit_code == 0
     assert "nothing is wrong" in right.output

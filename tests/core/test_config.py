@@ -160,7 +160,7 @@ def test_errors_are_reported_without_importing_torch_or_transformers(tmp_path):
 
 def test_the_schema_covers_all_sections_training_arguments_and_plugins():
     schema = config_schema()["properties"]
-    assert set(schema) == {"model", "data", "train", "run", "plugins"}
+    assert set(schema) == {"model", "data", "train", "run", "evaluate", "plugins"}
     assert schema["train"]["properties"]["learning_rate"]["type"] == ["number", "string"]
     named = schema["plugins"]["anyOf"][0]["properties"]
     assert set(named) == set(discover())

@@ -15,7 +15,7 @@ from sftkit import DISTRIBUTION, demo
 
 HEAVY = {"torch", "transformers", "datasets", "peft", "numpy"}
 #: The embedded model and data, as little of them as trains.
-SMALL = ("-p", "no:samples", "data.eval=null", "train.eval_on_start=false", "data.max_length=64")
+SMALL = ("-p", "no:samples", "data.eval=null", "evaluate=null", "train.eval_on_start=false", "data.max_length=64")
 BAD = """\
 modle: x
 model: {name: demo, init: random}

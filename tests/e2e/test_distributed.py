@@ -44,8 +44,24 @@ VISION += ["train.gradient_checkpointing=true", "train.train_sampling_strategy=s
 VISION += ["train.save_strategy=no", "train.eval_strategy=no"]
 
 
+#: A metric that finds every row once, in order, and shows what each process wrote.
+LETTERS = """
+def letters(completions):
+    assert [each.row for each in completions] == list(range(9))
+    return {f"letters_{each.row}": len(each.text) for each in completions}
+"""
+
+
 def embedded(plugin: str) -> list[str]:
-    return ["-p", plugin, "-p", "no:samples", "train.max_steps=3"]
+    completing = ["evaluate.metrics=[letters:letters]", "evaluate.rows=9", "evaluate.max_new_tokens=5"]
+    return [
+        "-p",
+        plugin,
+        "-p",
+        "no:samples",
+        "train.max_steps=3",
+        *(completing if plugin == "packing" else ["evaluate=null"]),
+    ]
 
 
 def metrics(directory: Path) -> dict[str, float]:
@@ -78,6 +94,7 @@ def runs(tmp_path_factory):
     seen = {"image": "red.png", "messages": [{"role": "user", "content": "<image>What?"}, answer]}
     unseen = {"image": None, "messages": [{"role": "user", "content": "What?"}, answer]}
     (place / "images.jsonl").write_text("\n".join(map(json.dumps, [seen, unseen] * 2)))
+    (place / "letters.py").write_text(LETTERS)
     packed = [*embedded("packing"), "train.per_device_train_batch_size=4"]
     wanted = {"packing": packed, "first": STREAM, "second": STREAM, "vision": VISION}
     gloo = ["train.use_cpu=true", "train.ddp_backend=gloo"]

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
+from sftkit import Pipeline
 from sftkit.api import complete
-from sftkit.errors import ConfigError, DataError
 from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.samples import Samples
-from sftkit_plugins.samples.callback import CompleteSamples, held_out, last_completion
+from sftkit_plugins.samples.callback import CompleteSamples, held_out, show
 
 IGNORE = -100
 TOKENIZER = tiny_tokenizer()
@@ -59,21 +59,35 @@ def written(directory):
     return [json.loads(line) for line in (directory / "samples.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_a_model_that_learned_its_rows_matches_them_exactly(tmp_path):
-    trainer = train(tmp_path, Samples(), model=tiny_model("llama"), max_steps=60)
-
-    rates = [(entry["step"], entry["eval_exact_match"]) for entry in trainer.state.log_history if len(entry) == 2]
-    assert rates == [(0, 0.0), (60, 1.0)]
-
-
-def test_samples_are_written_with_both_completions(tmp_path):
-    train(tmp_path, Samples(shown=2), model=tiny_model("llama"), max_steps=60)
+def test_samples_are_written_with_the_completions_of_each_evaluation(tmp_path):
+    options = {"max_steps": 60, "eval_strategy": "steps", "eval_steps": 30}
+    trainer = train(tmp_path, Samples(rows=2), model=tiny_model("llama"), **options)
 
     rows = written(tmp_path)
     assert [(row["prompt"], row["reference"]) for row in rows] == list(QUESTIONS.items())[:2]
-    assert [row["after"] for row in rows] == [row["reference"] for row in rows]
-    assert all(row["before"] != row["reference"] for row in rows)
-    assert [(row["exact_before"], row["exact_after"]) for row in rows] == [(False, True)] * 2
+    for row in rows:
+        assert [made["step"] for made in row["completions"]] == [0, 30, 60]
+        assert row["completions"][0]["text"] != row["completions"][-1]["text"] == row["reference"]
+        assert [made["exact"] for made in row["completions"]][::2] == [False, True]
+    assert not [entry for entry in trainer.state.log_history if "eval_exact_match" in entry]
+
+
+def test_the_last_completion_is_that_of_the_best_model(tmp_path):
+    options = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    worst = {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "loss"}
+    train(tmp_path, Samples(rows=1), model=tiny_model("llama"), **options, **worst)
+
+    (row,) = written(tmp_path)
+    assert [made["step"] for made in row["completions"]] == [0, 1, 2, 3, 1]
+    assert row["completions"][-1]["text"] == row["completions"][1]["text"]
+
+
+def test_samples_are_shown_at_the_end(capsys):
+    made = [{"step": 0, "text": "Rome", "exact": False}, {"step": 9, "text": "Paris", "exact": True}]
+    show([{"prompt": "What is it?", "reference": "Paris", "completions": made}])
+
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("What is it?", "Rome", "Paris"))
 
 
 def test_training_is_bitwise_the_same_with_and_without_samples(tmp_path):
@@ -124,64 +138,51 @@ def test_a_completion_stops_at_the_models_last_position():
     assert complete(model, TOKENIZER, [list(range(3, 17))], 64) != [""]
 
 
-def test_the_reference_is_the_last_trained_run_of_tokens():
-    ids = list(range(10, 18))
-    labels = [IGNORE, 11, 12, IGNORE, IGNORE, 15, 16, IGNORE]
-
-    assert last_completion({"input_ids": ids, "labels": labels}) == ([10, 11, 12, 13, 14], [15, 16])
-
-
-def test_rows_without_prompt_or_trained_tokens_are_skipped():
-    assert last_completion({"input_ids": [5, 6], "labels": [5, 6]}) is None
-    assert last_completion({"input_ids": [5, 6], "labels": [IGNORE, IGNORE]}) is None
-
-
 class Loader:
     def __init__(self, dataset):
         self.dataset = dataset
 
 
 def test_the_number_of_completed_rows_is_limited():
-    assert len(held_out(Loader(Dataset.from_list(HELD_OUT * 3)), rows=4)) == 4
+    assert len(held_out(Loader(Dataset.from_list(HELD_OUT * 3)), rows=4).prompts) == 4
 
 
 def test_the_first_of_several_sets_is_used():
     sets = {"a": Dataset.from_list(HELD_OUT[:1]), "b": Dataset.from_list(HELD_OUT)}
 
-    assert len(held_out(Loader(sets), rows=9)) == 1
+    assert len(held_out(Loader(sets), rows=9).prompts) == 1
 
 
-def test_packed_evaluation_data_is_refused():
-    packed = Dataset.from_list([{**row, "position_ids": list(range(len(row["labels"])))} for row in HELD_OUT])
+def test_a_resumed_run_keeps_the_completions_up_to_its_checkpoint(tmp_path):
+    steps = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    train(tmp_path, Samples(), model=tiny_model("llama"), max_steps=2, **steps)
+    before = [row["completions"][:2] for row in written(tmp_path)]
 
-    with pytest.raises(ConfigError, match="not packed"):
-        held_out(Loader(packed), rows=9)
+    resume = str(tmp_path / "checkpoint-1")
+    train(tmp_path, Samples(), model=tiny_model("llama"), max_steps=3, resume=resume, **steps)
 
-
-def test_held_out_rows_without_any_completion_are_refused():
-    with pytest.raises(DataError, match="trained token"):
-        held_out(Loader(Dataset.from_list([{"input_ids": [5], "labels": [IGNORE]}])), rows=9)
-
-
-def test_a_resumed_run_keeps_the_completions_before_training(tmp_path):
-    train(tmp_path, Samples(), model=tiny_model("llama"), max_steps=2, save_strategy="steps", save_steps=1)
-    before = [row["before"] for row in written(tmp_path)]
-
-    resumed = train(tmp_path, Samples(), max_steps=3, resume=str(tmp_path / "checkpoint-1"), model=tiny_model("llama"))
-
-    assert [row["before"] for row in written(tmp_path)] == before
-    assert [e["step"] for e in resumed.state.log_history if "eval_exact_match" in e] == [0, 3]
+    rows = written(tmp_path)
+    assert [row["completions"][:2] for row in rows] == before
+    assert [made["step"] for made in rows[0]["completions"]] == [0, 1, 2, 3]
 
 
 def test_only_one_process_writes(tmp_path):
-    class State:
-        is_world_process_zero = False
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state, callback = TrainerState(is_world_process_zero=False), CompleteSamples(8, 4)
 
-    CompleteSamples(8, 5, 4)._write(
-        TrainingArguments(output_dir=str(tmp_path), use_cpu=True), State(), TOKENIZER, "before", []
-    )
+    trainer = {"eval_dataloader": Loader(Dataset.from_list(HELD_OUT)), "model": tiny_model("llama")}
+    callback.on_train_begin(arguments, state, None, processing_class=TOKENIZER, **trainer)
 
     assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_held_out_rows_without_a_completion_are_a_wrong_verdict():
+    texts = [{"text": "Rome is the capital of Italy."}] * 2
+    inputs = {"model": tiny_model(), "tokenizer": TOKENIZER, "data": texts, "eval": texts}
+    run = Pipeline(**inputs, plugins=["samples", "no:checks"], train={"use_cpu": True}).prepare()
+
+    (verdict,) = run.verdicts()
+    assert (verdict.status, verdict.name) == ("wrong", "samples")
 
 
 def test_a_run_without_held_out_rows_is_refused_before_anything_is_read():

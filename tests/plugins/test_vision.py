@@ -335,6 +335,17 @@ def test_plugins_that_do_not_support_images_are_refused(plugin: str) -> None:
     assert any("image" in problem.what for problem in pipeline.check())
 
 
+def test_metrics_of_completions_are_refused_with_images() -> None:
+    model, processor = tiny_vision_model()
+    rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]
+    inputs = {"model": model, "data": rows, "eval": rows, "tokenizer": processor, "plugins": ["vision"]}
+    (problem,) = Pipeline(**inputs, evaluate={"metrics": ["exact_match"]}).check()
+    assert (problem.where, problem.what) == (
+        "Pipeline(), evaluate.metrics",
+        "rows are completed from their tokens alone, without images",
+    )
+
+
 def test_a_template_without_images_is_refused() -> None:
     model, processor = tiny_vision_model()
     rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]

@@ -72,6 +72,9 @@ class Vision(Plugin):
         for name, why in UNSUITED.items():
             if name in config.plugins:
                 yield Problem(why, f"plugin {name}", f"drop plugin {name} or vision", ("plugins", name))
+        if config.evaluate.metrics:
+            why, key = "rows are completed from their tokens alone, without images", ("evaluate", "metrics")
+            yield Problem(why, "evaluate.metrics", "remove it, or drop plugin vision", key)
         if config.plugins.get("flash_attn", {}).get("padding_free"):
             why = "padding-free rows hold several examples, but models locate images by row"
             fix = "set padding_free: false"

@@ -60,10 +60,11 @@ def test_values_before_training_keep_their_name(make_run, held_out):
 @pytest.mark.parametrize("none", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}], ids=str)
 def test_a_run_without_steps_evaluates_completely_and_saves_no_model(make_run, held_out, distance, tmp_path, none):
     sets = {"a": held_out, "b": held_out[:3]}
-    result = make_run(eval=sets, train=none, plugins=["samples:rows=2,max_new_tokens=4"]).run()
+    evaluate = {"metrics": ["exact_match"], "max_new_tokens": 4}
+    result = make_run(eval=sets, train=none, plugins=["samples:rows=2,max_new_tokens=4"], evaluate=evaluate).run()
     assert distance(result.model, tiny_model()) == 0
-    expected = {f"eval_{name}_{measure}" for name in sets for measure in ("loss", "token_accuracy")}
-    assert set(result.metrics) == {*expected, "eval_exact_match"}
+    expected = {f"eval_{name}_{measure}" for name in sets for measure in ("loss", "token_accuracy", "exact_match")}
+    assert set(result.metrics) == expected
     assert result.status == "evaluated"
     assert {path.name for path in result.directory.iterdir()} == {"manifest.json", "log.jsonl", "samples.jsonl"}
     manifest = manifest_of(result)
@@ -145,8 +146,9 @@ def test_callbacks_stop_early_on_one_of_several_sets_and_samples_complete_the_fi
     assert last == best + 1 < 8
     samples = [json.loads(line) for line in (result.directory / "samples.jsonl").read_text().splitlines()]
     assert {sample["prompt"] for sample in samples} == {"### Question: "}
-    again = evaluated(make_run, result.model, sets, plugins=["samples:rows=3,max_new_tokens=4"])
-    for name in ("eval_a_loss", "eval_b_loss", "eval_exact_match"):
+    assert samples[0]["completions"][-1]["step"] == best
+    again = evaluated(make_run, result.model, sets)
+    for name in ("eval_a_loss", "eval_b_loss"):
         assert result.metrics[name] == pytest.approx(again[name], rel=1e-5)
 
 

@@ -72,8 +72,9 @@ REFUSED = {
     "early stopping without evaluation": (
         {"metric_for_best_model": "loss"}, {**ONE, "callbacks": [EarlyStoppingCallback]}, "eval_strategy", "evaluations",
     ),
-    "the metric of samples": (
-        {**BEST, "metric_for_best_model": "exact_match"}, {**ONE, "plugins": ["samples"]}, "metric_for_best_model", "ends",
+    "metric that is not computed": (
+        {**BEST, "metric_for_best_model": "exact_match"}, {**ONE, "evaluate": {"metrics": ["rouge"]}},
+        "metric_for_best_model", "nothing computes the metric eval_exact_match",
     ),
     "plateau without evaluation": ({"lr_scheduler_type": "reduce_lr_on_plateau"}, {}, "lr_scheduler_type", "evaluations"),
     "integration that is not there": ({"report_to": "neptune"}, {}, "report_to", "pip install neptune"),
