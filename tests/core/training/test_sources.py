@@ -85,7 +85,7 @@ def test_the_manifest_counts_the_tokens_of_each_source(tmp_path, files):
 
 
 def test_a_stream_gives_the_sources_of_its_tokens_only_on_request(files):
-    mix = {path: 1 for path in files.values()}
+    mix = dict.fromkeys(files.values(), 1)
     data = {"mix": mix, "streaming": True, "window": 16, "max_length": 64}
     run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=data, train={"max_steps": 1})
     stream = run.prepare().data.train
