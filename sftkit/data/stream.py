@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 Position = dict[str, Any]
+SHOWN = 32  # rows of the first window that are kept to be shown
 
 
 class FirstWindow(NamedTuple):
@@ -39,10 +40,12 @@ class FirstWindow(NamedTuple):
     Attributes:
         stats: statistics of the examples that were made for it.
         counts: what was done to their rows.
+        rows: the first rows that are ready for the collator.
     """
 
     stats: DatasetStats
     counts: Counter[str]
+    rows: list[dict[str, Any]]
 
 
 class Stream(IterableDataset):
@@ -121,7 +124,7 @@ class Stream(IterableDataset):
             DataError: for a malformed row, or a first window with nothing to train on.
         """
         for row in self.with_sources():
-            yield {name: values for name, values in row.items() if name != SOURCES}
+            yield _without_sources(row)
 
     def with_sources(self) -> Iterator[dict[str, Any]]:
         """As an iteration; with several sources, the examples also have the column ``sources``."""
@@ -178,8 +181,13 @@ class Stream(IterableDataset):
             tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
-                self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT])), None
+                shown = [_without_sources(row) for table in tables for row in _rows(table.slice(0, SHOWN))][:SHOWN]
+                self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT]), shown), None
             yield position, tables
+
+
+def _without_sources(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: values for name, values in row.items() if name != SOURCES}
 
 
 def _numbered(parts: list[Examples]) -> list[Examples]:
