@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sftkit_commands.report.reading import Run
@@ -14,8 +14,8 @@ LINE: Style = "line"
 POINTS: Style = "points"
 #: Logged values that are charts of their own, or no measure of the model.
 NO_MEASURES = re.compile(
-    r"^(step|time|epoch|trained_tokens|total_flos|train_\w+|save_share|.*(_runtime|_per_second|_time|seconds)"
-    r"|(eval_)?loss(_.*)?|learning_rate|grad_norm|memory)$"
+    r"^(step|time|epoch|trained_tokens|total_flos|train_\w+|saves|save_share|skipped_steps|.*(_runtime|_per_second|_time|seconds)"
+    r"|loss|learning_rate|grad_norm|memory)$"
 )
 
 
@@ -66,16 +66,15 @@ def charts_of(runs: Sequence[Run]) -> list[Chart]:
     chosen = [*(_compared(runs) if len(runs) > 1 else _losses(runs[0])), *_by_source(runs)]
     chosen += [_over_runs(runs, values) for values in PLAIN]
     chosen += _others(runs)
-    return [chart for chart in chosen if any(one.points for one in chart.series)]
+    # a name identifies the chart in the page, where it has no spaces or quotes
+    return [replace(chart, name=re.sub(r"[^\w-]+", "_", chart.name)) for chart in chosen if chart.series]
 
 
 def _losses(run: Run) -> Iterator[Chart]:
     loss = values_of(run.log, "loss")
     lines = [series("training", loss, "faint", 0), series("training, smoothed", smooth(loss), "line", 0)]
     for number, name in enumerate(_eval_losses([run])):
-        label = name.removeprefix("eval_").removesuffix("loss").strip("_")
-        label = f"evaluation {label}".strip()
-        lines.append(series(label, values_of(run.log, name), "points", number + 1))
+        lines.append(series(f"evaluation{_set_of(name)}", values_of(run.log, name), "points", number + 1))
     meaning = (
         "The mean loss of the trained tokens. Training: since the last entry. Smoothed: a moving average. "
         "Evaluation: over the whole set."
@@ -94,26 +93,35 @@ def _compared(runs: Sequence[Run]) -> Iterator[Chart]:
     meaning = "The mean loss of the trained tokens since the last entry; the strong lines are moving averages."
     yield Chart("loss", "Training loss", meaning, "loss", _filled(lines))
     for name in _eval_losses(runs):
-        title = "Evaluation loss" if name == "eval_loss" else f"Evaluation loss: {name[5:-5]}"
         meaning = "The mean loss of the trained tokens of the set."
-        yield Chart(name, title, meaning, "loss", _lines(runs, name, "points"))
+        yield Chart(name, f"Evaluation loss{_set_of(name)}", meaning, "loss", _lines(runs, name, "points"))
 
 
 def _by_source(runs: Sequence[Run]) -> Iterator[Chart]:
-    for prefix, title in (("loss_", "Training loss by data source"), ("eval_loss_", "Evaluation loss by data source")):
+    for prefix in _source_prefixes(runs):
+        evaluated = prefix != "loss_"
         names = [name for name in _names(runs) if name.startswith(prefix)]
         lines: list[Series] = []
         for number, run in enumerate(runs):
             for at, name in enumerate(names):
-                label = name.removeprefix(prefix) if len(runs) == 1 else f"{run.name}: {name.removeprefix(prefix)}"
-                points = values_of(run.log, name)
-                points = points if prefix == "eval_loss_" else smooth(points)
-                lines.append(series(label, points, "line", at if len(runs) == 1 else number * len(names) + at))
-        if lines:
-            meaning = "The mean loss of the trained tokens of each source" + (
-                ", as a moving average." if prefix == "loss_" else " in the evaluation set."
-            )
-            yield Chart(f"{prefix}by_source", title, meaning, "loss", _filled(lines), _resumed(runs))
+                source, points = name.removeprefix(prefix), values_of(run.log, name)
+                colour = at if len(runs) == 1 else number * len(names) + at
+                label = source if len(runs) == 1 else f"{run.name}: {source}"
+                lines.append(series(label, points if evaluated else smooth(points), "line", colour))
+        kind = f"Evaluation loss{_set_of(prefix[:-1])}" if evaluated else "Training loss"
+        meaning = "in the evaluation set" if evaluated else "since the last entry, as a moving average"
+        meaning = f"The mean loss of the trained tokens of each source {meaning}."
+        yield Chart(f"{prefix}by_source", f"{kind} by data source", meaning, "loss", _filled(lines), _resumed(runs))
+
+
+def _source_prefixes(runs: Sequence[Run]) -> list[str]:
+    """How the names of the losses of sources begin."""
+    return ["loss_", *(f"{name}_" for name in _eval_losses(runs))]
+
+
+def _set_of(name: str) -> str:
+    """The name of the evaluation set of a loss, after a space; empty if there is only one set."""
+    return "" if name == "eval_loss" else f" of {name.removeprefix('eval_').removesuffix('_loss')}"
 
 
 def _over_runs(runs: Sequence[Run], values: Values) -> Chart:
@@ -123,9 +131,10 @@ def _over_runs(runs: Sequence[Run], values: Values) -> Chart:
 
 def _others(runs: Sequence[Run]) -> Iterator[Chart]:
     """A chart for each other measure, with its values in training and in evaluations."""
-    losses, measures = {*_eval_losses(runs)}, dict[str, list[str]]()
+    losses, sources = {*_eval_losses(runs)}, tuple(_source_prefixes(runs))
+    measures: dict[str, list[str]] = {}
     for name in _names(runs):
-        if name not in losses and not NO_MEASURES.match(name):
+        if name not in losses and not name.startswith(sources) and not NO_MEASURES.match(name):
             measures.setdefault(name.removeprefix("eval_"), []).append(name)
     for measure, names in sorted(measures.items()):
         lines: list[Series] = []

@@ -18,8 +18,8 @@ LOADED = "loaded by the program"
 REASONS = {
     "running": "The run goes on. This report shows what it has logged so far.",
     "done": "",
-    "interrupted": "The run was interrupted, and can be continued with --resume.",
-    "failed": "The run failed.",
+    "interrupted": "The run can be continued with --resume.",
+    "failed": "",
     "killed": "The run ended without recording why: no process holds its directory. It was killed, or its machine was "
     "switched off. Continue it with --resume.",
 }
@@ -70,8 +70,7 @@ def number(value: Any) -> str:
 
 def reason(run: Run) -> str:
     """Why a run has its status, in words."""
-    error = str(run.manifest.get("error") or "")
-    return f"{REASONS[run.status]} {error}".strip()
+    return f"{run.manifest.get('error') or ''} {REASONS[run.status]}".strip() if run.status != "done" else ""
 
 
 def header(run: Run) -> list[tuple[str, str]]:

@@ -142,7 +142,7 @@ def _read(directory: Path, name: str) -> Run:
         status,
         without_repeats(entries, manifest["parts"]),
         [sample for sample in samples if isinstance(sample.get("completions"), list)][:SAMPLES_SHOWN],
-        rows,
+        [row for row in rows if isinstance(row.get("runs"), list)],
         bad_entries + bad_samples + bad_rows,
     )
 

@@ -36,7 +36,7 @@
     const faint = one.style === "faint";
     return {
       label: one.label,
-      stroke: faint ? alpha(colour, 0.38) : colour,
+      stroke: faint ? alpha(colour, 0.5) : colour,
       width: faint ? 1.25 : 2,
       dash: dashes[Math.floor(one.colour / colours) % dashes.length],
       spanGaps: true,
@@ -67,7 +67,7 @@
   const fromZero = new Set(["tokens/s", "GB"]);
 
   const last = Math.max(1, ...data.map((chart) => chart.steps[chart.steps.length - 1]));
-  const isWhole = (u, low, high) => low === u.data[0][0] && high === u.data[0][u.data[0].length - 1];
+  const isWhole = (u, low, high) => u.data[0].length < 2 || (low === u.data[0][0] && high === u.data[0][u.data[0].length - 1]);
 
   const draw = (chart) => {
     const place = document.getElementById(`plot-${chart.name}`);
