@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sftkit.api import REPORT_MARK, TOKEN_KINDS, ConfigError, Problem, write_tex
 from sftkit_commands.report import facts
 from sftkit_commands.report.charts import charts_of
 from sftkit_commands.report.reading import Run
-from sftkit_commands.report.series import Chart
+from sftkit_commands.report.series import DRAWN, Chart
 
 HERE = Path(__file__).parent
 TABLE_ROWS = 100  # of the table of a chart
@@ -46,7 +47,7 @@ def render(runs: Sequence[Run], refresh: int = 0) -> str:
 
     loader = FileSystemLoader(HERE)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": facts.number, "yaml": _yaml, "duration": facts.duration}
+    environment.filters |= {"number": facts.number, "yaml": _yaml, "duration": facts.duration, "breaks": _breaks}
     charts = charts_of(runs)
     script = f"{_source('uplot/uPlot.iife.min.js')}\n{_source('report.js')}"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -62,6 +63,7 @@ def render(runs: Sequence[Run], refresh: int = 0) -> str:
         styles=Markup(f"{_source('uplot/uPlot.min.css')}\n{_source('report.css')}"),
         facts=facts,
         kinds=TOKEN_KINDS,
+        drawn=DRAWN,
         table_rows=TABLE_ROWS,
         refresh=refresh if any(run.status == "running" for run in runs) else 0,
     )
@@ -90,6 +92,13 @@ def _json(value: Any) -> str:
     return (
         json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     )
+
+
+def _breaks(name: str) -> Any:
+    """A name that may be broken after its dots and underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
 
 
 def _yaml(value: Any) -> str:

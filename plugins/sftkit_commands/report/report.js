@@ -37,7 +37,7 @@
     return {
       label: one.label,
       stroke: faint ? alpha(colour, 0.5) : colour,
-      width: faint ? 1.25 : 2,
+      width: known > 800 ? 1 : faint ? 1.25 : 2,
       dash: dashes[Math.floor(one.colour / colours) % dashes.length],
       spanGaps: true,
       points: { show: few && !faint, size: one.style === "points" ? 7 : 5, fill: style("--card"), stroke: colour, width: 2 },

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 DRAWN = 2000  # points of a series
-SMOOTHED = 30  # a smoothed curve averages over about a 30th of the entries
+SMOOTHED = 100  # a smoothed curve averages over about a hundredth of the entries, and at least over `LEAST`
+LEAST = 5
 Style = Literal["line", "faint", "points", "dashed"]
 
 
@@ -95,8 +96,8 @@ def values_of(log: Iterable[dict[str, Any]], name: str, scale: float = 1.0) -> l
 
 
 def smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """An exponential moving average over about a thirtieth of the entries, without a bias to the first value."""
-    keep = 1 - 1 / max(len(points) / SMOOTHED, 3)
+    """An exponential moving average over about a hundredth of the entries, without a bias to the first value."""
+    keep = 1 - 1 / max(len(points) / SMOOTHED, LEAST)
     total = weight = 0.0
     found = []
     for step, value in points:
