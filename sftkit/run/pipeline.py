@@ -200,7 +200,7 @@ class Pipeline:
             trainer = make_trainer(stages, prepared, model, display, directory, interruption)
             changes = _announce(earlier, manifest)
             with self._directory.begin(manifest, earlier, changes) as record:
-                if is_main_process():
+                if rows:
                     write_sample_rows(directory, rows)
                 metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(

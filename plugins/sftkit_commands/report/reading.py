@@ -151,10 +151,10 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The objects in a file of JSON lines, and the number of lines that are none; one may be half written."""
     found, bad = [], 0
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a text may have other line breaks
     except OSError:
         return [], 0
-    for line in lines:
+    for line in filter(None, lines):
         try:
             value = json.loads(line)
         except ValueError:

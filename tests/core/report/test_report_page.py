@@ -116,6 +116,14 @@ def test_a_half_written_line_is_left_out_and_counted(write_run):
     assert "1 lines in the files of run could not be read" in render([again])
 
 
+def test_a_row_may_have_any_line_break_of_unicode(write_run):
+    run = write_run()
+    row = {"split": "train", "title": "row 1", "runs": [{"text": "a\u2028b", "kind": "trained", "weight": 1.0}]}
+    (run.directory / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (again,) = read_runs([run.directory])
+    assert (again.rows, again.unread) == ([row], 0)
+
+
 def test_steps_that_a_resumed_run_repeats_are_shown_once(write_run):
     parts = [{}, {"started": "2026-01-01T00:01:00+00:00", "from_step": 2}]
     before = [entry(step, 10.0 - step) for step in (1, 2, 3, 4)]
