@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sftkit.checkpoints.files import write_text as write_text
     from sftkit.checkpoints.space import free_bytes as free_bytes
     from sftkit.cli.common import JsonOption as JsonOption
     from sftkit.cli.completion import complete_runs as complete_runs
@@ -150,10 +151,20 @@ if TYPE_CHECKING:
         prompt_ids as prompt_ids,
         source_formats as source_formats,
     )
+    from sftkit.run.lock import holder as holder
     from sftkit.run.pipeline import Pipeline as Pipeline, RunResult as RunResult
+    from sftkit.run.rows import (
+        TOKEN_KINDS as TOKEN_KINDS,
+        WEIGHT_MEANING as WEIGHT_MEANING,
+        TokenKind as TokenKind,
+        TokenPiece as TokenPiece,
+        TokenRow as TokenRow,
+        read_batch as read_batch,
+    )
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
     from sftkit.run.trained import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
     from sftkit.run.verdict import Status as Status, Verdict as Verdict
+    from sftkit.run.written import REPORT as REPORT, REPORT_MARK as REPORT_MARK, is_report as is_report
     from sftkit.training.arguments import use_one_device as use_one_device
     from sftkit.training.collate import Collator as Collator
     from sftkit.training.completions import (
@@ -192,6 +203,7 @@ _MODULES = {
     "config": "DataSection RunConfig",
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
+    "checkpoints.files": "write_text",
     "checkpoints.space": "free_bytes",
     # Data
     "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
@@ -231,10 +243,13 @@ _MODULES = {
     "run.distributed": "is_main_process rank world_size",
     "run.evaluation": "Evaluation Evaluator base_name",
     "run.formatted": "SourceFormat prompt_ids source_formats",
+    "run.lock": "holder",
     "run.pipeline": "Pipeline RunResult",
+    "run.rows": "TOKEN_KINDS TokenKind TokenPiece TokenRow WEIGHT_MEANING read_batch",
     "run.stages": "PreparedRun Stages Vocabulary",
     "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",
+    "run.written": "REPORT REPORT_MARK is_report",
     # Commands
     "cli.common": "JsonOption",
     "cli.completion": "complete_runs",

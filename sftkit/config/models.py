@@ -151,6 +151,9 @@ class RunSection(Section):
         description="record a digest of the base weights, and compare it before a resume; without, only sizes and "
         "headers are compared",
     )
+    sample_rows: Annotated[int, Field(ge=0, le=32)] = Field(
+        4, description="rows of the training data whose text is kept in rows.jsonl for a report; 0 keeps no text"
+    )
 
 
 class EvaluateSection(Section):

@@ -107,7 +107,7 @@ def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> Non
     """Print the counts of each split, and what was dropped or truncated."""
     rows = []
     for split, counts in summary.items():
-        plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming"}
+        plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming", "sources"}
         streamed = "streamed" if counts.get("streaming") else ""
         share = "" if streamed else f"{counts['trained tokens'] / max(counts['tokens'], 1):.1%}"
         done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if what not in plain)

@@ -83,8 +83,12 @@ class ExampleBuilder:
     def __post_init__(self) -> None:
         self._special = frozenset({*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids})
 
-    def examples(self, source: DataSource) -> Iterator[Examples]:
+    def examples(self, source: DataSource, first: int | None = None) -> Iterator[Examples]:
         """The examples of a source that have a trained token, batch by batch, before they are cut to length.
+
+        Args:
+            source: the source.
+            first: the number of the first of its names among those of all sources; None if there is only one.
 
         Raises:
             DataError: for a malformed row, or a source without rows.
@@ -98,7 +102,8 @@ class ExampleBuilder:
             raise DataError(Problem("the data has no rows", source.where, "use data with at least one row"))
         picked = source.pick(len(rows)) if source.pick else None
         self.counts.add(self.split, "rows read", len(rows) if picked is None else len(picked))
-        encoded = self.encoded(batches(rows, picked), self._formatter_of(read, source), source.place)
+        named = None if first is None else lambda rows: first + source.named(rows)
+        encoded = self.encoded(batches(rows, picked), self._formatter_of(read, source), source.place, named=named)
         return (examples for _, examples in encoded)
 
     def note(self, notes: Mapping[str, int]) -> None:
@@ -107,7 +112,12 @@ class ExampleBuilder:
             self.counts.add(self.split, what, number)
 
     def encoded(
-        self, rows: Iterable[RowBatch], formatter: Formatter, place: Place, capped: bool = True
+        self,
+        rows: Iterable[RowBatch],
+        formatter: Formatter,
+        place: Place,
+        capped: bool = True,
+        named: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Iterator[tuple[int, Examples]]:
         """The examples of batches of rows, in one or more pieces for each batch, with the number of the batch.
 
@@ -116,7 +126,10 @@ class ExampleBuilder:
             formatter: of these rows.
             place: describes where a row is.
             capped: whether ``data.max_bad_rows`` limits their bad rows; false where a stream repeats them.
+            named: the number of the source of each row, given the numbers of rows; None if there is one source.
         """
+        import numpy as np
+
         documents = (
             self._documents(batch, formatter, place, capped)._replace(batch=number) for number, batch in enumerate(rows)
         )
@@ -132,6 +145,9 @@ class ExampleBuilder:
             if formatter.attached_type is not None:
                 attached_N = self._attachments(source.documents, formatter.attached_type)  # noqa: N806 (a shape)
                 examples = dataclasses.replace(examples, attached_N=attached_N)
+            if named is not None:
+                source_N = named(np.asarray(source.numbers, np.int64)).astype(np.int16)  # noqa: N806 (a shape)
+                examples = dataclasses.replace(examples, sources_S=np.repeat(source_N, examples.lengths_N))
             self._count(examples, rendered=not formatter.adds_special_tokens)
             yield source.batch, drop_untrained(examples, self.split, self.counts)
 

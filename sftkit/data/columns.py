@@ -5,7 +5,8 @@ Legend: N examples, S tokens in all of them; ``offsets_N1`` is where each exampl
 
 Prepared rows have the columns ``input_ids`` and ``labels``. Packed rows also have ``position_ids``, and a split in
 which some tokens have a weight other than 1 has ``loss_weights``. If the formatter attaches a value to each document,
-the rows have it as ``attached``.
+the rows have it as ``attached``. In a split with several sources, ``sources`` has the number of the source of each
+token; it is kept apart from the rows.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 LOSS_WEIGHTS = "loss_weights"  # the column, and the key of a batch
 ATTACHED = "attached"
+SOURCES = "sources"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Examples:
         weights_S: the weight of each label (float32, greater than 0; 1 for tokens that are not trained); None if all
             weights are 1.
         attached_N: the value attached to each document (an Arrow array), or None.
+        sources_S: the number of the source of each token (int16); None if there is one source.
     """
 
     ids_S: np.ndarray
@@ -43,6 +46,7 @@ class Examples:
     offsets_N1: np.ndarray
     weights_S: np.ndarray | None = None
     attached_N: pa.Array | None = None
+    sources_S: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -74,7 +78,8 @@ class Examples:
             attached_M: the value attached to each.
         """
         weights_S = None if self.weights_S is None else self.weights_S[which]
-        return Examples(self.ids_S[which], self.labels_S[which], offsets_M1, weights_S, attached_M)
+        sources_S = None if self.sources_S is None else self.sources_S[which]
+        return Examples(self.ids_S[which], self.labels_S[which], offsets_M1, weights_S, attached_M, sources_S)
 
     def take(self, index_M: np.ndarray) -> Examples:
         """The examples at these positions, in this order."""
@@ -109,7 +114,9 @@ class Examples:
             weights_S = np.concatenate([part.all_weights_S for part in parts])
         attached = [part.attached_N for part in parts if part.attached_N is not None]
         attached_N = pa.concat_arrays(attached) if attached else None
-        return cls(ids_S, labels_S, np.concatenate([[0], np.cumsum(lengths_N)]), weights_S, attached_N)
+        sources = [part.sources_S for part in parts if part.sources_S is not None]
+        sources_S = np.concatenate(sources) if sources else None
+        return cls(ids_S, labels_S, np.concatenate([[0], np.cumsum(lengths_N)]), weights_S, attached_N, sources_S)
 
     @property
     def all_weights_S(self) -> np.ndarray:
@@ -120,19 +127,26 @@ class Examples:
 
     def table(self) -> pa.Table:
         """An Arrow table with one example per row."""
-        made = examples_table(self.offsets_N1, self.weights_S, input_ids=self.ids_S, labels=self.labels_S)
+        columns = {"input_ids": self.ids_S, "labels": self.labels_S}
+        made = examples_table(self.offsets_N1, self.weights_S, self.sources_S, **columns)
         return made if self.attached_N is None else made.append_column(ATTACHED, self.attached_N)
 
     def release(self) -> None:
         """Release the memory of pages that were read, if the examples are on disk; call it from time to time."""
 
 
-def examples_table(offsets_N1: np.ndarray, weights_S: np.ndarray | None = None, **columns_S: np.ndarray) -> pa.Table:
+def examples_table(
+    offsets_N1: np.ndarray,
+    weights_S: np.ndarray | None = None,
+    sources_S: np.ndarray | None = None,
+    **columns_S: np.ndarray,
+) -> pa.Table:
     """An Arrow table of int32 list columns with the same offsets.
 
     Args:
         offsets_N1: where each row starts.
         weights_S: the column ``loss_weights`` (float32), or None for a table without it.
+        sources_S: the column ``sources`` (int16), or None for a table without it.
         columns_S: the other columns.
     """
     import pyarrow as pa
@@ -141,14 +155,16 @@ def examples_table(offsets_N1: np.ndarray, weights_S: np.ndarray | None = None, 
     columns = {name: pa.array(values, pa.int32()) for name, values in columns_S.items()}
     if weights_S is not None:
         columns[LOSS_WEIGHTS] = pa.array(weights_S, pa.float32())
+    if sources_S is not None:
+        columns[SOURCES] = pa.array(sources_S, pa.int16())
     return pa.table({name: pa.LargeListArray.from_arrays(offsets, values) for name, values in columns.items()})
 
 
 def flatten_column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """``values_S`` (int32, weights float32) and ``offsets_N1`` (int64) of a list column."""
+    """``values_S`` (int32; weights float32, sources int16) and ``offsets_N1`` (int64) of a list column."""
     import numpy as np
 
-    dtype = np.float32 if column == LOSS_WEIGHTS else np.int32
+    dtype = {LOSS_WEIGHTS: np.float32, SOURCES: np.int16}.get(column, np.int32)
     chunks = table[column].chunks
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]

@@ -26,11 +26,13 @@ class Found:
         names: their paths or URLs.
         saved: whether the only name is a directory that `datasets` saved with ``save_to_disk``.
         notes: what was not read, as counts by description.
+        listed: of several names that are read together, how many files each stands for.
     """
 
     names: tuple[str, ...]
     saved: bool = False
     notes: Mapping[str, int] = field(default_factory=dict)
+    listed: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_files(name: str, split: str | None, where: str) -> Found | None:

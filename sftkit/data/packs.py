@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.data.columns import LOSS_WEIGHTS, Examples
+from sftkit.data.columns import LOSS_WEIGHTS, SOURCES, Examples
 from sftkit.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger("sftkit")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Packer(ABC):
 
         Yields:
             Tables made by `examples_table` with the columns ``input_ids``, ``labels`` and ``position_ids``, which
-            restart at 0 for each document, and ``loss_weights`` if the examples have ``weights_S``. The first label of
-            each document is -100.
+            restart at 0 for each document, ``loss_weights`` if the examples have ``weights_S``, and ``sources`` if they
+            have ``sources_S``. The first label of each document is -100.
         """
 
 
@@ -63,9 +66,13 @@ def packed(packer: Packer, examples: Examples) -> Iterator[pa.Table]:
         ConfigError: if the packer drops the weights of the examples, or something is attached to the examples.
     """
     check_packable(examples)
+    warned = False
     for table in packer(examples):
         if examples.weights_S is not None and LOSS_WEIGHTS not in table.column_names:
             what = f"the data has token weights, and {type(packer).__name__} drops them (column loss_weights)"
             fix = "use a packer that keeps them, or remove the weights from the data"
             raise ConfigError(Problem(what, "the packing plugin", fix))
+        if examples.sources_S is not None and SOURCES not in table.column_names and not warned:
+            logger.warning("no loss by data source: %s drops the column %s", type(packer).__name__, SOURCES)
+            warned = True
         yield table

@@ -7,7 +7,7 @@ import functools
 import gc
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.data import cache
 from sftkit.data.build import ExampleBuilder
-from sftkit.data.columns import Examples
+from sftkit.data.columns import SOURCES, Examples
 from sftkit.data.counts import Counts
 from sftkit.data.identity import parts_of
 from sftkit.data.length import NOTHING_TRAINED, fit_length
 from sftkit.data.packs import check_packable, packed
-from sftkit.data.sources import DataSource
+from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
-from sftkit.data.store import Spool, open_rows, write_rows
+from sftkit.data.store import Spool, open_rows, open_sources, write_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +48,8 @@ class PreparedData:
         cached: the splits that were found in the cache.
         directory: the temporary directory of rows that are not cached. It is removed together with this object, so
             keep the object as long as rows are read.
+        sources: of each split with several sources, the column ``sources`` of its rows; their names are in
+            ``described``.
     """
 
     splits: dict[str, Any]
@@ -57,6 +59,7 @@ class PreparedData:
     formatted: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
     directory: tempfile.TemporaryDirectory[str] | None = None
+    sources: dict[str, Dataset] = field(default_factory=dict)
 
     @property
     def train(self) -> Dataset | Stream:
@@ -132,6 +135,9 @@ def prepare(
         formatted={split: entry.info["columns"] for split, entry in entries.items()},
         cached=frozenset(cached),
         directory=directory,
+        sources={
+            split: open_sources(entry.rows) for split, entry in entries.items() if SOURCES in entry.info["summary"]
+        },
     )
 
 
@@ -150,11 +156,15 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) 
     """Write the rows of a split into a directory, and return the ``info`` of its cache entry."""
     split, config, counts, path = builder.split, builder.config, builder.counts, directory / cache.ROWS
     packer = builder.plugins.hook.make_packer(split=split, config=config, counts=counts)
-    encoded = (part for source in sources for part in builder.examples(source))
+    names = source_labels(sources)
+    several = len(names) > 1
+    firsts = [sum(len(source.names) for source in sources[:at]) for at in range(len(sources))]
+    numbered = zip(firsts, sources, strict=True)
+    encoded = (part for first, source in numbered for part in builder.examples(source, first if several else None))
     if packer is not None:
-        summary = pack(encoded, packer, path, split, config, counts)
+        summary = pack(encoded, packer, path, split, config, counts, names)
     else:
-        summary = write_rows(path, (fit_length(part, split, config.data, counts).table() for part in encoded))
+        summary = write_rows(path, (fit_length(part, split, config.data, counts).table() for part in encoded), names)
         summary.pop("untrained")
     if not summary["rows"]:
         raise builder.nothing_left()
@@ -163,7 +173,13 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) 
 
 
 def pack(
-    parts: Iterable[Examples], packer: Packer, path: Path, split: str, config: RunConfig, counts: Counts
+    parts: Iterable[Examples],
+    packer: Packer,
+    path: Path,
+    split: str,
+    config: RunConfig,
+    counts: Counts,
+    sources: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the packer's rows of all examples; returns the totals of `write_rows`, without ``untrained``."""
     whole = packer.cuts_documents and config.data.truncation == "keep_start"
@@ -178,7 +194,7 @@ def pack(
         for part in parts:
             check_packable(part)
             spool.append(part if whole else fit_length(part, split, config.data, counts))
-        totals = write_rows(path, tables(spool.examples()))
+        totals = write_rows(path, tables(spool.examples()), sources)
     if untrained := totals.pop("untrained"):
         counts.add(split, NOTHING_TRAINED, untrained)
     return totals

@@ -21,6 +21,7 @@ from sftkit.data.text_files import text_rows
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset, Features
 
     from sftkit.config import DataSection
@@ -53,6 +54,12 @@ class Places:
     def skip(self, number: int) -> None:
         """Add rows whose lines are not known."""
         self._next += number
+
+    def files(self, rows_N: np.ndarray) -> np.ndarray:  # noqa: N803 (a shape)
+        """The number of the file of each row (int64, N), from 0."""
+        import numpy as np
+
+        return np.searchsorted(np.asarray(self._starts), rows_N, side="right") - 1
 
     def __call__(self, row: int) -> str:
         """The place of a row, for error messages."""

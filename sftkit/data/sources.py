@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ class DataSource:
         load: reads the rows.
         notes: what of the source is not read, as counts by description.
         pick: chooses rows, given the number of rows; None uses all.
+        names: what the user calls it; of several files that are listed, each name in the list.
+        files: how many files each of these names is, if there are several.
     """
 
     where: str
@@ -44,6 +47,16 @@ class DataSource:
     load: Callable[[], Read]
     notes: Mapping[str, int] = field(default_factory=dict)
     pick: Callable[[int], np.ndarray] | None = None
+    names: tuple[str, ...] = ("",)
+    files: tuple[int, ...] = (1,)
+
+    def named(self, rows_N: np.ndarray) -> np.ndarray:  # noqa: N803 (a shape)
+        """Which of the ``names`` each row is of (int64, N), by the numbers of the rows."""
+        import numpy as np
+
+        if len(self.names) == 1:
+            return np.zeros(len(rows_N), np.int64)
+        return np.searchsorted(np.cumsum(self.files), self.load().place.files(rows_N), side="right")
 
     def place(self, row: int) -> str:
         """Where a row is, for error messages: file and line if it comes from a file."""
@@ -60,6 +73,7 @@ class StreamSource:
         load: what to read.
         notes: what of the source is not read, as counts by description.
         shuffle_buffer: size of the shuffle buffer in rows; 0 keeps the order.
+        names: what the user calls it.
     """
 
     where: str
@@ -67,6 +81,16 @@ class StreamSource:
     load: Callable[[], StreamRows]
     notes: Mapping[str, int] = field(default_factory=dict)
     shuffle_buffer: int = 0
+    names: tuple[str, ...] = ("",)
+
+
+def source_labels(sources: Sequence[DataSource | StreamSource]) -> list[str]:
+    """A short name of each source: that of its file without folder and ending, where these differ."""
+    names = [name for source in sources for name in source.names]
+    short = [re.sub(r"[^\w.-]+", "_", Path(name).stem) for name in names]
+    if len({*short}) < len(short):
+        short = [re.sub(r"[^\w.-]+", "_", name) for name in names]
+    return short if len({*short}) == len(short) else [f"{at}_{name}" for at, name in enumerate(short, 1)]
 
 
 def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -> dict[str, list[DataSource]]:
@@ -145,8 +169,10 @@ def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSo
         return FileRows.of(found.names, data.split, where)
 
     if found is None:
-        return StreamSource(where, {"hub": [*listed, data.subset, data.split]}, load, {}, data.shuffle_buffer)
-    return StreamSource(where, _identity(found, data.split, where), load, found.notes, data.shuffle_buffer)
+        identity: Any = {"hub": [*listed, data.subset, data.split]}
+        return StreamSource(where, identity, load, {}, data.shuffle_buffer, (", ".join(listed),))
+    identity = _identity(found, data.split, where)
+    return StreamSource(where, identity, load, found.notes, data.shuffle_buffer, (", ".join(listed),))
 
 
 def _named(names: str | list[str], split: str | None, data: DataSection, where: str) -> DataSource:
@@ -160,8 +186,9 @@ def _named(names: str | list[str], split: str | None, data: DataSection, where: 
         return Read.of(_saved(found, split, where)) if found.saved else read_files(found.names, split, data, where)
 
     if found is None:
-        return DataSource(where, {"fingerprint": load().rows._fingerprint}, load)
-    return DataSource(where, {**_identity(found, split, where), "on_bad_row": data.on_bad_row}, load, found.notes)
+        return DataSource(where, {"fingerprint": load().rows._fingerprint}, load, names=tuple(listed))
+    identity = {**_identity(found, split, where), "on_bad_row": data.on_bad_row}
+    return DataSource(where, identity, load, found.notes, None, tuple(found.listed), tuple(found.listed.values()))
 
 
 def _find(listed: list[str], split: str | None, where: str) -> Found | None:
@@ -179,7 +206,8 @@ def _find(listed: list[str], split: str | None, where: str) -> Found | None:
     if not files:
         return None
     notes: Counter[str] = sum((Counter(each.notes) for each in files), Counter())
-    return Found(tuple(name for each in files for name in each.names), files[0].saved, notes)
+    numbers = {name: len(each.names) for name, each in found.items() if each is not None}
+    return Found(tuple(name for each in files for name in each.names), files[0].saved, notes, numbers)
 
 
 def _identity(found: Found, split: str | None, where: str) -> dict[str, Any]:

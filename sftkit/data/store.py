@@ -7,13 +7,22 @@ Legend: N examples, S tokens in all of them.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import ATTACHED, LOSS_WEIGHTS, Examples, count_trained, examples_table, flatten_column
+from sftkit.data.columns import (
+    ATTACHED,
+    IGNORE_INDEX,
+    LOSS_WEIGHTS,
+    SOURCES,
+    Examples,
+    count_trained,
+    examples_table,
+    flatten_column,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,24 +30,32 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BLOCK = 1 << 22
+COUNTED = ("tokens", "trained tokens")
 HELD = 1 << 23  # tokens that a spool keeps in memory before it writes them
 
 
-def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
+def write_rows(path: Path, tables: Iterable[pa.Table], sources: Sequence[str] = ()) -> dict[str, Any]:
     """Write tables with ``input_ids``, ``labels`` and optional columns as one Arrow stream.
 
     Rows without a trained token are left out. If any table has ``loss_weights``, the file has the column, with a weight
     of 1 for the tokens of other tables.
 
+    Args:
+        path: the file.
+        tables: the rows.
+        sources: the names of the sources, if the tables have the column ``sources``.
+
     Returns:
         The totals: ``rows``, ``tokens``, ``trained tokens``, the number of ``untrained`` rows left out, and a
-        ``fingerprint`` over ids, labels, weights, row boundaries and attachments.
+        ``fingerprint`` over ids, labels, weights, row boundaries and attachments. With several sources, also the
+        ``tokens`` and ``trained tokens`` of each, as ``sources``.
     """
     import numpy as np
     import pyarrow as pa
     import xxhash
 
     digest, totals = xxhash.xxh3_128(), {"rows": 0, "tokens": 0, "trained tokens": 0, "untrained": 0}
+    by_source = np.zeros((2, len(sources)), np.int64)
     with _RowFile(path) as file:
         for part in tables:
             labels_S, offsets_N1 = flatten_column(part, "labels")
@@ -57,8 +74,13 @@ def write_rows(path: Path, tables: Iterable[pa.Table]) -> dict[str, Any]:
             totals["rows"] += len(part)
             totals["tokens"] += len(ids_S)
             totals["trained tokens"] += int(trained_N.sum())
+            if SOURCES in part.column_names:
+                sources_S, _ = flatten_column(part, SOURCES)
+                for row, some_S in zip(by_source, (sources_S, sources_S[labels_S != IGNORE_INDEX]), strict=True):
+                    row += np.bincount(some_S, minlength=len(sources))
             file.write(part)
-    return {**totals, "fingerprint": digest.hexdigest()}
+    named = {name: dict(zip(COUNTED, by_source[:, at].tolist(), strict=True)) for at, name in enumerate(sources)}
+    return {**totals, "fingerprint": digest.hexdigest(), **({SOURCES: named} if by_source.any() else {})}
 
 
 class _RowFile(AbstractContextManager["_RowFile"]):
@@ -115,10 +137,9 @@ def _with_weights(part: pa.Table) -> pa.Table:
     """The table, with a weight of 1 for each token."""
     import numpy as np
 
-    plain = [name for name in part.column_names if name != ATTACHED]
-    values = {name: flatten_column(part, name)[0] for name in plain}
-    offsets_N1 = flatten_column(part, "input_ids")[1]
-    made = examples_table(offsets_N1, np.ones(offsets_N1[-1], np.float32), **values)
+    values = {name: flatten_column(part, name)[0] for name in part.column_names if name != ATTACHED}
+    offsets_N1, sources_S = flatten_column(part, "input_ids")[1], values.pop(SOURCES, None)
+    made = examples_table(offsets_N1, np.ones(offsets_N1[-1], np.float32), sources_S, **values)
     return made.append_column(ATTACHED, part[ATTACHED]) if ATTACHED in part.column_names else made
 
 
@@ -126,7 +147,15 @@ def open_rows(path: Path) -> Dataset:
     """The memory-mapped rows of a file that `write_rows` wrote; its columns give numpy arrays."""
     from datasets import Dataset
 
-    return Dataset.from_file(str(path)).with_format("numpy")
+    rows = Dataset.from_file(str(path)).with_format("numpy")
+    return rows.remove_columns(SOURCES) if SOURCES in rows.column_names else rows
+
+
+def open_sources(path: Path) -> Dataset:
+    """The column ``sources`` of a file that `write_rows` wrote."""
+    from datasets import Dataset
+
+    return Dataset.from_file(str(path)).select_columns(SOURCES).with_format("numpy")
 
 
 def checksum(path: Path) -> str:
@@ -168,7 +197,8 @@ class Spool(AbstractContextManager["Spool"]):
         maps = {name: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for name, file in self._files.items()}
         ids_S, labels_S = (np.frombuffer(maps[name], np.int32) for name in ("ids", "labels"))
         weights_S = np.frombuffer(maps["weights"], np.float32) if "weights" in maps else None
-        return _Mapped(ids_S, labels_S, offsets_N1, weights_S, maps=tuple(maps.values()))
+        sources_S = np.frombuffer(maps[SOURCES], np.int16) if SOURCES in maps else None
+        return _Mapped(ids_S, labels_S, offsets_N1, weights_S, None, sources_S, maps=tuple(maps.values()))
 
     def _write(self) -> None:
         import numpy as np
@@ -177,6 +207,8 @@ class Spool(AbstractContextManager["Spool"]):
             arrays = {"ids": examples.ids_S, "labels": examples.labels_S}
             if "weights" in self._files or examples.weights_S is not None:
                 arrays["weights"] = examples.all_weights_S
+            if examples.sources_S is not None:
+                arrays[SOURCES] = examples.sources_S
             for name, values_S in arrays.items():
                 if name not in self._files:
                     self._files[name] = (self.directory / f"{name}.bin").open("w+b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,12 +13,12 @@ from torch.utils.data import IterableDataset
 from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
 from sftkit.data.build import ExampleBuilder
-from sftkit.data.columns import ATTACHED, Examples, flatten_column
+from sftkit.data.columns import ATTACHED, SOURCES, Examples, flatten_column
 from sftkit.data.feed import SPLIT, Feed
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
 from sftkit.data.packs import packed
-from sftkit.data.sources import StreamSource
+from sftkit.data.sources import StreamSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 Position = dict[str, Any]
+SHOWN = 32  # rows of the first window that are kept to be shown
 
 
 class FirstWindow(NamedTuple):
@@ -38,10 +40,12 @@ class FirstWindow(NamedTuple):
     Attributes:
         stats: statistics of the examples that were made for it.
         counts: what was done to their rows.
+        rows: the first rows that are ready for the collator.
     """
 
     stats: DatasetStats
     counts: Counter[str]
+    rows: list[dict[str, Any]]
 
 
 class Stream(IterableDataset):
@@ -60,6 +64,7 @@ class Stream(IterableDataset):
         world_size: the number of processes.
 
     Attributes:
+        source_names: the names of the sources, if there are several.
         fingerprint: a hash over everything that the rows depend on.
         first: statistics of the first window, and what was done to its rows; None before an iteration has made it.
     """
@@ -78,6 +83,7 @@ class Stream(IterableDataset):
         self._sources, self._tokenizer, self._config, self._plugins = sources, tokenizer, config, plugins
         self._processor, self._rank, self._world_size = processor, rank, world_size
         self._seed = data_seed(config)
+        self.source_names = source_labels([source for source, _ in sources]) if len(sources) > 1 else []
         self._builder = self._new_builder()
         self.first: FirstWindow | None = None
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
@@ -122,6 +128,11 @@ class Stream(IterableDataset):
         Raises:
             DataError: for a malformed row, or a first window with nothing to train on.
         """
+        for row in self.with_sources():
+            yield _without_sources(row)
+
+    def with_sources(self) -> Iterator[dict[str, Any]]:
+        """As an iteration; with several sources, the examples also have the column ``sources``."""
         self._builder = self._new_builder()
         sought, self._sought, self._begun = self._sought, None, []
         given, start = (sought["given"], sought["next"]) if sought else (0, 0)
@@ -164,7 +175,7 @@ class Stream(IterableDataset):
             position["counts"] = dict(counts.by_split.get(SPLIT, {}))
             sizes = random.multinomial(config.data.window, weights / weights.sum())
             parts = [feed.take(int(count)) for feed, count in zip(feeds, sizes, strict=True)]
-            window = Examples.concatenate(parts)
+            window = Examples.concatenate(_numbered(parts) if self.source_names else parts)
             if len(feeds) > 1 or config.data.shuffle_buffer:
                 window = window.take(random.permutation(len(window)))
             fitted = window if whole else fit_length(window, SPLIT, config.data, counts)
@@ -175,8 +186,23 @@ class Stream(IterableDataset):
             tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
-                self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT])), None
+                shown = [_without_sources(row) for table in tables for row in _rows(table.slice(0, SHOWN))][:SHOWN]
+                self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT]), shown), None
             yield position, tables
+
+
+def _without_sources(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: values for name, values in row.items() if name != SOURCES}
+
+
+def _numbered(parts: list[Examples]) -> list[Examples]:
+    """The examples of each source, with its number."""
+    import numpy as np
+
+    return [
+        dataclasses.replace(part, sources_S=np.full(len(part.ids_S), number, np.int16))
+        for number, part in enumerate(parts)
+    ]
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -47,6 +47,8 @@ def new_manifest(config: RunConfig, plugins: PluginSet) -> dict[str, Any]:
         "git_commit": git_commit(),
         "data": {},
         "columns": [],
+        "stats": {},
+        "warnings": [],
         "weights": {},
         "metrics": {},
         "parts": [],
@@ -93,10 +95,23 @@ def new_part(manifest: dict[str, Any], step: int, changes: dict[str, str]) -> di
         "host": socket.gethostname(),
         "process": os.getpid(),
         "world_size": world_size(),
+        "device": _device(manifest),
         "versions": manifest["versions"],
         "git_commit": manifest["git_commit"],
         "changes": changes,
     }
+
+
+def _device(manifest: dict[str, Any]) -> str:
+    """The device of the first process."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or manifest["config"]["train"].get("use_cpu"):
+        threads = torch.get_num_threads()
+        return f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
+    named = getattr(torch.get_device_module(accelerator), "get_device_name", None)
+    return str(named()) if named else accelerator.type
 
 
 def now() -> str:

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -176,6 +176,7 @@ class Pipeline:
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
         from sftkit.models.identity import weights_identity
+        from sftkit.run.sample_rows import sample_rows, write_sample_rows
         from sftkit.run.training import make_trainer
 
         config, directory = stages.config, self._directory.path
@@ -190,16 +191,22 @@ class Pipeline:
             show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
             for line in note_lines(manifest["data"]):
                 display.console.print(line, markup=False)
-        stop_if_wrong(prepared.verdicts())
+        manifest["stats"] = as_read({split: stats.as_dict() for split, stats in prepared.data.stats.items()})
+        verdicts = prepared.verdicts()
+        stop_if_wrong(verdicts)
+        manifest["warnings"] = [as_read(asdict(verdict)) for verdict in verdicts if verdict.status == "warn"]
         manifest["columns"] = prepared.data.columns
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         self._compare(earlier, manifest)
         with closing(display):
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
+            rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed
             trainer = make_trainer(stages, prepared, model, display, directory, interruption)
             changes = _announce(earlier, manifest)
             stage("training")
             with self._directory.begin(manifest, earlier, changes) as record:
+                if rows:
+                    write_sample_rows(directory, rows)
                 metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(
             metrics,

@@ -15,9 +15,11 @@ from sftkit.run.stages import reduced_activations
 
 if TYPE_CHECKING:
     from sftkit.console import Display
+    from sftkit.data.prepare import PreparedData
     from sftkit.run.directory import RunRecord
     from sftkit.run.interruption import Interruption
     from sftkit.run.stages import PreparedRun, Stages
+    from sftkit.training.loaders import RowSources
 
 #: How the entries of an evaluation end that are about its speed.
 NO_METRICS = ("_runtime", "_per_second", "_preparation_time", "flos")
@@ -65,6 +67,7 @@ def make_trainer(
             model=model,
             args=arguments,
             data_collator=prepared.collator,
+            sources=_sources(data),
             finite=FiniteSteps(config.run.on_nan, config.run.max_skipped),
             stopping=StopCallback(interruption),
             train_dataset=None if evaluates_only(config) else data.train,
@@ -79,6 +82,19 @@ def make_trainer(
     if not evaluates_only(config):
         prepare_saving(trainer, config)
     return trainer
+
+
+def _sources(data: PreparedData) -> list[RowSources]:
+    """Of the data sets with several sources, where their tokens come from."""
+    from sftkit.data.columns import SOURCES
+    from sftkit.training.loaders import RowSources
+
+    found = [
+        RowSources(data.splits[split], list(data.described[split][SOURCES]), column)
+        for split, column in data.sources.items()
+    ]
+    names = getattr(data.splits["train"], "source_names", [])
+    return [*found, RowSources(data.train, names)] if names else found
 
 
 def _check_stopping(callbacks: list[Any], arguments: Any) -> None:

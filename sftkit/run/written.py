@@ -16,10 +16,13 @@ from sftkit.checkpoints.choice import NAME, checkpoints, is_saved
 from sftkit.checkpoints.manifest import MANIFEST as CONTENTS, STATE
 from sftkit.checkpoints.publish import PARTIAL
 from sftkit.run.manifest import MANIFEST
+from sftkit.run.sample_rows import ROWS
 
 logger = logging.getLogger("sftkit")
 
 LOG = "log.jsonl"
+REPORT = "report.html"
+REPORT_MARK = '<meta name="generator" content="sftkit report">'
 #: What the Trainer and ``save_pretrained`` write into the directory of a model.
 MODEL = (
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json",
@@ -62,7 +65,8 @@ def remove_run(directory: Path, manifest: Mapping[str, Any]) -> None:
     """
     for path in _checkpoints(directory):
         _remove(path, [entry for entry in path.iterdir() if _matches(entry.name, (*MODEL, *OTHERS, *_listed(path)))])
-    for name in {*map(str, manifest["files"]), *map(str, manifest["writes"]), LOG, PARTIAL}:
+    reports = {REPORT} if is_report(directory / REPORT) else set()
+    for name in {*map(str, manifest["files"]), *map(str, manifest["writes"]), LOG, ROWS, PARTIAL, *reports}:
         if (written := _inside(directory, name)) is not None:
             _remove(written)
             for folder in list(written.parents)[: -len(directory.parents) - 1]:
@@ -73,6 +77,15 @@ def remove_run(directory: Path, manifest: Mapping[str, Any]) -> None:
             if _matches(entry.name, MODEL) and entry.name != "README.md":  # which may be anybody's
                 _remove(entry)
     (directory / MANIFEST).unlink()
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file was written by ``sftkit report``."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return REPORT_MARK in file.read(1000)
+    except OSError:
+        return False
 
 
 def _checkpoints(directory: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 (suffixes are shapes)
+# ruff: noqa: N803, N806, N815 (suffixes are shapes)
 """Batches on their way to the model: the trained positions of a batch, and its split into micro-batches.
 
 Legend: B rows, T positions, R examples of a padding-free batch (one row), K trained positions.
@@ -6,13 +6,14 @@ Legend: B rows, T positions, R examples of a padding-free batch (one row), K tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sftkit.data.columns import SOURCES
 from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.training.collate import Collator
 from sftkit.training.targets import Targets, trained_positions
@@ -22,24 +23,32 @@ ROW_SHARES = "row_shares"
 POSITIONS = "trained_positions"  # found before the batch is on its device, where finding them would wait for it
 FRACTION = "fraction_of_batch"
 ROW = "row_number"  # of an example; from 1
+SOURCES_BT = "source_numbers"  # of the tokens of a batch: int16, ``[B, T]``; -1 for padding
 ROWS = "row_numbers"  # of the examples of a batch: a list, so that it stays on the host
 CUMULATIVE = ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
 @dataclass(frozen=True)
 class WithPositions:
-    """A collator whose batches contain their trained positions, and the numbers of their rows if they have some."""
+    """A collator whose batches contain their trained positions.
+
+    They also contain the numbers of their rows, and of the sources of their tokens, if the examples have them.
+    """
 
     collator: Collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch."""
         numbers = [example[ROW] for example in examples if ROW in example]
-        if numbers:
-            examples = [{name: value for name, value in example.items() if name != ROW} for example in examples]
+        sources = [example[SOURCES] for example in examples if SOURCES in example]
+        if numbers or sources:
+            added = (ROW, SOURCES)
+            examples = [{name: value for name, value in example.items() if name not in added} for example in examples]
         batch: dict[str, Any] = dict(self.collator(examples))
         if numbers:
             batch[ROWS] = numbers
+        if sources and (sources_BT := sources_of(batch, examples, sources)) is not None:
+            batch[SOURCES_BT] = sources_BT
         if "labels" in batch:
             batch[POSITIONS] = trained_positions(batch["labels"])
         return batch
@@ -62,12 +71,14 @@ class Batch:
         targets: the trained tokens.
         row_lengths: tokens of each example of a padding-free batch (``[R]``); None if each example has a row.
         fraction: part of the collator's batch, if that was split; else 1.
+        sources_K: the number of the source of each trained token; None if it is not known.
     """
 
     inputs: dict[str, Any]
     targets: Targets
     row_lengths: Tensor | None
     fraction: float
+    sources_K: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: dict[str, Any]) -> Batch:
@@ -82,9 +93,10 @@ class Batch:
         inputs = {**inputs, "use_cache": False}  # with a cache, packed documents would attend to each other
         row_lengths = inputs.pop("row_lengths", None)
         inputs.pop(ROW_SHARES, None)
-        fraction = inputs.pop(FRACTION, 1.0)
+        fraction, sources_BT = inputs.pop(FRACTION, 1.0), inputs.pop(SOURCES_BT, None)
         targets = Targets.of(inputs.pop("labels"), inputs.pop("loss_weights", None), inputs.pop(POSITIONS, None))
-        return cls(inputs, targets, row_lengths, fraction)
+        sources_K = None if sources_BT is None else sources_BT.flatten()[targets.positions_K + 1]
+        return cls(inputs, targets, row_lengths, fraction, sources_K)
 
     @property
     def tokens(self) -> int | Tensor:
@@ -103,6 +115,37 @@ class Batch:
             ends_R = self.row_lengths.to(values_K.device).cumsum(0)
             row_K, rows = torch.searchsorted(ends_R, positions_K, right=True), len(self.row_lengths)
         return values_K.new_zeros(rows).index_add(0, row_K, values_K)
+
+
+def sources_of(
+    batch: Mapping[str, Any], examples: Sequence[Mapping[str, Any]], sources: Sequence[Any]
+) -> Tensor | None:
+    """The number of the source of each token of a batch (int16, ``[B, T]``), -1 for padding.
+
+    None if an example has tokens of several sources, and the collator has moved its tokens.
+
+    Args:
+        batch: of the collator.
+        examples: that it was made of.
+        sources: the numbers of the sources of the tokens of each.
+    """
+    import numpy as np
+
+    ids_BT = np.asarray(batch["input_ids"])
+    found_BT = np.full(ids_BT.shape, -1, np.int16)
+    lengths = [len(source_T) for source_T in sources]
+    together = "row_lengths" in batch
+    starts = np.cumsum([0, *lengths]) if together else [0] * len(lengths)
+    for row, (example, source_T) in enumerate(zip(examples, sources, strict=True)):
+        at, first = (0 if together else row), starts[row]
+        if not together and len(source_T) and (source_T == source_T[0]).all():
+            found_BT[at] = source_T[0]  # also if the collator moves tokens, or adds some
+            continue
+        here = slice(first, first + len(source_T))
+        if not np.array_equal(ids_BT[at, here], example["input_ids"]):
+            return None
+        found_BT[at, here] = source_T
+    return torch.from_numpy(found_BT)
 
 
 def window_weight(batches: Iterable[dict[str, Any]], device: torch.device) -> Tensor:

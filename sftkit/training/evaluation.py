@@ -22,24 +22,34 @@ class RowSums(NamedTuple):
     They are kept by row because rows that only fill up the last batch of a process are left out later.
 
     Attributes:
-        names: of the columns: ``loss``, ``weights``, ``tokens``, and the measures.
+        names: of the columns: ``loss``, ``weights``, ``tokens``, and the measures; with several sources of data, also
+            ``loss`` and ``weights`` of each, as pairs with its name.
         table: float32, ``[rows, columns]``.
         outputs: of the model, with the logits of every position if they were requested; else None.
     """
 
-    names: list[str]
+    names: list[str | tuple[str, str]]
     table: Tensor
     outputs: Any
 
     @classmethod
-    def of(cls, head: LossHead, model: Any, inputs: dict[str, Any], logits: bool) -> RowSums:
+    def of(
+        cls, head: LossHead, model: Any, inputs: dict[str, Any], logits: bool, sources: Sequence[str] = ()
+    ) -> RowSums:
         """From a forward of the model."""
         batch = Batch.of(inputs)
         with torch.no_grad():
             _, result, outputs = head.ask(model, batch.inputs, batch.targets, logits=logits)
         ones = torch.ones_like(result.losses_K)
         weights = ones if batch.targets.weights_K is None else batch.targets.weights_K.to(ones.device)
-        columns = {"loss": result.losses_K, "weights": weights, "tokens": ones, **result.measures}
+        columns: dict[str | tuple[str, str], Tensor] = {"loss": result.losses_K, "weights": weights, "tokens": ones}
+        columns.update(result.measures.items())
+        for number, name in enumerate(sources):
+            # a batch whose sources are unknown makes the mean of every source unknown, and not wrong
+            for kind, values in (("loss", result.losses_K), ("weights", weights)):
+                columns[kind, name] = ones * torch.nan
+                if batch.sources_K is not None:
+                    columns[kind, name] = torch.where(batch.sources_K.to(ones.device) == number, values, 0.0)
         table = torch.stack([batch.by_row(values) for values in columns.values()], dim=1)
         return cls(list(columns), table, outputs if logits else None)
 
@@ -63,7 +73,12 @@ def token_means(sums: Sequence[RowSums]) -> dict[str, float]:
     table = torch.cat([part.table for part in sums])
     totals = dict(zip(sums[0].names, table.double().sum(0).tolist(), strict=True))
     loss, weights, tokens = (totals.pop(name) for name in ("loss", "weights", "tokens"))
-    return {"loss": loss / (weights or 1.0), **{name: total / max(tokens, 1.0) for name, total in totals.items()}}
+    means = {"loss": loss / (weights or 1.0)}
+    for kind, source in [name for name in totals if isinstance(name, tuple) and name[0] == "weights"]:
+        weight, total = totals.pop((kind, source)), totals.pop(("loss", source))
+        if weight > 0:
+            means[f"loss_{source}"] = total / weight
+    return means | {str(name): total / max(tokens, 1.0) for name, total in totals.items()}
 
 
 def require_metric(arguments: Any, metrics: Mapping[str, float]) -> None:

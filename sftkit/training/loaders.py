@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
@@ -21,22 +21,46 @@ from sftkit.training.attributes import replaced
 from sftkit.training.batches import ROW
 
 
-@dataclass(frozen=True)
-class NumberedRows(Dataset):
-    """Prepared rows with their numbers, from 1, as ``sftkit preview --row`` counts them."""
+class RowSources(NamedTuple):
+    """Where the tokens of prepared rows come from.
+
+    Attributes:
+        rows: the rows.
+        names: the names of the sources.
+        column: rows with the number of the source of each token, as ``sources``; None for a stream, which has them.
+    """
 
     rows: Any
+    names: list[str]
+    column: Any = None
+
+
+@dataclass(frozen=True)
+class NumberedRows(Dataset):
+    """Prepared rows with their numbers, from 1, as ``sftkit preview --row`` counts them.
+
+    Attributes:
+        rows: the rows.
+        sources: rows of the column ``sources``, which is added to them; or None.
+        numbered: whether they have their numbers.
+    """
+
+    rows: Any
+    sources: Any = None
+    numbered: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], ROW: int(index) + 1}
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         fetch = getattr(self.rows, "__getitems__", None)
         rows = fetch(indices) if fetch else [self.rows[index] for index in indices]
-        return [{**row, ROW: int(index) + 1} for row, index in zip(rows, indices, strict=True)]
+        sources = [{}] * len(rows) if self.sources is None else self.sources.__getitems__(indices)
+        numbers = [{ROW: int(index) + 1} if self.numbered else {} for index in indices]
+        return [{**row, **source, **number} for row, source, number in zip(rows, sources, numbers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class NumberedStream(IterableDataset):
     rows: Stream
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(self.rows, start=self.rows.start + 1):
+        for number, row in enumerate(self.rows.with_sources(), start=self.rows.start + 1):
             yield {**row, ROW: number}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from sftkit.training.head import LossHead
 from sftkit.training.loaders import (
     NumberedRows,
     NumberedStream,
+    RowSources,
     grouping_by_tokens,
     in_the_order_of_epochs,
     outlasting_signals,
@@ -27,7 +29,7 @@ from sftkit.training.loaders import (
     without_numbers,
 )
 from sftkit.training.loss import HeadLoss
-from sftkit.training.measures import Measures, or_one
+from sftkit.training.measures import Measures, or_one, peak_memory
 from sftkit.training.oom import RowLimit, Window
 from sftkit.training.saving_trainer import SavingTrainer
 
@@ -45,6 +47,7 @@ class TokenLossTrainer(SavingTrainer):
         loss: the loss to minimise; with None it is the model's own, as in the stock Trainer.
         data_collator: makes the batches.
         completing: computes metrics of completions at each evaluation; None for no such metrics.
+        sources: of the data sets with several sources, where their tokens come from: the loss of each source is logged.
         arguments: of `GuardedTrainer` and `transformers.Trainer`.
     """
 
@@ -59,6 +62,7 @@ class TokenLossTrainer(SavingTrainer):
         loss: HeadLoss | None,
         data_collator: Any,
         completing: CompletionMetrics | None = None,
+        sources: Sequence[RowSources] = (),
         **arguments: Any,
     ) -> None:
         super().__init__(data_collator=data_collator, **arguments)
@@ -70,12 +74,21 @@ class TokenLossTrainer(SavingTrainer):
         self._head: LossHead | None = None
         # The loss is that of the model or of a subclass.
         self._own_loss = loss is None or type(self).compute_loss is not TokenLossTrainer.compute_loss
-        self.measures = Measures()
+        self._sources = () if self._own_loss else tuple(sources)
+        self.measures = Measures(self._names_of(self.train_dataset))
         obstacle = self._obstacle_to_splitting()
         self._train_rows = RowLimit(training=True, obstacle=obstacle)
         self._eval_rows = RowLimit(training=False, obstacle=obstacle)
         self._window = Window(self._train_rows)
         self._evaluated: list[RowSums] | None = None  # by the evaluation that is running
+        self._evaluated_sources: list[str] = []
+
+    def _sources_of(self, dataset: Any) -> RowSources | None:
+        return next((each for each in self._sources if each.rows is dataset), None)
+
+    def _names_of(self, dataset: Any) -> list[str]:
+        found = self._sources_of(dataset)
+        return found.names if found else []
 
     def _obstacle_to_splitting(self) -> str:
         if self._own_loss:
@@ -115,8 +128,10 @@ class TokenLossTrainer(SavingTrainer):
         return self.finite is not None and not self._own_loss
 
     def _get_dataloader(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
-        if dataset is self.train_dataset and self._numbers_rows:
-            dataset = NumberedRows(dataset)
+        sources = self._sources_of(dataset)
+        numbered = dataset is self.train_dataset and self._numbers_rows
+        if sources or numbered:
+            dataset = NumberedRows(dataset, sources.column if sources else None, numbered)
         with replaced(self, "data_collator", self._batch_collator(dataset)):
             loader = super()._get_dataloader(dataset, *arguments, **options)
         return loader if self.stopping is None else outlasting_signals(loader)
@@ -130,12 +145,12 @@ class TokenLossTrainer(SavingTrainer):
             sampler = super()._get_train_sampler(without_numbers(train_dataset))
         return in_the_order_of_epochs(sampler, self.args)
 
-    def _get_eval_sampler(self, *arguments: Any, **options: Any) -> Any:
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         with grouping_by_tokens(self):
-            return super()._get_eval_sampler(*arguments, **options)
+            return super()._get_eval_sampler(without_numbers(eval_dataset))
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        self.measures = Measures()
+        self.measures = Measures(self._names_of(self.train_dataset))
         with self._asked_for_losses():
             return super()._inner_training_loop(*arguments, **options)
 
@@ -211,6 +226,7 @@ class TokenLossTrainer(SavingTrainer):
             loss = loss + self.loss_head.auxiliary * auxiliary.to(loss.device) * share
             measures = {**measures, "router_loss": auxiliary.detach().float().expand(len(batch.targets.tokens_K))}
         self.measures.add(batch.tokens, len(batch.targets.tokens_K), measures)
+        self.measures.add_sources(result.losses_K, batch.targets.weights_K, batch.sources_K)
         return loss, outputs
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
@@ -236,7 +252,8 @@ class TokenLossTrainer(SavingTrainer):
     ) -> Any:
         """As in the Trainer, with loss and measures as means over all trained tokens."""
         sums: list[RowSums] = []
-        with replaced(self, "_evaluated", sums):
+        names = self._names_of(without_numbers(dataloader.dataset))
+        with replaced(self, "_evaluated", sums), replaced(self, "_evaluated_sources", names):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
             )
@@ -262,7 +279,8 @@ class TokenLossTrainer(SavingTrainer):
 
     def _evaluation_loss(self, model: Any, inputs: dict[str, Any], logits: bool, num_items_in_batch: Any) -> Any:
         def compute(parts: list[dict[str, Any]]) -> RowSums:
-            return RowSums.joined([RowSums.of(self.loss_head, model, part, logits) for part in parts])
+            names = self._evaluated_sources
+            return RowSums.joined([RowSums.of(self.loss_head, model, part, logits, names) for part in parts])
 
         sums = self._eval_rows.run(compute, inputs)
         if self._evaluated is not None:
@@ -270,7 +288,9 @@ class TokenLossTrainer(SavingTrainer):
         return sums.mean_loss, sums.outputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds tokens per second, trained tokens and measures since the last training log, over all processes.
+        """Adds tokens per second, trained tokens and measures since the last training log, and the peak of memory.
+
+        They are over all processes.
 
         The final ``train_loss`` is the mean over the steps of this run and all processes; of the steps since the last
         log, the Trainer's own has only the share of the first process.
@@ -282,7 +302,8 @@ class TokenLossTrainer(SavingTrainer):
             before = next((entry["trained_tokens"] for entry in history if "trained_tokens" in entry), 0)
             if self.finite is not None:
                 self.finite.correct(logs)
-            logs.update(self.measures.log_entry(self.accelerator, before))
+            if entry := self.measures.log_entry(self.accelerator, before):
+                logs.update(entry, memory=peak_memory(self.accelerator))
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

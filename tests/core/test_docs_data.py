@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sftkit import Pipeline
-from sftkit_commands.preview.rows import read_batch
+from sftkit.run.rows import read_batch
 from sftkit_commands.preview.text import as_text
 
 EXAMPLE = re.compile(r"```json\n(?P<row>[^`]*)\n```\n\n```text\n(?P<shown>[^`]*)\n```")

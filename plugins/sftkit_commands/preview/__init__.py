@@ -11,7 +11,7 @@ import typer
 from sftkit.api import ConfigArguments, DataOption, JsonOption, ModelOption, PluginOption, pipeline_from
 
 if TYPE_CHECKING:
-    from sftkit_commands.preview.rows import Row
+    from sftkit.api import TokenRow
 
 
 def preview(
@@ -47,7 +47,7 @@ def preview(
     with printing_json(as_json), working("reading the configuration"):
         prepared = pipeline_from(arguments, plugin, model, data).prepare()
 
-        from sftkit_commands.preview.rows import read_batch
+        from sftkit.api import read_batch
 
         examples = _examples(prepared.data.splits, split, row - 1, rows)
         shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
@@ -66,7 +66,7 @@ def preview(
         console().print(f"{len(shown)} rows of {split} written to {html}", markup=False)
 
 
-def _print(rows: list[Row], ids: bool, noted: list[str]) -> None:
+def _print(rows: list[TokenRow], ids: bool, noted: list[str]) -> None:
     from sftkit.api import console
     from sftkit_commands.preview.text import print_rows
 

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sftkit_commands.preview.rows import LEGEND, WEIGHT_MEANING, Kind, Row
+from sftkit.api import TOKEN_KINDS, WEIGHT_MEANING, TokenKind, TokenRow
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
 #: Blue and orange differ for colour-blind people too, and a background shows on dark and on light terminals.
-STYLES: dict[Kind, str] = {
+STYLES: dict[TokenKind, str] = {
     "trained": "color(16) on color(153)",
     "context": "",
     "padding": "dim italic",
     "other": "bold color(16) on color(214)",
 }
-SPECIAL: dict[Kind, str] = {**STYLES, "trained": "bold color(54) on color(153)", "context": "bold magenta"}
+SPECIAL: dict[TokenKind, str] = {**STYLES, "trained": "bold color(54) on color(153)", "context": "bold magenta"}
 #: The marks around tokens of a kind if there is no colour.
-MARKS: dict[Kind, tuple[str, str]] = {
+MARKS: dict[TokenKind, tuple[str, str]] = {
     "trained": ("⟦", "⟧"),
     "context": ("", ""),
     "padding": ("‹", "›"),
@@ -29,12 +29,12 @@ MARKS: dict[Kind, tuple[str, str]] = {
 }
 
 
-def print_rows(screen: Console, rows: Sequence[Row], ids: bool) -> None:
+def print_rows(screen: Console, rows: Sequence[TokenRow], ids: bool) -> None:
     """Print the legend and the rows; ``ids`` adds the token ids."""
     from rich.text import Text
 
     colour = screen.color_system is not None and not screen.no_color
-    for kind, meaning in LEGEND.items():
+    for kind, meaning in TOKEN_KINDS.items():
         if kind == "other" and not any(row.count("other") for row in rows):
             continue
         before, after = ("", "") if colour else MARKS[kind]
@@ -50,7 +50,7 @@ def print_rows(screen: Console, rows: Sequence[Row], ids: bool) -> None:
         screen.print(text[:-1] if text.plain.endswith("\n") else text)
 
 
-def as_text(row: Row, ids: bool, colour: bool) -> Text:
+def as_text(row: TokenRow, ids: bool, colour: bool) -> Text:
     """A row for the terminal; padding is counted. A weight other than 1 follows its text, as ``×0.5``.
 
     Args:

@@ -72,9 +72,13 @@ class Wrapped(Packer):
             weights_S = examples.weights_S
             if weights_S is not None:
                 weights_S = np.insert(weights_S, ends_M, weights_S[ends_M - 1])
+            sources_S = examples.sources_S
+            if sources_S is not None:
+                sources_S = np.insert(sources_S, ends_M, sources_S[ends_M - 1])
             ids_S, labels_S = np.insert(ids_S, ends_M, token), np.insert(labels_S, ends_M, added_M)
             lengths_N = lengths_N + unended_N
-            examples = Examples(ids_S, labels_S, np.append(0, np.cumsum(lengths_N)), weights_S)
+            offsets_N1 = np.append(0, np.cumsum(lengths_N))
+            examples = Examples(ids_S, labels_S, offsets_N1, weights_S, sources_S=sources_S)
             self.counts.add(self.split, "concat tokens added", len(ends_M))
         pieces = wrapped(lengths_N, self.max_length, self.endless)
         if not self.keep_short:
@@ -107,26 +111,28 @@ def fill(examples: Examples, pieces: Pieces, documents: int, split: str, counts:
     for high_R in np.unique(np.minimum(np.asarray(cuts, np.int64) + 1, len(ends_R))).tolist():
         first = last_R[low_R - 1] + 1 if low_R else 0
         some = Pieces(*(part[first : last_R[high_R - 1] + 1] for part in pieces))
-        ids_T, labels_T, position_ids_T, weights_T = _gather(examples, some)
+        columns, weights_T, sources_T = _gather(examples, some)
+        labels_T = columns["labels"]
         firsts_P = np.cumsum(some.lengths) - some.lengths
         if lost := int((labels_T[firsts_P] != IGNORE_INDEX).sum()):
             counts.add(split, "trained tokens without context at the start of a row", lost)
         labels_T[firsts_P] = IGNORE_INDEX
         start = ends_R[low_R - 1] if low_R else 0
         offsets_R1 = np.append(0, ends_R[low_R:high_R] - start)
-        yield examples_table(offsets_R1, weights_T, input_ids=ids_T, labels=labels_T, position_ids=position_ids_T)
+        yield examples_table(offsets_R1, weights_T, sources_T, **columns)
         low_R = high_R
 
 
-def _gather(examples: Examples, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """The tokens and labels of the pieces, each token's place in its piece (int32, T each), and weights if any."""
+def _gather(examples: Examples, pieces: Pieces) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray | None]:
+    """Ids, labels and places in its piece of each token (int32, T each), and its weight and source if there are any."""
     import numpy as np
 
-    ids_S, labels_S, weights_S = examples.ids_S, examples.labels_S, examples.weights_S
+    ids_S, labels_S, weights_S, sources_S = examples.ids_S, examples.labels_S, examples.weights_S, examples.sources_S
     ends_P = np.cumsum(pieces.lengths)
     firsts_P = ends_P - pieces.lengths
     ids_T, labels_T, position_ids_T = (np.empty(int(pieces.lengths.sum()), np.int32) for _ in range(3))
     weights_T = None if weights_S is None else np.empty(len(ids_T), np.float32)
+    sources_T = None if sources_S is None else np.empty(len(ids_T), np.int16)
     for low in range(0, len(ends_P), AT_ONCE):
         some = slice(low, low + AT_ONCE)
         lengths_P = pieces.lengths[some]
@@ -136,5 +142,8 @@ def _gather(examples: Examples, pieces: Pieces) -> tuple[np.ndarray, np.ndarray,
         ids_T[here], labels_T[here], position_ids_T[here] = ids_S[index_T], labels_S[index_T], position_T
         if weights_S is not None and weights_T is not None:
             weights_T[here] = weights_S[index_T]
+        if sources_S is not None and sources_T is not None:
+            sources_T[here] = sources_S[index_T]
         examples.release()  # reading a piece maps the pages around it, too
-    return ids_T, labels_T, position_ids_T, weights_T
+    columns = {"input_ids": ids_T, "labels": labels_T, "position_ids": position_ids_T}
+    return columns, weights_T, sources_T

@@ -1,0 +1,65 @@
+"""``sftkit report``: what happened in a run, or in several, as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from sftkit_commands.report.reading import Run
+
+PERIOD = 10  # seconds between two versions of a report that is watched
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Output directories of runs.", metavar="RUN...")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045 (Typer reads it at run time)
+        typer.Option("--output", "-o", help="The file. [default: RUN/report.html, or report.html for several runs]"),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again and again until the runs have ended.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write an HTML report of a run that goes on, has ended or has failed; or a comparison of several runs."""
+    import time
+    import webbrowser
+
+    from sftkit.api import console
+    from sftkit_commands.report.page import write_report
+    from sftkit_commands.report.reading import read_runs
+
+    found = read_runs(runs)
+    path = _path(found, output)
+    write_report(path, found, refresh=PERIOD if watch else 0)
+    if not json:
+        console().print(f"report written to {path}", markup=False)
+    if open_:
+        webbrowser.open(path.absolute().as_uri())
+    while watch and any(run.status == "running" for run in found):
+        time.sleep(PERIOD)
+        found = read_runs(runs)
+        write_report(path, found, refresh=PERIOD)
+    if json:
+        import json as library
+
+        typer.echo(library.dumps({"report": str(path), "runs": [run.summary() for run in found]}))
+
+
+def _path(runs: list[Run], output: Path | None) -> Path:
+    """Where the report goes.
+
+    Raises:
+        ConfigError: if that is a file of somebody else's.
+    """
+    from sftkit.api import REPORT, ConfigError, Problem, is_report
+
+    path = output or (runs[0].directory / REPORT if len(runs) == 1 else Path(REPORT))
+    if path.is_dir():
+        raise ConfigError(Problem("this is a directory", str(path), "name a file, such as report.html"))
+    if path.exists() and path.stat().st_size and not is_report(path):
+        fix = "remove it, or name another file with --output"
+        raise ConfigError(Problem("this file is not a report, and is not replaced", str(path), fix))
+    return path
