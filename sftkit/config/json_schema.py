@@ -40,6 +40,25 @@ def lenient(schema: Any, numbers_as_text: bool = False) -> Any:
     return made
 
 
+def nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a mapping in which null stands for the default of any key."""
+    properties = {name: _or_null(item) for name, item in schema.get("properties", {}).items()}
+    return {**schema, "properties": properties} if properties else schema
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kind = schema.get("type")
+    if kind is not None and not {"enum", "const"} & schema.keys():
+        kinds = kind if isinstance(kind, list) else [kind]
+        return schema if "null" in kinds else {**schema, "type": [*kinds, "null"]}
+    if "anyOf" in schema:
+        null = {"type": "null"}
+        return schema if null in schema["anyOf"] else {**schema, "anyOf": [*schema["anyOf"], null]}
+    if "enum" in schema or "const" in schema or "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    return schema
+
+
 def train_schema() -> dict[str, Any]:
     """The schema of the section ``train``."""
     properties = {}
@@ -49,7 +68,7 @@ def train_schema() -> dict[str, Any]:
             schema = {"anyOf": [schema, *forms]}
         default = DEFAULTS.get(name, field.default)
         properties[name] = {**_bounded(name, schema), "default": default, "description": field.help}
-    return {"type": ["object", "null"], "additionalProperties": False, "properties": properties}
+    return nullable({"type": ["object", "null"], "additionalProperties": False, "properties": properties})
 
 
 def _further_forms(schema: dict[str, Any]) -> list[dict[str, Any]]:

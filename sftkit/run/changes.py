@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from sftkit.config.models import DataSection, ModelSection
 from sftkit.config.resume_fields import FOLLOWS_METRIC, FREE_DATA, LENGTH, depends_on_length, length_of
 from sftkit.config.train_fields import training_fields
 from sftkit.errors import Problem, nearest
+from sftkit.plugin.paths import absolute_at
 from sftkit.run.distributed import world_size
 
 WEIGHTS, WORLD_SIZE = "model.weights", "world_size"
@@ -70,12 +72,13 @@ def configuration_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Ite
         old: the manifest of the run.
         new: that of its resumption.
     """
+    base = old.get("working_directory", "")
     for section, free in (("model", frozenset[str]()), ("data", FREE_DATA)):
-        yield from _differences(section, old["config"][section], new["config"][section], free)
+        yield from _differences(section, old["config"][section], new["config"][section], free, base)
     before, after = old["config"]["plugins"], new["config"]["plugins"]
     for name in sorted({*before, *after}):
         if name in before and name in after:
-            yield from _differences(f"plugins.{name}", before[name], after[name])
+            yield from _differences(f"plugins.{name}", before[name], after[name], base=base)
         else:
             yield Change(f"plugins.{name}", "it was selected" if name in before else "it was not selected")
     yield from _train_changes(old, new)
@@ -99,12 +102,20 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
 
 
 def _differences(
-    where: str, before: Mapping[str, Any], after: Mapping[str, Any], free: Iterable[str] = ()
+    where: str, before: Mapping[str, Any], after: Mapping[str, Any], free: Iterable[str] = (), base: str = ""
 ) -> Iterator[Change]:
     for key in sorted({*before, *after} - {*free}):
         old, new = before.get(key, MISSING), after.get(key, MISSING)
-        if old != new:
+        if old != new and not _same_path((where, key), old, new, base):
             yield Change(f"{where}.{key}", f"{_shown(old)} -> {_shown(new)}")
+
+
+def _same_path(key: tuple[str, ...], old: Any, new: Any, base: str) -> bool:
+    """Whether two values are the same path, of which one may be relative to the earlier run's working directory."""
+    if absolute_at(key, old, base) == absolute_at(key, new):
+        return True
+    both = isinstance(old, str) and isinstance(new, str)  # the options of plugins may be paths too
+    return both and os.path.isabs(old) != os.path.isabs(new) and os.path.join(base, old) == os.path.abspath(new)
 
 
 def _shown(value: Any) -> str:

@@ -87,13 +87,18 @@ def stops_early(callback: Any) -> bool:
 
 
 def as_source(config: Any) -> ConfigSource:
-    """A configuration, from a file, a mapping or another source; the argument is copied."""
+    """A configuration, from a file, a mapping, another source, or several of them; the argument is copied."""
     if config is None:
         return ConfigSource()
     if isinstance(config, ConfigSource):
         return copy.deepcopy(config)
     if isinstance(config, Mapping):
         return ConfigSource(copy.deepcopy(dict(config)))
+    if isinstance(config, list | tuple):
+        merged = ConfigSource()
+        for item in config:
+            merged.merge(as_source(item))
+        return merged
     return read_yaml(Path(config))
 
 

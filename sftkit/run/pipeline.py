@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sftkit.config.source import ConfigSource
+from sftkit.config.source import ConfigSource, Place
 from sftkit.config.train_checks import training_problems
 from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data
@@ -19,6 +19,7 @@ from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
 from sftkit.run.changes import schedule_note, unknown_names, version_changes
+from sftkit.run.config_file import config_text
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
@@ -70,7 +71,8 @@ class Pipeline:
         eval: held-out data, as ``data``; or a fraction of it, or a dict of several sets.
         plugins: names (``"neftune:alpha=10"``, ``"no:pad"``), plugin objects, or one-key mappings of name to options.
         train: fields of `transformers.TrainingArguments`.
-        config: path of a YAML file, or a mapping of all sections; the other arguments override it.
+        config: path of a YAML file, a mapping of sections, or a list of these, of which later ones override earlier
+            ones; the other arguments override it.
         tokenizer: name, or a loaded tokenizer, or a loaded processor, which is then saved with the model.
         collator: used instead of the collator plugin.
         callbacks: further `transformers.TrainerCallback` objects.
@@ -93,7 +95,7 @@ class Pipeline:
         eval: Any = None,
         plugins: Iterable[str | Plugin | Mapping[str, Any]] = (),
         train: Mapping[str, Any] | None = None,
-        config: str | Path | Mapping[str, Any] | ConfigSource | None = None,
+        config: str | Path | Mapping[str, Any] | ConfigSource | Sequence[str | Path | Mapping[str, Any]] | None = None,
         tokenizer: Any = None,
         collator: Callable[[list[dict[str, Any]]], Any] | None = None,
         callbacks: Iterable[Any] = (),
@@ -111,11 +113,12 @@ class Pipeline:
         )
         for key, value in {**named, ("train",): train}.items():
             if value is not None:
-                self._source.set(key, copy.copy(value), "Pipeline()")
+                self._source.set(key, copy.copy(value), Place("Pipeline()"))
         self._source.values.setdefault("train", {})
         directory = self._source.values["train"].get("output_dir") if is_map(self._source, "train") else None
         self.output_dir = directory if isinstance(directory, str) else None  # another type is an error of the check
-        self._directory = RunDirectory(Path(self.output_dir or default_directory()))
+        own = self._source.files if resume or overwrite else ()
+        self._directory = RunDirectory(Path(self.output_dir or default_directory(own)))
 
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
@@ -194,7 +197,8 @@ class Pipeline:
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
             trainer = make_trainer(stages, prepared, model, display, directory, interruption)
             changes = _announce(earlier, manifest)
-            with self._directory.begin(manifest, earlier, changes) as record:
+            written = config_text(config, stages.plugins, self._source, self._inputs, directory)
+            with self._directory.begin(manifest, earlier, changes, written) as record:
                 metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(
             metrics,
