@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         pipeline_from as pipeline_from,
     )
     from sftkit.config import DataSection as DataSection, RunConfig as RunConfig
+    from sftkit.config.assignments import parse_value as parse_value, split_values as split_values
     from sftkit.config.train_fields import (
         CHECKPOINTING_KEYS as CHECKPOINTING_KEYS,
         allowed_fields as allowed_fields,
@@ -126,6 +127,7 @@ if TYPE_CHECKING:
         requirement_problem as requirement_problem,
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
+    from sftkit.run.config_file import WrittenConfig as WrittenConfig
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
     from sftkit.run.pipeline import Pipeline as Pipeline, RunResult as RunResult
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
@@ -198,12 +200,14 @@ _MODULES = {
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
     "run.distributed": "is_main_process rank world_size",
+    "run.config_file": "WrittenConfig",
     "run.pipeline": "Pipeline RunResult",
     "run.stages": "PreparedRun Stages Vocabulary",
     "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",
     # Commands
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption pipeline_from",
+    "config.assignments": "parse_value split_values",
     "console": "Display console show_data show_table",
     "user_modules": "import_user_module",
 }

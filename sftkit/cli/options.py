@@ -70,7 +70,8 @@ def gather(
 ) -> tuple[ConfigSource, list[Any]]:
     """The configuration files, the options and the overrides as one source, and the plugins chosen besides."""
     from sftkit import demo
-    from sftkit.config.source import COMMAND_LINE, ConfigSource, parse_assignment, read_yaml
+    from sftkit.config.assignments import parse_assignment
+    from sftkit.config.source import COMMAND_LINE, ConfigSource, read_yaml
 
     files = [item for item in arguments if is_file(item)]
     pairs = [parse_assignment(item, COMMAND_LINE.text) for item in arguments if not is_file(item)]

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 import pluggy
 
-from sftkit.config.source import ConfigSource, Place, parse_assignment, split_options
+from sftkit.config.assignments import parse_assignment, split_options
+from sftkit.config.source import ConfigSource, Place
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hook_names, is_slot, make_manager

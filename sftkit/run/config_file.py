@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -31,8 +32,25 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 
 
-def config_text(config: RunConfig, plugins: PluginSet, source: ConfigSource, inputs: RunInputs, directory: Path) -> str:
-    """The text of the file: what was set, with absolute paths and without secrets.
+@dataclasses.dataclass(frozen=True)
+class WrittenConfig:
+    """The configuration of a run as a file.
+
+    Attributes:
+        config: the configuration as resolved.
+        text: of the file, which has no secrets.
+        secrets: the values of the variables that it refers to.
+    """
+
+    config: RunConfig
+    text: str
+    secrets: dict[str, str] = dataclasses.field(repr=False)
+
+
+def write_config(
+    config: RunConfig, plugins: PluginSet, source: ConfigSource, inputs: RunInputs, directory: Path
+) -> WrittenConfig:
+    """What was set in a configuration, with absolute paths and without secrets.
 
     Args:
         config: the run as resolved.
@@ -53,7 +71,7 @@ def config_text(config: RunConfig, plugins: PluginSet, source: ConfigSource, inp
             written.not_written[name] = ", ".join(_described(item) for item in items)
     if inputs.tokenizer is not None:
         written.sections.setdefault("model", {})["tokenizer"] = f"loaded {type(inputs.tokenizer).__name__}"
-    return written.text(directory)
+    return WrittenConfig(config, written.text(directory), written.secrets)
 
 
 def _set_values(section: str, values: Any) -> dict[str, Any]:
@@ -73,7 +91,7 @@ class _Written:
     def __init__(self, source: ConfigSource) -> None:
         self.source = source
         self.sections: dict[str, Any] = {}
-        self.variables: list[str] = []
+        self.secrets: dict[str, str] = {}
         self.not_written: dict[str, str] = {}
 
     def section(self, name: str, values: Mapping[str, Any]) -> None:
@@ -126,9 +144,13 @@ class _Written:
             return [self._without_secrets((*key, str(n)), item, hidden[n]) for n, item in enumerate(value)]
         if value == hidden:
             return escaped(value) if isinstance(value, str) else value
-        reference = self.source.references.get(key) or f"${{{_variable(key)}}}"
-        self.variables += re.findall(r"\$\{(\w+)", reference)
-        return reference
+        if reference := self.source.references.get(key):
+            names = re.findall(r"(?<!\$)\$\{(\w+)", reference)
+            self.secrets |= {name: os.environ[name] for name in names if name in os.environ}
+            return reference
+        name = re.sub(r"\W", "_", "_".join(key)).upper()
+        self.secrets[name] = value
+        return f"${{{name}}}"
 
     def text(self, directory: Path) -> str:
         """The file's text."""
@@ -137,8 +159,8 @@ class _Written:
             f"# Run it again: sftkit run {directory / CONFIG}",
             "# That makes a directory of its own; --resume continues this run, and --overwrite replaces it.",
         ]
-        if self.variables:
-            names = ", ".join(dict.fromkeys(self.variables))
+        if self.secrets:
+            names = ", ".join(self.secrets)
             lines.append(f"# Secrets are not written. Set these environment variables first: {names}")
         order = (
             "model",
@@ -207,11 +229,6 @@ def _names(value: Any) -> list[str]:
 def _described(value: Any) -> str:
     name = getattr(value, "__qualname__", None)
     return f"the Python object {name}" if name else f"a Python object of the class {type(value).__name__}"
-
-
-def _variable(key: Key) -> str:
-    """A name for the variable of a secret that came from none."""
-    return re.sub(r"\W", "_", "_".join(key)).upper()
 
 
 class _Dumper(yaml.SafeDumper):

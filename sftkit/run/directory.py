@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from sftkit.checkpoints import Choice, newest
 from sftkit.checkpoints.files import partial_of, write_text
 from sftkit.checkpoints.space import full_disk
+from sftkit.config.source import ConfigSource
 from sftkit.errors import Interrupted, Problem, RunError, SftkitError, TrainingError
 from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, weight_changes
 from sftkit.run.config_file import CONFIG
@@ -39,14 +40,14 @@ Resume: TypeAlias = bool | Literal["auto"]
 OTHER = "choose another --output DIR"
 
 
-def default_directory(continued: Iterable[Path] = ()) -> str:
+def default_directory(source: ConfigSource, continues: bool | str) -> str:
     """A new directory under ``runs``, named by the time.
 
     Args:
-        continued: configuration files of a run that is resumed or replaced; if one is the ``config.yaml`` of a run, its
-            directory is the default.
+        source: the configuration.
+        continues: whether a run is resumed or replaced: the one whose ``config.yaml`` is among the files, if it is.
     """
-    for file in continued:
+    for file in source.files if continues else ():
         if file.name == CONFIG and read_manifest(file.parent) is not None:
             return str(file.parent)
     return f"runs/{datetime.now():%Y%m%d-%H%M%S}"

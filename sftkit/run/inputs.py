@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.config.train_checks import Surroundings
@@ -17,6 +17,11 @@ from sftkit.models.precision import precision_problems
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.selected import PluginSet
+
+#: What `Pipeline(config=...)` takes.
+Configuration: TypeAlias = (
+    str | Path | Mapping[str, Any] | ConfigSource | Sequence[str | Path | Mapping[str, Any]] | None
+)
 
 
 @dataclass(frozen=True)

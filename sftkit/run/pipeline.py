@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
 from sftkit.run.changes import schedule_note, unknown_names, version_changes
-from sftkit.run.config_file import config_text
+from sftkit.run.config_file import WrittenConfig, write_config
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
-from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
+from sftkit.run.inputs import Configuration, RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
 from sftkit.run.manifest import DONE, as_read, new_manifest
 from sftkit.run.stages import PreparedRun, Stages
@@ -95,7 +95,7 @@ class Pipeline:
         eval: Any = None,
         plugins: Iterable[str | Plugin | Mapping[str, Any]] = (),
         train: Mapping[str, Any] | None = None,
-        config: str | Path | Mapping[str, Any] | ConfigSource | Sequence[str | Path | Mapping[str, Any]] | None = None,
+        config: Configuration = None,
         tokenizer: Any = None,
         collator: Callable[[list[dict[str, Any]]], Any] | None = None,
         callbacks: Iterable[Any] = (),
@@ -117,8 +117,7 @@ class Pipeline:
         self._source.values.setdefault("train", {})
         directory = self._source.values["train"].get("output_dir") if is_map(self._source, "train") else None
         self.output_dir = directory if isinstance(directory, str) else None  # another type is an error of the check
-        own = self._source.files if resume or overwrite else ()
-        self._directory = RunDirectory(Path(self.output_dir or default_directory(own)))
+        self._directory = RunDirectory(Path(self.output_dir or default_directory(self._source, resume or overwrite)))
 
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
@@ -127,6 +126,14 @@ class Pipeline:
         except SftkitError as error:
             return error.problems
         return ()
+
+    def written(self) -> WrittenConfig:
+        """The configuration as the run would write it to ``config.yaml``.
+
+        Raises:
+            ConfigError: every problem of the configuration.
+        """
+        return write_config(*self._resolve(), self._source, self._inputs, self._directory.path)
 
     def stages(self) -> Stages:
         """Check the configuration, and return the stages of the run, for callers that go through them one by one.
@@ -197,8 +204,8 @@ class Pipeline:
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
             trainer = make_trainer(stages, prepared, model, display, directory, interruption)
             changes = _announce(earlier, manifest)
-            written = config_text(config, stages.plugins, self._source, self._inputs, directory)
-            with self._directory.begin(manifest, earlier, changes, written) as record:
+            written = write_config(config, stages.plugins, self._source, self._inputs, directory)
+            with self._directory.begin(manifest, earlier, changes, written.text) as record:
                 metrics = self._train(trainer, stages, prepared, record, earlier)
         return RunResult(
             metrics,

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from sftkit.cli.options import gather
+from sftkit.config.assignments import parse_value, split_options
 from sftkit.config.models import RunSection
-from sftkit.config.source import ConfigSource, parse_value, read_yaml, split_options
+from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.registry import discover
 from sftkit.plugin.resolve import resolve
