@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 #: What `Pipeline(config=...)` takes.
-Configuration: TypeAlias = (
-    str | Path | Mapping[str, Any] | ConfigSource | Sequence[str | Path | Mapping[str, Any]] | None
-)
+OneConfiguration: TypeAlias = str | Path | Mapping[str, Any] | ConfigSource
+Configuration: TypeAlias = OneConfiguration | Sequence[OneConfiguration] | None
 
 
 @dataclass(frozen=True)

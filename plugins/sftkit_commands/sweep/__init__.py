@@ -27,15 +27,13 @@ def sweep(
     ] = 0,
     metric: Annotated[
         str,
-        typer.Option("--metric", help="Compare the runs by this; default: eval_loss, or train_loss without data.eval."),
+        typer.Option("--metric", help="Compare by this; default: eval_loss, or train_loss without data.eval."),
     ] = "",
     maximize: Annotated[bool, typer.Option("--maximize", help="A larger metric is better.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of what --trials chooses.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep: finished runs are kept.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and start none.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; the runs' output goes to stderr.")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object; the rest goes to stderr.")] = False,
 ) -> None:
     """Run a configuration with several values, and compare the runs. Exit code 3 if a run failed."""
     from sftkit_commands.sweep.plan import Options, Plan

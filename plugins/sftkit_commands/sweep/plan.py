@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sftkit.api import ConfigError, Interrupted, Problem, pipeline_from, world_size
 from sftkit_commands.sweep.process import Processes
@@ -119,7 +119,7 @@ class Plan:
             raise ConfigError(Problem("there are several evaluation sets", "--metric", fix))
         return metric
 
-    def _compare(self, earlier: dict[str, object] | None) -> None:
+    def _compare(self, earlier: dict[str, Any] | None) -> None:
         """Raises:
         ConfigError: if trials were made with another space or another metric.
         """
@@ -208,6 +208,6 @@ def _with_values(problem: Problem, chosen: dict[str, str]) -> Problem:
     return Problem(problem.what, where.strip(), problem.fix)
 
 
-def _in_order(earlier: dict[str, object] | None) -> list[dict[str, object]]:
+def _in_order(earlier: dict[str, Any] | None) -> list[dict[str, Any]]:
     runs = earlier["runs"] if earlier else []
     return sorted(runs, key=lambda run: run["name"])
