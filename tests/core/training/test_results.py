@@ -65,7 +65,12 @@ def test_a_run_without_steps_evaluates_completely_and_saves_no_model(make_run, h
     expected = {f"eval_{name}_{measure}" for name in sets for measure in ("loss", "token_accuracy")}
     assert set(result.metrics) == {*expected, "eval_exact_match"}
     assert result.status == "evaluated"
-    assert {path.name for path in result.directory.iterdir()} == {"manifest.json", "log.jsonl", "samples.jsonl"}
+    assert {path.name for path in result.directory.iterdir()} == {
+        "config.yaml",
+        "manifest.json",
+        "log.jsonl",
+        "samples.jsonl",
+    }
     manifest = manifest_of(result)
     assert (manifest["status"], manifest["metrics"]) == ("done", result.metrics)
 
