@@ -8,7 +8,7 @@ import pytest
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, SftkitError
-from sftkit.testing import tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit_commands.sweep.process import Processes
 from sftkit_commands.sweep.record import SweepRun
 from sftkit_commands.sweep.search import Search
@@ -60,12 +60,12 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("sweep")
     tiny_model().save_pretrained(path / "model")
     tiny_tokenizer().save_pretrained(path / "model")
-    rows = "".join(json.dumps(row) + "\n" for row in tiny_conversations(4))
-    (path / "train.jsonl").write_text(rows, "utf-8")
-    (path / "eval.jsonl").write_text(rows, "utf-8")
+    for first, name in enumerate(("train", "eval")):
+        rows = [{"prompt": f"What is {number}{first}?", "completion": " A number."} for number in range(4)]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (path / "sft.yaml").write_text(
         "model: model\ndata: {train: train.jsonl, eval: eval.jsonl}\n"
-        "train: {max_steps: 1, save_strategy: 'no', per_device_train_batch_size: 2}\nplugins: {chatml: {}}\n",
+        "train: {max_steps: 1, save_strategy: 'no', per_device_train_batch_size: 2}\n",
         "utf-8",
     )
     return path / "sft.yaml"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import typer
 
-from sftkit.api import console, show_table
+from sftkit.api import console, parse_value, show_table
 from sftkit_commands.sweep.record import Sweep, SweepRun
 from sftkit_commands.sweep.space import Range, short_keys
 
@@ -16,16 +16,15 @@ def show_plan(sweep: Sweep, trials: int, ranges: Mapping[str, Range]) -> None:
     """Say what will be run."""
     screen = console()
     if trials:
-        keys = [*sweep.space["values"], *ranges]
         screen.print(f"{trials} trials in {sweep.directory}, by {sweep.metric}", markup=False)
         rows = [[key, ", ".join(sweep.space["values"][key])] for key in sweep.space["values"]]
         rows += [[key, _range(each)] for key, each in ranges.items()]
-        show_table(screen, f"{len(keys)} parameters", ("key", "values"), rows)
+        show_table(screen, "What varies", ("key", "values"), rows)
         return
     noun = "run" if len(sweep.runs) == 1 else "runs"
     screen.print(f"{len(sweep.runs)} {noun} in {sweep.directory}, by {sweep.metric}", markup=False)
     short = _short(sweep)
-    rows = [[run.name, *run.parameters.values(), run.status] for run in sweep.runs]
+    rows = [[run.name, *map(_value, run.parameters.values()), run.status] for run in sweep.runs]
     show_table(screen, "Runs", ("run", *short.values(), "status"), rows)
 
 
@@ -38,7 +37,7 @@ def show_run(run: SweepRun, count: str, state: str, quiet: bool) -> None:
         state: what is to say of it.
         quiet: whether standard output is for something else.
     """
-    values = ", ".join(f"{name} {run.parameters[key]}" for key, name in short_keys(run.parameters).items())
+    values = ", ".join(f"{name} {_value(run.parameters[key])}" for key, name in short_keys(run.parameters).items())
     typer.echo(f"\nrun {count}: {values} {state}".rstrip(), err=quiet)
 
 
@@ -50,7 +49,7 @@ def show_sweep(sweep: Sweep) -> None:
     for run in sweep.ranked():
         value = run.value(sweep.metric)
         shown = "" if math.isnan(value) else f"{value:.4f}"
-        rows.append([*(run.parameters[key] for key in short), shown, run.status])
+        rows.append([*(_value(run.parameters[key]) for key in short), shown, run.status])
     screen.print()
     show_table(screen, f"Runs in {sweep.directory}", (*short.values(), sweep.metric, "status"), rows)
     for run in sweep.runs:
@@ -68,6 +67,12 @@ def show_sweep(sweep: Sweep) -> None:
 
 def _short(sweep: Sweep) -> dict[str, str]:
     return short_keys([*sweep.space["values"], *sweep.space["ranges"]])
+
+
+def _value(text: str) -> str:
+    """A value as it is shown: numbers that Optuna has chosen are rounded."""
+    value = parse_value(text)
+    return f"{value:.4g}" if isinstance(value, float) and len(text) > 10 else text
 
 
 def _range(each: Range) -> str:
