@@ -195,7 +195,7 @@ def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
         return problem
     key = ("plugins", choice.name, *problem.key)
     named = f"plugin {choice.name}, option {'.'.join(problem.key)}"
-    if key[:3] in source.places:
+    if key[:3] in source.places and problem.key[0] in choice.folders:  # else it was overridden
         where = source.where(key)
     else:
         where = f"{choice.where}, {named}" if choice.where and "plugins." not in choice.where else named

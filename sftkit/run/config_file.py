@@ -213,6 +213,9 @@ def _plain(value: Any) -> Any:
         return _plain(value.value)
     if isinstance(value, Path | datetime.date):
         return str(value)
+    for kind in (bool, str, int, float):  # YAML writes these types alone, not those that are derived from them
+        if isinstance(value, kind):
+            return kind(value)
     return function_name(value) if callable(value) else value
 
 
