@@ -191,3 +191,9 @@ def test_a_mapping_merges_into_the_short_form():
     source = ConfigSource({"model": "a", "data": ["x"]})
     source.merge(ConfigSource({"model": {"dtype": "auto"}, "data": {"max_length": 3}}))
     assert source.values == {"model": {"name": "a", "dtype": "auto"}, "data": {"train": ["x"], "max_length": 3}}
+
+
+def test_the_schema_accepts_references_in_place_of_values():
+    config = {"model": {"name": "demo", "dtype": "${DTYPE}"}, "data": {"train": "demo", "max_length": "${LENGTH:-9}"}}
+    config |= {"train": {"bf16": "${BF16}", "eval_strategy": "${WHEN}", "max_steps": "${N}"}}
+    assert not list(jsonschema.Draft202012Validator(config_schema()).iter_errors(config))
