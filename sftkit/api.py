@@ -24,7 +24,11 @@ if TYPE_CHECKING:
         pipeline_from as pipeline_from,
     )
     from sftkit.config import DataSection as DataSection, RunConfig as RunConfig
-    from sftkit.config.source import parse_assignment as parse_assignment
+    from sftkit.config.assignments import (
+        parse_assignment as parse_assignment,
+        parse_value as parse_value,
+        split_values as split_values,
+    )
     from sftkit.config.train_fields import (
         CHECKPOINTING_KEYS as CHECKPOINTING_KEYS,
         allowed_fields as allowed_fields,
@@ -143,6 +147,7 @@ if TYPE_CHECKING:
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
     from sftkit.run.completing import completion_problems as completion_problems
+    from sftkit.run.config_file import WrittenConfig as WrittenConfig
     from sftkit.run.directories import trained_runs as trained_runs
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
     from sftkit.run.evaluation import Evaluation as Evaluation, Evaluator as Evaluator, base_name as base_name
@@ -244,6 +249,7 @@ _MODULES = {
     "run.evaluation": "Evaluation Evaluator base_name",
     "run.formatted": "SourceFormat prompt_ids source_formats",
     "run.lock": "holder",
+    "run.config_file": "WrittenConfig",
     "run.pipeline": "Pipeline RunResult",
     "run.rows": "TOKEN_KINDS TokenKind TokenPiece TokenRow WEIGHT_MEANING read_batch",
     "run.stages": "PreparedRun Stages Vocabulary",
@@ -254,7 +260,7 @@ _MODULES = {
     "cli.common": "JsonOption",
     "cli.completion": "complete_runs",
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption RunArgument pipeline_from",
-    "config.source": "parse_assignment",
+    "config.assignments": "parse_assignment parse_value split_values",
     "console": "Display console output printing_json show_data show_json show_table stage working wrap",
     "user_modules": "import_user_module",
 }

@@ -1,6 +1,7 @@
-"""Modules that the user names, as in ``-p my_plugin:MyPlugin``: also from the working directory.
+"""Modules that the user names, as in ``-p my_plugin:MyPlugin``: also from a few directories.
 
-The directory is not on the path: a file in it that is named like a library, such as ``yaml.py``, must not run.
+These are beside the configuration files, or the working directory. None of them is on the path: a file in one that is
+named like a library, such as ``yaml.py``, must not run.
 """
 
 from __future__ import annotations
@@ -44,22 +45,60 @@ class DirectoryFinder:
         return _install, (self.directory, sorted(self.packages))
 
 
-def import_user_module(name: str) -> ModuleType:
-    """Import a module that the user names; it may be in the working directory, unless an installed one has its name.
+#: Directories that are searched before the working directory, for the run that was configured last.
+_first: list[str] = []
 
-    The module may import others from there, now or later.
+
+def search_first(directories: Iterable[str]) -> None:
+    """Set the directories that `import_user_module` searches before the working directory.
+
+    Args:
+        directories: absolute paths.
+    """
+    _first[:] = directories
+
+
+def import_user_module(name: str) -> ModuleType:
+    """Import a module that the user names: from beside the configuration files, or from the working directory.
+
+    An installed module of the same name takes precedence. The module may import others from its directory, now or
+    later.
 
     Args:
         name: of the module, with its packages.
 
     Raises:
-        ImportError: if there is none; the module may raise anything.
+        ImportError: if there is none, or another of this name was imported for an earlier run; the module may raise
+            anything.
     """
-    package, directory = name.partition(".")[0], working_directory()
+    package = name.partition(".")[0]
     importlib.invalidate_caches()
-    if directory and PathFinder.find_spec(package, [directory]) is not None:
-        _install(directory, [package])
+    for directory in filter(None, (*_first, working_directory())):
+        if (found := PathFinder.find_spec(package, [directory])) is not None:
+            _refuse_another(package, found)
+            _install(directory, [package])
+            break
     return importlib.import_module(name)
+
+
+def module_directories() -> list[str]:
+    """The directories of the run that was configured last in which modules of the user were found."""
+    return [finder.directory for finder in finders() if finder.directory in (*_first, working_directory())]
+
+
+def _refuse_another(package: str, found: ModuleSpec) -> None:
+    """Raises:
+    ImportError: if a module of this name was imported from another directory of the user's.
+    """
+    spec = getattr(sys.modules.get(package), "__spec__", None)
+    origin = getattr(spec, "origin", None)
+    if origin is None or found.origin is None or origin == found.origin:
+        return
+    folder, file = os.path.split(os.path.abspath(origin))
+    folder = os.path.dirname(folder) if file == "__init__.py" else folder
+    if any(finder.directory == folder and package in finder.packages for finder in finders()):
+        fix = "rename one, or start a new process"
+        raise ImportError(f"another module {package} was imported before, from {origin}: {fix}")
 
 
 def finders() -> list[DirectoryFinder]:

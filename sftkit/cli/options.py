@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 ConfigArguments: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(
-        metavar="[CONFIG] [KEY=VALUE]...",
-        help="A YAML file, then values that override it.",
+        metavar="[CONFIG]... [KEY=VALUE]...",
+        help="YAML files, later ones override earlier ones, and values that override them.",
         autocompletion=complete_config,
     ),
 ]
@@ -65,7 +65,7 @@ def pipeline_from(
     Also prepares the process: log lines are plain, without secrets.
 
     Args:
-        arguments: at most one YAML file, and ``key=value`` overrides.
+        arguments: YAML files, and ``key=value`` overrides.
         plugins: the value of ``--plugin``.
         model: the value of ``--model``.
         data: the value of ``--data``.
@@ -86,30 +86,33 @@ def pipeline_from(
 def gather(
     arguments: list[str], plugins: list[str], model: str = "", data: str = "", output: str = ""
 ) -> tuple[ConfigSource, list[Any]]:
-    """The configuration file, the options and the overrides as one source, and the plugins chosen besides."""
+    """The configuration files, the options and the overrides as one source, and the plugins chosen besides."""
     from sftkit import demo
-    from sftkit.config.source import ConfigSource, parse_assignment, read_yaml
-    from sftkit.errors import ConfigError, Problem
+    from sftkit.config.assignments import parse_assignment
+    from sftkit.config.source import COMMAND_LINE, ConfigSource, read_yaml
 
-    here = "command line"
-    files = [item for item in arguments if "=" not in item]
-    if len(files) > 1:
-        what = f"{len(files)} configuration files: {', '.join(files)}"
-        raise ConfigError(Problem(what, here, "give one, and overrides as key=value"))
-    pairs = [parse_assignment(item, here) for item in arguments if "=" in item]
+    files = [item for item in arguments if is_file(item)]
+    pairs = [parse_assignment(item, COMMAND_LINE.text) for item in arguments if not is_file(item)]
     keys = {key.split(".")[0] for key, _ in pairs if key in ("model", "data", "model.name", "data.train")}
     embedded = not files and not model and not data and not keys
-    source = read_yaml(Path(files[0]) if files else demo.CONFIG) if files or embedded else ConfigSource()
+    source = ConfigSource()
+    for file in [demo.CONFIG] if embedded else map(Path, files):
+        source.merge(read_yaml(file))
     choices: list[Any] = list(plugins)
     for key, value in (("model.name", model), ("data.train", data), ("train.output_dir", output)):
         if value:
             pairs.insert(0, (key, value))
     for key, value in pairs:
         path = tuple(key.split("."))
-        if path[0] == "plugins" and len(path) > 2:
-            choices.append({path[1]: {".".join(path[2:]): value}})
+        if path[0] == "plugins" and len(path) > 1:
+            choices.append({path[1]: {".".join(path[2:]): value} if path[2:] else value})
         elif path in (("model",), ("data",)):
-            source.set((path[0], "name" if path[0] == "model" else "train"), value, here)
+            source.set((path[0], "name" if path[0] == "model" else "train"), value, COMMAND_LINE)
         else:
-            source.set(path, value, here)
+            source.set(path, value, COMMAND_LINE)
     return source, choices
+
+
+def is_file(argument: str) -> bool:
+    """Whether an argument is a configuration file, and not ``key=value``."""
+    return "=" not in argument or (argument.endswith((".yaml", ".yml")) and Path(argument).is_file())

@@ -9,9 +9,12 @@ from pydantic import TypeAdapter
 from sftkit.config.train_checks import BOUNDS
 from sftkit.config.train_fields import DEFAULTS, allowed_fields
 
-NUMBER = r"^\s*[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
+REFERENCE = r"\$\{[A-Za-z_]"  # to a variable of the environment, whose value is not known here
+NUMBER = rf"^\s*[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$|{REFERENCE}"
 _WORDS = ("true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0")
-TRUTH = f"^({'|'.join(''.join(f'[{char}{char.upper()}]' if char.isalpha() else char for char in w) for w in _WORDS)})$"
+_TRUTH = f"^({'|'.join(''.join(f'[{char}{char.upper()}]' if char.isalpha() else char for char in w) for w in _WORDS)})$"
+TRUTH = f"{_TRUTH}|{REFERENCE}"
+_ANYWHERE: list[dict[str, Any]] = [{"type": "null"}, {"type": "string", "pattern": REFERENCE}]
 NONE = "^([nN][oO][nN][eE]|[nN][uU][lL][lL])$"
 
 
@@ -40,6 +43,25 @@ def lenient(schema: Any, numbers_as_text: bool = False) -> Any:
     return made
 
 
+def nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a mapping in which null stands for the default of any key, and a reference for a variable."""
+    properties = {name: _or_null(item) for name, item in schema.get("properties", {}).items()}
+    return {**schema, "properties": properties} if properties else schema
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kind = schema.get("type")
+    if kind is not None and not {"enum", "const"} & schema.keys():
+        kinds = kind if isinstance(kind, list) else [kind]
+        return schema if "null" in kinds else {**schema, "type": [*kinds, "null"]}
+    if "anyOf" in schema:
+        further = [item for item in _ANYWHERE if item not in schema["anyOf"]]
+        return {**schema, "anyOf": [*schema["anyOf"], *further]}
+    if "enum" in schema or "const" in schema or "$ref" in schema:
+        return {"anyOf": [schema, *_ANYWHERE]}
+    return schema
+
+
 def train_schema() -> dict[str, Any]:
     """The schema of the section ``train``."""
     properties = {}
@@ -49,7 +71,7 @@ def train_schema() -> dict[str, Any]:
             schema = {"anyOf": [schema, *forms]}
         default = DEFAULTS.get(name, field.default)
         properties[name] = {**_bounded(name, schema), "default": default, "description": field.help}
-    return {"type": ["object", "null"], "additionalProperties": False, "properties": properties}
+    return nullable({"type": ["object", "null"], "additionalProperties": False, "properties": properties})
 
 
 def _further_forms(schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -146,6 +146,11 @@ class RunSection(Section):
         description="time between a signal that ends the run and the end of the process, as for max_time; a save that "
         "would take longer is skipped; default: no limit",
     )
+    modules: Where | None = Field(
+        None,
+        description="directories of your own modules, searched before the working directory; default: those of the "
+        "configuration files",
+    )
     digest_weights: bool = Field(
         default=False,
         description="record a digest of the base weights, and compare it before a resume; without, only sizes and "

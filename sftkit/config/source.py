@@ -1,71 +1,171 @@
-"""Raw configuration from a YAML file and ``key=value`` overrides, with the place of each value."""
+"""Raw configuration from YAML files and ``key=value`` overrides, with the place of each value."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
+from sftkit.config.variables import References
 from sftkit.errors import ConfigError, Problem
 
 Key = tuple[str, ...]
 
 MOST_VALUES = 100_000
+_TEXT = "tag:yaml.org,2002:str"
 NESTED_FIX = "write fewer and flatter values"
+NOT_WRITTEN = "not_written"  # in the `config.yaml` of a run: what of the run a file cannot hold
 SHORT = {"model": "name", "data": "train"}  # `model: x` is short for `model: {name: x}`
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was set.
+
+    Attributes:
+        text: such as ``sft.yaml:7``.
+        folder: of the file, to which its relative paths refer; None for what is not in a file.
+    """
+
+    text: str
+    folder: Path | None = None
+
+
+COMMAND_LINE = Place("command line")
 
 
 @dataclass
 class ConfigSource:
-    """Raw configuration values, and the place that each comes from, for error messages."""
+    """Raw configuration values, and the place that each comes from, for error messages.
+
+    Attributes:
+        values: by section.
+        places: by key.
+        references: the text of values that refer to variables of the environment, by key.
+        files: those that were read, in their order.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[Key, str] = field(default_factory=dict)
+    places: dict[Key, Place] = field(default_factory=dict)
+    references: dict[Key, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
     def where(self, key: Key) -> str:
         """Place and name of a key, such as ``sft.yaml:7, data.max_length``."""
         name = ".".join(map(str, key))  # YAML has keys that are no text
-        for end in range(len(key), 0, -1):
-            if key[:end] in self.places:
-                return f"{self.places[key[:end]]}, {name}"
-        return name
+        place = self.place(key)
+        return f"{place.text}, {name}" if place else name
 
-    def set(self, key: Key, value: Any, place: str) -> None:
+    def place(self, key: Key) -> Place | None:
+        """Where a key, or what contains it, was set."""
+        return next((self.places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self.places), None)
+
+    def set(self, key: Key, value: Any, place: Place) -> None:
         """Set one value. A mapping is merged into an existing mapping; any other value replaces the old one."""
-        section: dict[str, Any] = self.values
-        for depth, part in enumerate(key[:-1], start=1):
-            inner = section.get(part)
-            if not isinstance(inner, dict):
-                short = SHORT.get(part) if depth == 1 else None
-                inner = {short: inner} if short and isinstance(inner, str | list) else {}
-                section[part] = inner
-            section = inner
-        old = section.get(key[-1])
-        if isinstance(value, Mapping) and isinstance(old, dict):
-            for name, item in value.items():
-                self.set((*key, str(name)), item, place)
+        nested = dict(value) if isinstance(value, Mapping) else value
+        for part in reversed(key[1:]):
+            nested = {part: nested}
+        self.merge(ConfigSource({key[0]: nested}, {key: place}))
+
+    def merge(self, later: ConfigSource) -> None:
+        """Set all values of a later source, which is not used afterwards.
+
+        A mapping is merged into an existing one, and plugins are added to those that are selected. Any other value
+        replaces the old one.
+        """
+        self.files += later.files
+        for section in SHORT:
+            self.lengthen(section)
+            later.lengthen(section)
+        for name, value in later.values.items():
+            if name == "plugins" and not _mergeable(self.values.get(name), value):
+                self._add_plugins(later)
+            else:
+                self._merge(self.values, (name,), value, later)
+
+    def lengthen(self, section: str) -> None:
+        """Write ``model: x`` as ``model: {name: x}``."""
+        value = self.values.get(section)
+        if not isinstance(value, str | list):
             return
-        section[key[-1]] = dict(value) if isinstance(value, Mapping) else value
-        self.places[key] = place
+        self.values[section] = {SHORT[section]: value}
+        for kept in (self.places, self.references):
+            inner = {(section, SHORT[section], *key[1:]): item for key, item in kept.items() if key[0] == section}
+            kept.update(cast("dict[Key, Any]", inner))
+
+    def _merge(self, target: dict[Any, Any], key: Key, value: Any, later: ConfigSource, name: Any = None) -> None:
+        name = key[-1] if name is None else name  # YAML has names that are no text
+        old = target.get(name)
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            for inner, item in value.items():
+                self._merge(old, (*key, str(inner)), item, later, inner)
+            return
+        target[name] = value
+        self._replace_notes(key, later, key)
+
+    def _replace_notes(self, key: Key, later: ConfigSource, source_key: Key) -> None:
+        """Take over the places of one value, and forget those of the value that was there."""
+        place = later.place(source_key)
+        for kept, new in ((self.places, later.places), (self.references, later.references)):
+            notes = cast("dict[Key, Any]", kept)
+            for known in [known for known in notes if known[: len(key)] == key]:
+                del notes[known]
+            size = len(source_key)
+            notes.update({(*key, *known[size:]): item for known, item in new.items() if known[:size] == source_key})
+        if place is not None:
+            self.places[key] = place
+
+    def _add_plugins(self, later: ConfigSource) -> None:
+        """Select the plugins of a later source after those of this one, as a list."""
+        listed: list[Any] = []
+        made = ConfigSource()
+        for source in (self, later):
+            value = source.values.get("plugins")
+            names = list(value) if isinstance(value, Mapping) else None
+            items = [{name: item} for name, item in value.items()] if isinstance(value, Mapping) else value or []
+            if not isinstance(items, list):  # which is an error of the selection
+                self._merge(self.values, ("plugins",), value, source)
+                return
+            for index, item in enumerate(items):
+                own = ("plugins", str(index if names is None else names[index]))
+                made._replace_notes(("plugins", str(len(listed))), source, own)
+                if names is not None:  # for the places of its options
+                    made._replace_notes(own, source, own)
+                listed.append(item)
+        self.values["plugins"] = listed
+        self._replace_notes(("plugins",), made, ("plugins",))
+
+
+def _mergeable(old: Any, new: Any) -> bool:
+    """Whether selected plugins can be merged name by name, and not only added."""
+    if old is None or new is None:
+        return True
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    return both and not any(value is False and name in old for name, value in new.items())
 
 
 def read_yaml(path: Path) -> ConfigSource:
-    """Read a YAML file safely.
+    """Read a YAML file safely, with the values of the environment's variables that it refers to.
 
     Raises:
-        ConfigError: if it cannot be read, is not a mapping, or sets a key twice; with file and line.
+        ConfigError: if it cannot be read, is not a mapping, sets a key twice, or refers to a variable that is not set;
+            with file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        references = References(path.read_text(encoding="utf-8"))
+        root = yaml.compose(references.text, Loader=yaml.SafeLoader)
         _check_size(root, str(path))
-        values = yaml.safe_load(text)
+        source = ConfigSource(files=[path])
+        problems = list(_Reader(path, references, source).read(root, ()))
+        values = None if root is None else SafeConstructor().construct_document(root)
     except FileNotFoundError:
-        raise ConfigError(Problem("no such file", str(path), "use the path of a YAML file")) from None
+        what = f"no such file: {path.absolute()}"
+        raise ConfigError(Problem(what, str(path), "use the path of a YAML file")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             Problem(f"cannot read the file: {error}", str(path), "check the file and its permissions")
@@ -80,15 +180,12 @@ def read_yaml(path: Path) -> ConfigSource:
         raise ConfigError(Problem(f"not valid YAML: {error}", str(path), "put the value in quotes")) from None
     except RecursionError:
         raise ConfigError(Problem("the values are nested too deeply", str(path), NESTED_FIX)) from None
-    if values is None:
-        return ConfigSource()
-    if not isinstance(values, dict):
+    if values is not None and not isinstance(values, dict):
         raise ConfigError(Problem("the file is not a mapping", f"{path}:1", "start it with `model:` and `data:`"))
-    places: dict[Key, str] = {}
-    problems = list(_collect_places(root, (), path, places))
     if problems:
         raise ConfigError(problems)
-    return ConfigSource(values, places)
+    source.values = values or {}
+    return source
 
 
 def _check_size(root: Any, place: str) -> None:
@@ -115,68 +212,47 @@ def _check_size(root: Any, place: str) -> None:
         raise ConfigError(Problem(what, place, NESTED_FIX))
 
 
-def _collect_places(node: Any, key: Key, path: Path, places: dict[Key, str]) -> Iterable[Problem]:
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            inner = (*key, str(name.value))
-            place = f"{path}:{name.start_mark.line + 1}"
-            if inner in places:
-                yield Problem(
-                    f"the key is set twice, first in {places[inner]}", f"{place}, {'.'.join(inner)}", "remove one"
-                )
-            places[inner] = place
-            yield from _collect_places(value, inner, path, places)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            inner = (*key, str(index))
-            places[inner] = f"{path}:{value.start_mark.line + 1}"
-            yield from _collect_places(value, inner, path, places)
+@dataclass
+class _Reader:
+    """Goes through the nodes of a file: notes their places, and expands references in values."""
 
+    path: Path
+    references: References
+    source: ConfigSource
+    expanded: dict[int, str] = field(default_factory=dict)
 
-_PLAIN = re.compile(r"""^([\[{"'].*|[-+]?[0-9]+|true|false|null|~)$""", re.DOTALL | re.IGNORECASE)
-_DECIMAL = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$")
+    def read(self, node: Any, key: Key) -> Iterator[Problem]:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                if isinstance(name, yaml.ScalarNode):
+                    name.value = self.references.restore(name.value)
+                inner = (*key, str(name.value))
+                place = self._place(name)
+                if inner in self.source.places:
+                    what = f"the key is set twice, first in {self.source.places[inner].text}"
+                    yield Problem(what, f"{place.text}, {'.'.join(inner)}", "remove one")
+                self.source.places[inner] = place
+                yield from self.read(value, inner)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                inner = (*key, str(index))
+                self.source.places[inner] = self._place(value)
+                yield from self.read(value, inner)
+        elif isinstance(node, yaml.ScalarNode):
+            yield from self._expand(node, key)
 
+    def _expand(self, node: yaml.ScalarNode, key: Key) -> Iterator[Problem]:
+        text = node.value
+        if self.references.inside(text):
+            place = f"{self._place(node).text}, {'.'.join(key)}"
+            yield from (Problem(what, place, fix) for what, fix in self.references.problems(text))
+            if self.references.refers(text):
+                self.expanded[id(node)] = self.references.restore(text)
+            node.value = self.references.expand(text)
+            if node.style is None and node.tag == _TEXT:  # plain: it has the type of what is now there
+                node.tag = Resolver().resolve(yaml.ScalarNode, node.value, (True, False))
+        if id(node) in self.expanded:  # again for an alias
+            self.source.references[key] = self.expanded[id(node)]
 
-def parse_value(text: str) -> Any:
-    """The value of ``key=value``, parsed as YAML if it is quoted, a list, a mapping, a number, true, false or null.
-
-    Any other text is kept unchanged: ``### Answer:``, for example, is a comment in YAML.
-    """
-    if _DECIMAL.match(text) and not text.lstrip("+-").isdigit():
-        return float(text)  # YAML 1.1 reads 2e-5 as text
-    if not _PLAIN.match(text):
-        return text
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: of a date or a number
-        return text
-
-
-def split_options(text: str) -> list[str]:
-    """Split ``a=1,b=[2,3]`` at commas that are outside quotes and brackets and are followed by an option."""
-    parts, depth, quote, start = [], 0, "", 0
-    for index, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote and text[index - 1] != "\\" else quote
-        elif char in "\"'" and text[index - 1] in "=[,{ ":
-            quote = char
-        elif char in "[{":
-            depth += 1
-        elif char in "]}":
-            depth -= 1
-        elif char == "," and depth <= 0 and re.match(r"\s*[A-Za-z_]\w*=", text[index + 1 :]):
-            parts.append(text[start:index])
-            start = index + 1
-    return [*parts, text[start:]]
-
-
-def parse_assignment(text: str, place: str) -> tuple[str, Any]:
-    """Key and value of ``key=value``.
-
-    Raises:
-        ConfigError: if there is no ``=``.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(Problem(f"{text!r} is not of the form key=value", place, "write it as key=value"))
-    return key.strip(), parse_value(value)
+    def _place(self, node: Any) -> Place:
+        return Place(f"{self.path}:{node.start_mark.line + 1}", self.path.parent)

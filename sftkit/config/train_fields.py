@@ -244,6 +244,12 @@ def check_train(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[s
     return coerced, problems
 
 
+def takes_null(key: str, fields: Mapping[str, TrainField]) -> bool:
+    """Whether null is a value of a field, as of `save_total_limit`; else it stands for the default."""
+    annotation = fields[key].annotation if key in fields else Any
+    return annotation is Any or type(None) in (annotation, *typing.get_args(annotation))
+
+
 def _wrong(value: Any, annotation: Any) -> tuple[str, str]:
     """Message and fix of a value that a field does not take."""
     members = (annotation, *typing.get_args(annotation))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sftkit import demo
-from sftkit.data.opening import SUPPORTED, filesystem_of, is_remote, kind_of, suffixes_of
+from sftkit.data.opening import MAGIC, SUPPORTED, filesystem_of, is_remote, kind_of, suffixes_of
 from sftkit.data.splits import by_split, choose_split, is_data_path
 from sftkit.errors import DataError, Problem
-
-MAGIC = "*?["
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def find_files(name: str, split: str | None, where: str) -> Found | None:
         matches = [match for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
         return _of_pattern(name, str(path), matches, split, where)
     if name.startswith((".", "/", "~")) or kind_of(name) or name.count("/") > 1:
-        raise DataError(Problem(f"no such file or directory: {name}", where, "correct the path"))
+        raise DataError(Problem(f"no such file or directory: {os.path.abspath(path)}", where, "correct the path"))
     return None
 
 
@@ -106,7 +105,8 @@ def _of_pattern(name: str, pattern: str, matches: Iterable[str], split: str | No
     inside = [match[len(base) :].lstrip("/") for match in matches]
     paths = sorted(path for path in inside if kind_of(path) and (named_hidden or is_data_path(path)))
     if not paths:
-        raise DataError(Problem(f"no data file matches {name}", where, "correct the pattern"))
+        looked = name if is_remote(name) else os.path.abspath(pattern)
+        raise DataError(Problem(f"no data file matches {looked}", where, "correct the pattern"))
     splits = by_split(paths)
     if len(splits) > 1:
         chosen, notes = _chosen(paths, splits, split, name, where)

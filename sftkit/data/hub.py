@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import DataError, Problem
@@ -21,8 +22,9 @@ def read_hub(name: str, data: DataSection, where: str, streaming: bool = False) 
         return load_quietly(name, data.subset, split=data.split, streaming=streaming)
     except Exception as error:  # the hub's client raises exceptions of many types
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fix = "check the name, data.subset, data.split and the network; a local path must exist"
-        raise DataError(Problem(f"cannot load the data set {name!r}: {first}", where, fix)) from error
+        fix = "check the name, data.subset, data.split and the network"
+        what = f"there is no {os.path.abspath(name)}, and the data set {name!r} of the hub cannot be loaded: {first}"
+        raise DataError(Problem(what, where, fix)) from error
 
 
 def load_quietly(*args: Any, **options: Any) -> Any:

@@ -21,6 +21,7 @@ KINDS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
+MAGIC = "*?["  # characters of patterns
 TEXT_KINDS = frozenset({"json", "csv", "text"})
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 SUPPORTED = f"use one of these file types: {', '.join(KINDS)}; text files may be compressed: {', '.join(COMPRESSIONS)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def model_problems(config: RunConfig) -> Iterator[Problem]:
     elif looks_like_path(name):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         fix = nearest(path.name, siblings) or "correct the path, or use a hub name such as owner/name"
-        yield Problem(f"there is no directory {name!r}", "model.name", fix, ("model", "name"))
+        yield Problem(f"there is no directory {os.path.abspath(name)!r}", "model.name", fix, ("model", "name"))
 
 
 def misplaced_options(

@@ -41,6 +41,8 @@ class Plugin:
     import_first: ClassVar[tuple[str, ...]] = ()
     #: Files and directories that the plugin writes into the run directory, besides what `export_model` does.
     writes: ClassVar[tuple[str, ...]] = ()
+    #: Options that may be paths; in a configuration file, they are relative to it.
+    paths: ClassVar[tuple[str, ...]] = ()
     #: Fields of TrainingArguments that the plugin takes the place of, each with its option for them, or "" for none.
     replaces: ClassVar[Mapping[str, str]] = {}
 

@@ -10,12 +10,14 @@ from pydantic import BaseModel, ValidationError
 
 from sftkit import demo
 from sftkit.config.models import DataSection, EvaluateSection, ModelSection, RunConfig, RunSection
-from sftkit.config.source import SHORT, ConfigSource
+from sftkit.config.source import NOT_WRITTEN, SHORT, ConfigSource
 from sftkit.config.train_checks import value_problems
-from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only
+from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only, takes_null
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import wrong_value
+from sftkit.plugin.paths import locate_all, module_folders
 from sftkit.plugin.registry import plugin_advice
+from sftkit.user_modules import search_first
 
 if TYPE_CHECKING:
     from sftkit.plugin.select import Choice
@@ -35,11 +37,14 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     """
     from sftkit.plugin.select import choices_from, select
 
-    problems = [
+    source, problems = locate_all(source)
+    search_first(module_folders(source))
+    problems += [
         Problem("no such section", source.where((key,)), nearest(key, RunConfig.model_fields) or _sections())
         for key in source.values
-        if key not in RunConfig.model_fields
+        if key not in (*RunConfig.model_fields, NOT_WRITTEN)
     ]
+    problems += _not_written(source)
     model, wrong = _section(ModelSection, "model", source)
     problems += wrong
     data, wrong = _section(DataSection, "data", source)
@@ -69,6 +74,16 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     raise ConfigError(problems)
 
 
+def _not_written(source: ConfigSource) -> Iterator[Problem]:
+    """The Python objects of a run whose ``config.yaml`` this is, without which it is another run."""
+    objects = source.values.get(NOT_WRITTEN)
+    for name, what in objects.items() if isinstance(objects, Mapping) else ():
+        fix = (
+            f"run the Python script again; or remove this line, and set what takes the place of {name} if it is needed"
+        )
+        yield Problem(f"the run had {what}, which a file cannot hold", source.where((NOT_WRITTEN, str(name))), fix)
+
+
 def _sections() -> str:
     return f"the sections are: {', '.join(RunConfig.model_fields)}"
 
@@ -85,6 +100,7 @@ def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any
             Problem("must be a mapping", source.where((name,)), f"its keys are: {', '.join(cls.model_fields)}")
         ]
     values = raw if isinstance(raw, Mapping) else {SHORT[name]: raw}
+    values = {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
     try:
         return cls.model_validate(values), []
     except ValidationError as error:
@@ -120,7 +136,9 @@ def _train(source: ConfigSource, trains: bool) -> tuple[dict[str, Any], list[Pro
     if not isinstance(raw, Mapping):
         fix = "write `train: {learning_rate: 2.0e-5}`"
         return {}, [Problem("must be a mapping", source.where(("train",)), fix)]
-    values, wrong = check_train(raw)
+    fields = allowed_fields()
+    given = {key: value for key, value in raw.items() if value is not None or takes_null(key, fields)}
+    values, wrong = check_train(given)
     problems = []
     if trains:
         wrong += value_problems(values)

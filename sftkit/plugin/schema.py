@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sftkit.config.json_schema import lenient, train_schema
+from sftkit.config.json_schema import lenient, nullable, train_schema
 from sftkit.config.models import DataSection, EvaluateSection, ModelSection, RunSection
 from sftkit.errors import ConfigError
 
@@ -24,11 +24,11 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["model", "data"],
         "properties": {
-            "model": {"anyOf": [{"type": "string"}, lenient(ModelSection.model_json_schema())]},
+            "model": {"anyOf": [{"type": "string"}, nullable(lenient(ModelSection.model_json_schema()))]},
             "data": {"anyOf": [*_NAMES["anyOf"], _data()]},
             "train": train_schema(),
-            "run": {"anyOf": [lenient(RunSection.model_json_schema()), {"type": "null"}]},
-            "evaluate": {"anyOf": [lenient(EvaluateSection.model_json_schema()), {"type": "null"}]},
+            "run": {"anyOf": [nullable(lenient(RunSection.model_json_schema())), {"type": "null"}]},
+            "evaluate": {"anyOf": [nullable(lenient(EvaluateSection.model_json_schema())), {"type": "null"}]},
             "plugins": {
                 "anyOf": [plugins, {"type": "array", "items": {"anyOf": [{"type": "string"}, one]}}, {"type": "null"}]
             },
@@ -40,7 +40,7 @@ def _data() -> dict[str, Any]:
     def names(key: str) -> dict[str, Any]:
         return {"required": [key], "properties": {key: {"not": {"type": "null"}}}}
 
-    return {**lenient(DataSection.model_json_schema()), "oneOf": [names("train"), names("mix")]}
+    return {**nullable(lenient(DataSection.model_json_schema())), "oneOf": [names("train"), names("mix")]}
 
 
 def _plugins() -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _plugins() -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for name in known:
         try:
-            options = lenient(TypeAdapter(load_class(name, known)).json_schema(), numbers_as_text=True)
+            options = nullable(lenient(TypeAdapter(load_class(name, known)).json_schema(), numbers_as_text=True))
         except ConfigError as error:
             options = {"type": "object", "description": str(error)}
         properties[name] = {"anyOf": [options, {"type": ["null", "boolean"]}]}

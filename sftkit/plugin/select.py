@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pluggy
 
-from sftkit.config.source import ConfigSource, Key, parse_assignment, split_options
+from sftkit.config.assignments import parse_assignment, split_options
+from sftkit.config.source import ConfigSource, Key, Place
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hook_names, is_slot, make_manager
+from sftkit.plugin.paths import is_option, locate, misplaced
 from sftkit.plugin.registry import check_class, discover, installed_name, load_class, name_of
 from sftkit.plugin.selected import DEFAULTS, PluginSet, Selected, fields_of
 
@@ -36,6 +39,7 @@ class Choice:
     where: str = ""
     instance: Plugin | None = None
     key: str = ""
+    folders: Mapping[str, Path] = dataclasses.field(default_factory=dict)  # of the files, by option
 
 
 def parse_choice(text: str, known: Iterable[str], where: str = "") -> Choice:
@@ -78,7 +82,8 @@ def choices_from(source: ConfigSource) -> list[Choice]:
         if isinstance(item, Plugin):
             choices.append(Choice(name_of(type(item), known), instance=item, where=where))
         elif isinstance(item, str):
-            choices.append(parse_choice(item, known, where))
+            choice, place = parse_choice(item, known, where), source.place(key)
+            choices.append(dataclasses.replace(choice, folders=_folders(choice.options, place)))
         elif isinstance(item, Mapping) and len(item) == 1:
             name, value = next(iter(item.items()))
             choices.append(dataclasses.replace(_choice_from_item(str(name), value, source, known), where=where))
@@ -97,19 +102,29 @@ def _choice_from_item(key: str, value: Any, source: ConfigSource, known: Iterabl
         return Choice(name, where=where, key=key)
     if not isinstance(value, Mapping):
         raise ConfigError(Problem("options must be a mapping", where, f"write `{key}: {{option: value}}`"))
-    return Choice(name, {str(option): given for option, given in value.items()}, where=where, key=key)
+    options = {str(option): given for option, given in value.items()}
+    folders: dict[str, Path] = {}
+    for option in options:
+        folders |= _folders([option], source.place(("plugins", key, option)))
+    return Choice(name, options, where=where, key=key, folders=folders)
 
 
-def _chosen_twice(choices: Iterable[Choice], places: Mapping[Key, str]) -> Iterator[Problem]:
+def _folders(options: Iterable[str], place: Place | None) -> dict[str, Path]:
+    return {} if place is None or place.folder is None else dict.fromkeys(options, place.folder)
+
+
+def _chosen_twice(choices: Iterable[Choice], places: Mapping[Key, Place]) -> Iterator[Problem]:
     """A Problem for each plugin that one file names in two spellings, as for a key that is set twice."""
     seen: dict[tuple[str, str, bool], Choice] = {}
     for choice in choices:
         if place := places.get(("plugins", choice.key)):
-            same = (choice.name, place.rpartition(":")[0], choice.key.startswith("no:"))
+            same = (choice.name, place.text.rpartition(":")[0], choice.key.startswith("no:"))
             first = seen.setdefault(same, choice)
             if first.key != choice.key:  # an override on the command line may have the same one
-                what = f"plugin {choice.name} is set twice, first in {places['plugins', first.key]} as {first.key}"
-                yield Problem(what, choice.where, "remove one")
+                known = places["plugins", first.key].text
+                yield Problem(
+                    f"plugin {choice.name} is set twice, first in {known} as {first.key}", choice.where, "remove one"
+                )
 
 
 def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tuple[PluginSet | None, list[Problem]]:
@@ -146,8 +161,10 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
             merged.pop(choice.name, None)
             dropped.add(choice.name)
         elif choice.name in merged and choice.instance is None and merged[choice.name].instance is None:
-            options = {**merged[choice.name].options, **choice.options}
-            merged[choice.name] = dataclasses.replace(choice, options=options)
+            earlier = merged[choice.name]
+            kept = {option: folder for option, folder in earlier.folders.items() if option not in choice.options}
+            options, folders = {**earlier.options, **choice.options}, {**kept, **choice.folders}
+            merged[choice.name] = dataclasses.replace(choice, options=options, folders=folders)
         else:
             merged[choice.name] = choice
             dropped.discard(choice.name)
@@ -165,13 +182,38 @@ def _build(
     try:
         cls = type(choice.instance) if choice.instance is not None else load_class(choice.name, known, choice.where)
         problems = check_class(cls, choice.name)
+        options, misplaced = _located(choice, cls, source)
+        problems += misplaced
         # Building the instance again validates options that a plain dataclass decorator did not check.
-        plugin = cls(**(choice.options if choice.instance is None else fields_of(choice.instance)))
+        plugin = cls(**(options if choice.instance is None else fields_of(choice.instance)))
     except ConfigError as error:
         return None, [_placed(problem, choice, source) for problem in error.problems]
     if problems:
         return None, problems
     return Selected(choice.name, plugin, dist.name if dist else "", dist.version if dist else ""), []
+
+
+def _located(choice: Choice, cls: type[Plugin], source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:
+    """The options that are set, with paths from the working directory, and paths that are wrong.
+
+    Null stands for the default, unless it is a value of the option.
+    """
+    options, problems = {}, []
+    fields = getattr(cls, "__pydantic_fields__", {})
+    for name, value in choice.options.items():
+        if value is None and name in fields and not _takes_null(fields[name].annotation):
+            continue
+        options[name] = value
+        if name in cls.paths and isinstance(value, str) and (folder := choice.folders.get(name)) is not None:
+            options[name], better = locate(value, folder, is_option)
+            if better:
+                problem = misplaced(value, folder, better, "")
+                problems.append(_placed(dataclasses.replace(problem, key=(name,)), choice, source))
+    return options, problems
+
+
+def _takes_null(annotation: Any) -> bool:
+    return annotation is Any or type(None) in (annotation, *get_args(annotation))
 
 
 def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
@@ -180,7 +222,7 @@ def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
         return problem
     key = ("plugins", choice.key or choice.name, *problem.key)
     named = f"plugin {choice.name}, option {'.'.join(problem.key)}"
-    if key[:3] in source.places:
+    if key[:3] in source.places and problem.key[0] in choice.folders:  # else it was overridden
         where = source.where(key)
     else:
         where = f"{choice.where}, {named}" if choice.where and "plugins." not in choice.where else named

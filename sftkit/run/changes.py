@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from sftkit.config.resume_fields import FOLLOWS_METRIC, FREE_DATA, LENGTH, depen
 from sftkit.config.train_checks import METRICS
 from sftkit.config.train_fields import training_fields
 from sftkit.errors import Problem, nearest
+from sftkit.plugin.paths import absolute_at
 from sftkit.plugin.registry import discover, installed_name
 from sftkit.run.distributed import world_size
 
@@ -84,15 +86,16 @@ def configuration_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Ite
         old: the manifest of the run.
         new: that of its resumption.
     """
+    base = old.get("working_directory", "")
     for section, free in (("model", frozenset[str]()), ("data", FREE_DATA)):
-        yield from _differences(section, old["config"][section], new["config"][section], free)
+        yield from _differences(section, old["config"][section], new["config"][section], free, base)
     if not str(new["config"]["train"].get("metric_for_best_model") or "loss").endswith(METRICS):
         one, other = ({key: each["config"].get("evaluate", {}).get(key) for key in COMPLETING} for each in (old, new))
         yield from _differences("evaluate", one, other)
     before, after = old["config"]["plugins"], new["config"]["plugins"]
     for name in sorted({*before, *after}):
         if name in before and name in after:
-            yield from _differences(f"plugins.{name}", before[name], after[name])
+            yield from _differences(f"plugins.{name}", before[name], after[name], base=base)
         else:
             yield Change(f"plugins.{name}", "it was selected" if name in before else "it was not selected")
     yield from _train_changes(old, new)
@@ -116,12 +119,20 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
 
 
 def _differences(
-    where: str, before: Mapping[str, Any], after: Mapping[str, Any], free: Iterable[str] = ()
+    where: str, before: Mapping[str, Any], after: Mapping[str, Any], free: Iterable[str] = (), base: str = ""
 ) -> Iterator[Change]:
     for key in sorted({*before, *after} - {*free}):
         old, new = before.get(key, MISSING), after.get(key, MISSING)
-        if old != new:
+        if old != new and not _same_path((where, key), old, new, base):
             yield Change(f"{where}.{key}", f"{_shown(old)} -> {_shown(new)}")
+
+
+def _same_path(key: tuple[str, ...], old: Any, new: Any, base: str) -> bool:
+    """Whether two values are the same path, of which one may be relative to the earlier run's working directory."""
+    if absolute_at(key, old, base) == absolute_at(key, new):
+        return True
+    both = isinstance(old, str) and isinstance(new, str)  # the options of plugins may be paths too
+    return both and os.path.isabs(old) != os.path.isabs(new) and os.path.join(base, old) == os.path.abspath(new)
 
 
 def _shown(value: Any) -> str:

@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from sftkit.checkpoints import Choice, newest
-from sftkit.checkpoints.files import partial_of
+from sftkit.checkpoints.files import partial_of, write_text
 from sftkit.checkpoints.space import full_disk
+from sftkit.config.source import ConfigSource
 from sftkit.errors import Interrupted, Problem, RunError, SftkitError, TrainingError
 from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, weight_changes
+from sftkit.run.config_file import CONFIG
 from sftkit.run.distributed import blamed, is_main_process
 from sftkit.run.lock import LOCK, holder, locked
 from sftkit.run.manifest import (
@@ -38,8 +40,16 @@ Resume: TypeAlias = bool | Literal["auto"]
 OTHER = "choose another --output DIR"
 
 
-def default_directory() -> str:
-    """A new directory under ``runs``, named by the time."""
+def default_directory(source: ConfigSource, continues: bool | str) -> str:
+    """A new directory under ``runs``, named by the time.
+
+    Args:
+        source: the configuration.
+        continues: whether a run is resumed or replaced: the one whose ``config.yaml`` is among the files, if it is.
+    """
+    for file in source.files if continues else ():
+        if file.name == CONFIG and read_manifest(file.parent) is not None:
+            return str(file.parent)
     return f"runs/{datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -166,13 +176,16 @@ class RunDirectory:
         """The error that there is nothing to continue from, with the reason why each checkpoint is not used."""
         return RunError(self._checkpoint_problems(earlier.choice, resume=True))
 
-    def begin(self, manifest: dict[str, Any], earlier: EarlierRun | None, changes: dict[str, str]) -> RunRecord:
+    def begin(
+        self, manifest: dict[str, Any], earlier: EarlierRun | None, changes: dict[str, str], config: str
+    ) -> RunRecord:
         """Begin a run, or its next part, with everything loaded: what an earlier run has written is removed now.
 
         Args:
             manifest: of this run.
             earlier: the run that it continues, which is not removed.
             changes: what was changed since then, in words, by name.
+            config: the text of ``config.yaml``.
         """
         record = RunRecord(self.path, dict(manifest))
         if not is_main_process():
@@ -188,7 +201,13 @@ class RunDirectory:
             remove_run(self.path, known)
         self.path.mkdir(parents=True, exist_ok=True)
         record.values["parts"] = [*parts, new_part(manifest, step, changes)]
-        write_manifest(self.path, record.values)
+        if CONFIG in record.values["files"] or not (self.path / CONFIG).exists():
+            record.values["files"] = sorted({*record.values["files"], CONFIG})
+            write_manifest(self.path, record.values)
+            write_text(self.path / CONFIG, config)
+        else:
+            logger.warning("%s is not of this run, so it is kept, and the configuration is not written", CONFIG)
+            write_manifest(self.path, record.values)
         return record
 
 

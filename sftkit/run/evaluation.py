@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sftkit.config.source import SHORT, ConfigSource, parse_assignment
+from sftkit.config.assignments import parse_assignment
+from sftkit.config.source import SHORT, ConfigSource, Place
 from sftkit.errors import ConfigError, DataError, Problem
 from sftkit.plugin.registry import discover, load_class
 from sftkit.plugin.resolve import resolve
@@ -85,10 +86,10 @@ class Evaluator:
         """
         source = _source(trained, data)
         for key, value in (settings or {}).items():
-            source.set(("evaluate", key), value, HERE)
+            source.set(("evaluate", key), value, Place(HERE))
         for key, value in (parse_assignment(each, HERE) for each in assignments):
             path = tuple(key.split("."))
-            source.set((path[0], SHORT[path[0]]) if len(path) == 1 and path[0] in SHORT else path, value, HERE)
+            source.set((path[0], SHORT[path[0]]) if len(path) == 1 and path[0] in SHORT else path, value, Place(HERE))
         source.values["model"]["name"] = trained.name
         config, selected = resolve(source, choices_from(ConfigSource({"plugins": list(plugins)})))
         inputs = RunInputs(model=trained.model, tokenizer=trained.processor or trained.tokenizer)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.config.train_checks import Surroundings
@@ -18,6 +18,10 @@ from sftkit.training.completion_metrics import plain_name
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.selected import PluginSet
+
+#: What `Pipeline(config=...)` takes.
+OneConfiguration: TypeAlias = str | Path | Mapping[str, Any] | ConfigSource
+Configuration: TypeAlias = OneConfiguration | Sequence[OneConfiguration] | None
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,18 @@ def stops_early(callback: Any) -> bool:
 
 
 def as_source(config: Any) -> ConfigSource:
-    """A configuration, from a file, a mapping or another source; the argument is copied."""
+    """A configuration, from a file, a mapping, another source, or several of them; the argument is copied."""
     if config is None:
         return ConfigSource()
     if isinstance(config, ConfigSource):
         return copy.deepcopy(config)
     if isinstance(config, Mapping):
         return ConfigSource(copy.deepcopy(dict(config)))
+    if isinstance(config, list | tuple):
+        merged = ConfigSource()
+        for item in config:
+            merged.merge(as_source(item))
+        return merged
     return read_yaml(Path(config))
 
 

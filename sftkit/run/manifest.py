@@ -21,6 +21,7 @@ from sftkit.config.train_fields import data_seed, train_value
 from sftkit.redact import without_secrets
 from sftkit.run.directories import MANIFEST as MANIFEST
 from sftkit.run.distributed import world_size
+from sftkit.user_modules import working_directory
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -45,6 +46,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet) -> dict[str, Any]:
         "seeds": {"seed": train_value(config, "seed"), "data_seed": data_seed(config)},
         "versions": versions(plugins),
         "git_commit": git_commit(),
+        "working_directory": working_directory(),
         "data": {},
         "columns": [],
         "stats": {},

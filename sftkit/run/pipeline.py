@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sftkit.config.source import ConfigSource
+from sftkit.config.source import ConfigSource, Place
 from sftkit.config.train_checks import training_problems
 from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data, stage, working
@@ -19,9 +19,10 @@ from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
 from sftkit.run.changes import change_name, schedule_note, unknown_names, version_changes
+from sftkit.run.config_file import WrittenConfig, write_config
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
-from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
+from sftkit.run.inputs import Configuration, RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
 from sftkit.run.manifest import DONE, as_read, new_manifest
 from sftkit.run.stages import PreparedRun, Stages
@@ -71,7 +72,8 @@ class Pipeline:
         evaluate: the mapping of the section ``evaluate``, such as ``{"metrics": ["rouge"]}``.
         plugins: names (``"neftune:alpha=10"``, ``"no:pad"``), plugin objects, or one-key mappings of name to options.
         train: fields of `transformers.TrainingArguments`.
-        config: path of a YAML file, or a mapping of all sections; the other arguments override it.
+        config: path of a YAML file, a mapping of sections, or a list of these, of which later ones override earlier
+            ones; the other arguments override it.
         tokenizer: name, or a loaded tokenizer, or a loaded processor, which is then saved with the model.
         collator: used instead of the collator plugin.
         callbacks: further `transformers.TrainerCallback` objects.
@@ -95,7 +97,7 @@ class Pipeline:
         evaluate: Mapping[str, Any] | None = None,
         plugins: Iterable[str | Plugin | Mapping[str, Any]] = (),
         train: Mapping[str, Any] | None = None,
-        config: str | Path | Mapping[str, Any] | ConfigSource | None = None,
+        config: Configuration = None,
         tokenizer: Any = None,
         collator: Callable[[list[dict[str, Any]]], Any] | None = None,
         callbacks: Iterable[Any] = (),
@@ -113,11 +115,11 @@ class Pipeline:
         )
         for key, value in {**named, ("train",): train, ("evaluate",): evaluate}.items():
             if value is not None:
-                self._source.set(key, copy.copy(value), "Pipeline()")
+                self._source.set(key, copy.copy(value), Place("Pipeline()"))
         self._source.values.setdefault("train", {})
         directory = self._source.values["train"].get("output_dir") if is_map(self._source, "train") else None
         self.output_dir = directory if isinstance(directory, str) else None  # another type is an error of the check
-        self._directory = RunDirectory(Path(self.output_dir or default_directory()))
+        self._directory = RunDirectory(Path(self.output_dir or default_directory(self._source, resume or overwrite)))
 
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
@@ -126,6 +128,14 @@ class Pipeline:
         except SftkitError as error:
             return error.problems
         return ()
+
+    def written(self) -> WrittenConfig:
+        """The configuration as the run would write it to ``config.yaml``.
+
+        Raises:
+            ConfigError: every problem of the configuration.
+        """
+        return write_config(*self._resolve(), self._source, self._inputs, self._directory.path)
 
     def stages(self) -> Stages:
         """Check the configuration, and return the stages of the run, for callers that go through them one by one.
@@ -203,8 +213,9 @@ class Pipeline:
             rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed
             trainer = make_trainer(stages, prepared, model, display, directory, interruption)
             changes = _announce(earlier, manifest)
+            written = write_config(config, stages.plugins, self._source, self._inputs, directory)
             stage("training")
-            with self._directory.begin(manifest, earlier, changes) as record:
+            with self._directory.begin(manifest, earlier, changes, written.text) as record:
                 if rows:
                     write_sample_rows(directory, rows)
                 metrics = self._train(trainer, stages, prepared, record, earlier)

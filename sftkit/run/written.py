@@ -15,6 +15,7 @@ from typing import Any
 from sftkit.checkpoints.choice import NAME, checkpoints, is_saved
 from sftkit.checkpoints.manifest import MANIFEST as CONTENTS, STATE
 from sftkit.checkpoints.publish import PARTIAL
+from sftkit.run.config_file import CONFIG
 from sftkit.run.manifest import MANIFEST
 from sftkit.run.sample_rows import ROWS
 
@@ -72,7 +73,7 @@ def remove_run(directory: Path, manifest: Mapping[str, Any]) -> None:
             for folder in list(written.parents)[: -len(directory.parents) - 1]:
                 with suppress(OSError):  # not empty
                     folder.rmdir()
-    if not manifest["files"]:  # it ended before it had saved its model, or while it did
+    if not {*manifest["files"]} - {CONFIG}:  # it ended before it had saved its model, or while it did
         for entry in list(directory.iterdir()):
             if _matches(entry.name, MODEL) and entry.name != "README.md":  # which may be anybody's
                 _remove(entry)

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from sftkit.cli.options import gather
+from sftkit.config.assignments import parse_value, split_options
 from sftkit.config.models import RunSection
-from sftkit.config.source import ConfigSource, parse_value, read_yaml, split_options
+from sftkit.config.source import ConfigSource, read_yaml
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.registry import discover
 from sftkit.plugin.resolve import resolve
@@ -115,7 +116,7 @@ def test_overrides_replace_values_of_the_file(tmp_path):
     source, choices = gather([str(path), "train.max_steps=9", "data.max_length=64", "plugins.neftune.alpha=3"], [])
     config = Pipeline(config=source, plugins=choices)._resolve()[0]
     assert (config.train["max_steps"], config.train["seed"]) == (9, 1)
-    assert (config.data.train, config.data.max_length) == ("a.jsonl", 64)
+    assert (config.data.train, config.data.max_length) == (str(tmp_path / "a.jsonl"), 64)
     assert config.plugins["neftune"]["alpha"] == 3
 
 
@@ -161,7 +162,7 @@ def test_errors_are_reported_without_importing_torch_or_transformers(tmp_path):
 def test_the_schema_covers_all_sections_training_arguments_and_plugins():
     schema = config_schema()["properties"]
     assert set(schema) == {"model", "data", "train", "run", "evaluate", "plugins"}
-    assert schema["train"]["properties"]["learning_rate"]["type"] == ["number", "string"]
+    assert schema["train"]["properties"]["learning_rate"]["type"] == ["number", "string", "null"]
     named = schema["plugins"]["anyOf"][0]["properties"]
     assert set(named) == set(discover())
     assert "alpha" in named["neftune"]["anyOf"][0]["properties"]

@@ -282,7 +282,7 @@ def test_07_what_raises_after_training_does_not_cost_the_model(home, tmp_path, g
     if isinstance(guilty, Plugin):  # what it has written is the run's, too
         data = {"train": str(home / "rows.jsonl"), "eval": 0.5}
         pipeline(home, output, {"max_steps": 0}, overwrite=True, data=data).run()
-        assert {*contents(output)} == {MANIFEST, "log.jsonl", "rows.jsonl"}
+        assert {*contents(output)} == {MANIFEST, "config.yaml", "log.jsonl", "rows.jsonl"}
 
 
 # Row 18: data, configuration or number of processes changed before a resume.

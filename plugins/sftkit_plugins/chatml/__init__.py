@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, grow_embeddings, hookimpl, nearest
 
@@ -26,6 +27,8 @@ WHERE = "plugin chatml, option template"
 @dataclass(frozen=True, kw_only=True)
 class ChatML(Plugin):
     """Sets a chat template (ChatML, Zephyr, Llama 3, plain or your own), and adds its special tokens."""
+
+    paths: ClassVar[tuple[str, ...]] = ("template",)
 
     template: Annotated[str, Field(description="chatml, zephyr, llama3, plain, or the path of a .jinja file")] = (
         "chatml"
@@ -56,7 +59,8 @@ class ChatML(Plugin):
             path = template_file(self.template)
         elif not path.is_file():
             fix = nearest(self.template, TEMPLATES) or f"use {', '.join(TEMPLATES)}, or the path of a .jinja file"
-            raise ConfigError(Problem(f"there is no template or file {self.template!r}", WHERE, fix))
+            what = f"there is no template {self.template!r}, and no file {os.path.abspath(path)}"
+            raise ConfigError(Problem(what, WHERE, fix, ("plugins", "chatml", "template")))
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

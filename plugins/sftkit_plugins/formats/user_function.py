@@ -174,12 +174,11 @@ class UserFunction(Formatter):
 
 def load_function(function: str | Callable[..., Any]) -> Callable[..., Any]:
     """The callable itself, or the function with this name; see `import_function`."""
-    return import_function(function) if isinstance(function, str) else function
+    return _cached_function(function) if isinstance(function, str) else function
 
 
-@functools.cache
 def import_function(name: str) -> Callable[..., Any]:
-    """The function ``module:function``; its module may be in the current directory.
+    """The function ``module:function``; its module may be beside the configuration, or in the current directory.
 
     Raises:
         ConfigError: if it cannot be imported, or is not callable.
@@ -191,7 +190,7 @@ def import_function(name: str) -> Callable[..., Any]:
         found: Any = import_user_module(module)
     except Exception as error:  # the user's module may raise anything
         what = f"`import {module}` raises {_error_text(error)}"
-        fix = f"fix the module, or start sftkit in the directory of {module}.py (now it is {os.getcwd()})"
+        fix = f"fix the module, put {module}.py beside the configuration file or in {os.getcwd()}, or set run.modules"
         raise _unusable(what, fix) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -201,6 +200,9 @@ def import_function(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise _unusable(f"{name} is of type {type(found).__name__}, not a function", "use the name of a function")
     return found
+
+
+_cached_function = functools.cache(import_function)  # for every batch of rows
 
 
 def _unusable(what: str, fix: str) -> ConfigError:

@@ -43,6 +43,7 @@ class Vision(Plugin):
     """Conversations with images, for image-text models (LLaVA, Qwen-VL, SmolVLM, Gemma 3, ...)."""
 
     requires: ClassVar[tuple[str, ...]] = ("pillow>=10",)
+    paths: ClassVar[tuple[str, ...]] = ("image_folder",)
 
     image_folder: Annotated[
         str, Field(description="the folder to which relative image paths refer", validate_default=True)

@@ -67,7 +67,7 @@ def test_a_run_without_steps_evaluates_completely_and_saves_no_model(make_run, h
     assert set(result.metrics) == expected
     assert result.status == "evaluated"
     assert {path.name for path in result.directory.iterdir()} == {
-        *("manifest.json", "log.jsonl", "rows.jsonl", "samples.jsonl")
+        *("config.yaml", "manifest.json", "log.jsonl", "rows.jsonl", "samples.jsonl")
     }
     manifest = manifest_of(result)
     assert (manifest["status"], manifest["metrics"]) == ("done", result.metrics)
