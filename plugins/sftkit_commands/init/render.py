@@ -1,0 +1,137 @@
+"""The new YAML file with its comments, and the lists of what was translated, as tables and as plain data."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftkit_commands.init.translation import Entry, Kind, Translation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECTIONS = ("model", "data", "train", "plugins")
+HEADINGS: dict[Kind, str] = {
+    "lost": "Not translated",
+    "unknown": "Unknown keys, which {} does not have either",
+    "always": "Needs no counterpart",
+    "translated": "Translated",
+}
+WIDTH = 100
+
+
+def yaml_of(t: Translation, source: str) -> str:
+    """The text of the new file.
+
+    Args:
+        t: the finished translation.
+        source: name of the file that was translated.
+    """
+    lines = [f"# Translated from {source} ({t.peer}) by `sftkit init --from`."]
+    for remark in t.remarks:
+        lines += ["#", *textwrap.wrap(remark, WIDTH, initial_indent="# ", subsequent_indent="# ")]
+    for kind in ("lost", "unknown", "always"):
+        lines += _listed(t, kind)
+    differing = [entry for entry in t.of_kind("translated") if entry.note]
+    if differing:
+        lines += ["#", "# Notes:", *(line for entry in differing for line in _comment(entry, entry.note))]
+    return "\n".join([*lines, "", *sections(t.values, t.sources)]) + "\n"
+
+
+def sections(values: dict[str, Any], sources: dict[str, str]) -> list[str]:
+    """The lines of a configuration, one per key, each with a comment if its source is known by another name."""
+    lines: list[str] = []
+    for section in [name for name in SECTIONS if values.get(name)]:
+        lines.append(f"{section}:")
+        for key, value in values[section].items():
+            source = sources.get(f"{section}.{key}", "")
+            remark = f"  # {source}" if source and source.split(".")[-1] != key else ""
+            if section == "plugins" and len(flow(value)) > WIDTH:
+                lines.append(f"  {key}:")
+                lines += [f"    {name}: {flow(item)}" for name, item in value.items()]
+            else:
+                lines.append(f"  {flow(key)}: {flow(value)}{remark}")
+    return lines
+
+
+def output_of(file: Path) -> str:
+    """The run directory that a configuration names; empty if it names none."""
+    import yaml
+
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return str((values.get("train") or {}).get("output_dir") or "")
+
+
+def flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _listed(t: Translation, kind: Kind) -> list[str]:
+    found = t.of_kind(kind)
+    if not found:
+        return []
+    lines = ["#", f"# {HEADINGS[kind].format(t.peer)}:"]
+    for entry in found:
+        lines += _comment(entry, entry.note, entry.fix)
+    return lines
+
+
+def _comment(entry: Entry, note: str, fix: str = "") -> list[str]:
+    text = f"{entry.key}: {entry.shown}"
+    text += f" -- {note}" if note else ""
+    text += f"; instead: {fix}" if fix else ""
+    indent = {"initial_indent": "# - ", "subsequent_indent": "#   "}
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False, **indent)
+
+
+def as_dict(t: Translation) -> dict[str, Any]:
+    """Plain data, for ``--json``."""
+    kinds: tuple[Kind, ...] = ("translated", "always", "lost", "unknown")
+    lists = {kind: [_plain(entry) for entry in t.of_kind(kind)] for kind in kinds}
+    written = {target: t.value(target) for target in t.defaults}
+    return {"from": t.peer, **lists, "defaults": written, "files": sorted(t.files), "remarks": t.remarks}
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    named = {"key": entry.key, "value": entry.shown, "target": entry.target, "note": entry.note, "fix": entry.fix}
+    return {name: text for name, text in named.items() if text or name in ("key", "value")}
+
+
+def show(screen: Console, t: Translation) -> None:
+    """Print the lists: what was not translated comes last, where it is seen."""
+    from sftkit.api import show_table
+
+    rows = [(entry.key, entry.shown, _became(t, entry)) for entry in t.of_kind("translated")]
+    rows += [("(default)", flow(t.value(target)), target) for target in t.defaults]
+    show_table(screen, f"Translated from {t.peer}", ("key", "value", "in sft.yaml"), rows)
+    if always := t.of_kind("always"):
+        screen.print()
+        show_table(screen, HEADINGS["always"], ("key", "value", "why"), [(e.key, e.shown, e.note) for e in always])
+    for kind in ("unknown", "lost"):
+        if found := t.of_kind(kind):
+            screen.print(f"\n{HEADINGS[kind].format(t.peer)}", style="bold yellow", markup=False)
+            for entry in found:
+                _item(screen, entry)
+    for remark in t.remarks:
+        screen.print(f"\n{remark}", style="yellow", markup=False, soft_wrap=False)
+
+
+def _became(t: Translation, entry: Entry) -> str:
+    return f"{entry.target} ({entry.note})" if entry.note else entry.target
+
+
+def _item(screen: Console, entry: Entry) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    text = Text(f"{entry.key}: {entry.shown}", style="yellow")
+    if entry.note:
+        text.append(f"\n  {entry.note}", style="default")
+    if entry.fix:
+        text.append(f"\n  instead: {entry.fix}", style="default")
+    screen.print(Padding(text, (0, 0, 0, 2)), soft_wrap=False)
