@@ -38,7 +38,8 @@ _ORIGIN = Lost("the data is read as it is", "write what should be read to a file
 
 
 def _number(value: Any) -> float:
-    return float(value)
+    number = float(value)
+    return int(number) if number == int(number) else number
 
 
 RULES: dict[str, Rule] = {
@@ -47,7 +48,7 @@ RULES: dict[str, Rule] = {
     "base_model_config": Handled("nothing if it is the base model"),
     "tokenizer_config": Handled("model.tokenizer"),
     "revision_of_model": To("model.revision"),
-    "trust_remote_code": To("model.trust_remote_code"),
+    "trust_remote_code": To("model.trust_remote_code", default=False),
     "overrides_of_model_config": Handled("model.options"),
     "overrides_of_model_kwargs": Handled("model.options"),
     "cls_model_config": _CLASS,
@@ -81,7 +82,7 @@ RULES: dict[str, Rule] = {
     "val_set_size": Handled("data.eval"),
     "shuffle_merged_datasets": Always("the order is drawn anew in each epoch"),
     "shuffle_before_merging_datasets": Always("the order is drawn anew in each epoch"),
-    "streaming": To("data.streaming"),
+    "streaming": To("data.streaming", default=False),
     "min_sample_len": Lost("short rows are kept", "remove them from the data"),
     "dataset_exact_deduplication": Lost("repeated rows are reported by `sftkit check`, and kept"),
     "push_dataset_to_hub": Lost("prepared data stays on this machine"),
@@ -307,60 +308,15 @@ RULES: dict[str, Rule] = {
     "strict": Always("unknown keys are always errors"),
     "resume_from_checkpoint": hf.RESUME,
     "auto_resume_from_checkpoints": Lost(hf.RESUME.reason, "sftkit run sft.yaml --resume auto"),
-    # special tokens
+    # special tokens, and lists that are empty
+    **dict.fromkeys(
+        ("special_tokens", "datasets", "test_datasets", "pretraining_dataset", "plugins", "peft"), Always("it is empty")
+    ),
+    "peft.loftq_config": Always("it is empty"),
     "special_tokens.pad_token": Always("padding is recognised by its place, so which token pads makes no difference"),
     **{
         f"special_tokens.{name}_token": Handled("nothing if the template ends answers with it")
         for name in ("eos", "bos", "unk")
     },
     "special_tokens.additional_special_tokens": Handled("plugin chatml, tokens"),
-}
-
-#: The keys of an entry of ``datasets`` and ``test_datasets``.
-DATASET_RULES: dict[str, Rule] = {
-    "path": Handled("data.train, or data.mix"),
-    "data_files": Handled("data.train"),
-    "name": Handled("data.subset"),
-    "split": Handled("data.split"),
-    "ds_type": Always("the kind of a file follows from its name"),
-    "type": Handled("plugin formats"),
-    "field": Handled("plugin formats, text_column or columns"),
-    "field_messages": Handled("plugin formats, columns"),
-    "field_tools": Handled("plugin formats, columns"),
-    "field_thinking": Handled("plugin formats, columns"),
-    "template_thinking_key": Always("reasoning is passed under the name that the template reads"),
-    "split_thinking": Always("a <think> block at the start of an answer is always split off"),
-    "message_property_mappings": Handled("nothing: the usual names of roles and contents are recognised"),
-    "message_field_role": Handled("nothing: the usual names are recognised"),
-    "message_field_content": Handled("nothing: the usual names are recognised"),
-    "message_field_training": Handled("nothing: the usual names are recognised"),
-    "message_field_training_detail": Handled("nothing: train_detail is recognised"),
-    "roles": Handled("nothing: the usual names of roles are recognised"),
-    "roles_to_train": Handled("plugin formats, roles"),
-    "train_on_eos": Handled("nothing: the token that closes a trained turn is trained"),
-    "train_on_eot": Handled("nothing: the token that closes a trained turn is trained"),
-    "chat_template": Handled("plugin chatml"),
-    "chat_template_jinja": Handled("plugin chatml, template"),
-    "conversation": Handled("plugin chatml"),
-    "drop_system_message": Lost("system messages are kept", "remove them from the data"),
-    "trust_remote_code": Lost("data sets with code are not loaded", "use one in a standard format"),
-    "revision": Lost(
-        "data of the hub is read from its main branch", "hf://datasets/OWNER/NAME@REVISION/FILE as data.train"
-    ),
-    "skip": _ORIGIN,
-    **dict.fromkeys(("shards", "shards_idx", "preprocess_shards", "input_transform", "input_format"), _ORIGIN),
-    "text_column": Handled("plugin formats, text_column"),
-    **{
-        f"type.{name}": Handled("a formatting function in a file of its own")
-        for name in (
-            "system_prompt",
-            "system_format",
-            "field_system",
-            "field_instruction",
-            "field_input",
-            "field_output",
-            "format",
-            "no_input_format",
-        )
-    },
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sftkit_commands.init.local import Places
-from sftkit_commands.init.translation import Always, Handled, Lost, Rule, To, Translation
+from sftkit_commands.init.translation import Always, Handled, Lost, Rule, To, Translation, shown
 
 RESUME = Lost("a run is resumed on the command line", "sftkit run sft.yaml --resume")
 OVERWRITE = Lost("a run is replaced on the command line", "sftkit run sft.yaml --overwrite")
@@ -191,8 +191,7 @@ def attention(t: Translation, key: str, name: Any) -> None:
 def variable(t: Translation, key: str, name: str) -> None:
     """A setting of a tracker, which the tracker reads from the environment."""
     if t.pending(key):
-        value = t.get(key)
-        fix = f"export {name}={value if isinstance(value, str | int) else '...'}"
+        fix = f"export {name}={shown(key, t.get(key))}"
         t.lose(key, "trackers read it from the environment", fix)
 
 

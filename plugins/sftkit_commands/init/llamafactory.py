@@ -7,7 +7,7 @@ from sftkit_commands.init.translation import Always, Handled, Lost, Rule, To
 
 NAME = "LLaMA-Factory"
 MARKS = ("stage", "finetuning_type", "cutoff_len", "template", "dataset_dir", "lora_target", "lora_rank", "dataset")
-INSIDE = ("dataset_info", "columns", "tags")
+INSIDE = ("columns", "tags")
 STAGES = ("sft", "pt")
 
 _SPEED = Lost("it changes speed and memory, and not the result")
@@ -19,10 +19,6 @@ _EXPORT = Lost("a model is exported afterwards", "sftkit export RUN")
 _GENERATION = Always("it matters for generated text only")
 _RL = Always("it matters in other stages only")
 _GALORE = Always("it does nothing by itself")
-
-
-def _optional(value: object) -> object:
-    return value
 
 
 RULES: dict[str, Rule] = {
@@ -92,7 +88,7 @@ RULES: dict[str, Rule] = {
     # model
     "model_name_or_path": Handled("model.name"),
     "model_revision": To("model.revision"),
-    "trust_remote_code": To("model.trust_remote_code"),
+    "trust_remote_code": To("model.trust_remote_code", default=False),
     "cache_dir": Lost("it is an environment variable", "set HF_HOME in the environment"),
     "use_fast_tokenizer": Always("the fast tokenizer is always used"),
     "resize_vocab": Always("the embeddings grow if there are more tokens than rows"),
@@ -143,7 +139,7 @@ RULES: dict[str, Rule] = {
     "cutoff_len": To("data.max_length", int, "rows that are longer lose their end, and not parts of prompt and answer"),
     "train_on_prompt": Handled("plugin formats, loss: all"),
     "mask_history": Handled("plugin formats, turns: last"),
-    "streaming": To("data.streaming"),
+    "streaming": To("data.streaming", default=False),
     "buffer_size": Handled("data.shuffle_buffer"),
     "mix_strategy": Handled("data.mix, data.mix_until"),
     "interleave_probs": Handled("data.mix, the weights"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,16 @@ def read_info(values: Mapping[str, Any], places: Places) -> tuple[dict[str, Any]
         found = next((path for path in tried if (path / INFO).is_file()), None)
         if found is None:
             return {}, directory
-        info, base = json.loads((found / INFO).read_text(encoding="utf-8")), str(found)
+        info, base = json.loads((found / INFO).read_text(encoding="utf-8")), _shown(found, directory)
+    if not isinstance(info, dict):
+        return {}, base
     used = [*names(values.get("dataset")), *names(values.get("eval_dataset"))]
     return {name: info[name] for name in used if isinstance(info.get(name), dict)}, base
+
+
+def _shown(found: Path, directory: str) -> str:
+    """The directory of the data, relative to the working directory unless the configuration says otherwise."""
+    return str(found) if os.path.isabs(directory) else os.path.relpath(found)
 
 
 def data(t: Translation, places: Places, base: str) -> None:
@@ -105,6 +113,8 @@ def data(t: Translation, places: Places, base: str) -> None:
         fix = "write the path or hub name of the data as data.train"
         t.put("data.train", files if len(files) > 1 else files[0], "dataset")
         t.lose("dataset", f"{', '.join(unknown)} is not described in a {INFO} here", fix)
+        for key in [key for key in ("mix_strategy", "interleave_probs") if t.pending(key)]:
+            t.lose(key, "the sources are not known", "data.mix gives each source its weight")
     elif train:
         t.translated("dataset", "data.train")
         _several(t, train, files, places)
@@ -187,7 +197,8 @@ def _columns(t: Translation, one: DataSet, places: Places, base: str) -> None:
     seen = places.columns(str(Path(base) / str(one.get("file_name", ""))))
     if one.get("formatting", "alpaca") == "alpaca" and t.get("stage", "sft") == "pt":
         text = columns.get("prompt", "instruction")
-        t.select("formats", text_column=text) if text != "text" else None
+        if text != "text":
+            t.select("formats", text_column=text)
     elif one.values and not one.chats:
         question, answer = columns.get("prompt"), columns.get("response")
         if question and answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sftkit_commands.init import hf, llamafactory, llamafactory_data
-from sftkit_commands.init.llamafactory import INSIDE, rules
+from sftkit_commands.init.llamafactory import INFO_RULES, INSIDE, rules
 from sftkit_commands.init.local import Places
 from sftkit_commands.init.translation import Translation, flatten
 
@@ -25,10 +25,13 @@ _ADAPTER_KEYS = (
 def translate(values: dict[str, Any], places: Places) -> Translation:
     """The translation of a configuration of LLaMA-Factory, with the descriptions of its data sets."""
     info, base = llamafactory_data.read_info(values, places)
-    described = {**values, "dataset_info": info} if info else values
-    t = Translation(llamafactory.NAME, flatten(described, INSIDE))
-    t.blank(rules())
-    t.always("stage", "it is supervised fine-tuning") if t.get("stage", "sft") == "sft" else None
+    given = dict(values)
+    for name, description in info.items():
+        given |= {f"dataset_info.{name}.{key}": value for key, value in flatten(description, INSIDE).items()}
+    t = Translation(llamafactory.NAME, given)
+    t.blank({*rules(), *(f"dataset_info.{name}.{key}" for name in info for key in INFO_RULES)})
+    if t.get("stage", "sft") == "sft":
+        t.always("stage", "it is supervised fine-tuning")
     model(t, places)
     llamafactory_data.data(t, places, base)
     trained(t)
@@ -97,9 +100,7 @@ def trained(t: Translation) -> None:
     if t.pending("buffer_size") and not t.get("streaming"):
         t.always("buffer_size", "it does nothing without streaming")
     elif t.get("streaming"):
-        t.move("buffer_size", "data.shuffle_buffer") if t.get("buffer_size") else t.default(
-            "data.shuffle_buffer", 16384
-        )
+        t.move_or_default("buffer_size", "data.shuffle_buffer", 16384)
 
 
 def adapter(t: Translation, places: Places) -> None:
@@ -126,14 +127,12 @@ def adapter(t: Translation, places: Places) -> None:
     for key in [key for key in _ADAPTER_KEYS if t.pending(key)]:
         t.always(key, "it does nothing without a new adapter, or is off")
     _quantization(t)
-    hf.switched(t, "use_unsloth", "plugins.unsloth.load_in_4bit", bool(t.get("quantization_bit") == 4)) if t.pending(
-        "use_unsloth"
-    ) and not t.selected("unsloth") else None
+    if t.pending("use_unsloth"):
+        t.always("use_unsloth", "it is off, or unsloth is not used without LoRA")
 
 
 def _lora(t: Translation) -> None:
-    rank = int(t.get("lora_rank", 8))
-    t.default("plugins.peft.r", rank) if t.get("lora_rank") is None else t.move("lora_rank", "plugins.peft.r")
+    t.move_or_default("lora_rank", "plugins.peft.r", 8)
     t.move("lora_alpha", "plugins.peft.alpha")
     t.move("lora_dropout", "plugins.peft.dropout")
     targets = llamafactory_data.names(t.get("lora_target", "all"))
@@ -159,10 +158,8 @@ def _unsloth(t: Translation) -> None:
         load_in_8bit=t.get("quantization_bit") == 8 or None,
     )
     t.translated("use_unsloth", "plugins.unsloth")
-    t.default("plugins.unsloth.r", rank) if t.get("lora_rank") is None else t.move("lora_rank", "plugins.unsloth.r")
-    t.move("lora_alpha", "plugins.unsloth.lora_alpha") if t.get("lora_alpha") else t.default(
-        "plugins.unsloth.lora_alpha", 2 * rank
-    )
+    t.move_or_default("lora_rank", "plugins.unsloth.r", rank)
+    t.move_or_default("lora_alpha", "plugins.unsloth.lora_alpha", 2 * rank)
     t.move("lora_dropout", "plugins.unsloth.lora_dropout")
     targets = llamafactory_data.names(t.get("lora_target", "all"))
     t.move("lora_target", "plugins.unsloth.target_modules", "all-linear" if targets == ["all"] else targets)
@@ -196,14 +193,13 @@ def _quantization(t: Translation) -> None:
 
 def precision(t: Translation) -> None:
     """The base of an adapter is loaded in the precision of the run; weights that are trained are float32."""
-    full, half = not t.value("plugins"), "bfloat16" if t.get("bf16") or t.get("pure_bf16") else "auto"
-    full = t.get("finetuning_type", "lora") not in ("lora",) and full is not None
+    full = t.get("finetuning_type", "lora") != "lora"
     if t.get("pure_bf16"):
         t.move("pure_bf16", "model.dtype", "bfloat16")
     elif t.pending("pure_bf16"):
         t.always("pure_bf16", "it is off")
     if not t.has("model.dtype") and not full and not t.get("fp16"):
-        t.default("model.dtype", half)
+        t.default("model.dtype", "bfloat16" if t.get("bf16") else "auto")
 
 
 def memory(t: Translation) -> None:
@@ -242,8 +238,10 @@ def packing(t: Translation) -> None:
         if t.has("data.eval"):
             t.default("plugins.packing.eval", True)
         note = "" if t.get("neat_packing") else "packed documents do not attend to each other"
-        t.translated("packing", "plugins.packing", note) if t.get("packing") else None
-        t.translated("neat_packing", "plugins.packing") if t.get("neat_packing") else None
+        if t.get("packing"):
+            t.translated("packing", "plugins.packing", note)
+        if t.get("neat_packing"):
+            t.translated("neat_packing", "plugins.packing")
     for key in [key for key in ("packing", "neat_packing") if t.pending(key)]:
         t.always(key, "it is off, or the other key decides")
 

@@ -43,10 +43,11 @@ class Places:
     def rows(self, name: Any) -> Iterator[dict[str, Any]]:
         """The rows of a local JSON, JSON lines or CSV file; none of any other."""
         path = self.find(name)
-        if path is None or not path.is_file():
+        if path is None:
             return
         try:
-            yield from _rows(path)
+            for file in [path] if path.is_file() else _training_files(path):
+                yield from _rows(file)
         except (OSError, ValueError, csv.Error):
             return
 
@@ -60,6 +61,11 @@ class Places:
     def count(self, name: Any) -> int:
         """The number of rows of a local file; 0 if it is not known."""
         return sum(1 for _ in self.rows(name))
+
+
+def _training_files(directory: Path) -> list[Path]:
+    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    return [file for file in files if "train" in file.stem] or files
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

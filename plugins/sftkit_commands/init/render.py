@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECTIONS = ("model", "data", "train", "plugins")
+#: The keys that come first in their sections, in this order.
+ORDER = (
+    *("name", "train", "mix", "mix_until", "subset", "split", "eval", "max_length", "truncation"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "max_grad_norm", "bf16", "fp16", "tf32", "gradient_checkpointing"),
+    *("gradient_checkpointing_kwargs", "eval_strategy", "eval_steps", "eval_on_start", "save_strategy", "save_steps"),
+    *("save_total_limit", "load_best_model_at_end", "logging_steps", "report_to", "run_name", "output_dir"),
+)
 HEADINGS: dict[Kind, str] = {
     "lost": "Not translated",
     "unknown": "Unknown keys, which {} does not have either",
@@ -44,7 +53,8 @@ def sections(values: dict[str, Any], sources: dict[str, str]) -> list[str]:
     lines: list[str] = []
     for section in [name for name in SECTIONS if values.get(name)]:
         lines.append(f"{section}:")
-        for key, value in values[section].items():
+        for key in sorted(values[section], key=_place):
+            value = values[section][key]
             source = sources.get(f"{section}.{key}", "")
             remark = f"  # {source}" if source and source.split(".")[-1] != key else ""
             if section == "plugins" and len(flow(value)) > WIDTH:
@@ -53,6 +63,10 @@ def sections(values: dict[str, Any], sources: dict[str, str]) -> list[str]:
             else:
                 lines.append(f"  {flow(key)}: {flow(value)}{remark}")
     return lines
+
+
+def _place(key: str) -> int:
+    return ORDER.index(key) if key in ORDER else len(ORDER)
 
 
 def output_of(file: Path) -> str:
@@ -85,14 +99,16 @@ def _comment(entry: Entry, note: str, fix: str = "") -> list[str]:
     text = f"{entry.key}: {entry.shown}"
     text += f" -- {note}" if note else ""
     text += f"; instead: {fix}" if fix else ""
-    indent = {"initial_indent": "# - ", "subsequent_indent": "#   "}
-    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False, **indent)
+    fold = textwrap.TextWrapper(
+        WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False
+    )
+    return fold.wrap(text)
 
 
 def as_dict(t: Translation) -> dict[str, Any]:
     """Plain data, for ``--json``."""
     kinds: tuple[Kind, ...] = ("translated", "always", "lost", "unknown")
-    lists = {kind: [_plain(entry) for entry in t.of_kind(kind)] for kind in kinds}
+    lists: dict[str, Any] = {kind: [_plain(entry) for entry in t.of_kind(kind)] for kind in kinds}
     written = {target: t.value(target) for target in t.defaults}
     return {"from": t.peer, **lists, "defaults": written, "files": sorted(t.files), "remarks": t.remarks}
 

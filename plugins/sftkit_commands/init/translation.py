@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 Kind = Literal["translated", "always", "lost", "unknown"]
 OFF: tuple[Any, ...] = (False, 0, 0.0, "", [], {}, "no", "none")
-_SECRET = re.compile(r"(api_key|_secret|auth_token|hub_token|password)$|^token$")
+_SECRET = re.compile(
+    r"(api_key|_secret|auth_token|hub_token|hf_token|access_token|password|(^|\.)token)$", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(r"(hf_|sk-)[A-Za-z0-9]{16,}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Entry:
     @property
     def shown(self) -> str:
         """The value on one line; secrets are hidden."""
-        return "..." if _SECRET.search(self.key) and self.value else brief(self.value)
+        return shown(self.key, self.value)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,13 @@ class To:
         target: dotted path, such as ``train.learning_rate``.
         convert: makes the value.
         note: what is different.
+        default: the default of sftkit, which need not be written.
     """
 
     target: str
     convert: Callable[[Any], Any] | None = None
     note: str = ""
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,13 @@ class Translation:
         self.put(target, self.given[key] if value is None else value, key)
         self.translated(key, target, note)
 
+    def move_or_default(self, key: str, target: str, value: Any) -> None:
+        """Set a value of the configuration from a key, or from the tool's default if the file does not have it."""
+        if self.get(key) is None:
+            self.default(target, value)
+        else:
+            self.move(key, target)
+
     def always(self, key: str, reason: str) -> None:
         """Record that a key needs no counterpart."""
         self._record(Entry(key, self.given.get(key), "always", note=reason))
@@ -210,6 +222,8 @@ class Translation:
     def _record(self, entry: Entry) -> None:
         if entry.key not in self.given:
             return
+        if entry.key in self.entries and self.get(entry.key) is None:
+            return  # empty, or only known to a script: it was taken first
         if entry.key in self.entries:
             raise RuntimeError(f"{entry.key} is in two lists: {self.entries[entry.key].kind} and {entry.kind}")
         self.entries[entry.key] = entry
@@ -218,10 +232,10 @@ class Translation:
         """Take the keys that have no value, and those whose value only a script knows.
 
         Args:
-            known: the keys that the tool has; the others are left, and listed as unknown.
+            known: the keys that the tool has, those of list items as ``[].name``; the others are listed as unknown.
         """
         for key, value in self.given.items():
-            if value is None and key in known:
+            if value is None and (key in known or re.sub(r"^\w+\[\d+\]\.", "[].", key) in known):
                 self.always(key, "it is empty")
             elif isinstance(value, Expression):
                 self.lose(key, "the script computes it, and is not run", "write the value by hand")
@@ -230,7 +244,9 @@ class Translation:
         """Apply the rules to the keys that no handler has taken."""
         for key in [key for key in self.given if key in rules and self.pending(key)]:
             rule, value = rules[key], self.given[key]
-            if isinstance(rule, To):
+            if isinstance(rule, To) and rule.default is not None and value == rule.default:
+                self.always(key, "it is the default")
+            elif isinstance(rule, To):
                 self.put(rule.target, rule.convert(value) if rule.convert else value, key)
                 self.translated(key, rule.target, rule.note)
             elif isinstance(rule, Always):
@@ -262,6 +278,12 @@ def _is_off(value: Any) -> bool:
     return any(value == off and type(value) is type(off) for off in OFF)
 
 
+def shown(key: str, value: Any) -> str:
+    """A value on one line; secrets are hidden, by the names of their keys or their own form."""
+    secret = (_SECRET.search(key) and value) or _SECRET_VALUE.search(str(value))
+    return "..." if secret else brief(value)
+
+
 def brief(value: Any, most: int = 60) -> str:
     """A value on one line, of limited length."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -270,7 +292,7 @@ def brief(value: Any, most: int = 60) -> str:
 
 
 def flatten(values: Mapping[Any, Any], inside: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of a mapping; those whose values are taken apart, because parts of them have rules of their own, as paths.
+    """The keys of a mapping; those whose parts have rules of their own are taken apart, and their parts have paths.
 
     Args:
         values: the mapping as it is in the file.

@@ -19,7 +19,7 @@ RULES: dict[str, Rule] = {
     # the model
     "model_name_or_path": Handled("model.name"),
     "model_revision": To("model.revision"),
-    "trust_remote_code": To("model.trust_remote_code"),
+    "trust_remote_code": To("model.trust_remote_code", default=False),
     "dtype": Handled("model.dtype"),
     "torch_dtype": Handled("model.dtype"),
     "attn_implementation": Handled("plugin flash_attn, or model.options.attn_implementation"),
@@ -44,13 +44,13 @@ RULES: dict[str, Rule] = {
     "dataset_config": To("data.subset"),
     "dataset_train_split": Handled("data.split"),
     "dataset_test_split": Handled("data.eval"),
-    "dataset_streaming": To("data.streaming"),
-    "streaming": To("data.streaming"),
+    "dataset_streaming": To("data.streaming", default=False),
+    "streaming": To("data.streaming", default=False),
     "test_split_size": Handled("data.eval"),
     "ignore_bias_buffers": Always("it works around a problem of GPT-2 with DDP that is gone"),
     "dataset_text_field": Handled("plugin formats, text_column"),
     **dict.fromkeys(("dataset_num_proc", "dataset_batch_size", "num_of_sequences", "chars_per_token"), _CACHE),
-    "dataset_kwargs": Always("it is empty"),
+    **dict.fromkeys(("dataset_kwargs", "datasets", "env"), Always("it is empty")),
     "dataset_kwargs.skip_prepare_dataset": Always("tokenized rows are recognised"),
     "dataset_kwargs.add_special_tokens": Handled("data.special_tokens"),
     "dataset_kwargs.append_concat_token": Always("a text ends with one EOS"),
@@ -71,7 +71,9 @@ RULES: dict[str, Rule] = {
     "chat_template_path": Handled("plugin chatml, template"),
     "activation_offloading": Handled("plugin activations, offload"),
     # what a script does besides
-    "formatting_func": Handled("plugin formats, formatting: nothing that can be written by itself"),
+    "formatting_func": Lost(
+        "the script is not run", "move the function to a file prompts.py: formats: {formatting: prompts:FUNCTION}"
+    ),
     "data_collator": Handled("plugin completion_only"),
     "tokenizer_name": Handled("model.tokenizer"),
     "chat_format": Handled("plugin chatml"),
@@ -89,6 +91,11 @@ DATASET_RULES: dict[str, Rule] = {
     "columns": Always("columns that the format does not use are ignored"),
     "fraction": Lost("all rows are used", "write part of the rows to a file"),
 }
+#: Arguments that are objects of a script.
+OBJECTS = (
+    *("formatting_func", "callbacks", "compute_metrics", "optimizers", "preprocess_logits_for_metrics"),
+    *("compute_loss_func", "optimizer_cls_and_kwargs", "model_init"),
+)
 LAUNCH = _LAUNCH  # of arguments of accelerate and torchrun
 
 

@@ -1,4 +1,4 @@
-"""The arguments of a command line such as ``trl sft --config x.yaml`` or ``accelerate launch sft.py ...``; nothing is run."""
+"""The arguments of a command line such as ``accelerate launch sft.py ...``, which is read and not run."""
 
 from __future__ import annotations
 

@@ -117,7 +117,8 @@ def _evaluation(t: Translation, places: Places) -> None:
     if t.get("eval.dataset_name") or t.get("eval.data_files"):
         same = t.get("eval.dataset_name") == t.get("dataset_name") and t.get("eval.data_files") == t.get("data_files")
         name = _source(t, "eval.", places)
-        t.put("data.eval", name, "eval_dataset") if not (same and t.has("data.eval")) else None
+        if not (same and t.has("data.eval")):
+            t.put("data.eval", name, "eval_dataset")
     if t.pending("dataset_test_split") and evaluates and not t.has("data.eval"):
         t.translated(
             "dataset_test_split", "data.eval", "the validation split is used if there is one, else the test split"
@@ -179,12 +180,6 @@ def template(t: Translation, places: Places) -> None:
             "eos_token",
             "the tokenizer keeps its own, if it is another one",
             "set it in the tokenizer, save it, and name it in model.tokenizer",
-        )
-    if t.pending("formatting_func"):
-        t.lose(
-            "formatting_func",
-            "the script is not run",
-            "move the function to a file prompts.py: formats: {formatting: prompts:FUNCTION}",
         )
 
 

@@ -163,8 +163,11 @@ class _Reader:
         for item in call.keywords:
             if item.arg is None:
                 values = self._value(item.value)
-                if isinstance(values, dict) and isinstance(node := self._resolved(item.value), ast.Dict):
+                node = self._resolved(item.value)
+                if isinstance(values, dict) and isinstance(node, ast.Dict):
                     yield from zip(map(str, values), node.values, strict=True)
+                elif isinstance(values, dict) and isinstance(node, ast.Call):
+                    yield from ((part.arg, part.value) for part in node.keywords if part.arg)
                 else:
                     self.script.values[f"{what}.**"] = Expression(ast.unparse(item.value))
             else:
@@ -227,17 +230,20 @@ class _Reader:
         )
         name = name or (call.args[0] if call.args else None)
         if owner == "FastLanguageModel":
-            self._put("model_name_or_path", name) if name else None
+            if name:
+                self._put("model_name_or_path", name)
             for key, value in self._keywords(call, owner):
                 if key not in ("model_name", "pretrained_model_name_or_path"):
                     self._put(f"unsloth.{key}", value)
         elif "Tokenizer" in owner or "Processor" in owner:
-            self._put("tokenizer_name", name) if name else None
+            if name:
+                self._put("tokenizer_name", name)
             for key, value in self._keywords(call, owner):
                 if key != "pretrained_model_name_or_path":
                     self._put(f"tokenizer.{key}", value)
         elif "Model" in owner or "ForCausalLM" in owner:
-            self._put("model_name_or_path", name) if name else None
+            if name:
+                self._put("model_name_or_path", name)
             self.script.values["model"] = owner
             for key, value in self._keywords(call, owner):
                 if key == "revision":
@@ -286,9 +292,9 @@ class _Reader:
             self.script.values["test_split_size"] = self._value(sizes[0]) if sizes else 0.25
             self.script.values.pop(f"{prefix}dataset_train_split", None)
         elif method in _CHANGES:
-            self.script.values[f"{prefix}dataset.{method}"] = Expression(
-                ast.unparse(call).partition(f".{method}(")[2][:-1]
-            )
+            change = Expression(ast.unparse(call).rpartition(f".{method}(")[2][:-1])
+            if not (prefix and self.script.values.get(f"dataset.{method}") == change):
+                self.script.values[f"{prefix}dataset.{method}"] = change
 
     def _loaded(self, call: ast.Call, prefix: str) -> None:
         known = {
