@@ -29,6 +29,7 @@ _CLASS = Always("the class follows from the model's own files")
 _ENGINE = Lost("it is not supported", "several GPUs: torchrun --nproc_per_node N --no-python sftkit run sft.yaml")
 _PACKING = Always("documents are packed by best fit over all data")
 _CACHE = Always("prepared data is cached, in batches and on all cores")
+_CHUNKS = Always("logits are always computed chunk by chunk, for trained tokens only")
 _LOGGED = Always("it is always logged")
 _METHOD = Lost("sftkit has no plugin for it")
 _GENERATION = Lost("samples are generated greedily, by the plugin samples")
@@ -141,9 +142,7 @@ RULES: dict[str, Rule] = {
     "selective_checkpointing": Handled("plugin activations, checkpointing: selective"),
     "gc_steps": To("train.torch_empty_cache_steps", int),
     "torch_empty_cache_steps": To("train.torch_empty_cache_steps", int),
-    "chunked_cross_entropy": Always("logits are always computed chunk by chunk, for trained tokens only"),
-    "chunked_cross_entropy_num_chunks": Always("the size of a chunk follows from the vocabulary"),
-    "cut_cross_entropy": Always("logits are always computed chunk by chunk, for trained tokens only"),
+    **dict.fromkeys(("chunked_cross_entropy", "chunked_cross_entropy_num_chunks", "cut_cross_entropy"), _CHUNKS),
     **dict.fromkeys(("embeddings_skip_upcast", "layer_offloading", "gc_collect_steps", "tiled_mlp"), _SPEED),
     **dict.fromkeys(("tiled_mlp_num_shards", "tiled_mlp_use_original_mlp"), Always("it does nothing by itself")),
     # kernels

@@ -36,6 +36,16 @@ def translate(path: Path, target: Path, kind: str = "") -> Translation:
             Problem(f"there is no format {kind!r}", "--format", nearest(kind, FORMATS) or f"use {', '.join(FORMATS)}")
         )
     try:
+        return _translate(path, target, kind)
+    except (ValueError, TypeError, AttributeError) as error:
+        what = f"a value is not of the type that its key takes: {error}"
+        raise ConfigError(Problem(what, str(path), "correct it, or leave it out")) from error
+
+
+def _translate(path: Path, target: Path, kind: str) -> Translation:
+    from sftkit.api import ConfigError, Problem
+
+    try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem(f"cannot read the file: {error}", str(path), "check its name")) from None

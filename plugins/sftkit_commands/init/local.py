@@ -38,7 +38,7 @@ class Places:
         path = self.find(name)
         if path is None or os.path.isabs(os.path.expanduser(name)):
             return name
-        return os.path.relpath(path.resolve(), self.target.resolve())
+        return os.path.relpath(os.path.abspath(path), os.path.abspath(self.target))
 
     def rows(self, name: Any) -> Iterator[dict[str, Any]]:
         """The rows of a local JSON, JSON lines or CSV file; none of any other."""

@@ -153,7 +153,8 @@ def quantization(t: Translation, script: bool) -> None:
     if bits == 4:
         for key, option in _BITS_OPTIONS.items():
             value = t.get(key)
-            t.move(key, f"plugins.bitsandbytes.{option}", hf.dtype_name(value) or value if "dtype" in key else value)
+            dtype = hf.dtype_name(value) if "dtype" in key else None
+            t.move(key, f"plugins.bitsandbytes.{option}", dtype or value)
         t.default("plugins.bitsandbytes.double_quant", False)
         if script:
             t.default("plugins.bitsandbytes.quant_type", "fp4")
@@ -162,9 +163,9 @@ def quantization(t: Translation, script: bool) -> None:
         if t.pending(key):
             t.always(key, "it is off, or does nothing without 4 bits")
     for key in [key for key in t.given if key.startswith("BitsAndBytesConfig.") and t.pending(key)]:
-        option = {"llm_int8_threshold": "threshold", "llm_int8_skip_modules": "skip_modules"}.get(key.split(".")[1])
-        if option and bits:
-            t.move(key, f"plugins.bitsandbytes.{option}")
+        further = {"llm_int8_threshold": "threshold", "llm_int8_skip_modules": "skip_modules"}.get(key.split(".")[1])
+        if further and bits:
+            t.move(key, f"plugins.bitsandbytes.{further}")
 
 
 def unsloth(t: Translation) -> None:

@@ -19,12 +19,15 @@ def rows_of(number: int, first: int = 0):
     asked = [(f"What is {n} plus one?", f"It is {n + 1}.") for n in range(first, first + number)]
     return {
         "chat.jsonl": [
-            {"messages": [{"role": "system", "content": "Be brief."}, *_turns(q, a), *_turns("Sure?", "Yes.")]} for q, a in asked
+            {"messages": [{"role": "system", "content": "Be brief."}, *_turns(q, a), *_turns("Sure?", "Yes.")]}
+            for q, a in asked
         ],
         "sharegpt.jsonl": [
             {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in asked
         ],
-        "alpaca.jsonl": [{"instruction": q, "input": "Briefly." if n % 2 else "", "output": a} for n, (q, a) in enumerate(asked)],
+        "alpaca.jsonl": [
+            {"instruction": q, "input": "Briefly." if n % 2 else "", "output": a} for n, (q, a) in enumerate(asked)
+        ],
         "articles.jsonl": [{"article": f"{q} {a}", "source": "x"} for q, a in asked],
         "text.jsonl": [{"text": f"### Question: {q}\n### Answer: {a}"} for q, a in asked],
         "pairs.jsonl": [{"prompt": q, "completion": f" {a}"} for q, a in asked],
@@ -52,6 +55,10 @@ def world(tmp_path_factory):
         (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     held_out = rows_of(4, 100)["chat.jsonl"]
     (path / "chat_eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out), encoding="utf-8")
+    for folder, name in (("chats", "chat.jsonl"), ("pairs", "pairs.jsonl")):
+        (path / folder).mkdir()
+        shutil.copy(path / name, path / folder / "train.jsonl")
+    shutil.copy(path / "chat_eval.jsonl", path / "chats" / "test.jsonl")
     return path
 
 

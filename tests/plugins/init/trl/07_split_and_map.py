@@ -11,7 +11,7 @@ def to_text(row):
 def main():
     data = load_dataset("json", data_files="questions.jsonl", split="train").map(to_text)
     split = data.train_test_split(test_size=0.2, seed=42)
-    options = dict(per_device_train_batch_size=2, learning_rate=1e-5)
+    options = dict(per_device_train_batch_size=2, learning_rate=1e-5)  # noqa: C408
     args = SFTConfig(
         output_dir=os.environ["OUT"],
         eval_strategy="epoch",

@@ -4,7 +4,11 @@ from unsloth import FastLanguageModel
 
 max_seq_length = 2048
 model, tokenizer = FastLanguageModel.from_pretrained(
-    model_name="model", max_seq_length=max_seq_length, dtype=None, load_in_4bit=True, token="hf_abcdefghijklmnopqrstuvwx"
+    model_name="model",
+    max_seq_length=max_seq_length,
+    dtype=None,
+    load_in_4bit=True,
+    token="hf_abcdefghijklmnopqrstuvwx",
 )
 model = FastLanguageModel.get_peft_model(
     model,
