@@ -34,7 +34,8 @@ def rest(t: Translation) -> None:
     """The keys of the entries that nothing else has taken."""
     for key in ("datasets", "test_datasets", "pretraining_dataset"):
         for entry in entries(t, key):
-            t.apply({entry.prefix + name: rule for name, rule in DATASET_RULES.items()})
+            rules = {entry.prefix + name: rule for name, rule in DATASET_RULES.items()}
+            t.apply(rules, "it has no effect on this format")
 
 
 def sources(t: Translation, found: list[Entry], places: Places) -> None:

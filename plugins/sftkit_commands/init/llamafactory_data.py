@@ -74,7 +74,7 @@ def names(value: Any) -> list[str]:
     """The names in a list, or in text with commas."""
     if isinstance(value, str):
         return [name.strip() for name in value.split(",") if name.strip()]
-    return [str(name) for name in value or []]
+    return [str(name) for name in (value if isinstance(value, list) else [value])] if value else []
 
 
 def read_info(values: Mapping[str, Any], places: Places) -> tuple[dict[str, Any], str]:
@@ -118,6 +118,8 @@ def data(t: Translation, places: Places, base: str) -> None:
     elif train:
         t.translated("dataset", "data.train")
         _several(t, train, files, places)
+    for key in [key for key in ("mix_strategy", "interleave_probs") if t.pending(key)]:
+        t.always(key, "it does nothing without dataset")
     _held_out(t, tests, [_source(t, one, places, base) for one in tests], files, places)
     for one in train:
         _columns(t, one, places, base)
@@ -126,7 +128,7 @@ def data(t: Translation, places: Places, base: str) -> None:
         rules = {f"{one.prefix}{key}": rule for key, rule in INFO_RULES.items()}
         for key in [key for key in rules if t.pending(key) and one in tests and one not in train]:
             t.always(key, "evaluation data is read like the training data")
-        t.apply(rules)
+        t.apply(rules, "it has no effect on this format")
 
 
 def _described(t: Translation, name: str) -> DataSet:

@@ -240,8 +240,13 @@ class Translation:
             elif isinstance(value, Expression):
                 self.lose(key, "the script computes it, and is not run", "write the value by hand")
 
-    def apply(self, rules: Mapping[str, Rule]) -> None:
-        """Apply the rules to the keys that no handler has taken."""
+    def apply(self, rules: Mapping[str, Rule], unused: str = "") -> None:
+        """Apply the rules to the keys that no handler has taken.
+
+        Args:
+            rules: by key.
+            unused: why a key that is left to handlers may have been taken by none.
+        """
         for key in [key for key in self.given if key in rules and self.pending(key)]:
             rule, value = rules[key], self.given[key]
             if isinstance(rule, To) and rule.default is not None and value == rule.default:
@@ -255,6 +260,8 @@ class Translation:
                 self.always(key, "it switches off what sftkit does not do")
             elif isinstance(rule, Lost):
                 self.lose(key, rule.reason, rule.fix)
+            elif unused:
+                self.always(key, unused)
             else:
                 raise RuntimeError(f"no handler has taken {key}")
 

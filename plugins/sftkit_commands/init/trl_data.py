@@ -27,7 +27,7 @@ def data(t: Translation, places: Places) -> None:
         name = _source(t, "", places)
         t.put("data.train", name, "dataset_name")
     for prefix in mixture:
-        t.apply({prefix + key: rule for key, rule in DATASET_RULES.items()})
+        t.apply({prefix + key: rule for key, rule in DATASET_RULES.items()}, "it has no effect here")
     _split(t)
     _evaluation(t, places)
     _changes(t)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from sftkit.testing import CHATML, tiny_model, tiny_tokenizer
 
@@ -51,6 +52,9 @@ def world(tmp_path_factory):
     tiny_tokenizer().save_pretrained(path / "plain")  # without a chat template
     shutil.copy(path / "model" / "model.safetensors", path / "plain")
     shutil.copy(path / "model" / "config.json", path / "plain")
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted.peft_config["default"].base_model_name_or_path = "model"
+    adapted.save_pretrained(path / "adapter")
     for name, rows in rows_of(20).items():
         (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     held_out = rows_of(4, 100)["chat.jsonl"]
