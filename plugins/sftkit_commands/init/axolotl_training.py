@@ -164,10 +164,7 @@ def evaluating(t: Translation) -> None:
         )
     elif t.pending("load_best_model_at_end"):
         t.always("load_best_model_at_end", "it is off")
-    if patience:
-        t.lose("early_stopping_patience", hf.STOPS_EARLY, hf.STOPS_EARLY_FIX.format(patience))
-    elif t.pending("early_stopping_patience"):
-        t.always("early_stopping_patience", "it is off")
+    hf.early_stopping(t, "early_stopping_patience")
     _samples(t)
 
 

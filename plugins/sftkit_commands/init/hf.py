@@ -11,7 +11,6 @@ RESUME = Lost("a run is resumed on the command line", "sftkit run sft.yaml --res
 OVERWRITE = Lost("a run is replaced on the command line", "sftkit run sft.yaml --overwrite")
 HUB_TOKEN = Lost("secrets do not belong in a configuration", "set HF_TOKEN in the environment")
 STOPS_EARLY = "early stopping is a callback"
-STOPS_EARLY_FIX = "Pipeline(config=..., callbacks=[EarlyStoppingCallback({})])"
 _GONE = Lost("it is gone in transformers 5", "remove it")
 _METRICS = Always("it only changes how predictions reach a function that computes metrics")
 
@@ -186,6 +185,15 @@ def attention(t: Translation, key: str, name: Any) -> None:
         t.translated(key, "model.options.attn_implementation")
     else:
         t.lose(key, f"there is no attention {name!r}", "sdpa is used; `-p flash_attn` is faster on a GPU")
+
+
+def early_stopping(t: Translation, key: str) -> None:
+    """The number of evaluations without a better value after which a run stops."""
+    if t.pending(key) and t.get(key):
+        fix = f"Pipeline(config=..., callbacks=[EarlyStoppingCallback({t.get(key)})])"
+        t.lose(key, STOPS_EARLY, fix)
+    elif t.pending(key):
+        t.always(key, "it is off")
 
 
 def variable(t: Translation, key: str, name: str) -> None:

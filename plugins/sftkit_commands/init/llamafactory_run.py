@@ -60,7 +60,9 @@ def model(t: Translation, places: Places) -> None:
         t.move("model_name_or_path", "model.name", places.name(str(t.get("model_name_or_path"))))
     hf.switched(t, "train_from_scratch", "model.init", "random")
     coefficient = t.get("moe_aux_loss_coef")
-    if t.pending("moe_aux_loss_coef"):
+    if t.pending("moe_aux_loss_coef") and not places.may_have_experts(t.get("model_name_or_path")):
+        t.always("moe_aux_loss_coef", "the model has no experts")
+    elif t.pending("moe_aux_loss_coef"):
         options = {"output_router_logits": True, "router_aux_loss_coef": coefficient}
         t.put("model.options", {**(t.value("model.options") or {}), **options}, "moe_aux_loss_coef")
         t.translated("moe_aux_loss_coef", "model.options", "the coefficient has another name in some models")
@@ -255,11 +257,7 @@ def other(t: Translation) -> None:
         t.translated("enable_liger_kernel", "plugins.liger")
     elif t.pending("enable_liger_kernel"):
         t.always("enable_liger_kernel", "it is off, or unsloth has kernels of its own")
-    steps = t.get("early_stopping_steps")
-    if steps:
-        t.lose("early_stopping_steps", hf.STOPS_EARLY, hf.STOPS_EARLY_FIX.format(steps))
-    elif t.pending("early_stopping_steps"):
-        t.always("early_stopping_steps", "it is off")
+    hf.early_stopping(t, "early_stopping_steps")
 
 
 def defaults(t: Translation) -> None:

@@ -40,6 +40,13 @@ class Places:
             return name
         return os.path.relpath(os.path.abspath(path), os.path.abspath(self.target))
 
+    def may_have_experts(self, model: Any) -> bool:
+        """Whether a model can be a mixture of experts: a local one says so, any other may."""
+        path = self.find(model)
+        if path is None or not (path / "config.json").is_file():
+            return True
+        return "expert" in (path / "config.json").read_text(encoding="utf-8")
+
     def rows(self, name: Any) -> Iterator[dict[str, Any]]:
         """The rows of a local JSON, JSON lines or CSV file; none of any other."""
         path = self.find(name)

@@ -264,7 +264,7 @@ CASES = [
         {
             "data.mix": {"chat.jsonl": 0.7, "sharegpt.jsonl": 0.3},
             "data.mix_until": "all",
-            "data.eval": "chat.jsonl",
+            "data.eval": "chat_eval.jsonl",
             "plugins.formats": {"loss": "all"},
             "plugins.chatml": {"template": "template.jinja"},
             "train.gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -320,7 +320,7 @@ CASES = [
         "llamafactory/08_continue_adapter.yaml",
         {
             "model.name": "adapter",
-            "model.options": {"output_router_logits": True, "router_aux_loss_coef": 0.001},
+            "model.options": None,
             "data.eval": 0.25,
             "data.chat_template_kwargs": {"enable_thinking": False},
             "plugins": {"activations": {"checkpointing": "full", "offload": True}, "packing": {"eval": True}},
@@ -407,7 +407,7 @@ CASES = [
         "trl/04_mixture.yaml",
         {
             "model.dtype": "bfloat16",
-            "model.options": {"rope_theta": 10000.0},
+            "model.options": {"initializer_range": 0.03},
             "data.mix": {"chat.jsonl": 20, "sharegpt.jsonl": 20},
             "data.eval": 0.1,
             "data.truncation": "error",
