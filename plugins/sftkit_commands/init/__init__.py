@@ -100,7 +100,7 @@ def _ask(file: Path, answers: Answers, *, ask_nothing: bool, as_json: bool) -> N
     from sftkit_commands.init.local import Places
     from sftkit_commands.init.look import Seen, look
     from sftkit_commands.init.questions import ask, assume, configuration, require_terminal
-    from sftkit_commands.init.render import sections
+    from sftkit_commands.init.render import folded, sections
 
     screen, seen = console(), Seen(())
     here = Places(Path.cwd(), Path.cwd())
@@ -109,9 +109,9 @@ def _ask(file: Path, answers: Answers, *, ask_nothing: bool, as_json: bool) -> N
         nonlocal seen
         seen = look(model, data, here)
         for line in () if as_json else seen.lines:
-            screen.print(f"  {line}", style="dim", markup=False)
+            folded(screen, f"  {line}", "dim")
         for line in () if as_json else seen.problems:
-            screen.print(f"  {line}", style="red", markup=False)
+            folded(screen, f"  {line}", "red")
 
     if ask_nothing:
         answers = assume(answers)
@@ -142,20 +142,19 @@ def _ask(file: Path, answers: Answers, *, ask_nothing: bool, as_json: bool) -> N
 
 def _close(screen: Console, file: Path, others: list[str], problems: list) -> None:
     """Say what was written, what is wrong with it on this machine, and what comes next."""
+    from sftkit_commands.init.render import folded, output_of
+
     names = " and ".join([str(file), *others])
     screen.print(f"\nwritten: {names}", style="bold", markup=False)
     for problem in problems:
-        screen.print(f"to fix: {problem}", style="red", markup=False)
+        folded(screen, f"to fix: {problem}", "red")
     if not problems:
         screen.print("the configuration is valid", style="green", markup=False)
     screen.print("\nnext:", markup=False)
-    run = "runs/..."
-    from sftkit_commands.init.render import output_of
-
-    run = output_of(file) or run
+    run = output_of(file) or "runs/..."
     for command, what in (
-        (f"sftkit check {file}", "data, memory, steps, before the start"),
-        (f"sftkit preview {file}", "what is trained, token by token"),
+        (f"sftkit check {file}", "data, memory, steps"),
+        (f"sftkit preview {file}", "what is trained"),
         (f"sftkit run {file}", "train"),
         (f"sftkit chat {run}", "try the model"),
         (f"sftkit report {run}", "the run as a page"),

@@ -57,13 +57,13 @@ def sources(t: Translation, found: list[Entry], places: Places) -> None:
                 t.move(key, target)
 
 
-def _source(t: Translation, entry: Entry, places: Places) -> str | list[str]:
+def _source(t: Translation, entry: Entry, places: Places, target: str = "data.train") -> str | list[str]:
     """The name of a source; a loader such as ``json`` stands for its files."""
     path, files = str(entry.get("path", "")), entry.get("data_files")
-    t.translated(f"{entry.prefix}path", "data.train")
+    t.translated(f"{entry.prefix}path", target)
     if files is None:
         return places.name(path)
-    t.translated(f"{entry.prefix}data_files", "data.train")
+    t.translated(f"{entry.prefix}data_files", target)
     listed = [files] if isinstance(files, str) else list(files)
     if path not in READERS:
         base = path if places.find(path) else f"hf://datasets/{path}"
@@ -78,7 +78,7 @@ def evaluation(t: Translation, tests: list[Entry], train: list[Entry], places: P
         fraction(t, "val_set_size", [str(name) for name in _flat(_named(train, places))], places)
     elif t.pending("val_set_size"):
         t.always("val_set_size", "test_datasets is used" if t.get("val_set_size") else "it is off")
-    names = [_source(t, entry, places) for entry in tests]
+    names = [_source(t, entry, places, "data.eval") for entry in tests]
     for entry in tests:
         key = f"{entry.prefix}split"
         if t.pending(key) and places.find(entry.get("path")):

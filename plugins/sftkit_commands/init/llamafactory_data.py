@@ -120,7 +120,7 @@ def data(t: Translation, places: Places, base: str) -> None:
         _several(t, train, files, places)
     for key in [key for key in ("mix_strategy", "interleave_probs") if t.pending(key)]:
         t.always(key, "it does nothing without dataset")
-    _held_out(t, tests, [_source(t, one, places, base) for one in tests], files, places)
+    _held_out(t, tests, [_source(t, one, places, base, "data.eval") for one in tests], files, places)
     for one in train:
         _columns(t, one, places, base)
     for one in (*train, *tests):
@@ -136,11 +136,11 @@ def _described(t: Translation, name: str) -> DataSet:
     return DataSet(name, prefix, t.below(prefix))
 
 
-def _source(t: Translation, one: DataSet, places: Places, base: str) -> str:
+def _source(t: Translation, one: DataSet, places: Places, base: str, target: str = "data.train") -> str:
     for key in ("hf_hub_url", "cloud_file_name", "file_name"):
         if one.get(key):
             if t.pending(one.prefix + key):
-                t.translated(one.prefix + key, "data.train")
+                t.translated(one.prefix + key, target)
             for other in [
                 other
                 for other in ("ms_hub_url", "om_hub_url", "script_url", "file_name")

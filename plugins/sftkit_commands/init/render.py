@@ -120,34 +120,39 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def show(screen: Console, t: Translation) -> None:
     """Print the lists: what was not translated comes last, where it is seen."""
-    from sftkit.api import show_table
-
-    rows = [(entry.key, entry.shown, _became(t, entry)) for entry in t.of_kind("translated")]
-    rows += [("(default)", flow(t.value(target)), target) for target in t.defaults]
-    show_table(screen, f"Translated from {t.peer}", ("key", "value", "in sft.yaml"), rows)
+    screen.print(f"Translated from {t.peer}", style="bold", markup=False)
+    for entry in t.of_kind("translated"):
+        _line(screen, f"{entry.key}: {entry.shown}", entry.target, entry.note)
+    for target in t.defaults:
+        _line(screen, f"default: {flow(t.value(target))}", target)
     if always := t.of_kind("always"):
-        screen.print()
-        show_table(screen, HEADINGS["always"], ("key", "value", "why"), [(e.key, e.shown, e.note) for e in always])
+        screen.print(f"\n{HEADINGS['always']}", style="bold", markup=False)
+        for entry in always:
+            _line(screen, f"{entry.key}: {entry.shown}", "", entry.note)
     for kind in ("unknown", "lost"):
         if found := t.of_kind(kind):
             screen.print(f"\n{HEADINGS[kind].format(t.peer)}", style="bold yellow", markup=False)
             for entry in found:
-                _item(screen, entry)
+                _line(screen, f"{entry.key}: {entry.shown}", "", entry.note, entry.fix)
     for remark in t.remarks:
-        screen.print(f"\n{remark}", style="yellow", markup=False, soft_wrap=False)
+        screen.print()
+        folded(screen, remark, "yellow")
 
 
-def _became(t: Translation, entry: Entry) -> str:
-    return f"{entry.target} ({entry.note})" if entry.note else entry.target
-
-
-def _item(screen: Console, entry: Entry) -> None:
+def _line(screen: Console, what: str, target: str, note: str = "", fix: str = "") -> None:
+    """One key, folded between words, with what became of it."""
     from rich.padding import Padding
     from rich.text import Text
 
-    text = Text(f"{entry.key}: {entry.shown}", style="yellow")
-    if entry.note:
-        text.append(f"\n  {entry.note}", style="default")
-    if entry.fix:
-        text.append(f"\n  instead: {entry.fix}", style="default")
+    text = Text(what)
+    text.append(f" -> {target}" if target else "", style="green")
+    text.append(f"\n  {note}" if note else "", style="dim")
+    text.append(f"\n  instead: {fix}" if fix else "")
     screen.print(Padding(text, (0, 0, 0, 2)), soft_wrap=False)
+
+
+def folded(screen: Console, text: str, style: str = "") -> None:
+    """A line that is folded between words, also where the console leaves that to the terminal."""
+    from rich.text import Text
+
+    screen.print(Text(text, style=style), soft_wrap=False)
