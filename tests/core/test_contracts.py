@@ -54,7 +54,14 @@ def test_unknown_names_of_the_api_are_attribute_errors():
         api.Plugins  # noqa: B018
 
 
-LIGHT = ["sftkit", "sftkit.api", "sftkit_commands.check", "sftkit_commands.init", "sftkit_commands.preview", "sftkit_trl"]
+LIGHT = [
+    "sftkit",
+    "sftkit.api",
+    "sftkit_commands.check",
+    "sftkit_commands.init",
+    "sftkit_commands.preview",
+    "sftkit_trl",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)
