@@ -160,12 +160,10 @@ RULES: dict[str, Rule] = {
         f"unsloth_{part}": _SPEED
         for part in ("cross_entropy_loss", "lora_mlp", "lora_qkv", "lora_o", "rms_norm", "rope")
     },
-    "flex_attn_compile_kwargs": _SPEED,
-    "experts_implementation": _SPEED,
+    **dict.fromkeys(("flex_attn_compile_kwargs", "experts_implementation", "torch_compile_options"), _SPEED),
     "torch_compile": Handled("train.torch_compile"),
     "torch_compile_backend": Handled("train.torch_compile_backend"),
     "torch_compile_mode": Handled("train.torch_compile_mode"),
-    "torch_compile_options": _SPEED,
     **{f"liger_{name}": Handled("plugin liger") for name in ("rope", "rms_norm", "glu_activation", "swiglu")},
     **{
         f"liger_{name}": Handled("plugin liger")

@@ -9,7 +9,8 @@ from sftkit_commands.init import axolotl, axolotl_data, axolotl_model, axolotl_t
 from sftkit_commands.init.axolotl import INSIDE, RULES
 from sftkit_commands.init.axolotl_dataset import DATASET_RULES
 from sftkit_commands.init.local import Places
-from sftkit_commands.init.translation import Lost, Translation, flatten
+from sftkit_commands.init.nested import flatten
+from sftkit_commands.init.translation import Lost, Translation
 
 
 def translate(values: dict[str, Any], places: Places) -> Translation:

@@ -7,7 +7,8 @@ from typing import Any
 from sftkit_commands.init import hf, llamafactory, llamafactory_data
 from sftkit_commands.init.llamafactory import INFO_RULES, INSIDE, rules
 from sftkit_commands.init.local import Places
-from sftkit_commands.init.translation import Translation, flatten
+from sftkit_commands.init.nested import flatten
+from sftkit_commands.init.translation import Translation
 
 _ADAPTER_KEYS = (
     "lora_rank",

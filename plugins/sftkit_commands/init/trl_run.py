@@ -7,7 +7,8 @@ from typing import Any
 
 from sftkit_commands.init import hf, trl, trl_data, trl_model
 from sftkit_commands.init.local import Places
-from sftkit_commands.init.translation import Expression, Lost, Translation, flatten, shown
+from sftkit_commands.init.nested import flatten
+from sftkit_commands.init.translation import Expression, Lost, Translation, shown
 from sftkit_commands.init.trl import DATASET_RULES, INSIDE, LAUNCH, OLD, rules
 
 

@@ -15,8 +15,8 @@ from sftkit_commands.init.axolotl_dataset import DATASET_RULES
 from sftkit_commands.init.axolotl_run import translate as from_axolotl
 from sftkit_commands.init.llamafactory_run import translate as from_llamafactory
 from sftkit_commands.init.local import Places
+from sftkit_commands.init.nested import flatten
 from sftkit_commands.init.render import as_dict, yaml_of
-from sftkit_commands.init.translation import flatten
 from sftkit_commands.init.trl_command import read_command
 from sftkit_commands.init.trl_python import read_script
 from sftkit_commands.init.trl_run import translate as from_trl
