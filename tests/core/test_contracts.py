@@ -59,6 +59,7 @@ LIGHT = [
     "sftkit.api",
     "sftkit_commands.check",
     "sftkit_commands.evaluate",
+    "sftkit_commands.init",
     "sftkit_commands.preview",
     "sftkit_commands.sweep",
     "sftkit_trl",

@@ -1,0 +1,162 @@
+"""``sftkit init``: write a configuration, by a few questions or from that of another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sftkit_commands.init.questions import Answers
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("sft.yaml"),
+    source: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", metavar="FILE", help="Translate it: of Axolotl, LLaMA-Factory or TRL."),
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", help="With --from: axolotl, llamafactory or trl.")] = "",
+    model: Annotated[Optional[str], typer.Option("--model", "-m", help="Directory or hub name.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option("--data", "-d", help="File or hub name.")] = None,  # noqa: UP045
+    method: Annotated[Optional[str], typer.Option("--method", help="full, lora or qlora.")] = None,  # noqa: UP045
+    memory: Annotated[Optional[float], typer.Option("--memory", help="GPU memory in GB; 0 without one.")] = None,  # noqa: UP045
+    share: Annotated[Optional[float], typer.Option("--eval", help="Share held out for evaluation.")] = None,  # noqa: UP045
+    output: Annotated[Optional[str], typer.Option("--output", "-o", help="Run directory.")] = None,  # noqa: UP045
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object; asks nothing.")] = False,
+) -> None:
+    """Write a configuration: by a few questions, or translated from Axolotl, LLaMA-Factory or TRL."""
+    from sftkit_commands.init.questions import Answers, check
+
+    answers = Answers(model, data, method, memory, share, output)
+    _refuse(file, source, answers, kind, force)
+    check(answers)
+    if source is not None:
+        _translate(source, file, kind, force, json)
+    else:
+        _ask(file, answers, ask_nothing=yes or json, as_json=json)
+
+
+def _refuse(file: Path, source: Path | None, answers: Answers, kind: str, force: bool) -> None:
+    """Raises:
+    ConfigError: if the file exists, or options do not fit together.
+    """
+    from dataclasses import asdict
+
+    from sftkit.api import ConfigError, Problem
+
+    if file.exists() and not force:
+        raise ConfigError(Problem("the file exists", str(file), "give another name, or replace it with --force"))
+    if not file.resolve().parent.is_dir():
+        raise ConfigError(Problem("there is no such directory", str(file.parent), "create it, or give another name"))
+    given = [f"--{name}" for name, value in asdict(answers).items() if value is not None]
+    if source is not None and given:
+        fix = "leave them out, and change the values in the new file"
+        raise ConfigError(Problem(f"{', '.join(given)} cannot be given with --from", "sftkit init", fix))
+    if source is None and kind:
+        raise ConfigError(Problem("--format needs --from", "sftkit init", "add --from FILE"))
+
+
+def _translate(source: Path, file: Path, kind: str, force: bool, as_json: bool) -> None:
+    from sftkit.api import ConfigError, Problem, console
+    from sftkit_commands.init.detect import translate
+    from sftkit_commands.init.render import as_dict, show, yaml_of
+
+    t = translate(source, file.resolve().parent, kind)
+    others = {file.resolve().parent / name: text for name, text in t.files.items()}
+    if not force and (there := [path for path in others if path.exists()]):
+        fix = "move it away, or replace it with --force"
+        raise ConfigError(Problem("the file exists", str(there[0].name), fix))
+    for path, text in {file: yaml_of(t, source.name), **others}.items():
+        path.write_text(text, encoding="utf-8")
+    problems = _problems(file)
+    if as_json:
+        import json as library
+
+        checked = [{"what": item.what, "where": item.where, "fix": item.fix} for item in problems]
+        typer.echo(library.dumps({"file": str(file), **as_dict(t), "problems": checked}, default=str))
+        return
+    screen = console()
+    show(screen, t)
+    _close(screen, file, list(t.files), problems)
+
+
+def _problems(file: Path) -> list:
+    from sftkit.api import Pipeline, SftkitError
+
+    try:
+        return list(Pipeline(config=file).check())
+    except SftkitError as error:
+        return list(error.problems)
+
+
+def _ask(file: Path, answers: Answers, *, ask_nothing: bool, as_json: bool) -> None:
+    from sftkit.api import console
+    from sftkit_commands.init.local import Places
+    from sftkit_commands.init.look import Seen, look
+    from sftkit_commands.init.questions import ask, assume, configuration, require_terminal
+    from sftkit_commands.init.render import folded, sections
+
+    screen, seen = console(), Seen(())
+    here = Places(Path.cwd(), Path.cwd())
+
+    def show_data(model: str, data: str) -> None:
+        nonlocal seen
+        seen = look(model, data, here)
+        for line in () if as_json else seen.lines:
+            folded(screen, f"  {line}", "dim")
+        for line in () if as_json else seen.problems:
+            folded(screen, f"  {line}", "red")
+
+    if ask_nothing:
+        answers = assume(answers)
+        show_data(str(answers.model), str(answers.data))
+    else:
+        require_terminal()
+        answers = ask(answers, show_data)
+    values, comments = configuration(answers, seen.needs_template)
+    lines = [
+        "# Written by `sftkit init`; all keys: docs/configuration.md, or `sftkit schema`.",
+        *sections(values, comments),
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    problems = _problems(file)
+    if as_json:
+        import json as library
+
+        checked = [{"what": item.what, "where": item.where, "fix": item.fix} for item in problems]
+        typer.echo(library.dumps({"file": str(file), "config": values, "data": seen.lines, "problems": checked}))
+        return
+    _close(screen, file, [], problems)
+    if not ask_nothing and not problems and typer.confirm(f"Run `sftkit check {file}` now?", default=True):
+        import subprocess
+        import sys
+
+        raise typer.Exit(subprocess.call([sys.executable, "-m", "sftkit", "check", str(file)]))
+
+
+def _close(screen: Console, file: Path, others: list[str], problems: list) -> None:
+    """Say what was written, what is wrong with it on this machine, and what comes next."""
+    from sftkit_commands.init.render import folded, output_of
+
+    names = " and ".join([str(file), *others])
+    screen.print(f"\nwritten: {names}", style="bold", markup=False)
+    for problem in problems:
+        folded(screen, f"to fix: {problem}", "red")
+    if not problems:
+        screen.print("the configuration is valid", style="green", markup=False)
+    screen.print("\nnext:", markup=False)
+    run = output_of(file) or "runs/..."
+    for command, what in (
+        (f"sftkit check {file}", "data, memory, steps"),
+        (f"sftkit preview {file}", "what is trained"),
+        (f"sftkit run {file}", "train"),
+        (f"sftkit chat {run}", "try the model"),
+        (f"sftkit report {run}", "the run as a page"),
+    ):
+        screen.print(f"  {command:<28}  {what}", markup=False)
