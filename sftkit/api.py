@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sftkit.checkpoints.publish import new_directory as new_directory
     from sftkit.checkpoints.space import free_bytes as free_bytes
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
@@ -126,6 +127,12 @@ if TYPE_CHECKING:
         requirement_problem as requirement_problem,
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
+    from sftkit.run.derived import (
+        merged_model as merged_model,
+        prepare_again as prepare_again,
+        quantize_model as quantize_model,
+        quantizer as quantizer,
+    )
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
     from sftkit.run.pipeline import Pipeline as Pipeline, RunResult as RunResult
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
@@ -164,6 +171,7 @@ _MODULES = {
     "config": "DataSection RunConfig",
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
+    "checkpoints.publish": "new_directory",
     "checkpoints.space": "free_bytes",
     # Data
     "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
@@ -197,6 +205,7 @@ _MODULES = {
     "memory.unloaded": "UnknownMemoryError auto_class model_config",
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
+    "run.derived": "merged_model prepare_again quantize_model quantizer",
     "run.distributed": "is_main_process rank world_size",
     "run.pipeline": "Pipeline RunResult",
     "run.stages": "PreparedRun Stages Vocabulary",

@@ -28,6 +28,11 @@ A run calls them like this; a test holds this listing against a real run::
             evaluate, if the last step was not
     export_model
 
+`sftkit export` calls two more for a model that is saved::
+
+    merge_adapter                           # with --merge, if the model has an adapter
+    quantize_model                          # with --quantize
+
 A *slot* (``firstresult``) is filled by one plugin: it stops at the first result that is not None. The defaults come
 last, and two selected plugins on one slot are an error before anything is loaded. A *broadcast* calls every plugin, in
 the order in which they were named, and collects ``(plugin name, result)`` pairs; a wrapper of a broadcast receives
@@ -38,7 +43,7 @@ the hook.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +52,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from sftkit.config import RunConfig
@@ -290,4 +296,29 @@ class Hooks:
             model: the trained model.
             tokenizer: the run's tokenizer.
             directory: the run directory; write into a new folder inside it.
+        """
+
+    @hookspec(firstresult=True)
+    def merge_adapter(self, model: Any, config: RunConfig) -> PreTrainedModel | None:
+        """Slot: the model without its adapter, with weights that compute the same. Changes the model.
+
+        Args:
+            model: the unquantized base in float32, with the adapter that ``attach_adapter`` put on it.
+            config: how the model was loaded; ``config.model.name`` is the directory of the adapter.
+        """
+
+    @hookspec(firstresult=True)
+    def quantize_model(
+        self, source: Path, target: Path, rows: Sequence[Sequence[int]], probes: Sequence[Sequence[int]]
+    ) -> Sequence[Tensor] | None:
+        """Slot: quantize a saved model. Only the plugin of ``sftkit export --quantize`` is called.
+
+        Args:
+            source: the directory of the model, without an adapter, and of its tokenizer.
+            target: an empty directory for the quantized model; the tokenizer is copied into it afterwards.
+            rows: token ids of documents to calibrate on, in the order in which to use them.
+            probes: token ids of documents to compare on.
+
+        Returns:
+            For each probe, the logits (``[tokens, vocabulary]``) of the model that was written, read back.
         """
