@@ -14,9 +14,7 @@ WHERE = "--gguf"
 FIX = "export it without --gguf; convert_hf_to_gguf.py of llama.cpp knows more tokenizers"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 #: Expressions that split text before byte-level BPE, by llama.cpp's name of them.
 EXPRESSIONS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
 
@@ -71,12 +69,14 @@ def vocabulary_of(tokenizer: Any, rows: int, ends: list[int]) -> Vocabulary:
     merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
     sentencepiece = bool(model.get("byte_fallback"))
     notes: tuple[str, ...] = ()
-    pre, prefix, scores = "default", False, ()
+    pre, prefix = "default", False
+    scores: list[float] = []
     if sentencepiece:
         prefix, notes = _space_prefix(backend)
         scores = _scores(tokens, types, merges)
     else:
         pre = _split(backend)
+    adds, more = _added(tokenizer)
     return Vocabulary(
         "llama" if sentencepiece else "gpt2",
         pre,
@@ -85,10 +85,10 @@ def vocabulary_of(tokenizer: Any, rows: int, ends: list[int]) -> Vocabulary:
         () if sentencepiece else tuple(" ".join(merge) for merge in merges),
         tuple(scores),
         _special_ids(tokenizer, ends),
-        _added(tokenizer),
+        adds,
         prefix,
         plain_template(tokenizer.chat_template),
-        notes,
+        (*notes, *more),
     )
 
 
@@ -216,6 +216,23 @@ def _special_ids(tokenizer: Any, ends: list[int]) -> dict[str, int]:
     return {role: int(token) for role, token in found.items() if token is not None}
 
 
-def _added(tokenizer: Any) -> dict[str, bool]:
+def _added(tokenizer: Any) -> tuple[dict[str, bool], tuple[str, ...]]:
+    """Whether BOS and EOS are put around text, and how llama.cpp differs.
+
+    llama.cpp puts BOS before a rendered conversation too. So the conversations decide where there is a chat template.
+    """
+    from jinja2.exceptions import TemplateError
+
     ids = tokenizer("a")["input_ids"]
-    return {"bos": ids[:1] == [tokenizer.bos_token_id], "eos": ids[-1:] == [tokenizer.eos_token_id]}
+    found = {"bos": ids[:1] == [tokenizer.bos_token_id], "eos": ids[-1:] == [tokenizer.eos_token_id]}
+    if tokenizer.chat_template is None or not tokenizer.bos_token:
+        return found, ()
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateError:
+        return found, ()
+    begins = text.startswith(tokenizer.bos_token)
+    if begins == found["bos"]:
+        return found, ()
+    how = "a BOS token, as its chat template writes" if begins else "no BOS token, since its chat template writes none"
+    return found | {"bos": begins}, (f"llama.cpp begins every text with {how}; for plain text the tokenizer differs",)

@@ -60,13 +60,16 @@ def rows_of(trained: TrainedModel, number: int, data: str = "") -> Rows:
         if data:
             raise
         return _samples(trained, number, error.problems[0])
-    sets = [*prepared.data.eval.values(), prepared.data.splits.get("train", [])]
-    batches = list(islice((batch for rows in sets for batch in _batches(rows, prepared)), number))
+    held_out = list(
+        islice((batch for split in prepared.data.eval.values() for batch in _batches(split, prepared)), number)
+    )
+    training = islice(_batches(prepared.data.splits.get("train", []), prepared), number - len(held_out))
+    batches = [*held_out, *training]
     if not batches:
         raise DataError(Problem("there are no rows to compare models on", "--data", FIX))
-    held_out = sum(map(len, prepared.data.eval.values()))
-    source = "rows of --data" if data else "held-out rows" if held_out >= number else "rows of the run"
-    return Rows(source, batches, _calibration(prepared))
+    counted = {"held-out": len(held_out), "training": len(batches) - len(held_out)}
+    source = " and ".join(f"{count} {kind}" for kind, count in counted.items() if count) + " rows of the run"
+    return Rows(f"{len(batches)} rows of --data" if data else source, batches, _calibration(prepared))
 
 
 def _batches(rows: Iterable[Mapping[str, Any]], prepared: PreparedRun) -> Iterator[Mapping[str, Any]]:
@@ -95,10 +98,10 @@ def _documents(row: Mapping[str, Any]) -> Iterator[list[int]]:
 
 def _calibration(prepared: PreparedRun) -> list[list[int]]:
     rows = prepared.data.splits.get("train", [])
+    shuffled: Iterable[Mapping[str, Any]] = rows
     if hasattr(rows, "__len__"):
-        order = random.Random(0).sample(range(len(rows)), len(rows))
-        rows = (rows[index] for index in order)
-    documents = (document[:CALIBRATION_LONGEST] for row in rows for document in _documents(row))
+        shuffled = map(rows.__getitem__, random.Random(0).sample(range(len(rows)), len(rows)))
+    documents = (document[:CALIBRATION_LONGEST] for row in shuffled for document in _documents(row))
     return list(islice(documents, CALIBRATION))
 
 
@@ -122,4 +125,5 @@ def _samples(trained: TrainedModel, number: int, problem: Problem) -> Rows:
     documents = [row for row in ids if len(row) > 1]
     if not documents:
         raise ConfigError(Problem(f"{why}; {path.name} has no rows either", problem.where or trained.name, FIX))
-    return Rows(f"rows of {path.name}", [_batch(row) for row in documents[:number]], documents, (why,))
+    batches = [_batch(row) for row in documents[:number]]
+    return Rows(f"{len(batches)} rows of {path.name}", batches, documents, (why,))
