@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from sftkit.errors import ConfigError, DataError, Problem
 from sftkit.models.inspect import has_adapter
 from sftkit.models.quantized import quantization_settings
+from sftkit.plugin.calls import hooks_filled
 from sftkit.run.trained import TrainedModel
 
 if TYPE_CHECKING:
+    from sftkit.plugin.base import Plugin
+    from sftkit.plugin.selected import PluginSet
     from sftkit.run.stages import PreparedRun
 
 #: A plugin of the run is used again to prepare data if it has one of these.
@@ -65,31 +68,29 @@ def quantize_model(
     return logits
 
 
-def quantizer(choice: str) -> Any:
+def quantizer(choice: str) -> PluginSet:
     """The plugin set of one plugin that quantizes saved models.
 
     Raises:
         ConfigError: if the plugin does not work here, or quantizes no saved models.
     """
-    from sftkit.plugin.calls import hooks_filled
     from sftkit.plugin.registry import discover, load_class
     from sftkit.plugin.select import parse_choice, select
 
     known, where = discover(), "--quantize"
     chosen = parse_choice(choice, known, where)
-    able = [name for name in known if name == chosen.name or _built_in(name, known)]
-    if chosen.dropped or "quantize_model" not in hooks_filled(load_class(chosen.name, known)):
-        able = [name for name in able if "quantize_model" in hooks_filled(load_class(name, known))]
-        what = f"plugin {chosen.name} does not quantize saved models"
-        raise ConfigError(Problem(what, where, f"use one of: {', '.join(sorted(able))}"))
+    if chosen.dropped or not _quantizes(load_class(chosen.name, known)):
+        built_in = [name for name, points in known.items() if points[0].value.startswith("sftkit_plugins")]
+        able = ", ".join(sorted(name for name in built_in if _quantizes(load_class(name, known))))
+        raise ConfigError(Problem(f"plugin {chosen.name} quantizes no saved models", where, f"use one of: {able}"))
     plugins, problems = select([chosen])
     if plugins is None:
         raise ConfigError(problems)
     return plugins
 
 
-def _built_in(name: str, known: Any) -> bool:
-    return any(point.value.startswith("sftkit_plugins") for point in known[name])
+def _quantizes(cls: type[Plugin]) -> bool:
+    return "quantize_model" in hooks_filled(cls)
 
 
 def prepare_again(trained: TrainedModel, data: str = "") -> PreparedRun:
@@ -102,7 +103,6 @@ def prepare_again(trained: TrainedModel, data: str = "") -> PreparedRun:
     Raises:
         SftkitError: if the data is not there any more, or cannot be prepared on this machine.
     """
-    from sftkit.plugin.calls import hooks_filled
     from sftkit.plugin.registry import discover, load_class
     from sftkit.run.pipeline import Pipeline
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 #: A plugin of the run is used again if it has one of these.
-LOADING = ("load_tokenizer", "load_model", "attach_adapter", "model_options")
+LOADING = ("load_tokenizer", "load_model", "attach_adapter", "model_options", "merge_adapter")
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
 

@@ -247,12 +247,13 @@ def _against_quantized(wanted: Wanted, rows: Rows, reference: list[Any], report:
         quantized = load_trained(
             wanted.run, plugins=wanted.plugins, device=wanted.device, trust_remote_code=trust
         ).model
-    except SftkitError as error:
-        report.notes.append(f"not compared with the quantized base of the training: {error.problems[0].what}")
+        if not quantization_settings(quantized):
+            return {}
+        return {"quantized base": compare(reference, logits_of(quantized, rows.batches))}
+    except (SftkitError, RuntimeError) as error:  # the device may lack its kernels
+        reason = error.problems[0].what if isinstance(error, SftkitError) else str(error).splitlines()[0]
+        report.notes.append(f"not compared with the quantized base of the training: {reason}")
         return {}
-    if not quantization_settings(quantized):
-        return {}
-    return {"quantized base": compare(reference, logits_of(quantized, rows.batches))}
 
 
 def _quantize(wanted: Wanted, target: Path, rows: Rows, model: Any, report: Report) -> None:

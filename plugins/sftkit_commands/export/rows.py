@@ -89,7 +89,7 @@ def _batch(ids: list[int]) -> Mapping[str, Any]:
 
 def _documents(row: Mapping[str, Any]) -> Iterator[list[int]]:
     """The ids of a row, or of each document packed in it: positions restart at 0 in each."""
-    ids, positions = list(row["input_ids"]), row.get("position_ids")
+    ids, positions = list(map(int, row["input_ids"])), row.get("position_ids")
     starts = [0] if positions is None else [at for at, position in enumerate(positions) if position == 0]
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
         if end - start > 1:
