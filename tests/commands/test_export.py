@@ -36,7 +36,9 @@ def places(tmp_path_factory):
 def train(places, name, base, plugins, data="train.jsonl", **options):
     settings = {"output_dir": str(places / name), "max_steps": 3, "learning_rate": 0.05, "save_strategy": "no"}
     held_out = {"eval": str(places / "eval.jsonl")} if data == "train.jsonl" else {}
-    return Pipeline(str(places / base), str(places / data), plugins=plugins, train=settings, **held_out, **options).run()
+    return Pipeline(
+        str(places / base), str(places / data), plugins=plugins, train=settings, **held_out, **options
+    ).run()
 
 
 @pytest.fixture(scope="module")

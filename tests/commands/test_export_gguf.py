@@ -25,9 +25,8 @@ def saved(directory, architecture="llama", tokenizer=None, **options):
     """A model whose vectors are not all ones or zeros, saved with a tokenizer."""
     tokenizer = tokenizer or tiny_tokenizer(chat_template=CHATML)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    width = {} if architecture == "qwen2" else {"head_dim": 16}
-    sizes = {"vocab_size": len(tokenizer) + 3, "hidden_size": 64, "intermediate_size": 96}
-    model = tiny_model(architecture, **{**sizes, **width, **ids, **options})
+    sizes = {"vocab_size": len(tokenizer) + 3, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    model = tiny_model(architecture, **{**sizes, **ids, **options})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -98,6 +97,7 @@ def test_the_frequencies_of_llama_3_are_scaled_as_transformers_does():
 REFUSED = {
     "the types are: llama, qwen2, qwen3": {"architecture": "gpt2"},
     "the activation is gelu": {"hidden_act": "gelu"},
+    "not as wide as the model": {"architecture": "qwen2", "head_dim": 8},
     "uses a sliding window": {"architecture": "qwen2", "use_sliding_window": True},
 }
 

@@ -80,7 +80,9 @@ def export(trained, plugin, hook, model, directory):
         assert not hasattr(merged_model(loaded), "peft_config")
     else:
         (directory / "quantized").mkdir()
-        (logits,) = quantize_model(f"example:{type(plugin).__name__}", model, directory / "quantized", [[3, 4]], [[5, 6]])
+        (logits,) = quantize_model(
+            f"example:{type(plugin).__name__}", model, directory / "quantized", [[3, 4]], [[5, 6]]
+        )
         assert logits.shape == (2, 320)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WHERE = "--gguf"
 #: Architectures by ``model_type``: their name in GGUF, and whether the rows of queries and keys are reordered.
 ARCHITECTURES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
+SCALINGS = ("default", "linear", "yarn", "llama3")
 TYPES = ("f32", "f16", "bf16", "q8_0")
 BLOCK = 32  # values of q8_0 that share a scale
 
@@ -58,15 +59,17 @@ def architecture_of(config: Any) -> Architecture:
         what = f"models of the type {config.model_type} are not written as GGUF"
         fix = f"the types are: {', '.join(ARCHITECTURES)}; for others use convert_hf_to_gguf.py of llama.cpp"
         raise ConfigError(Problem(what, WHERE, fix))
+    made, scaling = Architecture(config, *found), _rope(config)["rope_type"]
+    narrow = made.head_width * config.num_attention_heads != config.hidden_size and config.model_type == "qwen2"
     for wrong, what in (
         (config.hidden_act != "silu", f"the activation is {config.hidden_act}, and llama.cpp uses silu"),
         (getattr(config, "use_sliding_window", False), "the model uses a sliding window, which llama.cpp ignores"),
-        (_rope(config)["rope_type"] not in ("default", "linear", "yarn", "llama3"), "the positions are scaled by "
-         f"{_rope(config)['rope_type']}, which is not supported"),
-    ):  # fmt: skip
+        (scaling not in SCALINGS, f"the positions are scaled by {scaling}, which is not written"),
+        (narrow, "the heads together are not as wide as the model, which llama.cpp requires for qwen2"),
+    ):
         if wrong:
             raise ConfigError(Problem(what, WHERE, "export it without --gguf"))
-    return Architecture(config, *found)
+    return made
 
 
 def write_gguf(source: Path, target: Path, kind: str, vocabulary: Vocabulary, name: str) -> int:

@@ -45,7 +45,7 @@ def compare_llama_cpp(path: Path, rows: Rows, tokenizer: Any, reference: list[Te
 
     width = max(len(row) for row in rows.ids)
     try:
-        llama = Llama(str(path), n_ctx=width + 8, n_batch=width + 8, logits_all=True, verbose=False)
+        llama = Llama(str(path), n_ctx=width + 8, n_batch=width + 8, logits_all=True, verbose=False, type_k=0, type_v=0)
     except ValueError as error:
         raise RunError(Problem(f"llama.cpp cannot load the file: {error}", path.name, "please report it")) from error
     found, same = [], 0
