@@ -127,7 +127,7 @@ def test_a_dtype_is_that_of_the_file_and_within_its_tolerance(dtype, run, tmp_pa
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong(Plugin):
-    """Merges a thousandth too much of one weight."""
+    """Makes one merged matrix 5 % larger."""
 
     @hookimpl(wrapper=True)
     def merge_adapter(self):
@@ -138,7 +138,7 @@ class Wrong(Plugin):
 
 
 def test_a_merge_that_computes_something_else_is_refused_and_leaves_nothing(run, tmp_path):
-    with pytest.raises(RunError, match="differs from the model with its adapter: .* standard deviations"):
+    with pytest.raises(RunError, match=r"differs from the model with its adapter: .* standard deviations"):
         export(Wanted(str(run.directory), tmp_path / "out", merge=True, plugins=[Wrong()]))
     assert not list(tmp_path.iterdir())
 

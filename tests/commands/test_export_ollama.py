@@ -17,7 +17,7 @@ LLAMA_2 = (
     "{% set system_message = messages[0]['content'] %}"
     "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
     "{% for message in loop_messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles') }}{% endif %}"
     "{% if loop.index0 == 0 and system_message != false %}"
     "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
     "{% else %}{% set content = message['content'] %}{% endif %}"
@@ -36,7 +36,8 @@ NO_SYSTEM = (
 )
 DEFAULT_SYSTEM = CHATML.replace(
     "{% for message",
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe {{ '{{kind}}' }}.<|im_end|>\n{% endif %}{% for message",
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe {{ '{{kind}}' }}.<|im_end|>\n{% endif %}"
+    "{% for message",
     1,
 )
 TEMPLATES = {

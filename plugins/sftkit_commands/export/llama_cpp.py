@@ -53,7 +53,8 @@ def compare_llama_cpp(path: Path, rows: Rows, tokenizer: Any, reference: list[Te
         llama.reset()
         llama.eval(row)
         found.append(torch.from_numpy(np.array(llama.scores[: len(row)])))
-        text = tokenizer.decode(row)
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}  # which are put around text, and no part of it
+        text = tokenizer.decode(row[row[0] in ends : len(row) - (row[-1] in ends)])
         ours = tokenizer(text, add_special_tokens=False)["input_ids"]
         same += llama.tokenize(text.encode(), add_bos=False, special=True) == ours
     llama.close()
