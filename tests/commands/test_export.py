@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -103,6 +104,24 @@ def test_a_prompt_cannot_be_merged(places, tmp_path):
     with pytest.raises(ConfigError, match="PROMPT_TUNING cannot be merged"):
         export(Wanted(str(trained.directory), tmp_path / "out", merge=True))
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="nothing of the model can be trained: its adapter is loaded for inference"):
+        train(places, "prompt-again", "prompt", [], data="text.jsonl")
+
+
+@pytest.mark.slow
+def test_a_quantized_model_is_compared_with_the_merged_one(places, tmp_path):
+    if not all(map(importlib.util.find_spec, ("optimum", "gptqmodel"))):
+        pytest.skip("needs the extra gptq")
+    tiny_model(hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(places / "even")
+    tiny_tokenizer().save_pretrained(places / "even")
+    trained = train(places, "gptq", "even", ["chatml", "peft:r=4"])
+    quantize = "gptq:group_size=32,rows=8"
+    report, sizes = export(Wanted(str(trained.directory), tmp_path / "out", quantize=quantize))
+    assert report.kind == "quantized"
+    assert report.proof["written"].relative < 1e-4 < report.proof["quantized"].relative < 1
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["quantization_config"]["bits"] == 4
+    assert not {"calibration.json", "quantize.log", "logits.safetensors"} & sizes.keys()
 
 
 @pytest.mark.slow
