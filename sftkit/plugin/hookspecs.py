@@ -27,11 +27,8 @@ A run calls them like this; a test holds this listing against a real run::
             save the model, before anything else can fail
             evaluate, if the last step was not
     export_model
-
-`sftkit export` calls two more for a model that is saved::
-
-    merge_adapter                           # with --merge, if the model has an adapter
-    quantize_model                          # with --quantize
+    merge_adapter                           # by `sftkit export`, if the model has an adapter
+    quantize_model                          # by `sftkit export --quantize`
 
 A *slot* (``firstresult``) is filled by one plugin: it stops at the first result that is not None. The defaults come
 last, and two selected plugins on one slot are an error before anything is loaded. A *broadcast* calls every plugin, in
@@ -317,8 +314,5 @@ class Hooks:
             source: the directory of the model, without an adapter, and of its tokenizer.
             target: an empty directory for the quantized model; the tokenizer is copied into it afterwards.
             rows: token ids of documents to calibrate on, in the order in which to use them.
-            probes: token ids of documents to compare on.
-
-        Returns:
-            For each probe, the logits (``[tokens, vocabulary]``) of the model that was written, read back.
+            probes: token ids of documents, for each of which it returns the logits of the written model, read back.
         """
