@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sftkit.checkpoints.files import write_text as write_text
+    from sftkit.checkpoints.publish import new_directory as new_directory
     from sftkit.checkpoints.space import free_bytes as free_bytes
     from sftkit.cli.common import JsonOption as JsonOption
     from sftkit.cli.completion import complete_runs as complete_runs
@@ -148,6 +149,12 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet as PluginSet
     from sftkit.run.completing import completion_problems as completion_problems
     from sftkit.run.config_file import WrittenConfig as WrittenConfig
+    from sftkit.run.derived import (
+        merged_model as merged_model,
+        prepare_again as prepare_again,
+        quantize_model as quantize_model,
+        quantizer as quantizer,
+    )
     from sftkit.run.directories import trained_runs as trained_runs
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
     from sftkit.run.evaluation import Evaluation as Evaluation, Evaluator as Evaluator, base_name as base_name
@@ -209,6 +216,7 @@ _MODULES = {
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     "checkpoints.files": "write_text",
+    "checkpoints.publish": "new_directory",
     "checkpoints.space": "free_bytes",
     # Data
     "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
@@ -244,6 +252,7 @@ _MODULES = {
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
     "run.completing": "completion_problems",
+    "run.derived": "merged_model prepare_again quantize_model quantizer",
     "run.directories": "trained_runs",
     "run.distributed": "is_main_process rank world_size",
     "run.evaluation": "Evaluation Evaluator base_name",

@@ -7,11 +7,14 @@ like a checkpoint is whole at any moment.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sftkit.checkpoints.choice import checkpoints, is_saved
-from sftkit.checkpoints.files import files_in, sync
+from sftkit.checkpoints.files import files_in, partial_of, sync
 from sftkit.checkpoints.manifest import MANIFEST
+from sftkit.errors import ConfigError, Problem
 
 PARTIAL = "_partial"  # uploads to the hub leave out names that begin with an underscore
 
@@ -37,6 +40,47 @@ def publish(partial: Path, final: Path) -> None:
     partial.rename(final)
     sync(final.parent)
     discard(old)
+
+
+@contextmanager
+def new_directory(directory: Path, where: str = "") -> Iterator[Path]:
+    """A directory beside ``directory``, which gets its name if the body ends without an exception, and else is removed.
+
+    Args:
+        directory: one that does not exist, or is empty.
+        where: the place that an error names, such as an option.
+
+    Raises:
+        ConfigError: if something is in it already, or it cannot be written.
+    """
+    if problem := _occupied(directory, where or str(directory)):
+        raise ConfigError(problem)
+    partial = partial_of(directory)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        what = f"the directory cannot be written: {error.strerror}"
+        raise ConfigError(Problem(what, str(directory), "choose another directory")) from error
+    try:
+        yield partial
+        for path in files_in(partial):
+            sync(path)
+        if directory.is_dir():
+            directory.rmdir()
+        partial.rename(directory)
+        sync(directory.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _occupied(directory: Path, where: str) -> Problem | None:
+    fix = "choose another directory, or remove it first"
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        return Problem(f"{str(directory)!r} is not a directory", where, fix)
+    if directory.is_dir() and any(directory.iterdir()):
+        return Problem(f"the directory {str(directory)!r} is not empty", where, fix)
+    return None
 
 
 def replace_files(partial: Path, directory: Path) -> None:

@@ -26,8 +26,7 @@ def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_i
     adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
     adapted = model if adapted is None else adapted
     problems = [*precision_problems(config, adapted)]
-    if problem := needs_adapter(adapted):
-        problems.append(problem)
+    problems += [problem for problem in (needs_adapter(adapted), nothing_trained(adapted)) if problem]
     if problems:
         raise ConfigError(problems)
     return adapted
@@ -47,12 +46,18 @@ def loaded_model_problems(model: Any, adapting: list[str]) -> list[Problem]:
         return []
     if problem := needs_adapter(model):
         return [problem]
+    problem = nothing_trained(model)
+    return [problem] if problem else []
+
+
+def nothing_trained(model: Any) -> Problem | None:
+    """The problem with a model that has no weights to train; None if there is none."""
     weights = list(model.parameters()) if hasattr(model, "parameters") else []
-    if weights and not any(weight.requires_grad for weight in weights):
-        kind = "its adapter is loaded for inference" if has_adapter(model) else "every weight has requires_grad False"
-        loaded = "load the adapter with is_trainable=True" if has_adapter(model) else "set requires_grad of weights"
-        return [Problem(f"nothing of the model can be trained: {kind}", "model", f"{loaded}, or add an adapter")]
-    return []
+    if not weights or any(weight.requires_grad for weight in weights):
+        return None
+    kind = "its adapter is loaded for inference" if has_adapter(model) else "every weight has requires_grad False"
+    loaded = "load the adapter with is_trainable=True" if has_adapter(model) else "set requires_grad of weights"
+    return Problem(f"nothing of the model can be trained: {kind}", "model", f"{loaded}, or add an adapter")
 
 
 def needs_adapter(model: Any) -> Problem | None:

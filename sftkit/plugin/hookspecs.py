@@ -28,6 +28,8 @@ A run calls them like this; a test holds this listing against a real run::
             save the model, before anything else can fail
             evaluate, if the last step was not
     export_model
+    merge_adapter                           # by `sftkit export`, if the model has an adapter
+    quantize_model                          # by `sftkit export --quantize`
 
 A *slot* (``firstresult``) is filled by one plugin: it stops at the first result that is not None. The defaults come
 last, and two selected plugins on one slot are an error before anything is loaded. A *broadcast* calls every plugin, in
@@ -39,7 +41,7 @@ the hook.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from sftkit.config import RunConfig
@@ -67,14 +70,13 @@ hookspec = pluggy.HookspecMarker("sftkit")
 
 
 class Hooks:
-    """Every hook of sftkit. ``docs/hooks.md`` has an example of each."""
+    """Every hook of sftkit. ``docs/hooks.md`` has an example of each. ``config`` is the run as resolved."""
 
     @hookspec
     def check_run(self, config: RunConfig, plugins: PluginSet) -> Iterable[Problem]:
         """Broadcast: what this plugin cannot do in this run, and the fix. Called before anything is read.
 
         Args:
-            config: the run as resolved.
             plugins: the selected plugins; ``plugins.fillers("adapt_model")`` names those that fill a slot.
         """
         raise NotImplementedError
@@ -84,7 +86,6 @@ class Hooks:
         """Broadcast, merged: the metrics that ``evaluate.metrics`` may name. One name from two plugins is an error.
 
         Args:
-            config: the run as resolved.
 
         Returns:
             Functions by name. Each takes a sequence of `Completion` and returns a number, or numbers by name. It may
@@ -94,11 +95,7 @@ class Hooks:
 
     @hookspec
     def model_options(self, config: RunConfig) -> Mapping[str, Any]:
-        """Broadcast, merged: keyword arguments for ``from_pretrained``. One key from two plugins is an error.
-
-        Args:
-            config: the run as resolved.
-        """
+        """Broadcast, merged: keyword arguments for ``from_pretrained``. One key from two plugins is an error."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)
@@ -120,7 +117,6 @@ class Hooks:
 
         Args:
             tokenizer: the run's tokenizer.
-            config: the run as resolved.
         """
 
     @hookspec(firstresult=True)
@@ -129,7 +125,6 @@ class Hooks:
 
         Args:
             split: ``"train"``, or the name of an evaluation set.
-            config: the run as resolved.
             counts: where to count what is done to the data.
         """
 
@@ -147,7 +142,6 @@ class Hooks:
             columns: the data's columns, name to feature type (`datasets.Features`).
             tokenizer: the run's tokenizer, with its chat template.
             processor: the processor that ``load_tokenizer`` returned, if it returned one.
-            config: the run as resolved.
         """
 
     @hookspec(firstresult=True)
@@ -159,7 +153,6 @@ class Hooks:
         Args:
             tokenizer: the run's tokenizer.
             processor: the processor that ``load_tokenizer`` returned, if it returned one.
-            config: the run as resolved.
         """
 
     @hookspec
@@ -190,7 +183,6 @@ class Hooks:
 
         Args:
             model: the adapter's base model, as ``load_model`` returned it.
-            config: the run as resolved.
 
         Returns:
             The model with the adapter, trainable.
@@ -217,7 +209,6 @@ class Hooks:
 
         Args:
             model: the model as loaded, before any adapter.
-            config: the run as resolved.
         """
 
     @hookspec(firstresult=True)
@@ -226,7 +217,6 @@ class Hooks:
 
         Args:
             model: the model, patched.
-            config: the run as resolved.
 
         Returns:
             True when done, None for a model that needs nothing from this plugin.
@@ -238,7 +228,6 @@ class Hooks:
 
         Args:
             model: the model, patched and prepared.
-            config: the run as resolved.
             new_token_ids: ids of the tokens that ``add_tokens`` added; their embeddings must be trained and saved.
         """
 
@@ -248,16 +237,11 @@ class Hooks:
 
         Args:
             model: the model to train.
-            config: the run as resolved.
         """
 
     @hookspec
     def trainer_callbacks(self, config: RunConfig) -> Iterable[TrainerCallback]:
-        """Broadcast: callbacks for the Trainer.
-
-        Args:
-            config: the run as resolved.
-        """
+        """Broadcast: callbacks for the Trainer."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)
@@ -270,7 +254,6 @@ class Hooks:
 
         Args:
             model: the model to train, on its device.
-            config: the run as resolved.
             batch: the largest batch there is, as the collator makes it.
         """
 
@@ -291,7 +274,6 @@ class Hooks:
 
         Args:
             model: the model to train, on its device.
-            config: the run as resolved.
             rows: the training rows; None where a trainer of another library has no prepared ones.
             collator: makes a batch of some rows; None together with ``rows``.
         """
@@ -305,4 +287,26 @@ class Hooks:
             model: the trained model.
             tokenizer: the run's tokenizer.
             directory: the run directory; write into a new folder inside it.
+        """
+
+    @hookspec(firstresult=True)
+    def merge_adapter(self, model: Any, config: RunConfig) -> PreTrainedModel | None:
+        """Slot: the model without its adapter, with weights that compute the same. Changes the model.
+
+        Args:
+            model: the unquantized base in float32, with the adapter that ``attach_adapter`` put on it.
+            config: how the model was loaded; ``config.model.name`` is the directory of the adapter.
+        """
+
+    @hookspec(firstresult=True)
+    def quantize_model(
+        self, source: Path, target: Path, rows: Sequence[Sequence[int]], probes: Sequence[Sequence[int]]
+    ) -> Sequence[Tensor] | None:
+        """Slot: quantize a saved model. Only the plugin of ``sftkit export --quantize`` is called.
+
+        Args:
+            source: the directory of the model, without an adapter, and of its tokenizer.
+            target: an empty directory for the quantized model; the tokenizer is copied into it afterwards.
+            rows: token ids of documents to calibrate on, in the order in which to use them.
+            probes: token ids of documents, for each of which it returns the logits of the written model, read back.
         """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.models import DataSection, ModelSection, RunConfig
 from sftkit.config.source import ConfigSource
 from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.plugin.calls import hooks_filled
 from sftkit.plugin.select import Choice, choices_from, select
 from sftkit.run.directories import RUNS, has_weights, trained_runs
 from sftkit.run.manifest import read_manifest
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 #: A plugin of the run is used again if it has one of these.
-LOADING = ("load_tokenizer", "load_model", "attach_adapter", "model_options")
+LOADING = ("load_tokenizer", "load_model", "attach_adapter", "model_options", "merge_adapter")
 BASE_FIX = "give its directory or hub name as the base model, as in `--base DIR`"
 
 
@@ -32,6 +33,9 @@ class TrainedModel:
         tokenizer: its tokenizer, with the chat template of the run.
         processor: the processor that the tokenizer is part of, if there is one.
         manifest: the manifest of the run that trained it; None for any other model.
+        config: the configuration that loaded it.
+        plugins: the plugins that loaded it.
+        left_out: plugins of the run that quantized the base, if it was loaded unquantized.
     """
 
     name: str
@@ -39,6 +43,9 @@ class TrainedModel:
     tokenizer: Any
     processor: Any = None
     manifest: dict[str, Any] | None = None
+    config: RunConfig | None = None
+    plugins: PluginSet | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def read_run(directory: str | Path) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def load_trained(
     from sftkit.models.embeddings import split_processor
 
     manifest, section, choices = _saved(Path(name))
-    selected = _loaders([*choices, *choices_from(ConfigSource({"plugins": list(plugins)}))], quantized)
+    selected, left_out = _loaders([*choices, *choices_from(ConfigSource({"plugins": list(plugins)}))], quantized)
     section |= {"name": str(name), "trust_remote_code": trust_remote_code} | ({"dtype": dtype} if dtype else {})
     section |= _base_section(str(name), None if base is None else str(base))
     section |= {"tokenizer": str(tokenizer)} if tokenizer else {}
@@ -93,7 +100,7 @@ def load_trained(
     model = _load(config, selected, loaded, base_of(str(name))[0] if base is None else str(base))
     if not getattr(model, "hf_device_map", None):
         model.to(device or _first_device())
-    return TrainedModel(str(name), model.eval(), loaded, processor, manifest)
+    return TrainedModel(str(name), model.eval(), loaded, processor, manifest, config, selected, left_out)
 
 
 def _saved(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[Choice]]:
@@ -162,8 +169,8 @@ def _checked(section: dict[str, Any], train: dict[str, Any], plugins: PluginSet)
     return config
 
 
-def _loaders(choices: list[Choice], quantized: bool) -> PluginSet:
-    """Those of the chosen plugins, and of the defaults, that load models and tokenizers.
+def _loaders(choices: list[Choice], quantized: bool) -> tuple[PluginSet, tuple[str, ...]]:
+    """Those of the chosen plugins, and of the defaults, that load models and tokenizers; and those left out.
 
     Raises:
         ConfigError: if one of them does not work here.
@@ -171,15 +178,22 @@ def _loaders(choices: list[Choice], quantized: bool) -> PluginSet:
     from sftkit.plugin.registry import discover, load_class
 
     known = discover()
-    kept = []
-    hooks = LOADING if quantized else LOADING[:-1]
+    kept, left_out = [], []
     for choice in choices:
-        if choice.dropped or any(hasattr(load_class(choice.name, known), hook) for hook in hooks):
+        filled = [] if choice.dropped else hooks_filled(load_class(choice.name, known))
+        if not quantized and _quantizes(filled):
+            left_out.append(choice.name)
+        elif choice.dropped or {*filled} & {*LOADING}:
             kept.append(choice)
     plugins, problems = select(kept)
     if plugins is None:
         raise ConfigError(problems)
-    return plugins
+    return plugins, tuple(left_out)
+
+
+def _quantizes(filled: list[str]) -> bool:
+    """Whether a plugin may load quantized weights: by its options for the loader, or as loader for its own adapters."""
+    return "model_options" in filled or {"load_model", "adapt_model"} <= {*filled}
 
 
 def _load(config: RunConfig, plugins: PluginSet, tokenizer: Any, base: str) -> Any:

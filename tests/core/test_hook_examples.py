@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sftkit import Pipeline, Plugin
+from sftkit.api import load_trained, merged_model, quantize_model
 from sftkit.plugin import hookspecs
 from sftkit.plugin.calls import hook_names
 from sftkit.testing import CHATML, tiny_conversations, tiny_model, tiny_tokenizer
@@ -22,6 +23,10 @@ EXAMPLES = [
     for hook, section in SECTIONS.items()
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
 ]
+
+
+ON_ADAPTERS = ("attach_adapter", "merge_adapter")
+AFTERWARDS = ("merge_adapter", "quantize_model")  # called by `sftkit export`
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,19 @@ def run(model, directory, plugins, rows=None, **train):
     return Pipeline(model=str(model), data=rows, plugins=plugins, train={**settings, **train}).run()
 
 
+def export(trained, plugin, hook, model, directory):
+    """Call a hook of ``sftkit export``."""
+    if hook == "merge_adapter":
+        loaded = load_trained(trained, dtype="float32", quantized=False, plugins=[plugin])
+        assert not hasattr(merged_model(loaded), "peft_config")
+    else:
+        (directory / "quantized").mkdir()
+        (logits,) = quantize_model(
+            f"example:{type(plugin).__name__}", model, directory / "quantized", [[3, 4]], [[5, 6]]
+        )
+        assert logits.shape == (2, 320)
+
+
 def plugin_in(code, monkeypatch):
     module = types.ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", module)
@@ -92,7 +110,9 @@ def test_each_example_is_called_in_a_run(hook, code, model, adapter, tmp_path, m
         greetings = [{"hello": f"hello {number}", "reply": f"good day {number}"} for number in range(20)]
         answers = {"question": "what now?", "answers": ["wait", "go on"]}
         rows = [greeting | answers for greeting in greetings]
-    result = run(adapter if hook == "attach_adapter" else model, tmp_path / "run", [cls()], rows)
+    result = run(adapter if hook in ON_ADAPTERS else model, tmp_path / "run", [cls()], rows)
+    if hook in AFTERWARDS:
+        export(result.directory, cls(), hook, model, tmp_path)
     assert set(calls) == {hook}
     assert result.metrics["train_loss"] > 0
 
@@ -117,6 +137,7 @@ def test_a_run_calls_the_hooks_in_the_listed_order(adapter, tmp_path, monkeypatc
         hook: f"    @hookimpl(wrapper=True)\n    def {hook}(self):\n        CALLS.append({hook!r}); return (yield)\n"
         for hook in hook_names()
     }
+    bodies["quantize_model"] = bodies["quantize_model"].replace("(yield)", "(yield) or []")
     code = (
         "from sftkit.api import Plugin, dataclass, hookimpl\n\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Recorder(Plugin):\n"
@@ -127,5 +148,7 @@ def test_a_run_calls_the_hooks_in_the_listed_order(adapter, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "recorder", module)
     exec(code, module.__dict__)
     rows = [{"text": f"A number: {number}."} for number in range(16)]
-    run(adapter, tmp_path / "run", [module.Recorder(), "no:checks"], rows)
+    result = run(adapter, tmp_path / "run", [module.Recorder(), "no:checks"], rows)
+    merged_model(load_trained(result.directory, dtype="float32", plugins=[module.Recorder()]))
+    quantize_model("recorder:Recorder", tmp_path, tmp_path, [], [])
     assert list(dict.fromkeys(calls)) == hook_names()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from sftkit.api import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from sftkit.api import RunConfig
@@ -135,6 +136,15 @@ class GPTQ(Plugin):
             from sftkit_plugins.gptq.export import export
 
             export(model, tokenizer, directory, self.settings())
+
+    @hookimpl
+    def quantize_model(
+        self, source: Path, target: Path, rows: Sequence[Sequence[int]], probes: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Quantizes a saved model, calibrated on the first of the rows; in a separate process."""
+        from sftkit_plugins.gptq.saved import documents_for, quantize_saved
+
+        return quantize_saved(source, target, documents_for(rows, self.rows, self.max_length), probes, self.settings())
 
     def settings(self) -> dict[str, Any]:
         """The arguments of optimum's quantizer."""

@@ -1,4 +1,4 @@
-"""Checks or quantizes a saved model: ``python -m sftkit_plugins.gptq.worker TASK MODEL ROWS TARGET``."""
+"""Works on a saved model in its own process: ``python -m sftkit_plugins.gptq.worker TASK MODEL ROWS TARGET``."""
 
 from __future__ import annotations
 
@@ -80,6 +80,19 @@ def quantize(source: Path, task: dict[str, Any], target: Path) -> None:
     model.config.save_pretrained(target)
 
 
+def predict(source: Path, task: dict[str, Any], target: Path) -> None:
+    """Write the logits of a quantized model on the task's ``probes``, by their number."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, GPTQConfig
+
+    settings = GPTQConfig(bits=task["settings"]["bits"], backend="torch")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", quantization_config=settings).eval()
+    with torch.inference_mode():
+        logits = [model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float() for ids in task["probes"]]
+    save_file({str(at): found.cpu().contiguous() for at, found in enumerate(logits)}, target / "logits.safetensors")
+
+
 def main() -> None:
     """Run the task of the command line; prints findings to standard output as JSON, all else to standard error."""
     name, source, rows, target = sys.argv[1], *map(Path, sys.argv[2:5])
@@ -88,6 +101,8 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         if name == "quantize":
             quantize(source, task, target)
+        elif name == "predict":
+            predict(source, task, target)
         found = check(source, task) if name == "check" else []
     output.write(json.dumps(found) + "\n")
 

@@ -17,6 +17,7 @@ from sftkit.api import (
     quantization_settings,
 )
 from sftkit_plugins.hf.adapters import adapter_problems, with_adapter
+from sftkit_plugins.hf.merging import merged
 from sftkit_plugins.hf.quantized import bits_of, prepare_quantized
 
 if TYPE_CHECKING:
@@ -67,3 +68,8 @@ class HF(Plugin):
             return None
         prepare_quantized(model, config)
         return True
+
+    @hookimpl
+    def merge_adapter(self, model: Any, config: RunConfig) -> PreTrainedModel:
+        """The base model with the adapter merged into its weights."""
+        return merged(model, config.model.name)

@@ -43,7 +43,7 @@ def adapter_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
-    """The base model with the adapter of ``config.model.name``, trainable. Changes the base.
+    """The base model with the adapter of ``config.model.name``, trainable unless it is a prompt. Changes the base.
 
     On the meta device the adapter gets shapes but no weights.
 
@@ -66,7 +66,9 @@ def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
         rows = _saved_rows(directory, base)
         if rows > base.get_input_embeddings().weight.shape[0]:
             grow_embeddings(base, tokenizer, [], pad_to_multiple_of=rows)
-        model = PeftModel.from_pretrained(base, str(directory), is_trainable=True)
+        # a saved prompt lacks the parts that made it in training
+        trainable = not PeftConfig.from_pretrained(str(directory)).is_prompt_learning
+        model = PeftModel.from_pretrained(base, str(directory), is_trainable=trainable)
     if not rows:  # the adapter holds the rows of new tokens; peft would save the whole resized embeddings too
         model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return model
