@@ -19,7 +19,11 @@ if TYPE_CHECKING:
         PluginOption as PluginOption,
         pipeline_from as pipeline_from,
     )
-    from sftkit.config import DataSection as DataSection, RunConfig as RunConfig
+    from sftkit.config import (
+        DataSection as DataSection,
+        EvaluateSection as EvaluateSection,
+        RunConfig as RunConfig,
+    )
     from sftkit.config.train_fields import (
         CHECKPOINTING_KEYS as CHECKPOINTING_KEYS,
         allowed_fields as allowed_fields,
@@ -127,7 +131,8 @@ if TYPE_CHECKING:
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
-    from sftkit.run.pipeline import Pipeline as Pipeline, RunResult as RunResult
+    from sftkit.run.pipeline import Pipeline as Pipeline
+    from sftkit.run.result import RunResult as RunResult
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
     from sftkit.run.trained import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
     from sftkit.run.verdict import Status as Status, Verdict as Verdict
@@ -161,7 +166,7 @@ _MODULES = {
     "errors": "ConfigError DataError HookError Interrupted Problem RunError SftkitError TrainingError "
     "nearest warn_caller",
     "plugin.requirements": "has_gpu install_command requirement_problem",
-    "config": "DataSection RunConfig",
+    "config": "DataSection EvaluateSection RunConfig",
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     "checkpoints.space": "free_bytes",
@@ -198,7 +203,8 @@ _MODULES = {
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
     "run.distributed": "is_main_process rank world_size",
-    "run.pipeline": "Pipeline RunResult",
+    "run.pipeline": "Pipeline",
+    "run.result": "RunResult",
     "run.stages": "PreparedRun Stages Vocabulary",
     "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",

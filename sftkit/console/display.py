@@ -32,6 +32,11 @@ class Display:
         if not self.quiet:
             self.console.print(text, markup=False)
 
+    def note(self, text: str) -> None:
+        """Show a line about the run, above the live line if there is one."""
+        if not self.quiet:
+            (self._progress.console if self._progress else self.console).print(text, markup=False)
+
     def expect(self, total: int) -> None:
         """Set the number of steps."""
         self._total = total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sftkit import demo
-from sftkit.config.models import DataSection, ModelSection, RunConfig, RunSection
+from sftkit.config.models import DataSection, EvaluateSection, ModelSection, RunConfig, RunSection
 from sftkit.config.source import SHORT, ConfigSource
 from sftkit.config.train_checks import value_problems
 from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evaluates_only
@@ -46,22 +46,20 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     problems += wrong
     run, wrong = _section(RunSection, "run", source)
     problems += wrong
+    evaluate, wrong = _section(EvaluateSection, "evaluate", source)
+    problems += wrong
     train, wrong = _train(source, trains)
     problems += wrong
-    run = RunSection.model_validate({})
-    if source.values.get("run") is not None:
-        run, wrong = _section(RunSection, "run", source)
-        problems += wrong
     plugins = None
     try:
         plugins, wrong = select([*choices_from(source), *choices], source)
         problems += wrong
     except ConfigError as error:
         problems += error.problems
-    if model and data and run and plugins:
+    if model and data and run and evaluate and plugins:
         if model.name == demo.NAME:
             model = model.model_copy(update={"name": str(demo.MODEL), "init": "random"})  # it has no weights
-        config = RunConfig(model=model, data=data, train=train, run=run, plugins=plugins.options())
+        config = RunConfig(model=model, data=data, train=train, evaluate=evaluate, run=run, plugins=plugins.options())
         # Plugins may import heavy packages to answer, so the configuration itself is checked first.
         problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]
         if not problems:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from sftkit.config.json_schema import lenient, train_schema
-from sftkit.config.models import DataSection, ModelSection, RunSection
+from sftkit.config.models import DataSection, EvaluateSection, ModelSection, RunSection
 from sftkit.errors import ConfigError
 
 _NAMES = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -27,6 +27,7 @@ def config_schema() -> dict[str, Any]:
             "model": {"anyOf": [{"type": "string"}, lenient(ModelSection.model_json_schema())]},
             "data": {"anyOf": [*_NAMES["anyOf"], _data()]},
             "train": train_schema(),
+            "evaluate": {"anyOf": [lenient(EvaluateSection.model_json_schema()), {"type": "null"}]},
             "run": {"anyOf": [lenient(RunSection.model_json_schema()), {"type": "null"}]},
             "plugins": {
                 "anyOf": [plugins, {"type": "array", "items": {"anyOf": [{"type": "string"}, one]}}, {"type": "null"}]

@@ -6,9 +6,9 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sftkit.config.source import ConfigSource
 from sftkit.config.train_checks import training_problems
@@ -24,6 +24,7 @@ from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
 from sftkit.run.manifest import DONE, as_read, new_manifest
+from sftkit.run.result import Best, RunResult
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
 
@@ -34,29 +35,6 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 logger = logging.getLogger("sftkit")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The outcome of a run.
-
-    Attributes:
-        metrics: final values by name; ``NAME_before`` is the value before training.
-        directory: where the model, tokenizer, manifest and logs are.
-        model: the trained model, with its adapter if there is one.
-        tokenizer: its tokenizer, with its chat template.
-        processor: the processor that the tokenizer is part of, if there is one.
-        status: ``trained``; ``evaluated`` if the run had no steps, so that no model is in the directory; or
-            ``finished`` if a resumed run was finished already: then no weights were loaded, and model and tokenizer
-            are None.
-    """
-
-    metrics: dict[str, float]
-    directory: Path
-    model: Any
-    tokenizer: Any
-    processor: Any = None
-    status: Literal["trained", "evaluated", "finished"] = "trained"
 
 
 class Pipeline:
@@ -181,7 +159,7 @@ class Pipeline:
         self._compare(earlier, manifest)
         if earlier is not None and earlier.finished(manifest):
             logger.info("the run in %s is finished: there is nothing to resume", directory)
-            return RunResult(earlier.manifest["metrics"], directory, None, None, status="finished")
+            return RunResult.finished(earlier.manifest, directory)
         display = Display(quiet=not is_main_process())
         if not display.quiet:
             show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
@@ -203,6 +181,8 @@ class Pipeline:
             prepared.tokenizer,
             prepared.vocabulary.processor,
             status="evaluated" if evaluates_only(config) else "trained",
+            best=_best(trainer),
+            stopped=trainer.best.stopped,
         )
 
     def _train(
@@ -218,6 +198,8 @@ class Pipeline:
             metrics = train(trainer, stages, prepared, record, checkpoint)
             export(trainer, prepared, record)
         ended = {"data": prepared.data.summary(), "metrics": metrics, "skipped_steps": trainer.finite.skipped}
+        best = _best(trainer)
+        ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
         record.end(DONE, **ended, saving=trainer.saver.totals)
         return metrics
 
@@ -287,6 +269,16 @@ class Pipeline:
     def _placed(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with the file and line of their key."""
         return [replace(item, where=self._source.where(item.key)) if item.key else item for item in problems]
+
+
+def _best(trainer: Any) -> Best | None:
+    """The best model of a run; None if its models were not compared."""
+    args, state = trainer.args, trainer.state
+    if args.metric_for_best_model is None or state.best_metric is None or state.best_global_step is None:
+        return None
+    from sftkit.training.best import metric_name
+
+    return Best(metric_name(args), float(state.best_metric), state.best_global_step)
 
 
 def _announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, str]:

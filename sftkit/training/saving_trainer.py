@@ -42,9 +42,9 @@ class SavingTrainer(GuardedTrainer):
             self.saver.abandon()
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*arguments, **options)
-        else:  # it was killed after its last step, and the Trainer would train another one
+        else:  # it was killed after its last step, or when it stopped, and the Trainer would train another one
             self.control.should_training_stop = True
 
     def _finalize_training(self, *arguments: Any, **options: Any) -> Any:
