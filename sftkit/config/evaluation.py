@@ -79,12 +79,14 @@ def evaluation_problems(config: RunConfig, has_sets: bool, trains: bool, stops_e
         fix = f"set data.eval, for instance data.eval=0.05, or remove evaluate.{asked}"
         yield _problem(asked, "there is no evaluation data", fix)
     elif asked and not trains:
-        yield _problem(asked, "does nothing in a run without steps", f"remove evaluate.{asked}, or raise train.max_steps")
+        fix = f"remove evaluate.{asked}, or raise train.max_steps"
+        yield _problem(asked, "does nothing in a run without steps", fix)
     elif chosen.best is not None and (values | config.train).get("eval_strategy", "no") == "no":
         what = "the best model is only known from evaluations during training"
         yield _problem("best", what, "set evaluate.every, for instance evaluate.every=100")
     if chosen.patience is not None and chosen.best is None:
-        yield _problem("patience", "no metric says what is better", "set evaluate.best, for instance evaluate.best=eval_loss")
+        fix = "set evaluate.best, for instance evaluate.best=eval_loss"
+        yield _problem("patience", "no metric says what is better", fix)
     elif chosen.patience is not None and stops_early:
         fix = "remove one of them"
         yield _problem("patience", "the EarlyStoppingCallback among the callbacks also stops the run early", fix)

@@ -147,7 +147,7 @@ def training_problems(config: RunConfig, around: Surroundings) -> list[Problem]:
 
 
 def _where_it_is_set(config: RunConfig, problem: Problem) -> Problem:
-    """A problem of the section ``train`` with the key of the section ``evaluate`` that sets the argument, if one does."""
+    """The problem of a training argument, placed in the section ``evaluate`` if that sets the argument."""
     if problem.key[:1] != ("train",) or (key := set_by(config, problem.key[1])) == problem.key:
         return problem
     return replace(problem, where=".".join(key), key=key)

@@ -67,7 +67,8 @@ class BestModel(TrainerCallback):
             before: the best value before; None if there was none.
         """
         was = "" if before is None else f" (was {before:.4f})"
-        self._say(f"step {state.global_step}: best so far, {metric_name(args)} {state.best_metric:.4f}{was}", state.global_step)
+        step, value = state.global_step, f"{metric_name(args)} {state.best_metric:.4f}"
+        self._say(f"step {step}: best so far, {value}{was}", step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Says why the run was stopped, and which model is saved, which has been done before."""

@@ -105,4 +105,5 @@ def _evaluations(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
         times = math.ceil(1 / every if 0 < every < 1 else end / (every or 1))
         if patience >= times:
             what = f"the run has {times} evaluations, so evaluate.patience, which is {patience}, never stops it"
-            yield Verdict("early stopping", "warn", what, "lower evaluate.patience or evaluate.every", "evaluate.patience")
+            fix = "lower evaluate.patience or evaluate.every"
+            yield Verdict("early stopping", "warn", what, fix, "evaluate.patience")

@@ -162,20 +162,62 @@ ONE = {"eval": "nowhere.jsonl"}
 # name: section evaluate, section train, arguments of Pipeline, the key that is named, words of the problem
 REFUSED = {
     "no data": ({"every": 5}, {}, {}, "evaluate.every", "no evaluation data -> set data.eval"),
-    "never evaluated": ({"best": "loss"}, {}, ONE, "evaluate.best", "evaluations during training -> set evaluate.every"),
+    "never evaluated": (
+        {"best": "loss"},
+        {},
+        ONE,
+        "evaluate.best",
+        "evaluations during training -> set evaluate.every",
+    ),
     "no metric": ({"every": 5, "patience": 1}, {}, ONE, "evaluate.patience", "set evaluate.best"),
     "no patience": ({"every": 5, "min_delta": 0.1}, {}, ONE, "evaluate.min_delta", "does nothing without"),
     "no steps": ({"every": 5}, {"max_steps": 0}, ONE, "evaluate.every", "does nothing in a run without steps"),
     "unknown metric": ({"every": 5, "best": "eval_los"}, {}, ONE, "evaluate.best", "did you mean 'eval_loss'?"),
-    "several sets": ({"every": 5, "best": "loss"}, {}, {"eval": {"a": "x", "b": "y"}}, "evaluate.best", "set evaluate.best to one set's metric"),
+    "several sets": (
+        {"every": 5, "best": "loss"},
+        {},
+        {"eval": {"a": "x", "b": "y"}},
+        "evaluate.best",
+        "set evaluate.best to one set's metric",
+    ),
     "zero": ({"every": 0}, {}, ONE, "evaluate.every", "steps between evaluations"),
     "a word": ({"patience": "long"}, {}, ONE, "evaluate.patience", "evaluations without a better"),
-    "other strategy": ({"every": 5}, {"eval_strategy": "epoch"}, ONE, "train.eval_strategy", "is epoch, but evaluate.every sets it to steps -> remove train.eval_strategy or evaluate.every"),
+    "other strategy": (
+        {"every": 5},
+        {"eval_strategy": "epoch"},
+        ONE,
+        "train.eval_strategy",
+        "is epoch, but evaluate.every sets it to steps -> remove train.eval_strategy or evaluate.every",
+    ),
     "other steps": ({"every": 5}, {"eval_steps": 6}, ONE, "train.eval_steps", "is 6, but evaluate.every sets it to 5"),
-    "other saves": ({"every": 5, "best": "loss"}, {"save_steps": 6}, ONE, "train.save_steps", "is 6, but evaluate.best sets it to 5"),
-    "no saves": ({"every": 5, "best": "loss"}, {"save_strategy": "no"}, ONE, "train.save_strategy", "evaluate.best sets it to steps"),
-    "other metric": ({"every": 5, "best": "loss"}, {"metric_for_best_model": "token_accuracy"}, ONE, "train.metric_for_best_model", "evaluate.best"),
-    "stops twice": ({"every": 5, "best": "loss", "patience": 1}, {}, {**ONE, "callbacks": [EarlyStoppingCallback()]}, "evaluate.patience", "also stops the run early"),
+    "other saves": (
+        {"every": 5, "best": "loss"},
+        {"save_steps": 6},
+        ONE,
+        "train.save_steps",
+        "is 6, but evaluate.best sets it to 5",
+    ),
+    "no saves": (
+        {"every": 5, "best": "loss"},
+        {"save_strategy": "no"},
+        ONE,
+        "train.save_strategy",
+        "evaluate.best sets it to steps",
+    ),
+    "other metric": (
+        {"every": 5, "best": "loss"},
+        {"metric_for_best_model": "token_accuracy"},
+        ONE,
+        "train.metric_for_best_model",
+        "evaluate.best",
+    ),
+    "stops twice": (
+        {"every": 5, "best": "loss", "patience": 1},
+        {},
+        {**ONE, "callbacks": [EarlyStoppingCallback()]},
+        "evaluate.patience",
+        "also stops the run early",
+    ),
 }
 
 
@@ -184,13 +226,19 @@ def test_what_does_not_fit_together_is_found_before_anything_is_read(name, tmp_p
     evaluate, train, options, where, words = REFUSED[name]
     train = {"use_cpu": True, "max_steps": 20, "output_dir": str(tmp_path / "run"), **train}
     problems = Pipeline("demo", "nowhere.jsonl", train=train, config={"evaluate": evaluate}, **options).check()
-    found = {problem.where: f"{problem.what} -> {problem.fix}" for problem in problems}
-    assert len(found) == 1
-    assert words in found[where], found
+    (found,) = [f"{problem.where}: {problem.what} -> {problem.fix}" for problem in problems]
+    assert where in found
+    assert words in found
 
 
 def test_equal_values_in_both_sections_are_no_problem(tmp_path):
-    train = {"use_cpu": True, "max_steps": 20, "eval_strategy": "steps", "eval_steps": 5, "metric_for_best_model": "loss"}
+    train = {
+        "use_cpu": True,
+        "max_steps": 20,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "metric_for_best_model": "loss",
+    }
     train |= {"output_dir": str(tmp_path / "run")}
     config = {"evaluate": {"every": 5, "best": "eval_loss", "patience": 3}}
     assert Pipeline("demo", "nowhere.jsonl", train=train, config=config, **ONE).check() == ()
