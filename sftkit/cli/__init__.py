@@ -47,8 +47,10 @@ def main() -> None:
     from sftkit.run.distributed import is_main_process, world_size
 
     prepare_process()
+    arguments = sys.argv[1:]
+    sys.argv[1:] = map(hide, arguments)  # which trackers record
     try:
-        app()
+        app(arguments)
     except SftkitError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
@@ -57,7 +59,7 @@ def main() -> None:
         if is_main_process():
             _say(f"interrupted: {error}")
         if is_main_process() and error.directory is not None:
-            again = resume_command(sys.argv[1:], error.directory)
+            again = resume_command(arguments, error.directory)
             _say(hide(f"continue with: {'torchrun ... ' * (world_size() > 1)}{again}"))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sftkit.plugin.base import Plugin
     from sftkit.plugin.select import Choice
     from sftkit.plugin.selected import PluginSet
+    from sftkit.training.trackers import Trackers
 
 logger = logging.getLogger("sftkit")
 
@@ -168,12 +169,14 @@ class Pipeline:
         stop_if_wrong(prepared.verdicts())
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         self._compare(earlier, manifest)
-        with closing(display):
+        trackers = self._begin_trackers(prepared, manifest, earlier)
+        with closing(display), trackers:
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
-            trainer = make_trainer(stages, prepared, model, display, directory, interruption)
+            trainer = make_trainer(stages, prepared, model, display, directory, interruption, trackers)
             changes = _announce(earlier, manifest)
             with self._directory.begin(manifest, earlier, changes) as record:
                 metrics = self._train(trainer, stages, prepared, record, earlier)
+                trackers.finish(trainer, metrics)
         return RunResult(
             metrics,
             directory,
@@ -184,6 +187,19 @@ class Pipeline:
             best=_best(trainer),
             stopped=trainer.best.stopped,
         )
+
+    def _begin_trackers(self, prepared: PreparedRun, manifest: dict[str, Any], earlier: EarlierRun | None) -> Trackers:
+        """The trackers of ``train.report_to``, with the manifest as configuration; their runs' ids go into it."""
+        from sftkit.training.trackers import begin_trackers
+
+        facts = {key: manifest["config"][key] for key in ("model", "data", "evaluate", "run", "plugins")}
+        facts["rows"] = {split: without_notes(counts) for split, counts in manifest["data"].items()}
+        facts |= {key: manifest[key] for key in ("versions", "seeds", "git_commit")}
+        facts["plugin_versions"] = {name: each["version"] for name, each in manifest["plugins"].items()}
+        runs, step = ({}, 0) if earlier is None else (earlier.manifest.get("trackers", {}), earlier.step)
+        trackers = begin_trackers(prepared.config, facts, bool(prepared.data.eval), is_main_process(), runs, step)
+        manifest["trackers"], manifest["writes"] = trackers.runs, sorted({*manifest["writes"], *trackers.writes})
+        return trackers
 
     def _train(
         self, trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, earlier: EarlierRun | None

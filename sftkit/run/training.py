@@ -18,13 +18,20 @@ if TYPE_CHECKING:
     from sftkit.run.directory import RunRecord
     from sftkit.run.interruption import Interruption
     from sftkit.run.stages import PreparedRun, Stages
+    from sftkit.training.trackers import Trackers
 
 #: How the entries of an evaluation end that are about its speed.
 NO_METRICS = ("_runtime", "_per_second", "_preparation_time", "flos")
 
 
 def make_trainer(
-    stages: Stages, prepared: PreparedRun, model: Any, display: Display, directory: Path, interruption: Interruption
+    stages: Stages,
+    prepared: PreparedRun,
+    model: Any,
+    display: Display,
+    directory: Path,
+    interruption: Interruption,
+    trackers: Trackers,
 ) -> Any:
     """The trainer of a run.
 
@@ -35,6 +42,7 @@ def make_trainer(
         display: where progress is shown.
         directory: where ``log.jsonl`` is written.
         interruption: what may end the training early.
+        trackers: those of ``train.report_to``, which have begun.
     """
     from transformers import PrinterCallback, set_seed
 
@@ -48,6 +56,7 @@ def make_trainer(
     config, data = prepared.config, prepared.data
     metrics = stages.inputs.compute_metrics
     arguments = training_arguments(config, has_eval=bool(data.eval), metrics=metrics is not None)
+    arguments.report_to = []  # the trackers are among the callbacks
     if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
         arguments.use_cache = getattr(model.config, "use_cache", False)
     if prepared.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
@@ -71,7 +80,7 @@ def make_trainer(
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
             processing_class=prepared.vocabulary.processor or prepared.tokenizer,
             compute_metrics=metrics,
-            callbacks=[progress, *callbacks],
+            callbacks=[progress, *trackers.callbacks, *callbacks],
         )
     if sets:  # so that callbacks see it from the start, and not only after the first evaluation
         trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
