@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from sftkit.console import Display as Display, console as console, show_data as show_data, show_table as show_table
     from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
+    from sftkit.data.cache import cache_directory as cache_directory
     from sftkit.data.columns import (
         ATTACHED as ATTACHED,
         IGNORE_INDEX as IGNORE_INDEX,
@@ -124,12 +125,14 @@ if TYPE_CHECKING:
         quantization_settings as quantization_settings,
     )
     from sftkit.plugin.base import Field as Field, Plugin as Plugin, dataclass as dataclass, hookimpl as hookimpl
+    from sftkit.plugin.describe import all_plugins as all_plugins
     from sftkit.plugin.requirements import (
         has_gpu as has_gpu,
         install_command as install_command,
         requirement_problem as requirement_problem,
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
+    from sftkit.redact import hide as hide
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
     from sftkit.run.pipeline import Pipeline as Pipeline
     from sftkit.run.result import RunResult as RunResult
@@ -165,6 +168,9 @@ _MODULES = {
     "plugin.base": "Field Plugin dataclass hookimpl",
     "errors": "ConfigError DataError HookError Interrupted Problem RunError SftkitError TrainingError "
     "nearest warn_caller",
+    "plugin.describe": "all_plugins",
+    "data.cache": "cache_directory",
+    "redact": "hide",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection EvaluateSection RunConfig",
     "plugin.selected": "PluginSet",
