@@ -136,6 +136,14 @@ if TYPE_CHECKING:
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
     from sftkit.run.pipeline import Pipeline as Pipeline
     from sftkit.run.result import RunResult as RunResult
+    from sftkit.run.rows import (
+        TOKEN_KINDS as TOKEN_KINDS,
+        WEIGHT_MEANING as WEIGHT_MEANING,
+        TokenKind as TokenKind,
+        TokenPiece as TokenPiece,
+        TokenRow as TokenRow,
+        read_batch as read_batch,
+    )
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
     from sftkit.run.trained import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
     from sftkit.run.verdict import Status as Status, Verdict as Verdict
@@ -211,6 +219,7 @@ _MODULES = {
     "run.distributed": "is_main_process rank world_size",
     "run.pipeline": "Pipeline",
     "run.result": "RunResult",
+    "run.rows": "TOKEN_KINDS TokenKind TokenPiece TokenRow WEIGHT_MEANING read_batch",
     "run.stages": "PreparedRun Stages Vocabulary",
     "run.trained": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",

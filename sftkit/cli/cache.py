@@ -26,7 +26,9 @@ def list_entries() -> None:
             (made, entry.directory.name[:8], parts.get("split", ""), summary.get("rows", 0), size, _source(parts))
         )
     screen = console()
-    show_table(screen, f"Prepared data in {cache.cache_directory()}", ("made", "key", "split", "rows", "size", "source"), rows)
+    show_table(
+        screen, f"Prepared data in {cache.cache_directory()}", ("made", "key", "split", "rows", "size", "source"), rows
+    )
 
 
 @app.command("clear")

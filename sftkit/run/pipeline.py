@@ -18,7 +18,9 @@ from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, RunError, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
-from sftkit.run.changes import schedule_note, unknown_names, version_changes
+from sftkit.redact import hide
+from sftkit.run.changes import unknown_names
+from sftkit.run.continuing import announce
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import RunInputs, as_source, is_map, split_inputs
@@ -27,13 +29,14 @@ from sftkit.run.manifest import DONE, as_read, new_manifest
 from sftkit.run.result import Best, RunResult
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
+from sftkit.run.wording import for_the_caller, problem_in_python
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.base import Plugin
     from sftkit.plugin.select import Choice
     from sftkit.plugin.selected import PluginSet
-    from sftkit.training.trackers import Trackers
+    from sftkit.run.preview import Preview
 
 logger = logging.getLogger("sftkit")
 
@@ -82,6 +85,7 @@ class Pipeline:
         allow_changes: Iterable[str] = (),
     ) -> None:
         self._resume, self._overwrite, self._allowed = resume, overwrite, tuple(allow_changes)
+        self.from_command = isinstance(config, ConfigSource)  # commands read the configuration themselves
         self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
         named, inputs = split_inputs(model, data, eval, tokenizer)
@@ -96,14 +100,20 @@ class Pipeline:
         self.output_dir = directory if isinstance(directory, str) else None  # another type is an error of the check
         self._directory = RunDirectory(Path(self.output_dir or default_directory()))
 
+    def __repr__(self) -> str:
+        values = self._source.values
+        shown = [f"{section} {_named(values.get(section))}" for section in ("model", "data") if values.get(section)]
+        return f"Pipeline({', '.join([*shown, f'in {self._directory.path}'])})"
+
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
             self._earlier(*self._resolve(self._directory_problems()), contents=False)
         except SftkitError as error:
-            return error.problems
+            return error.problems if self.from_command else tuple(map(problem_in_python, error.problems))
         return ()
 
+    @for_the_caller
     def stages(self) -> Stages:
         """Check the configuration, and return the stages of the run, for callers that go through them one by one.
 
@@ -115,6 +125,7 @@ class Pipeline:
         """
         return Stages(*self._resolve(trains=False), self._inputs)
 
+    @for_the_caller
     def prepare(self) -> PreparedRun:
         """Check, load the tokenizer, prepare the data. Reads no weights, and writes nothing but the cache.
 
@@ -124,6 +135,26 @@ class Pipeline:
         """
         return Stages(*self._resolve(), self._inputs).prepare()
 
+    def preview(self, split: str = "train", rows: int = 3, row: int = 1) -> Preview:
+        """What the model sees and what it is trained on: some rows, as one batch of the training.
+
+        Args:
+            split: ``train``, or the name of an evaluation set.
+            rows: how many rows.
+            row: the number of the first one, from 1.
+
+        Returns:
+            An object that is shown as text, and in colours in a notebook.
+
+        Raises:
+            ConfigError: as of `prepare`, or if there is no such split or row.
+            DataError: if the data cannot be used.
+        """
+        from sftkit.run.preview import preview
+
+        return preview(self.prepare(), split, rows, row)
+
+    @for_the_caller
     def run(self) -> RunResult:
         """Check, prepare the data, check it, load the model, train, save.
 
@@ -152,6 +183,7 @@ class Pipeline:
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
         from sftkit.models.identity import weights_identity
+        from sftkit.run.tracking import begin_trackers
         from sftkit.run.training import make_trainer
 
         config, directory = stages.config, self._directory.path
@@ -169,11 +201,11 @@ class Pipeline:
         stop_if_wrong(prepared.verdicts())
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         self._compare(earlier, manifest)
-        trackers = self._begin_trackers(prepared, manifest, earlier)
+        trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers:
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
             trainer = make_trainer(stages, prepared, model, display, directory, interruption, trackers)
-            changes = _announce(earlier, manifest)
+            changes = announce(earlier, manifest)
             with self._directory.begin(manifest, earlier, changes) as record:
                 metrics = self._train(trainer, stages, prepared, record, earlier)
                 trackers.finish(trainer, metrics)
@@ -184,22 +216,9 @@ class Pipeline:
             prepared.tokenizer,
             prepared.vocabulary.processor,
             status="evaluated" if evaluates_only(config) else "trained",
-            best=_best(trainer),
+            best=Best.of(trainer),
             stopped=trainer.best.stopped,
         )
-
-    def _begin_trackers(self, prepared: PreparedRun, manifest: dict[str, Any], earlier: EarlierRun | None) -> Trackers:
-        """The trackers of ``train.report_to``, with the manifest as configuration; their runs' ids go into it."""
-        from sftkit.training.trackers import begin_trackers
-
-        facts = {key: manifest["config"][key] for key in ("model", "data", "evaluate", "run", "plugins")}
-        facts["rows"] = {split: without_notes(counts) for split, counts in manifest["data"].items()}
-        facts |= {key: manifest[key] for key in ("versions", "seeds", "git_commit")}
-        facts["plugin_versions"] = {name: each["version"] for name, each in manifest["plugins"].items()}
-        runs, step = ({}, 0) if earlier is None else (earlier.manifest.get("trackers", {}), earlier.step)
-        trackers = begin_trackers(prepared.config, facts, bool(prepared.data.eval), is_main_process(), runs, step)
-        manifest["trackers"], manifest["writes"] = trackers.runs, sorted({*manifest["writes"], *trackers.writes})
-        return trackers
 
     def _train(
         self, trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, earlier: EarlierRun | None
@@ -214,7 +233,7 @@ class Pipeline:
             metrics = train(trainer, stages, prepared, record, checkpoint)
             export(trainer, prepared, record)
         ended = {"data": prepared.data.summary(), "metrics": metrics, "skipped_steps": trainer.finite.skipped}
-        best = _best(trainer)
+        best = Best.of(trainer)
         ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
         record.end(DONE, **ended, saving=trainer.saver.totals)
         return metrics
@@ -287,31 +306,7 @@ class Pipeline:
         return [replace(item, where=self._source.where(item.key)) if item.key else item for item in problems]
 
 
-def _best(trainer: Any) -> Best | None:
-    """The best model of a run; None if its models were not compared."""
-    args, state = trainer.args, trainer.state
-    if args.metric_for_best_model is None or state.best_metric is None or state.best_global_step is None:
-        return None
-    from sftkit.training.best import metric_name
-
-    return Best(metric_name(args), float(state.best_metric), state.best_global_step)
-
-
-def _announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, str]:
-    """Say what the run continues from and what has changed; returns the changes in words, by name."""
-    if earlier is None or not is_main_process():
-        return {}
-    for path, why in earlier.choice.rejected:
-        logger.warning("%s is not used: %s", path, why)
-    if earlier.checkpoint is None:
-        logger.info("the run had saved nothing yet: it starts again from the beginning")
-    else:
-        logger.info("resuming from %s", earlier.checkpoint)
-    changes = {change.name: change.what for change in earlier.changes(manifest)}
-    for name, what in changes.items():
-        logger.warning("%s has changed since the run began, which is allowed: %s", name, what)
-    if note := schedule_note(earlier.manifest, manifest):
-        logger.warning(note)
-    if note := version_changes(earlier.manifest, manifest):
-        logger.warning("other versions than before: %s", note)
-    return changes
+def _named(section: Any) -> str:
+    """The name of a model or of data, for people."""
+    value = section.get("name", section.get("train", section.get("mix"))) if isinstance(section, Mapping) else section
+    return hide(", ".join(map(str, value)) if isinstance(value, list | Mapping) else str(value))

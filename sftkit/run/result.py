@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,16 @@ class Best:
     metric: str
     value: float
     step: int
+
+    @classmethod
+    def of(cls, trainer: Any) -> Best | None:
+        """That of a trainer; None if the models of its run were not compared."""
+        args, state = trainer.args, trainer.state
+        if args.metric_for_best_model is None or state.best_metric is None or state.best_global_step is None:
+            return None
+        from sftkit.training.best import metric_name
+
+        return cls(metric_name(args), float(state.best_metric), state.best_global_step)
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,3 +66,27 @@ class RunResult:
         best = Best(**manifest["best"]) if manifest.get("best") else None
         found = {"best": best, "stopped": manifest.get("stopped", "")}
         return cls(manifest["metrics"], directory, None, None, status="finished", **found)
+
+    def __repr__(self) -> str:
+        ends = f", stopped: {self.stopped}" if self.stopped else ""
+        lines = [f"RunResult: {self.status}{ends}, in {self.directory}"]
+        if self.best is not None:
+            lines.append(f"  best: {self.best.metric} {_number(self.best.value)} at step {self.best.step}")
+        for name, before, after in self._rows():
+            lines.append(f"  {name}: {f'{before} -> ' if before else ''}{after}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self._rows())
+        head = "<tr><th>metric</th><th>before</th><th>after</th></tr>"
+        return f"<p>{html.escape(repr(self).splitlines()[0])}</p><table>{head}{cells}</table>"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Name, value before training and value, of each metric."""
+        names = [name for name in self.metrics if not name.endswith("_before")]
+        known = {name: _number(value) for name, value in self.metrics.items()}
+        return [(name, known.get(f"{name}_before", ""), known[name]) for name in names]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -248,7 +248,10 @@ def test_the_cache_is_listed_and_cleared(data, cli, tmp_path):
     prepare(data)
     listed = cli("cache", "list", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache.cache_directory())}).stdout
     assert str(data) in listed
-    assert "removed 1 entries" in cli("cache", "clear", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache.cache_directory())}).stdout
+    assert (
+        "removed 1 entries"
+        in cli("cache", "clear", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache.cache_directory())}).stdout
+    )
     assert list(cache.entries()) == []
 
 

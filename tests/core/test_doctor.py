@@ -77,7 +77,9 @@ def test_the_hub_is_only_asked_for_with_the_option(monkeypatch):
     assert "cannot be reached" in hub.value
 
 
-SECTIONS = [Section("Odd", [Finding("a fact", "word " * 40), Finding("broken", "why", "no", "pip install " + "x" * 90)])]
+SECTIONS = [
+    Section("Odd", [Finding("a fact", "word " * 40), Finding("broken", "why", "no", "pip install " + "x" * 90)])
+]
 
 
 def test_a_pipe_gets_markdown():

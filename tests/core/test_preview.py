@@ -12,9 +12,9 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from sftkit.cli import app
+from sftkit.run.rows import read_batch
 from sftkit.testing import tiny_tokenizer
 from sftkit_commands.preview.page import write_html
-from sftkit_commands.preview.rows import read_batch
 from sftkit_commands.preview.text import as_text
 from sftkit_plugins.pad import PadCollator
 

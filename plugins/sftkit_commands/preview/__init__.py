@@ -27,9 +27,8 @@ def preview(
         arguments = [*(arguments or []), "model.init=random"]  # a preview works without weights
     pipeline = pipeline_from(arguments, plugin, model, data)
 
-    from sftkit.api import console, note_lines
+    from sftkit.api import console, note_lines, read_batch
     from sftkit_commands.preview.page import write_html
-    from sftkit_commands.preview.rows import read_batch
     from sftkit_commands.preview.text import print_rows
 
     prepared = pipeline.prepare()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sftkit_commands.preview.rows import LEGEND, WEIGHT_MEANING, Row
+from sftkit.api import TOKEN_KINDS, WEIGHT_MEANING, TokenRow
 
 
-def write_html(path: Path, rows: Sequence[Row], title: str, ids: bool, noted: Sequence[str] = ()) -> None:
+def write_html(path: Path, rows: Sequence[TokenRow], title: str, ids: bool, noted: Sequence[str] = ()) -> None:
     """Write a self-contained page, without scripts or requests.
 
     Args:
@@ -26,7 +26,7 @@ def write_html(path: Path, rows: Sequence[Row], title: str, ids: bool, noted: Se
     weighted = any(piece.weight != 1 for row in rows for piece in row.pieces)
     path.write_text(
         page.render(
-            rows=rows, title=title, legend=LEGEND, ids=ids, weight=WEIGHT_MEANING if weighted else "", noted=noted
+            rows=rows, title=title, legend=TOKEN_KINDS, ids=ids, weight=WEIGHT_MEANING if weighted else "", noted=noted
         ),
         encoding="utf-8",
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sftkit_commands.preview.rows import LEGEND, WEIGHT_MEANING, Kind, Row
+from sftkit.api import TOKEN_KINDS, WEIGHT_MEANING, TokenKind, TokenRow
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-STYLES: dict[Kind, str] = {"trained": "black on green", "context": "", "padding": "dim", "other": "black on red"}
+STYLES: dict[TokenKind, str] = {"trained": "black on green", "context": "", "padding": "dim", "other": "black on red"}
 #: The marks around tokens of a kind if there is no colour.
-MARKS: dict[Kind, tuple[str, str]] = {
+MARKS: dict[TokenKind, tuple[str, str]] = {
     "trained": ("⟦", "⟧"),
     "context": ("", ""),
     "padding": ("‹", "›"),
@@ -21,10 +21,10 @@ MARKS: dict[Kind, tuple[str, str]] = {
 }
 
 
-def print_rows(screen: Console, rows: Sequence[Row], ids: bool) -> None:
+def print_rows(screen: Console, rows: Sequence[TokenRow], ids: bool) -> None:
     """Print the legend and the rows; ``ids`` adds the token ids."""
     colour = screen.is_terminal and not screen.no_color
-    for kind, meaning in LEGEND.items():
+    for kind, meaning in TOKEN_KINDS.items():
         if kind == "other" and not any(row.count("other") for row in rows):
             continue
         before, after = ("", "") if colour else MARKS[kind]
@@ -37,7 +37,7 @@ def print_rows(screen: Console, rows: Sequence[Row], ids: bool) -> None:
         screen.print(as_text(row, ids, colour))
 
 
-def as_text(row: Row, ids: bool, colour: bool) -> Text:
+def as_text(row: TokenRow, ids: bool, colour: bool) -> Text:
     """A row for the terminal. A weight other than 1 follows its text, as ``×0.5``.
 
     Args:

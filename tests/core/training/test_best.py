@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a case is a line)
 """The section `evaluate`: which model of a run is the best, and when the run stops early."""
 
 from __future__ import annotations

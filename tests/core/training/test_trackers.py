@@ -63,7 +63,7 @@ def test_a_tracker_that_cannot_start_is_an_error_before_weights_are_read(make_ru
     (tmp_path / "file").touch()
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "file" / "events"))
     monkeypatch.setattr("sftkit.run.stages.Stages.load_model", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(RunError, match="tensorboard cannot start: .* -> correct its settings, or remove tensorboard"):
+    with pytest.raises(RunError, match=r"tensorboard cannot start: .* -> correct its settings, or remove tensorboard"):
         make_run(train=TRACKED).run()
     assert not list((tmp_path / "run").glob("*"))
 

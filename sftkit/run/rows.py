@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sftkit.api import IGNORE_INDEX
+from sftkit.data.columns import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Kind = Literal["trained", "context", "padding", "other"]
-LEGEND: dict[Kind, str] = {
+TokenKind = Literal["trained", "context", "padding", "other"]
+TOKEN_KINDS: dict[TokenKind, str] = {
     "trained": "trained",
     "context": "context: the model sees it, but is not trained on it",
     "padding": "padding",
@@ -24,7 +24,7 @@ MANY = 4
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenPiece:
     """A token, several tokens that form a character together, or a special token that is repeated many times.
 
     Attributes:
@@ -39,7 +39,7 @@ class Piece:
     text: str
     ids: tuple[int, ...]
     at: int
-    kind: Kind
+    kind: TokenKind
     weight: float = 1.0
     opens: bool = False
 
@@ -55,23 +55,30 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a batch."""
+class TokenRow:
+    """One row of a batch.
+
+    Attributes:
+        number: its number in its split, from 1.
+        pieces: its tokens.
+        more: the number of further tokens, which are not in the pieces.
+    """
 
     number: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TokenPiece, ...]
+    more: int = 0
 
     @property
-    def runs(self) -> list[list[Piece]]:
+    def runs(self) -> list[list[TokenPiece]]:
         """Runs of pieces of the same kind and weight, each within one document."""
-        runs: list[list[Piece]] = []
+        runs: list[list[TokenPiece]] = []
         for piece in self.pieces:
             if piece.opens or not runs or (piece.kind, piece.weight) != (runs[-1][-1].kind, runs[-1][-1].weight):
                 runs.append([])
             runs[-1].append(piece)
         return runs
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: TokenKind) -> int:
         """Number of tokens of a kind."""
         return sum(len(piece.ids) for piece in self.pieces if piece.kind == kind)
 
@@ -94,6 +101,8 @@ class Row:
             parts.append(f"{padding} padding")
         if other := self.count("other"):
             parts.append(f"{other} trained to predict another token")
+        if self.more:
+            parts.append(f"{self.more} more tokens not shown")
         return " · ".join(parts)
 
 
@@ -102,7 +111,8 @@ def read_batch(
     collator: Callable[[list[dict[str, Any]]], Any],
     tokenizer: PreTrainedTokenizerBase,
     first: int = 0,
-) -> list[Row]:
+    limit: int | None = None,
+) -> list[TokenRow]:
     """The rows of the batch that the collator makes of some examples.
 
     Args:
@@ -110,6 +120,7 @@ def read_batch(
         collator: the run's collator.
         tokenizer: the run's tokenizer.
         first: number of the first example in its split, from 0.
+        limit: the most tokens of a row that are decoded; None for all of them.
     """
     batch = {name: values for name, values in collator(list(examples)).items() if getattr(values, "ndim", 0) > 0}
     if (lengths := batch.get("row_lengths")) is not None:  # a padding-free batch: all examples in one row
@@ -118,12 +129,14 @@ def read_batch(
         batch = {name: values for name, values in batch.items() if values.shape == batch["input_ids"].shape}
     rows = []
     for index, example in enumerate(examples):
-        columns = {name: values[index].tolist() for name, values in batch.items()}
-        rows.append(Row(first + index + 1, tuple(_pieces(columns, len(example["input_ids"]), tokenizer))))
+        length = len(example["input_ids"])
+        columns = {name: values[index][:limit].tolist() for name, values in batch.items()}
+        pieces = tuple(_pieces(columns, length, tokenizer))
+        rows.append(TokenRow(first + index + 1, pieces, 0 if limit is None else max(length - limit, 0)))
     return rows
 
 
-def _pieces(columns: dict[str, list[Any]], length: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+def _pieces(columns: dict[str, list[Any]], length: int, tokenizer: PreTrainedTokenizerBase) -> list[TokenPiece]:
     ids, labels = columns["input_ids"], columns["labels"]
     # Packed rows have no mask: everything after the example is padding.
     mask = columns.get("attention_mask") or [int(at < length) for at in range(len(ids))]
@@ -138,18 +151,18 @@ def _pieces(columns: dict[str, list[Any]], length: int, tokenizer: PreTrainedTok
     while at < len(ids):
         if (end := _repeated(ids, kinds, at)) - at >= MANY and ids[at] in special:
             text = f"{tokenizer.convert_ids_to_tokens(ids[at])} x {end - at}"
-            pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
+            pieces.append(TokenPiece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
             before, at = (end, end), end
             continue
         end, text = _readable(ids, before, at, tokenizer)
         if len({*zip(kinds[at:end], weights[at:end], strict=True)}) > 1 or any(opens[at + 1 : end]):
             end, text = at + 1, str(tokenizer.convert_ids_to_tokens(ids[at]))
-        pieces.append(Piece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
+        pieces.append(TokenPiece(text, tuple(ids[at:end]), at, kinds[at], weights[at], opens[at]))
         before, at = (at, end), end
     return pieces
 
 
-def _repeated(ids: list[int], kinds: list[Kind], at: int) -> int:
+def _repeated(ids: list[int], kinds: list[TokenKind], at: int) -> int:
     """The end of the run of equal context tokens that begins here."""
     end = at
     while end < len(ids) and kinds[end] == "context" and ids[end] == ids[at]:
@@ -157,7 +170,7 @@ def _repeated(ids: list[int], kinds: list[Kind], at: int) -> int:
     return end
 
 
-def _kind(token: int, label: int, mask: int) -> Kind:
+def _kind(token: int, label: int, mask: int) -> TokenKind:
     if label != IGNORE_INDEX:
         return "trained" if label == token else "other"
     return "context" if mask else "padding"

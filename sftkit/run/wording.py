@@ -1,0 +1,81 @@
+"""Advice in errors: options of the command line, or arguments of `Pipeline` for runs that Python starts."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sftkit.errors import Interrupted, Problem, SftkitError
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+#: What errors call something on the command line, and in Python; the first that matches is used.
+_OPTIONS = (
+    (r"`sftkit run --resume`|--resume(?! auto)", "resume=True"),
+    (r"--resume auto", 'resume="auto"'),
+    (r"--overwrite", "overwrite=True"),
+    (r"--allow-change ([\w.]+)", r'allow_changes=["\1"]'),
+    (r"--allow-change", "allow_changes"),
+    (r"choose another --output(?: DIR)?", 'choose another train={"output_dir": DIR}'),
+    (r"with --output\b", 'with train={"output_dir": DIR}'),
+    (r"to the file, or use --(model|data) on the command line", r"to the file, or use Pipeline(\1=...)"),
+)
+_SETTING = re.compile(r"\b(model|data|train|evaluate|run)\.(\w+)=([^\s,;()]+)")
+_WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
+_NUMBER = re.compile(r"-?\d+(\.\d*)?(e-?\d+)?")
+
+
+def in_python(text: str) -> str:
+    """A text of an error with arguments of `Pipeline` in the place of options of the command line."""
+    for pattern, words in _OPTIONS:
+        text = re.sub(pattern, words, text)
+    return _SETTING.sub(_as_argument, text)
+
+
+def _as_argument(found: re.Match[str]) -> str:
+    """``train.max_steps=5`` as an argument."""
+    section, key, value = found.groups()
+    plain = bool(_NUMBER.fullmatch(value)) or value.isupper() or value.startswith(("{", "["))
+    written = value if plain else _WORDS.get(value, f'"{value}"')
+    if (section, key) == ("data", "eval"):
+        return f"eval={written}"
+    mapping = f'{{"{key}": {written}}}'
+    return f"train={mapping}" if section == "train" else f'config={{"{section}": {mapping}}}'
+
+
+def problem_in_python(problem: Problem) -> Problem:
+    """A problem whose advice is for Python."""
+    return replace(problem, **{name: in_python(getattr(problem, name)) for name in ("what", "where", "fix")})
+
+
+def for_the_caller(method: Method) -> Method:
+    """A method of `Pipeline` whose errors advise how the run was started: by a command, or in Python."""
+
+    @functools.wraps(method)
+    def worded(self: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return method(self, *arguments, **options)
+        except SftkitError as error:
+            if self.from_command:
+                raise
+            problems = [problem_in_python(problem) for problem in error.problems]
+            raise type(error)(problems).with_traceback(error.__traceback__) from error.__cause__
+        except Interrupted as error:
+            if self.from_command or error.directory is None:
+                raise
+            raise _continued(error).with_traceback(error.__traceback__) from None
+
+    return worded  # type: ignore[return-value]
+
+
+def _continued(error: Interrupted) -> Interrupted:
+    """The interruption with the arguments that continue the run."""
+    from sftkit.checkpoints import newest
+
+    assert error.directory is not None
+    resume = "True" if newest(error.directory, contents=False).path else '"auto"'
+    how = f'continue with Pipeline(..., train={{"output_dir": "{error.directory}"}}, resume={resume})'
+    return Interrupted(f"{error}; {how}", error.exit_code, error.directory)
