@@ -8,6 +8,7 @@ import sys
 import traceback
 from typing import Any
 
+from sftkit.cli.libraries import quiet_libraries
 from sftkit.redact import hide
 from sftkit.user_modules import keep_out_of_children
 
@@ -27,6 +28,7 @@ def show_log_lines() -> None:
     logging.getLogger("sftkit").setLevel(logging.INFO)
     # Set here, since the configuration is checked before transformers is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_libraries()
 
 
 class _StandardError(logging.StreamHandler):
