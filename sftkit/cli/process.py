@@ -24,10 +24,14 @@ def prepare_process() -> None:
 
 def show_log_lines() -> None:
     """Plain lines for warnings and sftkit's own messages, instead of the progress bars of libraries."""
+    from sftkit.run.distributed import is_main_process
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardError()])
     logging.getLogger("sftkit").setLevel(logging.INFO)
     # Set here, since the configuration is checked before transformers is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not is_main_process():
+        logging.getLogger("sftkit").setLevel(logging.WARNING)  # the main process says the same
     quiet_libraries()
 
 

@@ -45,7 +45,9 @@ class Preview:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        blocks = ["\n".join(f"{before}{kind}{after}  {meaning}" for kind, meaning, (before, after) in self._legend())]
+        blocks = [
+            "\n".join(f"{before}{kind}{after}  {meaning}".strip() for kind, meaning, (before, after) in self._legend())
+        ]
         for row in self.rows:
             text = "".join(_text(pieces) for pieces in row.runs)
             blocks.append(f"── {row.title}\n{text}")
@@ -53,8 +55,7 @@ class Preview:
 
     def _repr_html_(self) -> str:
         legend = " · ".join(
-            f'<span class="{kind}">{kind}</span>' + (f" {html.escape(meaning)}" if meaning != kind else "")
-            for kind, meaning, _ in self._legend()
+            f'<span class="{kind}">{kind}</span> {html.escape(meaning)}'.strip() for kind, meaning, _ in self._legend()
         )
         weighted = any(piece.weight != 1 for row in self.rows for piece in row.pieces)
         parts = [f"<p>{legend}{f' · ×0.5 {WEIGHT_MEANING}' if weighted else ''}</p>"]
@@ -66,7 +67,7 @@ class Preview:
     def _legend(self) -> Iterator[tuple[TokenKind, str, tuple[str, str]]]:
         for kind, meaning in TOKEN_KINDS.items():
             if any(row.count(kind) for row in self.rows):
-                yield kind, meaning, MARKS[kind]
+                yield kind, "" if meaning == kind else meaning.removeprefix(f"{kind}: "), MARKS[kind]
 
 
 def preview(run: PreparedRun, split: str, number: int, first: int) -> Preview:

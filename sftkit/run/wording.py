@@ -48,7 +48,7 @@ def _as_argument(found: re.Match[str]) -> str:
 
 def problem_in_python(problem: Problem) -> Problem:
     """A problem whose advice is for Python."""
-    return replace(problem, **{name: in_python(getattr(problem, name)) for name in ("what", "where", "fix")})
+    return replace(problem, what=in_python(problem.what), where=in_python(problem.where), fix=in_python(problem.fix))
 
 
 def for_the_caller(method: Method) -> Method:

@@ -83,8 +83,10 @@ class BestModel(TrainerCallback):
     def _stop_if_due(self, args: Any, control: Any) -> None:
         if self._patience is None or self._counter.early_stopping_patience_counter < self._patience:
             return
-        times = "the last evaluation" if self._patience == 1 else f"{self._patience} evaluations"
-        self.stopped = f"no better {metric_name(args)} for {times}"
+        least = self._counter.early_stopping_threshold
+        better = f"{metric_name(args)} better by more than {least:g}" if least else f"better {metric_name(args)}"
+        times = "in the last evaluation" if self._patience == 1 else f"for {self._patience} evaluations"
+        self.stopped = f"no {better} {times}"
         control.should_training_stop = True
 
 

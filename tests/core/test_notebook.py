@@ -26,7 +26,7 @@ def shown(pipeline):
 
 
 def test_a_preview_is_shown_as_text(shown):
-    assert repr(shown).splitlines()[0] == "⟦trained⟧  trained"
+    assert repr(shown).splitlines()[0] == "⟦trained⟧"
     assert "Is 1 < 2?⟦ Yes & no.</s>⟧" in repr(shown)
 
 

@@ -126,6 +126,7 @@ def test_the_model_of_the_last_step_may_be_the_best(scored):
     assert result.best.step == 3
 
 
+@pytest.mark.slow
 def test_with_several_sets_the_metric_of_one_decides(scored, held_out):
     sets = {"easy": held_out[2:4], "hard": held_out[:2]}
     evaluate = {"best": "eval_easy_loss", "patience": 1, "min_delta": 100.0}
