@@ -45,9 +45,8 @@ class Preview:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        blocks = [
-            "\n".join(f"{before}{kind}{after}  {meaning}".strip() for kind, meaning, (before, after) in self._legend())
-        ]
+        marked = [f"{before}{kind}{after}  {meaning}".strip() for kind, meaning, (before, after) in self._legend()]
+        blocks = ["\n".join(marked)]
         for row in self.rows:
             text = "".join(_text(pieces) for pieces in row.runs)
             blocks.append(f"── {row.title}\n{text}")

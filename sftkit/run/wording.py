@@ -23,27 +23,13 @@ _OPTIONS = (
     (r"with --output\b", 'with train={"output_dir": DIR}'),
     (r"to the file, or use --(model|data) on the command line", r"to the file, or use Pipeline(\1=...)"),
 )
-_SETTING = re.compile(r"\b(model|data|train|evaluate|run)\.(\w+)=([^\s,;()]+)")
-_WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
-_NUMBER = re.compile(r"-?\d+(\.\d*)?(e-?\d+)?")
 
 
 def in_python(text: str) -> str:
     """A text of an error with arguments of `Pipeline` in the place of options of the command line."""
     for pattern, words in _OPTIONS:
         text = re.sub(pattern, words, text)
-    return _SETTING.sub(_as_argument, text)
-
-
-def _as_argument(found: re.Match[str]) -> str:
-    """``train.max_steps=5`` as an argument."""
-    section, key, value = found.groups()
-    plain = bool(_NUMBER.fullmatch(value)) or value.isupper() or value.startswith(("{", "["))
-    written = value if plain else _WORDS.get(value, f'"{value}"')
-    if (section, key) == ("data", "eval"):
-        return f"eval={written}"
-    mapping = f'{{"{key}": {written}}}'
-    return f"train={mapping}" if section == "train" else f'config={{"{section}": {mapping}}}'
+    return text
 
 
 def problem_in_python(problem: Problem) -> Problem:

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a case is a line)
 """What a notebook shows: results, prepared rows, and errors with arguments of Python."""
 
 from __future__ import annotations
@@ -67,11 +66,9 @@ def test_a_result_has_a_short_representation_and_advice_names_python_arguments(p
 
 
 WORDS = {
-    "set data.eval, for instance data.eval=0.05": "set data.eval, for instance eval=0.05",
-    "set train.save_strategy=steps": 'set train={"save_strategy": "steps"}',
-    "set evaluate.every, for instance evaluate.every=100": 'set evaluate.every, for instance config={"evaluate": {"every": 100}}',
-    "set model.init=pretrained": 'set config={"model": {"init": "pretrained"}}',
-    "set train.bf16=false": 'set train={"bf16": False}',
+    "use --resume": "use resume=True",
+    "accept the change with --allow-change data.eval": 'accept the change with allow_changes=["data.eval"]',
+    "name the run's directory with --output": 'name the run\'s directory with train={"output_dir": DIR}',
     "start again with --resume auto or --overwrite": 'start again with resume="auto" or overwrite=True',
 }
 

@@ -116,9 +116,10 @@ def test_trackio_continues_its_run(make_run, tmp_path, monkeypatch):
     assert run.name.startswith("run-")
 
 
-@pytest.mark.parametrize(
-    "reports", ["none", pytest.param(["none"], marks=pytest.mark.slow), pytest.param([], marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param(names, marks=pytest.mark.slow) for names in (["none"], [])]
+
+
+@pytest.mark.parametrize("reports", ["none", *SLOW])
 def test_without_trackers_none_is_imported(make_run, reports, monkeypatch):
     monkeypatch.setattr("sftkit.training.trackers.rehearsed_arguments", lambda *_: pytest.fail("asked for trackers"))
     made = make_run(train={"report_to": reports, "max_steps": 0}, eval=[{"prompt": "a", "completion": "b"}]).run()
