@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from sftkit.data.documents import Formatter, RowError, Skipped, Span
     from sftkit.errors import ConfigError, DataError, Interrupted, Problem, RunError, SftkitError, TrainingError
     from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
-    from sftkit.run.pipeline import Pipeline, RunResult
+    from sftkit.run.pipeline import Pipeline
+    from sftkit.run.result import RunResult
 
 #: The name on the package index, where `sftkit` is another project.
 DISTRIBUTION = "sftkit-train"
@@ -25,7 +26,7 @@ _HOMES = {
     "dataclass": "plugin.base",
     "hookimpl": "plugin.base",
     "Pipeline": "run.pipeline",
-    "RunResult": "run.pipeline",
+    "RunResult": "run.result",
     "Formatter": "data.documents",
     "RowError": "data.documents",
     "Skipped": "data.documents",

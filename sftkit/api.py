@@ -24,7 +24,11 @@ if TYPE_CHECKING:
         RunArgument as RunArgument,
         pipeline_from as pipeline_from,
     )
-    from sftkit.config import DataSection as DataSection, RunConfig as RunConfig
+    from sftkit.config import (
+        DataSection as DataSection,
+        EvaluateSection as EvaluateSection,
+        RunConfig as RunConfig,
+    )
     from sftkit.config.assignments import (
         parse_assignment as parse_assignment,
         parse_value as parse_value,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
         wrap as wrap,
     )
     from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
+    from sftkit.data.cache import cache_directory as cache_directory
     from sftkit.data.columns import (
         ATTACHED as ATTACHED,
         IGNORE_INDEX as IGNORE_INDEX,
@@ -141,12 +146,14 @@ if TYPE_CHECKING:
         quantization_settings as quantization_settings,
     )
     from sftkit.plugin.base import Field as Field, Plugin as Plugin, dataclass as dataclass, hookimpl as hookimpl
+    from sftkit.plugin.describe import all_plugins as all_plugins
     from sftkit.plugin.requirements import (
         has_gpu as has_gpu,
         install_command as install_command,
         requirement_problem as requirement_problem,
     )
     from sftkit.plugin.selected import PluginSet as PluginSet
+    from sftkit.redact import hide as hide
     from sftkit.run.completing import completion_problems as completion_problems
     from sftkit.run.config_file import WrittenConfig as WrittenConfig
     from sftkit.run.derived import (
@@ -164,7 +171,8 @@ if TYPE_CHECKING:
         source_formats as source_formats,
     )
     from sftkit.run.lock import holder as holder
-    from sftkit.run.pipeline import Pipeline as Pipeline, RunResult as RunResult
+    from sftkit.run.pipeline import Pipeline as Pipeline
+    from sftkit.run.result import RunResult as RunResult
     from sftkit.run.rows import (
         TOKEN_KINDS as TOKEN_KINDS,
         WEIGHT_MEANING as WEIGHT_MEANING,
@@ -211,8 +219,11 @@ _MODULES = {
     "plugin.base": "Field Plugin dataclass hookimpl",
     "errors": "ConfigError DataError HookError Interrupted Problem RunError SftkitError TrainingError "
     "nearest warn_caller",
+    "plugin.describe": "all_plugins",
+    "data.cache": "cache_directory",
+    "redact": "hide",
     "plugin.requirements": "has_gpu install_command requirement_problem",
-    "config": "DataSection RunConfig",
+    "config": "DataSection EvaluateSection RunConfig",
     "plugin.selected": "PluginSet",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     "checkpoints.files": "write_text",
@@ -259,7 +270,8 @@ _MODULES = {
     "run.formatted": "SourceFormat prompt_ids source_formats",
     "run.lock": "holder",
     "run.config_file": "WrittenConfig",
-    "run.pipeline": "Pipeline RunResult",
+    "run.pipeline": "Pipeline",
+    "run.result": "RunResult",
     "run.rows": "TOKEN_KINDS TokenKind TokenPiece TokenRow WEIGHT_MEANING read_batch",
     "run.stages": "PreparedRun Stages Vocabulary",
     "run.trained": "TrainedModel load_trained read_run",

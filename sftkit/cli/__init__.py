@@ -75,14 +75,17 @@ def main() -> None:
     from sftkit.cli.errors import show_command, show_problems
     from sftkit.console import end_live
     from sftkit.errors import Interrupted, Problem, SftkitError
+    from sftkit.redact import hide
     from sftkit.run.distributed import is_main_process, rank, world_size
 
     prepare_process()
     place = f"process {rank()}: " if world_size() > 1 else ""
-    shown: dict[str, Any] = {"as_json": "--json" in sys.argv[1:] and is_main_process(), "place": place}
+    arguments = sys.argv[1:]
+    shown: dict[str, Any] = {"as_json": "--json" in arguments and is_main_process(), "place": place}
     try:
         completion.complete_and_exit(lambda: typer.main.get_command(app))
-        app(prog_name="sftkit")
+        sys.argv[1:] = map(hide, arguments)  # which trackers record
+        app(arguments, prog_name="sftkit")
     except SftkitError as error:
         show_problems(error.problems, **shown)
         sys.exit(error.exit_code)
@@ -90,8 +93,8 @@ def main() -> None:
         if is_main_process():
             show_problems([Problem(str(error))], label="interrupted", **shown)
             if error.directory is not None:
-                again = resume_command(sys.argv[1:], error.directory)
-                command = f"{'torchrun ... ' * (world_size() > 1)}{again}"
+                again = resume_command(arguments, error.directory)
+                command = hide(f"{'torchrun ... ' * (world_size() > 1)}{again}")
                 show_command("continue with", command, place)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

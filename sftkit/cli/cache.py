@@ -26,16 +26,16 @@ def list_entries(as_json: JsonOption = False) -> None:
         described = {"made": made, "key": entry.directory.name[:8], "split": parts.get("split", "")}
         entries.append({**described, "rows": summary.get("rows", 0), "bytes": entry.size, "source": _source(parts)})
     if as_json:
-        show_json({"directory": str(cache.root()), "entries": entries})
+        show_json({"directory": str(cache.cache_directory()), "entries": entries})
         return
     rows = [[*entry.values()] for entry in entries]
     for row in rows:
         row[4] = f"{row[4] / 1e6:.1f} MB"
     screen, columns = console(), ("made", "key", "split", "rows", "size", "source")
     if rows:
-        show_table(screen, f"Prepared data in {cache.root()}", columns, rows)
+        show_table(screen, f"Prepared data in {cache.cache_directory()}", columns, rows)
     else:
-        screen.print(f"no prepared data in {cache.root()}", markup=False)
+        screen.print(f"no prepared data in {cache.cache_directory()}", markup=False)
 
 
 @app.command("clear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias
 
@@ -75,7 +76,11 @@ def pipeline_from(
     Raises:
         ConfigError: if the file or an argument cannot be read.
     """
+    from sftkit.run.distributed import is_main_process
+
     show_log_lines()
+    if not is_main_process():
+        logging.getLogger("sftkit").setLevel(logging.WARNING)  # the main process says the same
     source, choices = gather(arguments or [], plugins or [], model, data, output)
 
     from sftkit.run.pipeline import Pipeline

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sftkit.cli.libraries import quiet_libraries
 from sftkit.console import Output, console, is_live, new_console, output
 from sftkit.redact import hide
 from sftkit.user_modules import keep_out_of_children
@@ -38,6 +39,7 @@ def show_log_lines() -> None:
     logging.getLogger("sftkit").setLevel(output().own_level)
     # Set here, since the configuration is checked before transformers is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_libraries()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sftkit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from sftkit.run.pipeline import RunResult
+    from sftkit.run.result import RunResult
 
 #: Commands to try after a run, as far as they are installed.
 NEXT = ("chat", "evaluate", "report")

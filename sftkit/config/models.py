@@ -1,4 +1,4 @@
-"""The configuration of a run: ``model``, ``data``, ``train``, ``run``, ``evaluate`` and ``plugins``."""
+"""The configuration of a run: ``model``, ``data``, ``train``, ``evaluate``, ``run`` and ``plugins``."""
 
 from __future__ import annotations
 
@@ -124,6 +124,31 @@ class DataSection(Section):
         return self
 
 
+class EvaluateSection(Section):
+    """When a run is evaluated and by what, which model it keeps, and when it stops early."""
+
+    every: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="steps between evaluations, or a fraction of all steps"
+    )
+    best: Annotated[str, Field(pattern=r"\S")] | None = Field(
+        None, description="metric, such as eval_loss, whose best model is kept, loaded at the end and saved"
+    )
+    patience: PositiveInt | None = Field(
+        None, description="stop after this many evaluations without a better value of `best`"
+    )
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="patience: a value counts as better if it is better than the best so far by more than this"
+    )
+    metrics: list[str] = Field(
+        default_factory=list,
+        description="metrics of greedy completions, such as exact_match, or functions `module:function`",
+    )
+    rows: PositiveInt | None = Field(
+        128, description="metrics: held-out rows of each set that are completed, from the first; null for all"
+    )
+    max_new_tokens: PositiveInt = Field(128, description="metrics: maximum number of tokens of a completion")
+
+
 class RunSection(Section):
     """How a run saves, stops and continues."""
 
@@ -161,30 +186,18 @@ class RunSection(Section):
     )
 
 
-class EvaluateSection(Section):
-    """What evaluations compute besides the loss."""
-
-    metrics: list[str] = Field(
-        default_factory=list,
-        description="metrics of greedy completions, such as exact_match, or functions `module:function`",
-    )
-    rows: PositiveInt | None = Field(
-        128, description="metrics: held-out rows of each set that are completed, from the first; null for all"
-    )
-    max_new_tokens: PositiveInt = Field(128, description="metrics: maximum number of tokens of a completion")
-
-
 class RunConfig(Section):
     """A complete run, resolved from the file, the command line and the defaults. Its JSON form has no secrets."""
 
     model: ModelSection
     data: DataSection
     train: dict[str, Any] = Field(default_factory=dict, description="fields of transformers.TrainingArguments")
+    evaluate: EvaluateSection = Field(
+        default_factory=lambda: EvaluateSection.model_validate({}),
+        description="when the run is evaluated and by what, which model it keeps, and when it stops early",
+    )
     run: RunSection = Field(
         default_factory=lambda: RunSection.model_validate({}), description="how the run saves, stops and continues"
-    )
-    evaluate: EvaluateSection = Field(
-        default_factory=lambda: EvaluateSection.model_validate({}), description="what evaluations compute"
     )
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="the selected plugins in order, each with its options"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.evaluation import fields_of
 from sftkit.config.train_fields import DEFAULTS, MOVED, REFUSED, allowed_fields
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def train_values(config: RunConfig) -> dict[str, Any]:
 
     A field that nobody has classified may not change.
     """
-    values = {name: config.train.get(name, DEFAULTS.get(name, field.default)) for name, field in _fields()}
+    configured = config.train | fields_of(config)
+    values = {name: configured.get(name, DEFAULTS.get(name, field.default)) for name, field in _fields()}
     free = FREE - EVALUATION if values["lr_scheduler_type"] in FOLLOWS_METRIC else FREE
     return {name: value for name, value in values.items() if name not in free}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.evaluation import evaluation_problems, fields_of, set_by
 from sftkit.config.train_fields import CHECKPOINTING_KEYS, FILE_FIELDS, evaluates_only, train_value
 from sftkit.errors import Problem, nearest
 
@@ -135,8 +136,9 @@ def value_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def training_problems(config: RunConfig, around: Surroundings) -> list[Problem]:
-    """What does not fit together in the section ``train``, or does nothing."""
+    """What does not fit together in the sections ``train`` and ``evaluate``, or does nothing."""
     found = [
+        *evaluation_problems(config, bool(around.sets), not evaluates_only(config), around.stops_early),
         *_evaluation(config, around),
         *_best_model(config, around),
         *_metrics(config, around),
@@ -144,7 +146,15 @@ def training_problems(config: RunConfig, around: Surroundings) -> list[Problem]:
         *_skipping(config),
         *_completing(config, around),
     ]
-    return list({problem.key: problem for problem in reversed(found)}.values())[::-1]  # the first of each key
+    placed = [_where_it_is_set(config, problem) for problem in found]
+    return list({problem.key: problem for problem in reversed(placed)}.values())[::-1]  # the first of each key
+
+
+def _where_it_is_set(config: RunConfig, problem: Problem) -> Problem:
+    """The problem of a training argument, placed in the section ``evaluate`` if that sets the argument."""
+    if problem.key[:1] != ("train",) or (key := set_by(config, problem.key[1])) == problem.key:
+        return problem
+    return replace(problem, where=".".join(key), key=key)
 
 
 def _problem(key: str, what: str, fix: str) -> Problem:
@@ -219,11 +229,13 @@ def _metrics(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
     known = metric_names(around)
     if not name or not around.sets or train_value(config, "eval_strategy") == "no" or f"eval_{name}" in known:
         return
-    key = "metric_for_best_model" if "metric_for_best_model" in config.train else "load_best_model_at_end"
+    named = train_value(config, "metric_for_best_model") is not None
+    key = "metric_for_best_model" if named else "load_best_model_at_end"
+    setting = ".".join(set_by(config, "metric_for_best_model"))
     if len(around.sets) > 1 and not any(name.startswith(f"{item}_") for item in around.sets):
         losses = [metric for metric in known if metric.endswith("_loss")]
         what = f"with several evaluation sets, no metric is named eval_{name}"
-        yield _problem(key, what, f"set train.metric_for_best_model to one set's metric, such as {', '.join(losses)}")
+        yield _problem(key, what, f"set {setting} to one set's metric, such as {', '.join(losses)}")
     elif not around.compute_metrics and not around.open_metrics:
         plain = [metric for metric in known if not metric.endswith(SPEEDS)]
         fix = nearest(f"eval_{name}", plain) or f"the metrics are: {', '.join(plain)}"
@@ -259,9 +271,10 @@ def _skipping(config: RunConfig) -> Iterator[Problem]:
 def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
     """Fields that do nothing. What is switched off by its own name may keep its other fields."""
     train = config.train
+    configured = train | fields_of(config)
     for key, needed in _NEEDS.items():
         implied = key == "greater_is_better" and _needs_metric(config)
-        if train.get(key) is not None and not implied and not any(other in train for other in needed):
+        if train.get(key) is not None and not implied and not any(other in configured for other in needed):
             yield _problem(key, f"does nothing without train.{needed[0]}", f"set train.{needed[0]}, or remove {key}")
     if config.data.streaming and train.get("train_sampling_strategy", "random") not in ("random", "sequential"):
         what = f"a stream is read in its own order, not {train['train_sampling_strategy']}"

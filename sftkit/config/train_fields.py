@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sftkit.config.evaluation import fields_of
 from sftkit.errors import nearest
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def allowed_fields() -> dict[str, TrainField]:
 
 
 def train_value(config: RunConfig, name: str) -> Any:
-    """A value of the section ``train``: the configured one, else sftkit's default, else that of transformers.
+    """A training argument: what the section ``evaluate`` or ``train`` sets, else the default.
 
     Args:
         config: the run as resolved.
@@ -205,8 +206,9 @@ def train_value(config: RunConfig, name: str) -> Any:
     Raises:
         KeyError: if there is no such field.
     """
-    if name in config.train:
-        return config.train[name]
+    for values in (fields_of(config), config.train):
+        if name in values:
+            return values[name]
     return DEFAULTS[name] if name in DEFAULTS else training_fields()[name].default
 
 

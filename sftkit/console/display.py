@@ -34,10 +34,14 @@ NARROWEST_BAR, WIDEST_BAR = 8, 40
 
 
 class Display:
-    """Shows stages, steps and values; nothing if ``quiet``, as on every process but the first, or with ``--quiet``."""
+    """Shows stages, steps and values; nothing if ``quiet``, as on every process but the first, or with ``--quiet``.
+
+    Attributes:
+        first: whether this is the process that shows and writes what all have in common.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet or output().quiet
+        self.first, self.quiet = not quiet, quiet or output().quiet
         self.started = False
         self._total, self._first, self._since = 0, 0, 0.0
         self._step, self._values, self._evaluating = 0, dict[str, Any](), ""
@@ -51,6 +55,11 @@ class Display:
         """Show the stage that begins."""
         if not self.quiet:
             stage(text)
+
+    def note(self, text: str) -> None:
+        """Show a line about the run, above the live line if there is one."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
 
     def expect(self, total: int) -> None:
         """Set the number of steps."""

@@ -26,7 +26,7 @@ ROWS = "rows.arrow"
 CACHE_FIX = "set SFTKIT_CACHE to a directory that can be written"
 
 
-def root() -> Path:
+def cache_directory() -> Path:
     """The cache directory: ``$SFTKIT_CACHE``, else ``sftkit`` in the user's cache directory.
 
     Raises:
@@ -65,7 +65,7 @@ class Scratch:
     def __init__(self) -> None:
         from filelock import FileLock
 
-        parent = _made(root() / "rows")
+        parent = _made(cache_directory() / "rows")
         directory = tempfile.TemporaryDirectory(prefix="read-", dir=parent)
         lock = FileLock(f"{directory.name}.lock")
         lock.acquire()
@@ -132,7 +132,7 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
     """
     from filelock import FileLock
 
-    place = _made(root() / "data") / key
+    place = _made(cache_directory() / "data") / key
     with FileLock(f"{place}.lock"):
         if (entry := find(place)) is not None:
             return entry, True
@@ -163,7 +163,7 @@ def build_entry(directory: Path, parts: dict[str, Any], build: Callable[[Path], 
 def entries() -> Iterator[Entry]:
     """All entries, newest first. Their rows are not checked."""
     found = []
-    for path in root().glob(f"data/*/{ENTRY}"):
+    for path in cache_directory().glob(f"data/*/{ENTRY}"):
         try:
             found.append(Entry(path.parent, json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError):
@@ -182,7 +182,7 @@ def clear(older_than: float = 0.0) -> tuple[int, int]:
     from filelock import FileLock, Timeout
 
     number = size = 0
-    for path in sorted([*(root() / "data").glob("*"), *(root() / "rows").glob("*")]):
+    for path in sorted([*(cache_directory() / "data").glob("*"), *(cache_directory() / "rows").glob("*")]):
         key = path.name.partition(".")[0]
         if path.name.endswith(".lock") or time.time() - path.stat().st_mtime < older_than:
             continue

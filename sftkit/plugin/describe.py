@@ -18,7 +18,7 @@ from sftkit.plugin.registry import check_class, discover, installed_name, load_c
 
 
 def all_plugins() -> list[dict[str, Any]]:
-    """Name, version, distribution, status, hooks and summary of every installed plugin."""
+    """Name, version, distribution, status, hooks, requirements and summary of every installed plugin."""
     known = discover()
     return [_describe(name, known)[0] for name in known]
 
@@ -46,6 +46,7 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
         "distribution": dist.name if dist else "",
         "status": "ready",
         "hooks": [],
+        "requires": [],
         "summary": "",
     }
     if len(known.get(name, [])) > 1:
@@ -55,7 +56,7 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
     except ConfigError as error:
         problem = error.problems[0]
         return {**info, "status": f"broken: {re.sub('^plugin .* is broken: ', '', problem.what)}"}, None
-    info["hooks"] = hooks_filled(cls)
+    info["hooks"], info["requires"] = hooks_filled(cls), list(cls.requires)
     info["summary"] = (inspect.cleandoc(cls.__doc__ or "").splitlines() or [""])[0]
     problems = check_class(cls, name)
     if problems:

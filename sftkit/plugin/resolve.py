@@ -51,9 +51,9 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     problems += wrong
     run, wrong = _section(RunSection, "run", source)
     problems += wrong
-    train, wrong = _train(source, trains)
-    problems += wrong
     evaluate, wrong = _section(EvaluateSection, "evaluate", source)
+    problems += wrong
+    train, wrong = _train(source, trains)
     problems += wrong
     plugins = None
     try:
@@ -64,7 +64,7 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     if model and data and run and evaluate and plugins:
         if model.name == demo.NAME:
             model = model.model_copy(update={"name": str(demo.MODEL), "init": "random"})  # it has no weights
-        sections = {"model": model, "data": data, "train": train, "run": run, "evaluate": evaluate}
+        sections = {"model": model, "data": data, "train": train, "evaluate": evaluate, "run": run}
         config = RunConfig(**sections, plugins=plugins.options())
         # Plugins may import heavy packages to answer, so the configuration itself is checked first.
         problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]

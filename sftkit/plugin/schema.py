@@ -27,8 +27,8 @@ def config_schema() -> dict[str, Any]:
             "model": {"anyOf": [{"type": "string"}, nullable(lenient(ModelSection.model_json_schema()))]},
             "data": {"anyOf": [*_NAMES["anyOf"], _data()]},
             "train": train_schema(),
-            "run": {"anyOf": [nullable(lenient(RunSection.model_json_schema())), {"type": "null"}]},
             "evaluate": {"anyOf": [nullable(lenient(EvaluateSection.model_json_schema())), {"type": "null"}]},
+            "run": {"anyOf": [nullable(lenient(RunSection.model_json_schema())), {"type": "null"}]},
             "plugins": {
                 "anyOf": [plugins, {"type": "array", "items": {"anyOf": [{"type": "string"}, one]}}, {"type": "null"}]
             },

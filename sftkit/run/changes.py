@@ -67,7 +67,7 @@ def unknown_names(allowed: Iterable[str], plugins: Iterable[str]) -> Iterator[Pr
         allowed: what may change.
         plugins: the names of the plugins before and now.
     """
-    known = ["model", WEIGHTS, "data", "train", "plugins", WORLD_SIZE]
+    known = ["model", WEIGHTS, "data", "train", "evaluate", "evaluate.best", "plugins", WORLD_SIZE]
     for section, fields in (("model", ModelSection.model_fields), ("data", DataSection.model_fields)):
         known += [f"{section}.{name}" for name in fields]
     known += ["evaluate", *(f"evaluate.{name}" for name in COMPLETING)]
@@ -109,6 +109,10 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
     for name in {*before} ^ {*after}:  # of another version of transformers, or free with one of both schedules
         before.setdefault(name, old["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
         after.setdefault(name, new["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
+    chosen = [each["config"].get("evaluate", {}).get("best") for each in (old, new)]
+    if any(chosen) and before["metric_for_best_model"] != after["metric_for_best_model"]:  # it sets both fields
+        yield from _differences("evaluate", {"best": chosen[0]}, {"best": chosen[1]})
+        before |= {name: after[name] for name in ("metric_for_best_model", "greater_is_better")}
     for change in _differences("train", before, after, LENGTH):
         schedules = {before["lr_scheduler_type"], after["lr_scheduler_type"]}
         other = change.name == "train.lr_scheduler_type" and schedules & {*FOLLOWS_METRIC}
@@ -145,6 +149,14 @@ def grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     (field, length), (now, longer) = length_of(old["train"]), length_of(new["train"])
     changed = _lengths(field, length, now, longer)
     return f"train.{now} {changed}" if field == now and longer > length else changed if field != now else ""
+
+
+def waits(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a run that has stopped early waits longer now, so that it goes on."""
+    if not old.get("stopped"):
+        return False
+    before, after = (each["config"]["evaluate"]["patience"] for each in (old, new))
+    return after is None or (before is not None and after > before)
 
 
 def _lengths(field: str, length: float, now: str, longer: float) -> str:

@@ -17,7 +17,7 @@ from sftkit.checkpoints.files import partial_of, write_text
 from sftkit.checkpoints.space import full_disk
 from sftkit.config.source import ConfigSource
 from sftkit.errors import Interrupted, Problem, RunError, SftkitError, TrainingError
-from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, weight_changes
+from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, waits, weight_changes
 from sftkit.run.config_file import CONFIG
 from sftkit.run.distributed import blamed, is_main_process
 from sftkit.run.lock import LOCK, holder, locked
@@ -77,7 +77,7 @@ class EarlierRun:
 
     def finished(self, new: dict[str, Any]) -> bool:
         """Whether the run is done, and its resumption would add no steps."""
-        return self.manifest["status"] == DONE and not grown(self.manifest, new)
+        return self.manifest["status"] == DONE and not grown(self.manifest, new) and not waits(self.manifest, new)
 
     def changes(self, new: dict[str, Any]) -> list[Change]:
         """What has changed; data and weights only as far as the new manifest has them."""

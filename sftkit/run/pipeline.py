@@ -6,58 +6,38 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sftkit.config.source import ConfigSource, Place
-from sftkit.config.train_checks import training_problems
 from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data, stage, working
 from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, RunError, SftkitError
-from sftkit.plugin.resolve import resolve
-from sftkit.plugin.select import choices_from
-from sftkit.run.changes import change_name, schedule_note, unknown_names, version_changes
+from sftkit.redact import hide
+from sftkit.run.changes import change_name, unknown_names
 from sftkit.run.config_file import WrittenConfig, write_config
+from sftkit.run.continuing import announce
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
 from sftkit.run.distributed import from_main_process, is_main_process
 from sftkit.run.inputs import Configuration, RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
 from sftkit.run.manifest import DONE, as_read, new_manifest
+from sftkit.run.resolving import resolve_run
+from sftkit.run.result import Best, RunResult
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
+from sftkit.run.wording import for_the_caller, problem_in_python
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.base import Plugin
     from sftkit.plugin.select import Choice
     from sftkit.plugin.selected import PluginSet
+    from sftkit.run.preview import Preview
 
 logger = logging.getLogger("sftkit")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The outcome of a run.
-
-    Attributes:
-        metrics: final values by name; ``NAME_before`` is the value before training.
-        directory: where the model, tokenizer, manifest and logs are.
-        model: the trained model, with its adapter if there is one.
-        tokenizer: its tokenizer, with its chat template.
-        processor: the processor that the tokenizer is part of, if there is one.
-        status: ``trained``; ``evaluated`` if the run had no steps, so that no model is in the directory; or
-            ``finished`` if a resumed run was finished already: then no weights were loaded, and model and tokenizer
-            are None.
-    """
-
-    metrics: dict[str, float]
-    directory: Path
-    model: Any
-    tokenizer: Any
-    processor: Any = None
-    status: Literal["trained", "evaluated", "finished"] = "trained"
 
 
 class Pipeline:
@@ -107,6 +87,7 @@ class Pipeline:
         allow_changes: Iterable[str] = (),
     ) -> None:
         self._resume, self._overwrite, self._allowed = resume, overwrite, tuple(map(change_name, allow_changes))
+        self.from_command = isinstance(config, ConfigSource)  # commands read the configuration themselves
         self._source = as_source(config)
         self._choices: list[Choice | Any] = list(plugins)
         named, inputs = split_inputs(model, data, eval, tokenizer)
@@ -121,14 +102,20 @@ class Pipeline:
         self.output_dir = directory if isinstance(directory, str) else None  # another type is an error of the check
         self._directory = RunDirectory(Path(self.output_dir or default_directory(self._source, resume or overwrite)))
 
+    def __repr__(self) -> str:
+        values = self._source.values
+        shown = [f"{section} {_named(values.get(section))}" for section in ("model", "data") if values.get(section)]
+        return f"Pipeline({', '.join([*shown, f'in {self._directory.path}'])})"
+
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
             self._earlier(*self._resolve(self._directory_problems()), contents=False)
         except SftkitError as error:
-            return error.problems
+            return error.problems if self.from_command else tuple(map(problem_in_python, error.problems))
         return ()
 
+    @for_the_caller
     def written(self) -> WrittenConfig:
         """The configuration as the run would write it to ``config.yaml``.
 
@@ -137,6 +124,7 @@ class Pipeline:
         """
         return write_config(*self._resolve(), self._source, self._inputs, self._directory.path)
 
+    @for_the_caller
     def stages(self) -> Stages:
         """Check the configuration, and return the stages of the run, for callers that go through them one by one.
 
@@ -148,6 +136,7 @@ class Pipeline:
         """
         return Stages(*self._resolve(trains=False), self._inputs)
 
+    @for_the_caller
     def prepare(self) -> PreparedRun:
         """Check, load the tokenizer, prepare the data. Reads no weights, and writes nothing but the cache.
 
@@ -157,6 +146,26 @@ class Pipeline:
         """
         return Stages(*self._resolve(), self._inputs).prepare()
 
+    def preview(self, split: str = "train", rows: int = 3, row: int = 1) -> Preview:
+        """What the model sees and what it is trained on: some rows, as one batch of the training.
+
+        Args:
+            split: ``train``, or the name of an evaluation set.
+            rows: how many rows.
+            row: the number of the first one, from 1.
+
+        Returns:
+            An object that is shown as text, and in colours in a notebook.
+
+        Raises:
+            ConfigError: as of `prepare`, or if there is no such split or row.
+            DataError: if the data cannot be used.
+        """
+        from sftkit.run.preview import preview
+
+        return preview(self.prepare(), split, rows, row)
+
+    @for_the_caller
     def run(self) -> RunResult:
         """Check, prepare the data, check it, load the model, train, save.
 
@@ -187,6 +196,7 @@ class Pipeline:
         """The run in its directory, which is written to only after everything is loaded."""
         from sftkit.models.identity import weights_identity
         from sftkit.run.sample_rows import sample_rows, write_sample_rows
+        from sftkit.run.tracking import begin_trackers
         from sftkit.run.training import make_trainer
 
         config, directory = stages.config, self._directory.path
@@ -195,7 +205,7 @@ class Pipeline:
         self._compare(earlier, manifest)
         if earlier is not None and earlier.finished(manifest):
             logger.info("the run in %s is finished: there is nothing to resume", directory)
-            return RunResult(earlier.manifest["metrics"], directory, None, None, status="finished")
+            return RunResult.finished(earlier.manifest, directory)
         display = Display(quiet=not is_main_process())
         if not display.quiet:
             show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
@@ -208,17 +218,19 @@ class Pipeline:
         manifest["columns"] = prepared.data.columns
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         self._compare(earlier, manifest)
-        with closing(display):
+        trackers = begin_trackers(prepared, manifest, earlier)
+        with closing(display), trackers:
             model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
             rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed
-            trainer = make_trainer(stages, prepared, model, display, directory, interruption)
-            changes = _announce(earlier, manifest)
+            trainer = make_trainer(stages, prepared, model, display, directory, interruption, trackers)
+            changes = announce(earlier, manifest)
             written = write_config(config, stages.plugins, self._source, self._inputs, directory)
             stage("training")
             with self._directory.begin(manifest, earlier, changes, written.text) as record:
                 if rows:
                     write_sample_rows(directory, rows)
                 metrics = self._train(trainer, stages, prepared, record, earlier)
+                trackers.finish(trainer, metrics)
         return RunResult(
             metrics,
             directory,
@@ -226,6 +238,8 @@ class Pipeline:
             prepared.tokenizer,
             prepared.vocabulary.processor,
             status="evaluated" if evaluates_only(config) else "trained",
+            best=Best.of(trainer),
+            stopped=trainer.best.stopped,
         )
 
     def _train(
@@ -240,7 +254,9 @@ class Pipeline:
             checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
             metrics = train(trainer, stages, prepared, record, checkpoint)
             export(trainer, prepared, record)
-        ended = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
+        best = Best.of(trainer)
+        ended: dict[str, Any] = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
+        ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
         record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
         return metrics
 
@@ -290,43 +306,12 @@ class Pipeline:
         Raises:
             ConfigError: every problem of the configuration and the inputs, and the ``known`` ones.
         """
-        problems = list(known)
-        try:
-            config, plugins = resolve(self._source, choices_from(ConfigSource({"plugins": self._choices})), trains)
-        except SftkitError as error:
-            raise ConfigError([*error.problems, *problems]) from None
-        problems += self._placed(self._inputs.problems(config, plugins))
-        if trains:
-            problems += self._placed(training_problems(config, around := self._inputs.surroundings(config, plugins)))
-            if not problems:  # transformers is only asked if nothing else is wrong: it takes seconds to import
-                from sftkit.training.rehearsal import rehearse
-
-                problems += self._placed(rehearse(config, bool(around.sets)))
-        if problems:
-            raise ConfigError(problems)
+        config, plugins = resolve_run(self._source, self._choices, self._inputs, known, trains)
         train = {**config.train, "output_dir": str(self._directory.path)}
         return config.model_copy(update={"train": train}), plugins
 
-    def _placed(self, problems: Iterable[Problem]) -> list[Problem]:
-        """The problems with the file and line of their key."""
-        return [replace(item, where=self._source.where(item.key)) if item.key else item for item in problems]
 
-
-def _announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, str]:
-    """Say what the run continues from and what has changed; returns the changes in words, by name."""
-    if earlier is None or not is_main_process():
-        return {}
-    for path, why in earlier.choice.rejected:
-        logger.warning("%s is not used: %s", path, why)
-    if earlier.checkpoint is None:
-        logger.info("the run had saved nothing yet: it starts again from the beginning")
-    else:
-        logger.info("resuming from %s", earlier.checkpoint)
-    changes = {change.name: change.what for change in earlier.changes(manifest)}
-    for name, what in changes.items():
-        logger.warning("%s has changed since the run began, which is allowed: %s", name, what)
-    if note := schedule_note(earlier.manifest, manifest):
-        logger.warning(note)
-    if note := version_changes(earlier.manifest, manifest):
-        logger.warning("other versions than before: %s", note)
-    return changes
+def _named(section: Any) -> str:
+    """The name of a model or of data, for people."""
+    value = section.get("name", section.get("train", section.get("mix"))) if isinstance(section, Mapping) else section
+    return hide(", ".join(map(str, value)) if isinstance(value, list | Mapping) else str(value))

@@ -38,7 +38,7 @@ class Vocabulary(NamedTuple):
     template_set: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PreparedRun:
     """A run before its weights are loaded.
 
@@ -61,6 +61,14 @@ class PreparedRun:
     vocabulary: Vocabulary
     model: Any = None
     collator_plugin: str = ""
+
+    def __repr__(self) -> str:
+        splits = []
+        for split, counts in self.data.summary().items():
+            known = [f"{counts[what]:,} {what}" for what in ("rows", "tokens", "trained tokens") if what in counts]
+            splits.append(f"  {split}: {', '.join(known) or 'a stream'}")
+        names = ", ".join(item.name for item in self.plugins.selected)
+        return "\n".join([f"PreparedRun: model {self.config.model.name}, plugins {names}", *splits])
 
     def verdicts(self) -> list[Verdict]:
         """The plugins' verdicts on this run, and those on the completion of held-out rows."""

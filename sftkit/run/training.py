@@ -20,13 +20,20 @@ if TYPE_CHECKING:
     from sftkit.run.interruption import Interruption
     from sftkit.run.stages import PreparedRun, Stages
     from sftkit.training.loaders import RowSources
+    from sftkit.training.trackers import Trackers
 
 #: How the entries of an evaluation end that are about its speed.
 NO_METRICS = ("_runtime", "_per_second", "_preparation_time", "flos")
 
 
 def make_trainer(
-    stages: Stages, prepared: PreparedRun, model: Any, display: Display, directory: Path, interruption: Interruption
+    stages: Stages,
+    prepared: PreparedRun,
+    model: Any,
+    display: Display,
+    directory: Path,
+    interruption: Interruption,
+    trackers: Trackers,
 ) -> Any:
     """The trainer of a run.
 
@@ -37,10 +44,12 @@ def make_trainer(
         display: where progress is shown.
         directory: where ``log.jsonl`` is written.
         interruption: what may end the training early.
+        trackers: those of ``train.report_to``, which have begun.
     """
     from transformers import PrinterCallback, set_seed
 
     from sftkit.training.arguments import training_arguments
+    from sftkit.training.best import BestModel
     from sftkit.training.completion_metrics import CompletionMetrics
     from sftkit.training.finite import FiniteSteps
     from sftkit.training.progress import ProgressCallback
@@ -50,6 +59,7 @@ def make_trainer(
     config, data = prepared.config, prepared.data
     metrics = stages.inputs.compute_metrics
     arguments = training_arguments(config, has_eval=bool(data.eval), metrics=metrics is not None)
+    arguments.report_to = []  # the trackers are among the callbacks
     if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
         arguments.use_cache = getattr(model.config, "use_cache", False)
     if prepared.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
@@ -60,6 +70,7 @@ def make_trainer(
     loss, callbacks = stages.make_loss(model), [*stages.callbacks(), *stages.inputs.callbacks]
     _check_stopping(callbacks, arguments)
     functions = chosen_metrics(config, prepared.plugins)
+    progress, chosen = ProgressCallback(display, directory / "log.jsonl"), config.evaluate
     with _hub_errors():
         trainer = TokenLossTrainer(
             loss=loss,
@@ -70,11 +81,12 @@ def make_trainer(
             sources=_sources(data),
             finite=FiniteSteps(config.run.on_nan, config.run.max_skipped),
             stopping=StopCallback(interruption),
+            best=BestModel(progress.note, chosen.patience, chosen.min_delta, last=chosen.best is not None),
             train_dataset=None if evaluates_only(config) else data.train,
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
             processing_class=prepared.vocabulary.processor or prepared.tokenizer,
             compute_metrics=metrics,
-            callbacks=[ProgressCallback(display, directory / "log.jsonl"), *callbacks],
+            callbacks=[progress, *trackers.callbacks, *callbacks],
         )
     if sets:  # so that callbacks see it from the start, and not only after the first evaluation
         trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
@@ -146,6 +158,7 @@ def train(
         Interrupted: if a signal or the deadline ended it.
     """
     from sftkit.run.final_save import SavesFirst
+    from sftkit.training.best import saved_step
     from sftkit.training.resumed import configured_hyperparameters
 
     saving = SavesFirst(trainer, record)
@@ -166,7 +179,7 @@ def train(
             raise RunError(Problem(what, "train.metric_for_best_model", fix)) from error
         if not trainer.stopping.stopped and not _evaluated(trainer, list(prepared.data.eval)):
             trainer.evaluate()
-    return _final_metrics(trainer.state.log_history, _saved_step(trainer))
+    return _final_metrics(trainer.state.log_history, saved_step(trainer.args, trainer.state))
 
 
 def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, float]:
@@ -189,16 +202,12 @@ def export(trainer: Any, prepared: PreparedRun, record: RunRecord) -> None:
         prepared.plugins.hook.export_model(model=model, tokenizer=prepared.tokenizer, directory=record.directory)
 
 
-def _saved_step(trainer: Any) -> int:
-    """The step of the model that is saved: of the best one if it was loaded, else the last."""
-    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    return int(best.rpartition("-")[2]) if best and Path(best).is_dir() else trainer.state.global_step
-
-
 def _evaluated(trainer: Any, sets: list[str]) -> bool:
     """Whether the model that is saved was evaluated on each set during training."""
     names = ["eval_loss"] if len(sets) == 1 else [f"eval_{name}_loss" for name in sets]
-    step, history = _saved_step(trainer), trainer.state.log_history
+    from sftkit.training.best import saved_step
+
+    step, history = saved_step(trainer.args, trainer.state), trainer.state.log_history
     return all(any(entry["step"] == step and name in entry for entry in history) for name in names)
 
 

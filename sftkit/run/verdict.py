@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from sftkit.errors import Problem, RunError
+from sftkit.run.distributed import is_main_process
 
 logger = logging.getLogger("sftkit")
 
@@ -43,7 +44,7 @@ def stop_if_wrong(verdicts: Iterable[Verdict]) -> None:
     """
     problems = []
     for verdict in verdicts:
-        if verdict.status == "warn":
+        if verdict.status == "warn" and is_main_process():
             logger.warning("%s: %s -> %s", verdict.name, verdict.what, verdict.fix)
         elif verdict.status == "wrong":
             problems.append(Problem(verdict.what, verdict.where or verdict.name, verdict.fix))

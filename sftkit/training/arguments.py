@@ -8,6 +8,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config.evaluation import fields_of
 from sftkit.config.train_checks import METRICS, best_metric
 from sftkit.config.train_fields import DEFAULTS, train_value
 from sftkit.errors import ConfigError, Problem
@@ -39,7 +40,7 @@ def argument_values(config: RunConfig, has_eval: bool, metrics: bool = False) ->
     if has_eval and config.evaluate.metrics:  # also shows that each can be computed, and its value before the training
         values["eval_on_start"] = True
     values |= {
-        name: copy.deepcopy(value) for name, value in config.train.items()
+        name: copy.deepcopy(value) for name, value in (config.train | fields_of(config)).items()
     }  # some are changed when they are read
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         values.pop("ddp_backend", None)  # a single process would look for its group

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import Trainer
 
 from sftkit.training.attributes import replaced
+from sftkit.training.best import BestModel
 from sftkit.training.finite import FiniteSteps, require_finite
 from sftkit.training.stopping import EvaluationStopped, StopCallback
 
@@ -17,14 +18,22 @@ class GuardedTrainer(Trainer):
     Args:
         finite: notices steps that are not finite; with None they are not noticed, and anything is saved.
         stopping: ends the training on a signal or at a deadline; with None, nothing does.
+        best: follows the metric by which models are compared; with None, nothing does.
         arguments: of `transformers.Trainer`.
     """
 
     def __init__(
-        self, *, finite: FiniteSteps | None = None, stopping: StopCallback | None = None, **arguments: Any
+        self,
+        *,
+        finite: FiniteSteps | None = None,
+        stopping: StopCallback | None = None,
+        best: BestModel | None = None,
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.finite, self.stopping = finite, stopping
+        self.finite, self.stopping, self.best = finite, stopping, best
+        if best is not None:
+            self.add_callback(best)
         if stopping is not None:
             stopping.trainer = self
             self.add_callback(stopping)
@@ -69,7 +78,14 @@ class GuardedTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if self._is_stopped:  # without metrics: whether the step is saved has been decided
             return bool(self.control.should_save)
-        return bool(super()._determine_best_metric(metrics, trial))
+        if self.best is None or self.args.metric_for_best_model is None:
+            return bool(super()._determine_best_metric(metrics, trial))
+        self.best.count(self.args, self.state, self.control, metrics)
+        before = self.state.best_metric
+        better = bool(super()._determine_best_metric(metrics, trial))
+        if better:
+            self.best.report(self.args, self.state, before)
+        return better
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         if self.finite is not None:

@@ -54,14 +54,28 @@ class ProgressCallback(TrainerCallback):
         """Shows and writes the values."""
         if not state.is_world_process_zero or not logs:
             return
-        entry = {"step": state.global_step, "time": round(time.time(), 3), **logs}
-        if self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+        self._write({"step": state.global_step, "time": round(time.time(), 3), **logs})
         if not logs.keys() <= SAVE_TIMES:  # they are for the file: a line for each save would bury the losses
             self.display.values(state.global_step, logs)
+
+    def note(self, text: str, step: int) -> None:
+        """Show a line about the run, and write it.
+
+        Args:
+            text: the line.
+            step: the step that it is about.
+        """
+        if not self.display.first:  # another process shows and writes it
+            return
+        self.display.note(text)
+        self._write({"step": step, "time": round(time.time(), 3), "note": text})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ends the progress."""
         if state.is_world_process_zero:
             self.display.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")

@@ -59,6 +59,12 @@ def _problems(config: RunConfig, has_eval: bool) -> list[Problem]:
     return list({problem.key: problem for problem in reversed(problems)}.values())[::-1]
 
 
+def rehearsed_arguments(config: RunConfig, has_eval: bool) -> Any:
+    """The `TrainingArguments` of a run, made without setting up a device; for a configuration that has been checked."""
+    with _same_environment():
+        return _arguments(config, has_eval)[0]
+
+
 @contextmanager
 def _same_environment() -> Iterator[None]:
     before = dict(os.environ)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import trainer
+from transformers.utils import logging
 
 from sftkit.checkpoints.publish import PARTIAL
 from sftkit.data.stream import Stream
@@ -15,6 +18,19 @@ from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.guarded import GuardedTrainer
 from sftkit.training.loaders import after_first_batches, read_position, write_position
 from sftkit.training.saving import Saver, save_beside
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Context in which transformers shows no progress bars, such as one for each file of a model."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 class SavingTrainer(GuardedTrainer):
@@ -42,9 +58,9 @@ class SavingTrainer(GuardedTrainer):
             self.saver.abandon()
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*arguments, **options)
-        else:  # it was killed after its last step, and the Trainer would train another one
+        else:  # it was killed after its last step, or when it stopped, and the Trainer would train another one
             self.control.should_training_stop = True
 
     def _finalize_training(self, *arguments: Any, **options: Any) -> Any:
@@ -105,6 +121,7 @@ class SavingTrainer(GuardedTrainer):
             super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        with without_progress_bars():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:  # nothing needs the pickled arguments: the manifest has them as text
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)

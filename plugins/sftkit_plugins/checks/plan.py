@@ -98,5 +98,12 @@ def _evaluations(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
         what += f", and it has {_steps(plan.steps)}" + (", so no model is the best" if best else "")
         yield Verdict("evaluation", "wrong" if best else "warn", what, "lower train.eval_delay", "train.eval_delay")
     elif every > end:
-        what = f"the run evaluates only after its last step: train.eval_steps is {every:,.0f} of {_steps(plan.steps)}"
-        yield Verdict("evaluation", "warn", what, "lower train.eval_steps", "train.eval_steps")
+        key = "train.eval_steps" if run.config.evaluate.every is None else "evaluate.every"
+        what = f"the run evaluates only after its last step: {key} is {every:,.0f} of {_steps(plan.steps)}"
+        yield Verdict("evaluation", "warn", what, f"lower {key}", key)
+    elif (patience := run.config.evaluate.patience) is not None:
+        times = math.ceil(1 / every if 0 < every < 1 else end / (every or 1))
+        if patience >= times:
+            what = f"the run has {times} evaluations, so evaluate.patience, which is {patience}, never stops it"
+            fix = "lower evaluate.patience or evaluate.every"
+            yield Verdict("early stopping", "warn", what, fix, "evaluate.patience")
