@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias
 import typer
 
 from sftkit.cli.completion import complete_config, complete_plugins, complete_runs
-from sftkit.cli.process import show_log_lines
 
 if TYPE_CHECKING:
     from sftkit.config.source import ConfigSource
@@ -63,8 +62,6 @@ def pipeline_from(
 ) -> Pipeline:
     """The run that a command's arguments describe; without any, the embedded one.
 
-    Also prepares the process: log lines are plain, without secrets.
-
     Args:
         arguments: YAML files, and ``key=value`` overrides.
         plugins: the value of ``--plugin``.
@@ -78,7 +75,6 @@ def pipeline_from(
     """
     from sftkit.run.distributed import is_main_process
 
-    show_log_lines()
     if not is_main_process():
         logging.getLogger("sftkit").setLevel(logging.WARNING)  # the main process says the same
     source, choices = gather(arguments or [], plugins or [], model, data, output)

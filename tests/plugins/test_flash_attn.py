@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
+from sftkit.run.rows import read_batch
 from sftkit.testing import (
     CHATML,
     check_plugin,
@@ -23,7 +24,6 @@ from sftkit.testing import (
 )
 from sftkit.training.batches import micro_batches
 from sftkit.training.trials import document_trials
-from sftkit_commands.preview.rows import read_batch
 from sftkit_plugins.flash_attn import FlashAttn
 from sftkit_plugins.flash_attn.choose import Machine, half_precision, obstacles, resolve
 from sftkit_plugins.flash_attn.collate import PaddingFreeCollator

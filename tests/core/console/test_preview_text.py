@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from sftkit_commands.preview.rows import Piece, Row
 
 from sftkit.console import console
-from sftkit_commands.preview.rows import Piece, Row
 from sftkit_commands.preview.text import print_rows
 
 SENTENCE = ["", "a", "sentence", "with", "several", "words"][1:]
