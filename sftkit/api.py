@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from sftkit.console import (
         Display as Display,
         console as console,
+        metric_name as metric_name,
+        metric_value as metric_value,
         output as output,
         printing_json as printing_json,
         show_data as show_data,
@@ -147,6 +149,7 @@ if TYPE_CHECKING:
     )
     from sftkit.plugin.base import Field as Field, Plugin as Plugin, dataclass as dataclass, hookimpl as hookimpl
     from sftkit.plugin.describe import all_plugins as all_plugins
+    from sftkit.plugin.paths import absolute_at as absolute_at
     from sftkit.plugin.requirements import (
         has_gpu as has_gpu,
         install_command as install_command,
@@ -220,6 +223,7 @@ _MODULES = {
     "errors": "ConfigError DataError HookError Interrupted Problem RunError SftkitError TrainingError "
     "nearest warn_caller",
     "plugin.describe": "all_plugins",
+    "plugin.paths": "absolute_at",
     "data.cache": "cache_directory",
     "redact": "hide",
     "plugin.requirements": "has_gpu install_command requirement_problem",
@@ -282,7 +286,8 @@ _MODULES = {
     "cli.completion": "complete_runs",
     "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption RunArgument pipeline_from",
     "config.assignments": "parse_assignment parse_value split_values",
-    "console": "Display console output printing_json show_data show_json show_table stage working wrap",
+    "console": "Display console metric_name metric_value output printing_json show_data show_json show_table stage "
+    "working wrap",
     "user_modules": "import_user_module",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

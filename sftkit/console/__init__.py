@@ -1,6 +1,7 @@
 """Output in the terminal."""
 
 from sftkit.console.display import Display
+from sftkit.console.names import metric_name, metric_value
 from sftkit.console.output import Output, output, printing_json, show_json, showing
 from sftkit.console.screen import console, end_live, is_live, new_console, stage, working
 from sftkit.console.tables import show_data, show_metrics, show_table
@@ -12,6 +13,8 @@ __all__ = [
     "console",
     "end_live",
     "is_live",
+    "metric_name",
+    "metric_value",
     "new_console",
     "output",
     "printing_json",

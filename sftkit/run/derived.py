@@ -11,6 +11,7 @@ from sftkit.errors import ConfigError, DataError, Problem
 from sftkit.models.inspect import has_adapter
 from sftkit.models.quantized import quantization_settings
 from sftkit.plugin.calls import hooks_filled
+from sftkit.run.manifest import data_section
 from sftkit.run.trained import TrainedModel
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def prepare_again(trained: TrainedModel, data: str = "") -> PreparedRun:
     from sftkit.run.pipeline import Pipeline
 
     config = (trained.manifest or {}).get("config", {})
-    section = dict(config.get("data", {}))
+    section = data_section(trained.manifest) if trained.manifest else {}
     if data:
         section |= {"train": data, "eval": None, "mix": None}
     named = [*_names(section.get("train")), *_names(section.get("eval"))]

@@ -17,6 +17,7 @@ from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
 from sftkit.run.completing import completion_problems
 from sftkit.run.inputs import RunInputs, chosen_metrics
+from sftkit.run.manifest import data_section
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.training import NO_METRICS
 
@@ -167,7 +168,7 @@ def _source(trained: TrainedModel, data: str | None) -> ConfigSource:
             raise ConfigError(Problem(what, trained.name, "name a file with --data"))
         return ConfigSource({"model": {"name": trained.name}, "data": {"train": data, "eval": data}})
     config = trained.manifest["config"]
-    section = dict(config["data"])
+    section = data_section(trained.manifest)
     if data is not None:
         section |= {"eval": data}
     elif section["eval"] is None or _loaded(section["eval"]) or (_is_fraction(section) and _loaded(section["train"])):

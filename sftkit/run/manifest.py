@@ -18,6 +18,7 @@ from sftkit import DISTRIBUTION
 from sftkit.checkpoints.files import write_text
 from sftkit.config.resume_fields import train_values
 from sftkit.config.train_fields import data_seed, train_value
+from sftkit.plugin.paths import absolute_at
 from sftkit.redact import without_secrets
 from sftkit.run.directories import MANIFEST as MANIFEST
 from sftkit.run.distributed import world_size
@@ -78,6 +79,12 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest; at any moment the file on disk is a complete one."""
     write_text(directory / MANIFEST, json.dumps(as_read(manifest), indent=2) + "\n")
+
+
+def data_section(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The section ``data`` of a run; relative paths are those of the directory in which it was started."""
+    base = manifest.get("working_directory", "")
+    return {name: absolute_at(("data", name), value, base) for name, value in manifest["config"]["data"].items()}
 
 
 def new_part(manifest: dict[str, Any], step: int, changes: dict[str, str]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_other_data_is_prepared_as_the_run_did_and_what_is_cut_is_counted(run, f
     shown = evaluate(run.directory, "--data", folder / "other.jsonl", "-p", "no:packing", "--rows", "2")
     assert "1 rows truncated" in shown
     assert "eval: 2 rows completed" in shown
-    assert "eval_bleu" in shown
+    assert "eval bleu" in shown
 
 
 def test_any_model_is_evaluated_with_data_and_overrides(folder):

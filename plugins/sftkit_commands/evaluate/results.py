@@ -121,7 +121,7 @@ def _base(load: Load, trained: TrainedModel, name: str) -> TrainedModel:
 
 def show(results: Results, output: Path | None) -> None:
     """Print what was done to the data, and the metrics."""
-    from sftkit.api import console, note_lines, show_data, show_table, without_notes
+    from sftkit.api import console, metric_name, metric_value, note_lines, show_data, show_table, without_notes
 
     screen = console()
     if results.data:
@@ -130,11 +130,14 @@ def show(results: Results, output: Path | None) -> None:
     for line in [*note_lines(results.data), *results.notes, *done]:
         screen.print(line, markup=False)
     columns, before = ["metric", "value"], results.found.get("base")
-    rows = [[name, f"{value:.4f}"] for name, value in results.found["model"].metrics.items()]
+    rows = []
+    for name, value in results.found["model"].metrics.items():
+        row = [metric_name(name), metric_value(name, value)]
+        if before is not None:
+            row.insert(1, metric_value(name, before.metrics.get(name, "")))
+        rows.append(row)
     if before is not None:
         columns[1:] = ["base", "model"]
-        for row in rows:
-            row.insert(1, f"{before.metrics[row[0]]:.4f}" if row[0] in before.metrics else "")
     show_table(screen, f"Evaluation of {results.model}", columns, rows)
     if output is not None:
         screen.print(f"completions written to {output}", markup=False)

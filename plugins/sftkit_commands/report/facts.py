@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftkit.api import notes_of, without_fix, without_notes
+from sftkit.api import absolute_at, notes_of, without_fix, without_notes
 from sftkit_commands.report.reading import Run
 
 PLAIN = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming", "sources"}
@@ -192,17 +192,25 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The configuration keys that differ, with the value of each run; the directory of the run is left out."""
-    configs = [flat(run.manifest["config"]) for run in runs]
+    configs = [flat(_with_absolute_paths(run.manifest)) for run in runs]
     for config, run in zip(configs, runs, strict=True):
         data = run.manifest["data"].items()
         config |= {f"content of data.{split}": str(counts.get("fingerprint", ""))[:12] for split, counts in data}
     keys = dict.fromkeys(key for config in configs for key in config)
     rows = []
     for key in keys:
-        values = [_shown(config.get(key, "")) for config in configs]
+        values = [_shown(config.get(key)) for config in configs]
         if len({*values}) > 1 and key != "train.output_dir":
             rows.append((key, values))
     return rows
+
+
+def _with_absolute_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    base = manifest.get("working_directory", "")
+    return {
+        section: {name: absolute_at((section, name), value, base) for name, value in values.items()}
+        for section, values in manifest["config"].items()
+    }
 
 
 def _shown(value: Any) -> str:
