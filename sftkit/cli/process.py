@@ -45,13 +45,12 @@ def show_log_lines() -> None:
 @contextmanager
 def log_levels(shown: Output) -> Iterator[None]:
     """The log levels that a command was asked for, while it runs; without a request, those of `show_log_lines`."""
-    show_log_lines()
-    if not (shown.quiet or shown.verbose or shown.log_level):
-        yield
-        return
-    levels = {"": shown.library_level, "sftkit": shown.own_level, **dict.fromkeys(_LIBRARIES, shown.library_level)}
+    levels, variables = {"": shown.library_level, "sftkit": shown.own_level}, dict[str, str | None]()
+    if shown.quiet or shown.verbose or shown.log_level:
+        levels |= dict.fromkeys(_LIBRARIES, shown.library_level)
+        variables = {name: os.environ.get(name) for name in _LIBRARIES.values()}
     before = {name: logging.getLogger(name).level for name in levels}
-    variables = {name: os.environ.get(name) for name in _LIBRARIES.values()}
+    show_log_lines()
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     os.environ.update(dict.fromkeys(variables, logging.getLevelName(shown.library_level).lower()))

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from sftkit.errors import ConfigError, Problem
 from sftkit.models.inspect import has_adapter
 from sftkit.models.precision import precision_problems
+from sftkit.models.quantized import quantization_settings
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.selected import PluginSet
 
 NEEDS_ADAPTER = "quantized weights cannot be trained; add an adapter"
+ADAPTER_FIX = "select a plugin that adds an adapter; `sftkit plugins` lists what is installed"
 
 
 def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_ids: list[int]) -> Any:
@@ -26,7 +28,8 @@ def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_i
     adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
     adapted = model if adapted is None else adapted
     problems = [*precision_problems(config, adapted)]
-    problems += [problem for problem in (needs_adapter(adapted), nothing_trained(adapted)) if problem]
+    if problem := needs_adapter(adapted) or nothing_trained(adapted):
+        problems.append(problem)
     if problems:
         raise ConfigError(problems)
     return adapted
@@ -55,6 +58,8 @@ def nothing_trained(model: Any) -> Problem | None:
     weights = list(model.parameters()) if hasattr(model, "parameters") else []
     if not weights or any(weight.requires_grad for weight in weights):
         return None
+    if not has_adapter(model) and quantization_settings(model):
+        return Problem(NEEDS_ADAPTER, "model", ADAPTER_FIX)
     kind = "its adapter is loaded for inference" if has_adapter(model) else "every weight has requires_grad False"
     loaded = "load the adapter with is_trainable=True" if has_adapter(model) else "set requires_grad of weights"
     return Problem(f"nothing of the model can be trained: {kind}", "model", f"{loaded}, or add an adapter")
@@ -65,5 +70,4 @@ def needs_adapter(model: Any) -> Problem | None:
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None or has_adapter(model) or getattr(quantizer, "is_qat_trainable", False):
         return None
-    fix = "select a plugin that adds an adapter; `sftkit plugins` lists what is installed"
-    return Problem(NEEDS_ADAPTER, "model", fix)
+    return Problem(NEEDS_ADAPTER, "model", ADAPTER_FIX)

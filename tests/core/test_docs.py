@@ -39,6 +39,9 @@ def test_no_hook_is_documented_that_does_not_exist():
 def test_every_argument_of_a_hook_is_explained_in_its_docstring(name):
     documentation = inspect.getdoc(HOOKS[name]) or ""
     for argument in list(inspect.signature(HOOKS[name]).parameters)[1:]:
+        if argument == "config":  # of many hooks
+            assert "``config`` is the run as resolved" in (Hooks.__doc__ or "")
+            continue
         assert re.search(rf"^\s*{argument}: ", documentation, re.MULTILINE), argument
 
 

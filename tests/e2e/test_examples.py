@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def test_a_configuration_trains(name, place, in_process, tmp_path, monkeypatch):
     if name == "completion_only.yaml":
         overrides.append("data.train=text.jsonl")
     monkeypatch.chdir(place)
-    code, output = in_process("run", ROOT / "examples" / name, *overrides, "-o", tmp_path / "run")
+    shutil.copy(ROOT / "examples" / name, place)  # beside the data: its paths are relative to the file
+    code, output = in_process("run", name, *overrides, "-o", tmp_path / "run")
     assert code == 0, output
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "done"

@@ -16,7 +16,16 @@ from sftkit.cli.common import add_common_options
 from sftkit.console import output
 
 #: The embedded model and data, as little of them as trains.
-SMALL = ("-p", "no:samples", "-p", "no:checks", "data.eval=null", "train.eval_on_start=false", "data.max_length=64")
+SMALL = (
+    "-p",
+    "no:samples",
+    "-p",
+    "no:checks",
+    "data.eval=null",
+    "evaluate=null",
+    "train.eval_on_start=false",
+    "data.max_length=64",
+)
 COMMON = ["-q", "-v", "--log-level", "-h"]
 
 

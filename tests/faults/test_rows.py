@@ -126,7 +126,7 @@ def test_16_the_command_names_file_line_and_fix(start, configure):
     config = configure(rows=[*PAIRS, {"prompt": "x", "completion": None}])
     command = start("run", config, "-o", "run")
     assert command.wait() == 2
-    (line,) = command.output.splitlines()
+    (line,) = (line for line in command.output.splitlines() if line.startswith("error: "))
     assert line.startswith("error: data.train, ")
     assert "rows.jsonl:9: column 'completion' is null -> fill in the text" in line
     assert line.endswith("set data.on_bad_row=skip")

@@ -436,7 +436,7 @@ def test_a_loaded_base_without_an_adapter_is_refused_before_reading_data(base: P
 def test_a_quantized_checkpoint_without_an_adapter_is_refused_before_training(base: Path, tmp_path: Path) -> None:
     quantized(base).save_pretrained(tmp_path / "small")
     tiny_tokenizer(chat_template=CHATML).save_pretrained(tmp_path / "small")
-    with pytest.raises(ConfigError, match=r"quantized weights cannot be trained; add an adapter"):
+    with pytest.raises(RunError, match=r"quantized weights cannot be trained; add an adapter"):
         run(str(tmp_path / "small"), tmp_path / "run", [])
 
 

@@ -227,7 +227,7 @@ RULES: dict[str, Rule] = {
     "seed": To("train.seed", int),
     **dict.fromkeys(("include_tokens_per_second", "include_tkps"), _LOGGED),
     "generate_samples": Handled("plugin samples"),
-    "num_generation_samples": Handled("plugin samples, shown"),
+    "num_generation_samples": Handled("plugin samples, rows"),
     "generation_max_new_tokens": Handled("plugin samples, max_new_tokens"),
     **{f"generation_{name}": _GENERATION for name in ("temperature", "top_p", "top_k", "prompt_ratio", "do_sample")},
     **dict.fromkeys(

@@ -169,7 +169,7 @@ def evaluating(t: Translation) -> None:
 
 
 def _samples(t: Translation) -> None:
-    keys = {"num_generation_samples": "shown", "generation_max_new_tokens": "max_new_tokens"}
+    keys = {"num_generation_samples": "rows", "generation_max_new_tokens": "max_new_tokens"}
     if t.get("generate_samples") and t.has("data.eval"):
         t.select("samples")
         t.translated("generate_samples", "plugins.samples", "before and after training, greedily")

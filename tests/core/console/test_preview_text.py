@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from sftkit_commands.preview.rows import Piece, Row
 
 from sftkit.console import console
+from sftkit.run.rows import TokenPiece, TokenRow
 from sftkit_commands.preview.text import print_rows
 
 SENTENCE = ["", "a", "sentence", "with", "several", "words"][1:]
 
 
 def pieces():
-    words = [Piece(f"{word} ", (5,), at, "context") for at, word in enumerate(SENTENCE * 5, 1)]
-    trained = [Piece(f"answer{n} ", (6,), 100 + n, "trained") for n in range(20)]
-    end = Piece("</s>", (2,), 120, "trained", special=True)
-    padding = [Piece("<pad>", (0,), 121 + n, "padding", special=True) for n in range(37)]
-    return Row(1, (Piece("<s>", (1,), 0, "context", special=True), *words, *trained, end, *padding))
+    words = [TokenPiece(f"{word} ", (5,), at, "context") for at, word in enumerate(SENTENCE * 5, 1)]
+    trained = [TokenPiece(f"answer{n} ", (6,), 100 + n, "trained") for n in range(20)]
+    end = TokenPiece("</s>", (2,), 120, "trained", special=True)
+    padding = [TokenPiece("<pad>", (0,), 121 + n, "padding", special=True) for n in range(37)]
+    return TokenRow(1, (TokenPiece("<s>", (1,), 0, "context", special=True), *words, *trained, end, *padding))
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])

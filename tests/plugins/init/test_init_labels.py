@@ -13,7 +13,6 @@ import yaml
 from sftkit import Pipeline
 from sftkit_commands.init.detect import translate
 from sftkit_commands.init.render import yaml_of
-from sftkit_plugins.formats.user_function import import_function
 
 HERE = Path(__file__).parent
 #: What a CPU can run; the rest of each configuration is as translated.
@@ -37,7 +36,6 @@ def run_of(workdir):
     """The pipeline of a translated file, without what needs a GPU, and with further keys in the file."""
 
     def make(name, **changes):
-        import_function.cache_clear()
         sys.modules.pop("sft_prompts", None)
         source = HERE / name
         for path in source.parent.iterdir():

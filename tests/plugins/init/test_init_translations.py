@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,7 +198,7 @@ CASES = [
         {
             "model": {"name": "model", "revision": "main"},
             "data": {"train": "alpaca.jsonl", "eval": 0.1, "max_length": 512, "truncation": "error"},
-            "plugins": {"formats": {"formatting": "sft_prompts:format_row"}, "samples": {"shown": 4}},
+            "plugins": {"formats": {"formatting": "sft_prompts:format_row"}, "samples": {"rows": 4}},
             "train.per_device_eval_batch_size": 4,
             "train.warmup_steps": 30,
             "train.optim_args": "beta3=0.999",
@@ -555,6 +556,7 @@ def test_a_users_configuration_becomes_the_same_run(name, values, lost, unknown,
 
 @pytest.mark.parametrize("name", [case[0] for case in CASES])
 def test_the_translation_is_a_valid_configuration(name, translated, workdir):
+    sys.modules.pop("sft_prompts", None)  # that of another translation
     t = translated(name)
     for file, text in {"sft.yaml": yaml_of(t, name), **t.files}.items():
         (workdir / file).write_text(text, encoding="utf-8")
