@@ -113,6 +113,7 @@ def test_every_combination_is_run_and_a_failing_one_does_not_end_the_sweep(in_pr
     assert [run["status"] for run in sweep_json(tmp_path / "s")["runs"]] == ["done", "done", "failed", "failed"]
 
 
+@pytest.mark.slow
 def test_a_changed_configuration_is_refused_on_resume(in_process, started, config, tmp_path):
     grid = ("train.learning_rate=1e-4,5e-2", "-o", tmp_path / "s")
     assert in_process("sweep", config, *grid, "--maximize")[0] == 0

@@ -163,6 +163,7 @@ def test_a_slot_that_nothing_fills_is_an_error(in_process, tmp_path):
     assert "no selected plugin fills the slot make_collator" in output
 
 
+@pytest.mark.slow
 def test_plugins_in_a_mapping_a_list_and_on_the_command_line_are_equal(in_process, tmp_path):
     config = {
         "model": {"name": "demo", "init": "random"},

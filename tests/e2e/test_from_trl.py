@@ -162,6 +162,7 @@ ALIKE = (
     "Several GPUs",
     "NEFTune",
     "Best practices",
+    "Train on completions only",
 )
 COMPARED = [
     pytest.param(title, marks=[pytest.mark.slow] if title in ALIKE else [])

@@ -95,6 +95,7 @@ def test_only_what_follows_the_response_template_is_trained(real_data, data, ada
     assert counts["trained tokens"] < counts["tokens"]
 
 
+@pytest.mark.slow
 def test_a_fully_tuned_model_reloads_with_the_logits_of_training(base, data, tmp_path):
     result = run(str(base), data, tmp_path / "full", (RESPONSE, "packing"), steps=3)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
@@ -105,6 +106,7 @@ def test_a_fully_tuned_model_reloads_with_the_logits_of_training(base, data, tmp
     assert not any(before[name].equal(after[name]) for name in before if name.endswith("proj.weight"))
 
 
+@pytest.mark.slow
 def test_an_adapter_directory_as_the_model_trains_that_adapter_on(base, data, adapter, tmp_path):
     result = run(str(adapter), data, tmp_path / "more", PLUGINS[:2], steps=2)
     before = load_file(adapter / "adapter_model.safetensors")

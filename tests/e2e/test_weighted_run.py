@@ -88,6 +88,7 @@ def test_loss_and_step_equal_an_independent_loop(tmp_path, plugins):
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_make_another_step_than_none(tmp_path):
     weighted = weights_of(run(tmp_path, conversations(), name="weighted").model)
     plain = weights_of(run(tmp_path, conversations([(None,) * 3] * 4), name="plain").model)
@@ -117,6 +118,7 @@ def test_a_weight_of_zero_is_bitwise_the_run_that_does_not_train_the_turn(tmp_pa
     assert all(torch.equal(found[0][1][name], value) for name, value in found[1][1].items())
 
 
+@pytest.mark.slow
 def test_equal_weights_cancel_out_of_the_mean(tmp_path):
     one = run(tmp_path, conversations([(1.0,) * 3] * 4), name="one")
     half = run(tmp_path, conversations([(0.5,) * 3] * 4), name="half")

@@ -77,6 +77,7 @@ def test_the_code_of_the_wheel_runs(fresh, tmp_path):
         assert Path(line).is_relative_to(fresh.parent)
 
 
+@pytest.mark.slow
 def test_the_installed_program_trains_with_plugins(fresh, tmp_path):
     flags = ("--plugin", "packing", "--plugin", "neftune", "--output", "out")
     run(fresh, "sftkit", "run", *flags, "train.max_steps=3", cwd=tmp_path)

@@ -172,7 +172,8 @@ def test_the_plugin_passes_check_plugin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "layer", "kind"), [({}, "Linear4bit", "Params4bit"), ({"bits": 8}, "Linear8bitLt", "Int8Params")]
+    ("options", "layer", "kind"),
+    [({}, "Linear4bit", "Params4bit"), pytest.param({"bits": 8}, "Linear8bitLt", "Int8Params", marks=pytest.mark.slow)],
 )
 def test_lora_on_a_quantized_base_lowers_the_loss(
     base: Path, tmp_path: Path, options: dict[str, Any], layer: str, kind: str
@@ -352,6 +353,7 @@ def test_a_quantized_checkpoint_keeps_its_bits(base: Path, tmp_path: Path) -> No
     assert result.model.is_loaded_in_8bit
 
 
+@pytest.mark.slow
 def test_it_trains_packed_rows_with_noise_and_new_tokens(base: Path, tmp_path: Path) -> None:
     plugins = [BitsAndBytes(), PEFT(r=4), Packing(), NEFTune(alpha=5), "chatml"]
     result = run(str(base), tmp_path / "run", plugins)

@@ -12,7 +12,7 @@ from vision_models import drawn_image, tiny_vision_model
 from sftkit import Pipeline
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("kind", ["llava", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind: str, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
     model, processor = tiny_vision_model(kind)

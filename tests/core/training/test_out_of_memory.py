@@ -42,7 +42,7 @@ class ShortOfMemory:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where", ["forward", pytest.param("backward", marks=pytest.mark.slow)])
 def test_a_split_batch_gives_the_same_gradients_and_one_warning(make_run, distance, log_of, monkeypatch, caplog, where):
     train = {**SGD, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1}
     whole = make_run("whole", train=train).run()
@@ -60,6 +60,7 @@ def test_a_split_batch_gives_the_same_gradients_and_one_warning(make_run, distan
     assert "computing 2 rows at once from now on, with the same gradients" in warning
 
 
+@pytest.mark.slow
 def test_a_failure_later_in_the_window_adds_no_gradient_twice(make_run, distance, monkeypatch):
     train = {**SGD, "max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     whole = make_run("whole", train=train).run()

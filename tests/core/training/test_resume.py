@@ -28,7 +28,7 @@ def test_a_resumed_run_ends_with_the_weights_of_a_whole_one(make_run, distance):
     assert distance(whole.model, resumed.model) == 0
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_after_its_last_step_trains_no_other(
     make_run, distance, log_of, rows, tmp_path, streaming
 ):

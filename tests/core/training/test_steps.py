@@ -40,7 +40,7 @@ def test_only_the_proportions_of_weights_matter(make_run, rows, distance):
     assert distance(found[0].model, found[1].model) < 1e-5
 
 
-@pytest.mark.parametrize("plugins", [[], ["peft"]])
+@pytest.mark.parametrize("plugins", [pytest.param([], marks=pytest.mark.slow), ["peft"]])
 def test_mixed_precision_uses_the_loss_head_and_leaves_no_trace(make_run, held_out, caplog, plugins):
     train = {"max_steps": 4, "learning_rate": 1e-2}
     options = {"eval": held_out, "plugins": plugins}

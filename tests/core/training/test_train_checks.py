@@ -270,6 +270,7 @@ def test_a_metric_that_a_callback_does_not_compute_after_all_is_an_error_before_
     assert not steps
 
 
+@pytest.mark.slow
 def test_checking_changes_neither_the_environment_nor_the_random_state(tmp_path):
     code = f"""
 import os, random, torch, numpy

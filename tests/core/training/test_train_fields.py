@@ -102,7 +102,7 @@ def unread(tmp_path, train, held_out):
     return Pipeline(model="demo", data="nowhere.jsonl", eval=held_out, train=train)
 
 
-@settings(CHEAP, max_examples=100)
+@settings(CHEAP, max_examples=40)
 @given(train=sections(), held_out=SETS)
 def test_no_right_typed_value_is_more_than_a_problem_with_a_place_and_a_fix(tmp_path, train, held_out):
     for problem in unread(tmp_path, train, held_out).check():
@@ -111,7 +111,7 @@ def test_no_right_typed_value_is_more_than_a_problem_with_a_place_and_a_fix(tmp_
         assert problem.fix
 
 
-@settings(CHEAP, max_examples=50)
+@settings(CHEAP, max_examples=25)
 @given(train=sections(), held_out=SETS)
 def test_check_and_run_refuse_the_same_before_data_is_read(tmp_path, train, held_out):
     problems = unread(tmp_path, train, held_out).check()
