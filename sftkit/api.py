@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
         DataOption as DataOption,
+        DeviceOption as DeviceOption,
+        DTypeOption as DTypeOption,
         ModelOption as ModelOption,
         OutputOption as OutputOption,
         PluginOption as PluginOption,
         RunArgument as RunArgument,
+        TrustOption as TrustOption,
         pipeline_from as pipeline_from,
     )
     from sftkit.config import (
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
         parse_value as parse_value,
         split_values as split_values,
     )
+    from sftkit.config.evaluation import smaller_is_better as smaller_is_better
     from sftkit.config.train_fields import (
         CHECKPOINTING_KEYS as CHECKPOINTING_KEYS,
         allowed_fields as allowed_fields,
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from sftkit.console import (
         Display as Display,
         console as console,
+        json_text as json_text,
         metric_name as metric_name,
         metric_value as metric_value,
         output as output,
@@ -229,6 +234,7 @@ _MODULES = {
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection EvaluateSection RunConfig",
     "plugin.selected": "PluginSet",
+    "config.evaluation": "smaller_is_better",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
     "checkpoints.files": "write_text",
     "checkpoints.publish": "new_directory",
@@ -284,10 +290,11 @@ _MODULES = {
     # Commands
     "cli.common": "JsonOption",
     "cli.completion": "complete_runs",
-    "cli.options": "ConfigArguments DataOption ModelOption OutputOption PluginOption RunArgument pipeline_from",
+    "cli.options": "ConfigArguments DTypeOption DataOption DeviceOption ModelOption OutputOption PluginOption "
+    "RunArgument TrustOption pipeline_from",
     "config.assignments": "parse_assignment parse_value split_values",
-    "console": "Display console metric_name metric_value output printing_json show_data show_json show_table stage "
-    "working wrap",
+    "console": "Display console json_text metric_name metric_value output printing_json show_data show_json show_table "
+    "stage working wrap",
     "user_modules": "import_user_module",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

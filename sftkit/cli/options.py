@@ -50,6 +50,20 @@ RunArgument: TypeAlias = Annotated[
 OutputOption: TypeAlias = Annotated[
     str, typer.Option("--output", "-o", metavar="DIR", help="Run directory.", autocompletion=complete_runs)
 ]
+DeviceOption: TypeAlias = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="Where to load the model, such as cpu or cuda:1.")
+]
+DTypeOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Type of the weights: auto, float32, bfloat16 or float16. Default: that of the run.",
+    ),
+]
+TrustOption: TypeAlias = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Allow running Python code that comes with the model.")
+]
 
 
 def pipeline_from(

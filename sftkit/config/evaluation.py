@@ -11,9 +11,10 @@ from sftkit.errors import Problem
 if TYPE_CHECKING:
     from sftkit.config.models import RunConfig
 
-#: Last words of the names of metrics that are better if they are smaller.
-SMALLER_IS_BETTER = frozenset(
-    ("loss", "perplexity", "ppl", "nll", "byte", "error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae")
+#: Words in the names of metrics that are better if they are smaller, and if they are larger.
+SMALLER_IS_BETTER = re.compile(r"loss|perplexity|ppl|nll|byte|errors?|wer|cer|ter|mse|rmse|mae|distance")
+LARGER_IS_BETTER = re.compile(
+    r"acc|accuracy|exact|match|rouge(\d|l|lsum)?|bleu\d?|f1|chrf|precision|recall|scores?|pass|reward"
 )
 #: The key of the section that sets a training argument.
 _SET_BY = {
@@ -27,9 +28,18 @@ _SET_BY = {
 }
 
 
-def smaller_is_better(metric: str) -> bool:
-    """Whether a metric is one of which less is better, such as ``eval_loss`` or ``bits_per_byte``, by its name."""
-    return re.split(r"[^a-z]+", metric.lower().strip())[-1] in SMALLER_IS_BETTER
+def smaller_is_better(metric: str) -> bool | None:
+    """Whether a smaller value of a metric is better, by its name; None if the name does not say.
+
+    The last word that says so counts: ``eval_loss`` and ``bits_per_byte`` are better if they are smaller,
+    ``exact_match`` and ``rougeL`` if they are larger.
+    """
+    for word in reversed(re.findall(r"[a-z0-9]+", metric.lower())):
+        if SMALLER_IS_BETTER.fullmatch(word):
+            return True
+        if LARGER_IS_BETTER.fullmatch(word):
+            return False
+    return None
 
 
 def fields_of(config: RunConfig) -> dict[str, Any]:

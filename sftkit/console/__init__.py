@@ -2,7 +2,7 @@
 
 from sftkit.console.display import Display
 from sftkit.console.names import metric_name, metric_value
-from sftkit.console.output import Output, output, printing_json, show_json, showing
+from sftkit.console.output import Output, json_text, output, printing_json, show_json, showing
 from sftkit.console.screen import console, end_live, is_live, new_console, stage, working
 from sftkit.console.tables import show_data, show_metrics, show_table
 from sftkit.console.text import wrap
@@ -13,6 +13,7 @@ __all__ = [
     "console",
     "end_live",
     "is_live",
+    "json_text",
     "metric_name",
     "metric_value",
     "new_console",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -77,4 +78,17 @@ def printing_json(chosen: bool = True) -> Iterator[None]:
 
 def show_json(value: Any) -> None:
     """Print a value as a JSON object on standard output, in one line."""
-    print(json.dumps(value, default=str))  # noqa: T201
+    print(json_text(value))  # noqa: T201
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON. Numbers that JSON does not have, such as NaN, are null; unknown objects are their text."""
+    return json.dumps(_finite(value), indent=indent, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

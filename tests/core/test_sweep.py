@@ -142,6 +142,8 @@ def test_a_dry_run_lists_the_runs_and_starts_none(in_process, started, config, t
 def test_a_metric_that_no_run_has_is_an_error(in_process, started, config, tmp_path):
     code, text = in_process("sweep", config, "train.seed=1,2", "data.eval=null", "--metric", "eval_loss")
     assert (code, "no run has eval_loss, since there is no evaluation data" in text) == (2, True)
+    code, text = in_process("sweep", config, "train.seed=1,2", "--metric", "train_runtime", "--dry-run")
+    assert (code, "add --maximize or --minimize" in text) == (2, True)
 
 
 def test_trials_are_run_and_compared(in_process, started, config, tmp_path):
@@ -152,7 +154,7 @@ def test_trials_are_run_and_compared(in_process, started, config, tmp_path):
     assert (code, len(started), len(made["runs"])) == (0, 2, 2)
     assert all(1e-4 <= float(run["parameters"]["train.learning_rate"]) <= 1e-1 for run in made["runs"])
     code, text = in_process("sweep", config, *space, "--trials", "3", "--resume", "--maximize")
-    assert (code, "the trials so far were made with another maximize" in text) == (2, True)
+    assert (code, "the trials so far were made with another direction of the metric" in text) == (2, True)
 
 
 def choices(directory, stops=()):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sftkit.api import metric_name
 from sftkit_commands.report.reading import Run
 from sftkit_commands.report.series import Chart, Series, Style, series, smooth, values_of
 
@@ -144,7 +145,7 @@ def _others(runs: Sequence[Run]) -> Iterator[Chart]:
             for number, run in enumerate(runs):
                 colour = int(evaluated) if len(runs) == 1 else number
                 lines.append(series(_label(run, runs, kind), values_of(run.log, name), style, colour))
-        title, meaning = measure.replace("_", " ").capitalize(), f"Logged as {' and '.join(names)}."
+        title, meaning = metric_name(measure).capitalize(), f"Logged as {' and '.join(names)}."
         yield Chart(measure, title, meaning, "", _filled(lines), _resumed(runs))
 
 
@@ -154,7 +155,7 @@ def _label(run: Run, runs: Sequence[Run], kind: str) -> str:
 
 def _lines(runs: Sequence[Run], key: str, style: Any, scale: float = 1.0) -> list[Series]:
     named = [
-        series(run.name if len(runs) > 1 else key.replace("_", " "), values_of(run.log, key, scale), style, number)
+        series(run.name if len(runs) > 1 else metric_name(key), values_of(run.log, key, scale), style, number)
         for number, run in enumerate(runs)
     ]
     return _filled(named)

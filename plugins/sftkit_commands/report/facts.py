@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftkit.api import absolute_at, notes_of, without_fix, without_notes
+from sftkit.api import absolute_at, notes_of, smaller_is_better, without_fix, without_notes
 from sftkit_commands.report.reading import Run
 
 PLAIN = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming", "sources"}
-LOWER = re.compile(r"loss|perplexity|error|nll|edit_distance|(^|_)(wer|cer)(_|$)")
-HIGHER = re.compile(r"accuracy|exact|match|rouge|bleu|f1|chrf|precision|recall|score|pass")
 LOADED = "loaded by the program"
 REASONS = {
     "running": "The run goes on. This report shows what it has logged so far.",
@@ -113,9 +110,8 @@ def best_of(name: str, values: Iterable[Any]) -> float | None:
     known = [value for value in values if isinstance(value, int | float) and value == value]
     if len({*known}) < 2:
         return None
-    if LOWER.search(name):
-        return min(known)
-    return max(known) if HIGHER.search(name) else None
+    smaller = smaller_is_better(name)
+    return None if smaller is None else min(known) if smaller else max(known)
 
 
 def findings(run: Run) -> list[Finding]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sftkit.api import REPORT_MARK, TOKEN_KINDS, ConfigError, Problem, write_text
+from sftkit.api import REPORT_MARK, TOKEN_KINDS, ConfigError, Problem, metric_name, metric_value, write_text
 from sftkit_commands.report import facts
 from sftkit_commands.report.charts import charts_of
 from sftkit_commands.report.reading import Run
@@ -48,6 +48,7 @@ def render(runs: Sequence[Run], refresh: int = 0) -> str:
     loader = FileSystemLoader(HERE)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": facts.number, "yaml": _yaml, "duration": facts.duration, "breaks": _breaks}
+    environment.filters |= {"metric_name": metric_name, "metric_value": _metric_value}
     charts = charts_of(runs)
     script = f"{_source('uplot/uPlot.iife.min.js')}\n{_source('report.js')}"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -92,6 +93,11 @@ def _json(value: Any) -> str:
     return (
         json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     )
+
+
+def _metric_value(value: Any, name: str) -> str:
+    """The value of a metric, as `sftkit run` shows it; empty if there is none."""
+    return "" if value is None else metric_value(name, value)
 
 
 def _breaks(name: str) -> Any:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import ConfigError, Interrupted, Problem, pipeline_from, world_size
+from sftkit.api import ConfigError, Interrupted, Problem, pipeline_from, smaller_is_better, world_size
 from sftkit_commands.sweep.process import Processes
 from sftkit_commands.sweep.record import Sweep, SweepRun, check_directory
 from sftkit_commands.sweep.show import show_run
@@ -32,7 +32,7 @@ class Options:
     model: str = ""
     data: str = ""
     metric: str = ""
-    maximize: bool = False
+    maximize: bool | None = None
     trials: int = 0
     seed: int = 0
     resume: bool = False
@@ -70,11 +70,12 @@ class Plan:
             from sftkit_commands.sweep.search import check_installed
 
             check_installed()
-        plan = cls(space, options, Sweep(directory, space.described(), options.metric, options.maximize))
+        plan = cls(space, options, Sweep(directory, space.described(), options.metric, bool(options.maximize)))
         combinations = space.corners() if options.trials else space.grid()
         names = ["" for _ in combinations] if options.trials else run_names(combinations)
         plan._check(combinations, names)
         plan.sweep.metric = plan._metric()
+        plan.sweep.maximize = plan._maximize()
         plan._compare(earlier)
         if options.trials:
             plan.sweep.runs = [SweepRun(each["name"], each["parameters"]) for each in _in_order(earlier)]
@@ -119,12 +120,22 @@ class Plan:
             raise ConfigError(Problem("there are several evaluation sets", "--metric", fix))
         return metric
 
+    def _maximize(self) -> bool:
+        """Whether a larger value is better: by the option, else by the name of the metric."""
+        if self.options.maximize is not None:
+            return self.options.maximize
+        if (smaller := smaller_is_better(self.sweep.metric)) is None:
+            what = f"the name {self.sweep.metric} does not say whether a larger or a smaller value is better"
+            raise ConfigError(Problem(what, "--metric", "add --maximize or --minimize"))
+        return not smaller
+
     def _compare(self, earlier: dict[str, Any] | None) -> None:
         """Raises:
         ConfigError: if trials were made with another space or another metric.
         """
         now = self.sweep.as_dict()
-        changed = [name for name in ("space", "metric", "maximize") if earlier and earlier.get(name) != now[name]]
+        parts = {"space": "space", "metric": "metric", "maximize": "direction of the metric"}
+        changed = [shown for name, shown in parts.items() if earlier and earlier.get(name) != now[name]]
         if changed and self.options.trials:
             what = f"the trials so far were made with another {' and '.join(changed)}"
             fix = "set it back, or choose another --output DIR"
@@ -153,7 +164,7 @@ class Plan:
         from sftkit_commands.sweep.search import Search
 
         options = self.options
-        search = Search(self.space, self.sweep.directory, options.maximize, options.seed)
+        search = Search(self.space, self.sweep.directory, self.sweep.maximize, options.seed)
         base = self.sweep.write_config(SweepRun(BASE, {}), self.written[0].text)
         for number, run in self._trials(search):
             # From the copy: the files may be changed while the sweep goes on.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftkit.api import ConfigError, Problem, SftkitError, read_run
+from sftkit.api import ConfigError, Problem, SftkitError, json_text, read_run, write_text
 
 FILE = "sweep.json"
 CONFIGS = ".configurations"
@@ -93,14 +91,12 @@ class Sweep:
         """Plain data, for ``sweep.json`` and ``--json``; the runs are ranked."""
         made = {"directory": str(self.directory), "metric": self.metric, "maximize": self.maximize, "space": self.space}
         runs = [{**asdict(run), "directory": str(self.directory / run.name)} for run in self.ranked()]
-        return _finite({**made, "runs": runs})
+        return {**made, "runs": runs}
 
     def write(self) -> None:
         """Write ``sweep.json``; at any moment the file on disk is a complete one."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self.directory / f".{FILE}.partial"
-        partial.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.directory / FILE)
+        write_text(self.directory / FILE, json_text(self.as_dict(), indent=2) + "\n")
 
     def write_config(self, run: SweepRun, text: str) -> Path:
         """Write the configuration of a run, and return its path."""
@@ -139,12 +135,3 @@ def check_directory(directory: Path, resume: bool) -> dict[str, Any] | None:
         fix = "choose an empty or a new directory"
         raise ConfigError(Problem("the output directory is not empty, and does not hold a sweep", str(directory), fix))
     return None
-
-
-def _finite(value: Any) -> Any:
-    """Plain data whose numbers JSON has: NaN is null."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

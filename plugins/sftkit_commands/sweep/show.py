@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import typer
 
-from sftkit.api import console, parse_value, show_table
+from sftkit.api import console, metric_name, metric_value, parse_value, show_table
 from sftkit_commands.sweep.record import Sweep, SweepRun
 from sftkit_commands.sweep.space import Range, short_keys
 
@@ -16,13 +16,13 @@ def show_plan(sweep: Sweep, trials: int, ranges: Mapping[str, Range]) -> None:
     """Say what will be run."""
     screen = console()
     if trials:
-        screen.print(f"{trials} trials in {sweep.directory}, by {sweep.metric}", markup=False)
+        screen.print(f"{trials} trials in {sweep.directory}, by {metric_name(sweep.metric)}", markup=False)
         rows = [[key, ", ".join(sweep.space["values"][key])] for key in sweep.space["values"]]
         rows += [[key, _range(each)] for key, each in ranges.items()]
         show_table(screen, "What varies", ("key", "values"), rows)
         return
     noun = "run" if len(sweep.runs) == 1 else "runs"
-    screen.print(f"{len(sweep.runs)} {noun} in {sweep.directory}, by {sweep.metric}", markup=False)
+    screen.print(f"{len(sweep.runs)} {noun} in {sweep.directory}, by {metric_name(sweep.metric)}", markup=False)
     short = _short(sweep)
     rows = [[run.name, *map(_value, run.parameters.values()), run.status] for run in sweep.runs]
     show_table(screen, "Runs", ("run", *short.values(), "status"), rows)
@@ -48,10 +48,10 @@ def show_sweep(sweep: Sweep) -> None:
     rows = []
     for run in sweep.ranked():
         value = run.value(sweep.metric)
-        shown = "" if math.isnan(value) else f"{value:.4f}"
+        shown = "" if math.isnan(value) else metric_value(sweep.metric, value)
         rows.append([*(_value(run.parameters[key]) for key in short), shown, run.status])
     screen.print()
-    show_table(screen, f"Runs in {sweep.directory}", (*short.values(), sweep.metric, "status"), rows)
+    show_table(screen, f"Runs in {sweep.directory}", (*short.values(), metric_name(sweep.metric), "status"), rows)
     for run in sweep.runs:
         if run.error:
             screen.print(f"{run.name}: {run.status}: {run.error}", markup=False)
@@ -60,7 +60,7 @@ def show_sweep(sweep: Sweep) -> None:
     if best is not None and not math.isnan(best.value(sweep.metric)):
         screen.print(f"best: {sweep.directory / best.name}", markup=False)
     elif done:
-        screen.print(f"no run has {sweep.metric}; they have: {', '.join(done[0].metrics)}", markup=False)
+        screen.print(f"no run has {sweep.metric}; choose --metric from: {', '.join(done[0].metrics)}", markup=False)
     if done:
         screen.print(f"compare them: sftkit report {sweep.directory}/*/", markup=False)
 

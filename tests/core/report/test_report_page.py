@@ -158,7 +158,7 @@ def test_runs_are_compared_by_what_differs_and_by_their_metrics(write_run):
     assert "train.learning_rate" in differences
     assert "train.seed" not in differences
     bests = re.findall(r'class="n best">([\d.]+)', text)
-    assert bests == ["1.5", "0.5"], "the least loss, and the greatest ROUGE"
+    assert bests == ["1.5000", "0.5000"], "the least loss, and the greatest ROUGE"
     assert column(payload(text)["loss"], "second") == {1: 2.0}
 
 

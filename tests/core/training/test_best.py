@@ -135,11 +135,13 @@ def test_with_several_sets_the_metric_of_one_decides(scored, held_out):
 
 
 METRICS = {"eval_loss": True, "eval_chat_loss": True, "perplexity": True, "eval_bits_per_byte": True, "wer": True}
-METRICS |= {"eval_token_accuracy": False, "exact_match": False, "rougeL": False, "eval_letter": False}
+METRICS |= {"eval_loss_of_chat": True, "edit_distance": True, "word_error_rate": True}
+METRICS |= {"eval_token_accuracy": False, "exact_match": False, "rougeL": False, "eval_error_recall": False}
+METRICS |= {"eval_letter": None, "eval_length": None}
 
 
 @pytest.mark.parametrize(("metric", "smaller"), METRICS.items())
-def test_losses_and_perplexities_are_better_if_they_are_smaller(metric, smaller):
+def test_the_last_word_that_says_so_decides_whether_smaller_is_better(metric, smaller):
     assert smaller_is_better(metric) is smaller
 
 
