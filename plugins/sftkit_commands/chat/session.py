@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sftkit.api import ConfigError, Problem, parse_assignment
+from sftkit.api import ConfigError, Problem, parse_assignment, printing_json, show_json
 from sftkit_commands.chat.settings import checked
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ def hold(request: Request) -> None:
     question = request.prompt if request.prompt or chats else sys.stdin.read().strip("\r\n")
     if not chats and not question.strip():
         raise ConfigError(Problem("the prompt is empty", "standard input", "pipe a prompt in, or use --prompt TEXT"))
-    speakers, sampling = _opened(request, values)
+    with printing_json(request.as_json):
+        speakers, sampling = _opened(request, values)
     if request.system and not speakers[0].form.remembers:
         from sftkit_commands.chat.commands import no_system
 
@@ -119,7 +119,8 @@ def _answer(speakers: list[Speaker], sampling: Sampling, request: Request, quest
     for speaker in speakers:
         if len(speakers) > 1 and not request.as_json:
             typer.echo(f"{speaker.name}:")
-        answer = speaker.answer(messages, sampling, _ignore if request.as_json else _stream)
+        with printing_json(request.as_json):
+            answer = speaker.answer(messages, sampling, _ignore if request.as_json else _stream)
         if not request.as_json:
             typer.echo()
         if answer.stopped in ("length", "context"):
@@ -130,8 +131,7 @@ def _answer(speakers: list[Speaker], sampling: Sampling, request: Request, quest
         first, *others = (
             {"model": speaker.name, **answer.as_dict()} for speaker, answer in zip(speakers, answers, strict=True)
         )
-        found = {"prompt": question, **first, **({"compared": others[0]} if others else {})}
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        show_json({"prompt": question, **first, **({"compared": others[0]} if others else {})})
 
 
 def _stream(text: str) -> None:

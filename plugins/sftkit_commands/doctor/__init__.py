@@ -6,23 +6,31 @@ from typing import Annotated
 
 import typer
 
+from sftkit.api import JsonOption
+
 
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown, as for a bug report; the default in a pipe.")
+        bool, typer.Option("--markdown", help="Print Markdown for a bug report; the default in a pipe.")
     ] = False,
     network: Annotated[bool, typer.Option("--network", help="Also try to reach the hub.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Show devices, versions, and what works here. Exit code 2 if sftkit itself cannot work."""
+    """Show devices, versions, and what works here.
+
+    The exit code is 2 if sftkit itself cannot work.
+
+        sftkit doctor
+        sftkit doctor --markdown > report.md
+    """
+    from sftkit.api import printing_json, show_json
     from sftkit_commands.doctor.examine import examine
     from sftkit_commands.doctor.show import as_data, as_markdown, show
 
-    sections = examine(network)
+    with printing_json(json):
+        sections = examine(network)
     if json:
-        import json as library
-
-        typer.echo(library.dumps(as_data(sections), indent=2))
+        show_json(as_data(sections))
     elif markdown or not show(sections):
         typer.echo(as_markdown(sections))
     raise typer.Exit(2 if any(section.needed and section.broken for section in sections) else 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from sftkit.api import DataOption, PluginOption
+from sftkit.api import DataOption, DeviceOption, DTypeOption, JsonOption, PluginOption, RunArgument, TrustOption
 
 if TYPE_CHECKING:
     from sftkit.api import TrainedModel
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run, a checkpoint, or a directory or hub name of any model.")
-    ],
+    model: RunArgument,
     assignments: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the configuration of the run."),
@@ -31,40 +29,60 @@ def evaluate(
         typer.Option(
             "--metrics",
             metavar="NAME[,NAME...]",
-            help="Metrics of completions: exact_match, rouge, bleu, or module:function. Repeatable. `none` for none.",
+            help="Metrics of completions: exact_match, rouge, bleu or module:function; `none` for none. Repeatable.",
         ),
     ] = None,
-    rows: Annotated[Optional[int], typer.Option("--rows", min=1, help="Rows of each set to complete.")] = None,  # noqa: UP045
+    rows: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--rows", "-n", metavar="N", min=1, help="Number of rows of each set to complete."),
+    ] = None,
     max_new_tokens: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens of a completion."),
+        typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum number of tokens of a completion."),
     ] = None,
-    batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=1, help="Rows of a batch.")] = None,  # noqa: UP045
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--batch-size", metavar="N", min=1, help="Number of rows in a batch."),
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model of the run too.")] = False,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="Write the completions to this file, as JSON lines."),
+        typer.Option("--output", "-o", metavar="FILE", help="Write the completions to this file, as JSON lines."),
     ] = None,
     tasks: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--tasks", metavar="NAME[,NAME...]", help="Tasks of lm-eval, instead of held-out rows."),
+        typer.Option(
+            "--tasks", metavar="NAME[,NAME...]", help="Tasks of lm-eval, instead of held-out rows. Repeatable."
+        ),
     ] = None,
     include_path: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--include-path", help="--tasks: a directory with tasks of your own."),
+        typer.Option("--include-path", metavar="DIR", help="With --tasks: directory of your own tasks."),
     ] = None,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="--tasks: rows of each task.")] = None,  # noqa: UP045
-    fewshot: Annotated[Optional[int], typer.Option("--fewshot", min=0, help="--tasks: examples in a prompt.")] = None,  # noqa: UP045
-    chat_template: Annotated[bool, typer.Option("--chat-template", help="--tasks: prompts as conversations.")] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="dtype of the weights; default: that of the run.")] = "",
-    device: Annotated[str, typer.Option("--device", help="Such as cpu or cuda:1; default: the first GPU.")] = "",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Allow running Python code that comes with the model.")
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--limit", metavar="N", min=1, help="With --tasks: number of rows of each task."),
+    ] = None,
+    fewshot: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--fewshot", metavar="N", min=0, help="With --tasks: number of examples in a prompt."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="With --tasks: write prompts as conversations.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    dtype: DTypeOption = "",
+    device: DeviceOption = "",
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Evaluate a model: loss, accuracy and metrics of its completions, or tasks of lm-eval."""
-    from sftkit.api import load_trained
+    """Evaluate a model: its loss, accuracy and completions on held-out rows, or tasks of lm-eval.
+
+    The rows are those that the run held out, prepared as in the run, or other data:
+
+        sftkit evaluate runs/first --base
+        sftkit evaluate runs/first -d test.jsonl --metrics rouge -o completions.jsonl
+    """
+    from sftkit.api import load_trained, printing_json, show_json
     from sftkit_commands.evaluate.results import by_tasks, on_rows, refuse_unused, show
 
     rows_options = {
@@ -81,24 +99,23 @@ def evaluate(
         return load_trained(name, **known | options)
 
     results: Results
-    if tasks:
-        from sftkit_commands.evaluate.tasks import Tasks
+    with printing_json(json):
+        if tasks:
+            from sftkit_commands.evaluate.tasks import Tasks
 
-        found = Tasks.find(_split(tasks), include_path, limit, fewshot, chat_template, batch_size or 1)
-        results = by_tasks(load, load(model), found, base)
-    else:
-        settings = {"rows": rows, "max_new_tokens": max_new_tokens}
-        chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        if metrics:
-            chosen["metrics"] = [] if metrics == ["none"] else _split(metrics)
-        extra = [*(assignments or []), *([f"train.per_device_eval_batch_size={batch_size}"] if batch_size else [])]
-        results = on_rows(load, load(model), data or None, chosen, extra, plugin or [], base)
-    if output is not None:
-        results.write_completions(output)
+            found = Tasks.find(_split(tasks), include_path, limit, fewshot, chat_template, batch_size or 1)
+            results = by_tasks(load, load(model), found, base)
+        else:
+            settings = {"rows": rows, "max_new_tokens": max_new_tokens}
+            chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+            if metrics:
+                chosen["metrics"] = [] if metrics == ["none"] else _split(metrics)
+            extra = [*(assignments or []), *([f"train.per_device_eval_batch_size={batch_size}"] if batch_size else [])]
+            results = on_rows(load, load(model), data or None, chosen, extra, plugin or [], base)
+        if output is not None:
+            results.write_completions(output)
     if json:
-        import json as library
-
-        typer.echo(library.dumps(results.as_dict()))
+        show_json(results.as_dict())
     else:
         show(results, output)
 

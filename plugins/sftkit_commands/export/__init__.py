@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
-from sftkit.api import PluginOption
+from sftkit.api import DeviceOption, JsonOption, PluginOption, RunArgument, TrustOption
 
 if TYPE_CHECKING:
     from sftkit_commands.export.job import Report
@@ -17,46 +17,69 @@ GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, checkpoint, or any other model.")],
+    run: RunArgument,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New directory, which must not exist or be empty.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base model.")] = False,
-    dtype: Annotated[Optional[DType], typer.Option("--dtype", help="Type of the weights.")] = None,  # noqa: UP045
+    dtype: Annotated[
+        Optional[DType],  # noqa: UP045
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="Type of the weights: float32, bfloat16 or float16. Default: that of the run.",
+        ),
+    ] = None,
     quantize: Annotated[
-        str, typer.Option("--quantize", metavar="NAME[:OPT=VALUE,...]", help="Quantize by this plugin: gptq.")
+        str, typer.Option("--quantize", metavar="NAME[:OPT=VALUE,...]", help="Quantize with this plugin, such as gptq.")
     ] = "",
-    gguf: Annotated[bool, typer.Option("--gguf", help="Write a GGUF file for llama.cpp too.")] = False,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Also write a GGUF file for llama.cpp.")] = False,
     gguf_type: Annotated[
         Optional[GGUFType],  # noqa: UP045
-        typer.Option("--gguf-type", help="Type of its matrices; by default that of the weights."),
+        typer.Option(
+            "--gguf-type",
+            metavar="NAME",
+            help="Type of the matrices in the GGUF file: f32, f16, bf16 or q8_0. Default: that of the weights.",
+        ),
     ] = None,
-    ollama: Annotated[bool, typer.Option("--ollama", help="Write a GGUF file and a Modelfile too.")] = False,
+    ollama: Annotated[
+        bool, typer.Option("--ollama", help="Also write a GGUF file and a Modelfile for Ollama.")
+    ] = False,
     push_to_hub: Annotated[
-        str, typer.Option("--push-to-hub", metavar="NAME", help="Upload it to this repository, made as a private one.")
+        str,
+        typer.Option(
+            "--push-to-hub", metavar="NAME", help="Upload the directory to this repository; a new one is private."
+        ),
     ] = "",
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     data: Annotated[
-        str, typer.Option("--data", "-d", help="Rows to compare on instead of those of the run: file or hub name.")
+        str,
+        typer.Option(
+            "--data", "-d", metavar="NAME", help="Compare on this data instead of that of the run: file or hub name."
+        ),
     ] = "",
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Number of rows to compare on.")] = 16,
+    rows: Annotated[int, typer.Option("--rows", "-n", metavar="N", min=1, help="Number of rows to compare on.")] = 16,
     plugin: PluginOption = None,
-    device: Annotated[str, typer.Option("--device", help="Where the model is loaded, such as cuda.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Allow running code that comes with the model.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Export the model of a run: adapter or merged, quantized, as GGUF, for Ollama, to the hub; it is proved."""
+    """Export the model of a run as an adapter or merged, quantized, as GGUF, for Ollama or to the hub.
+
+    The model that is written is read back, and compared with that of the run:
+
+        sftkit export runs/first --to merged --merge
+        sftkit export runs/first --to ollama --ollama --gguf-type q8_0
+    """
+    from sftkit.api import printing_json, show_json
     from sftkit_commands.export.job import Wanted, export as do
 
     wanted = Wanted(
         run, to, merge, dtype, quantize, gguf, gguf_type, ollama, push_to_hub, public, data, rows,
         plugin or (), device, trust_remote_code,
     )  # fmt: skip
-    report, sizes = do(wanted)
+    with printing_json(json):
+        report, sizes = do(wanted)
     if json:
-        import json as library
-
-        typer.echo(library.dumps(as_dict(report, sizes, to)))
+        show_json(as_dict(report, sizes, to))
     else:
         _show(report, sizes, to)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+
+from sftkit.api import DataOption, JsonOption, ModelOption, OutputOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,40 +17,56 @@ if TYPE_CHECKING:
 
 
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("sft.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write. Default: sft.yaml.")] = Path(
+        "sft.yaml"
+    ),
     source: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--from", metavar="FILE", help="Translate it: of Axolotl, LLaMA-Factory or TRL."),
+        typer.Option("--from", metavar="FILE", help="Translate this file of Axolotl, LLaMA-Factory or TRL."),
     ] = None,
-    kind: Annotated[str, typer.Option("--format", help="With --from: axolotl, llamafactory or trl.")] = "",
-    model: Annotated[Optional[str], typer.Option("--model", "-m", help="Directory or hub name.")] = None,  # noqa: UP045
-    data: Annotated[Optional[str], typer.Option("--data", "-d", help="File or hub name.")] = None,  # noqa: UP045
-    method: Annotated[Optional[str], typer.Option("--method", help="full, lora or qlora.")] = None,  # noqa: UP045
-    memory: Annotated[Optional[float], typer.Option("--memory", help="GPU memory in GB; 0 without one.")] = None,  # noqa: UP045
-    share: Annotated[Optional[float], typer.Option("--eval", help="Share held out for evaluation.")] = None,  # noqa: UP045
-    output: Annotated[Optional[str], typer.Option("--output", "-o", help="Run directory.")] = None,  # noqa: UP045
+    kind: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="With --from: axolotl, llamafactory or trl.")
+    ] = "",
+    model: ModelOption = "",
+    data: DataOption = "",
+    method: Annotated[str, typer.Option("--method", metavar="NAME", help="full, lora or qlora.")] = "",
+    memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--memory", metavar="GB", help="Memory of the GPU; 0 for none."),
+    ] = None,
+    share: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--eval", metavar="X", help="Share of the rows that is held out, such as 0.05."),
+    ] = None,
+    output: OutputOption = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object; asks nothing.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Write a configuration: by a few questions, or translated from Axolotl, LLaMA-Factory or TRL."""
+    """Write a configuration: ask a few questions, or translate one of Axolotl, LLaMA-Factory or TRL.
+
+    With `--yes` or `--json` it asks nothing:
+
+        sftkit init
+        sftkit init --yes -m Qwen/Qwen3-0.6B -d train.jsonl
+        sftkit init sft.yaml --from axolotl.yml
+    """
+    from sftkit.api import printing_json, show_json
     from sftkit_commands.init.questions import Answers, check
 
-    answers = Answers(model, data, method, memory, share, output)
+    answers = Answers(model or None, data or None, method or None, memory, share, output or None)
     _refuse(file, source, answers, kind, force)
     check(answers)
-    if source is not None:
-        _translate(source, file, kind, force, json)
-    else:
-        _ask(file, answers, ask_nothing=yes or json, as_json=json)
+    with printing_json(json):
+        found = _translate(source, file, kind, force, json) if source is not None else _ask(file, answers, yes, json)
+    if json:
+        show_json(found)
 
 
 def _refuse(file: Path, source: Path | None, answers: Answers, kind: str, force: bool) -> None:
     """Raises:
     ConfigError: if the file exists, or options do not fit together.
     """
-    from dataclasses import asdict
-
     from sftkit.api import ConfigError, Problem
 
     if file.exists() and not force:
@@ -62,7 +81,8 @@ def _refuse(file: Path, source: Path | None, answers: Answers, kind: str, force:
         raise ConfigError(Problem("--format needs --from", "sftkit init", "add --from FILE"))
 
 
-def _translate(source: Path, file: Path, kind: str, force: bool, as_json: bool) -> None:
+def _translate(source: Path, file: Path, kind: str, force: bool, as_json: bool) -> dict[str, Any]:
+    """Write the translation of a file; returns what `--json` prints."""
     from sftkit.api import ConfigError, Problem, console
     from sftkit_commands.init.detect import translate
     from sftkit_commands.init.render import as_dict, show, yaml_of
@@ -75,15 +95,11 @@ def _translate(source: Path, file: Path, kind: str, force: bool, as_json: bool) 
     for path, text in {file: yaml_of(t, source.name), **others}.items():
         path.write_text(text, encoding="utf-8")
     problems = _problems(file)
-    if as_json:
-        import json as library
-
-        checked = [{"what": item.what, "where": item.where, "fix": item.fix} for item in problems]
-        typer.echo(library.dumps({"file": str(file), **as_dict(t), "problems": checked}, default=str))
-        return
-    screen = console()
-    show(screen, t)
-    _close(screen, file, list(t.files), problems)
+    if not as_json:
+        screen = console()
+        show(screen, t)
+        _close(screen, file, list(t.files), problems)
+    return {"file": str(file), **as_dict(t), "problems": list(map(asdict, problems))}
 
 
 def _problems(file: Path) -> list:
@@ -95,7 +111,8 @@ def _problems(file: Path) -> list:
         return list(error.problems)
 
 
-def _ask(file: Path, answers: Answers, *, ask_nothing: bool, as_json: bool) -> None:
+def _ask(file: Path, answers: Answers, yes: bool, as_json: bool) -> dict[str, Any]:
+    """Write a configuration from answers; returns what `--json` prints."""
     from sftkit.api import console
     from sftkit_commands.init.local import Places
     from sftkit_commands.init.look import Seen, look
@@ -113,7 +130,7 @@ def _ask(file: Path, answers: Answers, *, ask_nothing: bool, as_json: bool) -> N
         for line in () if as_json else seen.problems:
             folded(screen, f"  {line}", "red")
 
-    if ask_nothing:
+    if yes or as_json:
         answers = assume(answers)
         show_data(str(answers.model), str(answers.data))
     else:
@@ -126,18 +143,16 @@ def _ask(file: Path, answers: Answers, *, ask_nothing: bool, as_json: bool) -> N
     ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     problems = _problems(file)
+    found = {"file": str(file), "config": values, "data": seen.lines, "problems": list(map(asdict, problems))}
     if as_json:
-        import json as library
-
-        checked = [{"what": item.what, "where": item.where, "fix": item.fix} for item in problems]
-        typer.echo(library.dumps({"file": str(file), "config": values, "data": seen.lines, "problems": checked}))
-        return
+        return found
     _close(screen, file, [], problems)
-    if not ask_nothing and not problems and typer.confirm(f"Run `sftkit check {file}` now?", default=True):
+    if not yes and not problems and typer.confirm(f"Run `sftkit check {file}` now?", default=True):
         import subprocess
         import sys
 
         raise typer.Exit(subprocess.call([sys.executable, "-m", "sftkit", "check", str(file)]))
+    return found
 
 
 def _close(screen: Console, file: Path, others: list[str], problems: list) -> None:

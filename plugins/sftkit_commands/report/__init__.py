@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from sftkit.api import JsonOption, complete_runs
+
 if TYPE_CHECKING:
     from sftkit_commands.report.reading import Run
 
@@ -14,20 +16,35 @@ PERIOD = 10  # seconds between two versions of a report that is watched
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Output directories of runs.", metavar="RUN...")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.", autocompletion=complete_runs)
+    ],
     output: Annotated[
         Optional[Path],  # noqa: UP045 (Typer reads it at run time)
-        typer.Option("--output", "-o", help="The file. [default: RUN/report.html, or report.html for several runs]"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write. Default: report.html in the run, or here for several runs.",
+        ),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it again and again until the runs have ended.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep the report up to date until the runs have ended.")
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Write an HTML report of a run that goes on, has ended or has failed; or a comparison of several runs."""
+    """Write an HTML report of a run, which may still go on or have failed, or a comparison of several runs.
+
+    The report is one file, and needs neither the model nor the data:
+
+        sftkit report runs/first --open
+        sftkit report runs/first runs/second -o compared.html
+    """
     import time
     import webbrowser
 
-    from sftkit.api import console
+    from sftkit.api import console, show_json
     from sftkit_commands.report.page import write_report
     from sftkit_commands.report.reading import read_runs
 
@@ -43,9 +60,7 @@ def report(
         found = read_runs(runs)
         write_report(path, found, refresh=PERIOD)
     if json:
-        import json as library
-
-        typer.echo(library.dumps({"report": str(path), "runs": [run.summary() for run in found]}))
+        show_json({"report": str(path), "runs": [run.summary() for run in found]})
 
 
 def _path(runs: list[Run], output: Path | None) -> Path:
