@@ -217,6 +217,7 @@ if TYPE_CHECKING:
         UnsuitedBatchError as UnsuitedBatchError,
         document_trials as document_trials,
     )
+    from sftkit.units import size_text as size_text
     from sftkit.user_modules import import_user_module as import_user_module
 
 API_VERSION = "1.0"
@@ -295,6 +296,7 @@ _MODULES = {
     "config.assignments": "parse_assignment parse_value split_values",
     "console": "Display console json_text metric_name metric_value output printing_json show_data show_json show_table "
     "stage working wrap",
+    "units": "size_text",
     "user_modules": "import_user_module",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sftkit.api import ConfigError, Field, Plugin, Problem, SftkitError, dataclass, hookimpl
+from sftkit.api import ConfigError, Field, Plugin, Problem, SftkitError, dataclass, hookimpl, size_text
 
 if TYPE_CHECKING:
     from sftkit.api import MemoryEstimate, RunConfig
@@ -94,8 +94,8 @@ class Activations(Plugin):
                 fix = "set checkpointing to none, selective, alternating or full"
                 raise ConfigError(Problem(what, "plugin activations, option checkpointing", fix))
             if found.fits and not found.near:
-                sizes = ", ".join(f"{name} {estimate.total / 1e9:.2f} GB" for name, estimate in tried.items())
-                most = f"{found.available.most / 1e9:.2f} GB on {found.available.device}"
+                sizes = ", ".join(f"{name} {size_text(estimate.total)}" for name, estimate in tried.items())
+                most = f"{size_text(found.available.most)} on {found.available.device}"
                 logger.info(
                     "activations: checkpointing %s (estimated memory of a step: %s; available: %s)", kind, sizes, most
                 )

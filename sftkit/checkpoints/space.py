@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sftkit.checkpoints.files import files_in
 from sftkit.errors import Problem
+from sftkit.units import size_text
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FREE_SPACE = "free some space, and continue with --resume"
@@ -24,16 +25,11 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in files_in(directory))
 
 
-def gigabytes(size: int) -> str:
-    """A number of bytes for people."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
 def full_disk(error: BaseException, directory: Path) -> Problem | None:
     """The problem of a write into a directory that failed for want of space; None if the error is another one."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
-    what = f"a file cannot be written: {error.strerror} ({gigabytes(free_bytes(directory))} are free)"
+    what = f"a file cannot be written: {error.strerror} ({size_text(free_bytes(directory))} are free)"
     return Problem(what, str(error.filename or directory), FREE_SPACE)
 
 

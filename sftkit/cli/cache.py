@@ -18,6 +18,7 @@ def list_entries(as_json: JsonOption = False) -> None:
 
     from sftkit.console import console, show_json, show_table
     from sftkit.data import cache
+    from sftkit.units import size_text
 
     entries = []
     for entry in cache.entries():
@@ -30,7 +31,7 @@ def list_entries(as_json: JsonOption = False) -> None:
         return
     rows = [[*entry.values()] for entry in entries]
     for row in rows:
-        row[4] = f"{row[4] / 1e6:.1f} MB"
+        row[4] = size_text(row[4])
     screen, columns = console(), ("made", "key", "split", "rows", "size", "source")
     if rows:
         show_table(screen, f"Prepared data in {cache.cache_directory()}", columns, rows)
@@ -48,12 +49,13 @@ def clear(
     """Remove the kept data, except what another process is preparing."""
     from sftkit.console import console, show_json
     from sftkit.data import cache
+    from sftkit.units import size_text
 
     number, size = cache.clear(older_than * 86_400)
     if as_json:
         show_json({"removed": number, "bytes": size})
     else:
-        console().print(f"removed {number} entries, {size / 1e6:.1f} MB", markup=False)
+        console().print(f"removed {number} entries, {size_text(size)}", markup=False)
 
 
 def _source(parts: dict) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.train_fields import train_value
 from sftkit.memory.device import DeviceMemory, device_of, fragments, memory_of
 from sftkit.memory.optimizer import state_bytes
+from sftkit.units import size_text
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +49,11 @@ class MemoryEstimate:
         return self.available.most is not None and self.total > NEAR * self.available.most
 
     def describe(self) -> str:
-        """One line: ``about 3.1 GB of 23.4 GB on cpu (activations 2.2 GB, ...)``."""
-        most = f" of {gigabytes(self.available.most)}" if self.available.most is not None else ""
+        """One line: ``about 3.12 GB of 23.4 GB on cpu (activations 2.21 GB, ...)``."""
+        most = f" of {size_text(self.available.most)}" if self.available.most is not None else ""
         items = sorted(((size, name) for name, size in self.items.items() if size), reverse=True)
-        shown = ", ".join(f"{name} {gigabytes(size)}" for size, name in items)
-        return f"about {gigabytes(self.total)}{most} on {self.available.device} ({shown})"
+        shown = ", ".join(f"{name} {size_text(size)}" for size, name in items)
+        return f"about {size_text(self.total)}{most} on {self.available.device} ({shown})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``; sizes in bytes."""
@@ -63,11 +64,6 @@ class MemoryEstimate:
             "available": self.available.most,
             "fits": self.fits,
         }
-
-
-def gigabytes(size: int | float) -> str:
-    """``1.23 GB``, of 10**9 bytes."""
-    return f"{size / 1e9:.2f} GB"
 
 
 def estimate_memory(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 from importlib import metadata
@@ -31,11 +30,12 @@ def requirement_problem(text: str, where: str) -> Problem | None:
     return None
 
 
-def install_command(requirement: Requirement) -> str:
-    """The pip command that installs what a requirement names."""
-    bare = copy.copy(requirement)
-    bare.marker = None
-    return f'pip install "{bare}"'
+def install_command(*requirements: Requirement | str) -> str:
+    """The pip command that installs what requirements name, without their markers."""
+    bare = [Requirement(str(each)) for each in requirements]
+    for each in bare:
+        each.marker = None
+    return " ".join(["pip install", *(f'"{each}"' for each in bare)])
 
 
 def has_gpu() -> bool:

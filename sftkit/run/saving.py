@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.checkpoints.choice import checkpoints, is_saved
-from sftkit.checkpoints.space import free_bytes, gigabytes
+from sftkit.checkpoints.space import free_bytes
 from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.units import size_text
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -51,9 +52,9 @@ def _check_space(directory: Path, args: Any, checkpoint: int, model: int) -> Non
     needed = max(checkpoint * min(saves, kept + 1), checkpoint * kept + model)
     if needed <= (free := free_bytes(directory)):
         return
-    what = f"the run needs {gigabytes(needed)} of disk space, and {gigabytes(free)} are free"
+    what = f"the run needs {size_text(needed)} of disk space, and {size_text(free)} are free"
     if kept:
-        what += f": {kept} {'checkpoints' if kept > 1 else 'checkpoint'} of {gigabytes(checkpoint)}, and the model"
+        what += f": {kept} {'checkpoints' if kept > 1 else 'checkpoint'} of {size_text(checkpoint)}, and the model"
     fix = "free some space, choose another --output, or lower train.save_total_limit"
     raise RunError(Problem(what, str(directory), fix))
 

@@ -20,9 +20,10 @@ from sftkit import DISTRIBUTION, checkpoints
 from sftkit.checkpoints.background import Background
 from sftkit.checkpoints.manifest import STATE
 from sftkit.checkpoints.publish import PARTIAL, discard, publish, replace_files, rotate, tidy
-from sftkit.checkpoints.space import FREE_SPACE, failed_write, free_bytes, gigabytes, size_of
+from sftkit.checkpoints.space import FREE_SPACE, failed_write, free_bytes, size_of
 from sftkit.errors import Problem, TrainingError
 from sftkit.training.attributes import replaced
+from sftkit.units import size_text
 
 logger = logging.getLogger("sftkit")
 
@@ -186,7 +187,7 @@ class Saver:
     def _check_space(self, final: Path) -> None:
         free = free_bytes(final)
         if self._trainer.args.should_save and free < self.needed + SPARE:
-            what = f"the disk is nearly full: the checkpoint needs {gigabytes(self.needed)}, {gigabytes(free)} are free"
+            what = f"the disk is nearly full: the checkpoint needs {size_text(self.needed)}, {size_text(free)} are free"
             raise TrainingError(Problem(what, str(final), FREE_SPACE))
 
     @contextmanager
@@ -200,7 +201,7 @@ class Saver:
                 discard(partial)
             if (what := failed_write(error)) is None:
                 raise
-            what = f"the checkpoint cannot be written: {what} ({gigabytes(free)} are free)"
+            what = f"the checkpoint cannot be written: {what} ({size_text(free)} are free)"
             fix = f"{FREE_SPACE}; the checkpoints before it are intact"
             raise TrainingError(Problem(what, str(partial.parent.with_name(partial.name)), fix)) from error
 

@@ -182,7 +182,7 @@ def test_a_run_that_is_there_is_found(tmp_path, model):
 def test_a_disk_that_is_too_small_is_found(tmp_path, model, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**6, 10**6, 1000))
-    assert "0.0 GB are free" in found(report(tmp_path, model), "disk")
+    assert "1.00 kB are free" in found(report(tmp_path, model), "disk")
 
 
 @pytest.mark.parametrize(

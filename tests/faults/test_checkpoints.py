@@ -277,7 +277,7 @@ def test_06_too_little_space_is_an_error_before_the_training(start, configure, t
     command = start("run", configure(), "-o", "run", "-p", "no:checks", *fault("no_space"))
     assert command.wait() == 2
     assert "error: run: the run needs " in command.output
-    assert "of disk space, and 0.20 MB are free: 2 checkpoints of" in command.output
+    assert "of disk space, and 200 kB are free: 2 checkpoints of" in command.output
     assert "save_seconds" not in command.output
 
 

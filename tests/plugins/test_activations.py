@@ -14,6 +14,7 @@ from sftkit.memory.checkpointing import checkpointed, full_checkpointing, offloa
 from sftkit.memory.trace import trace_step
 from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import HeadLoss
+from sftkit.units import size_text
 from sftkit_plugins.activations import Activations, keeping
 
 KINDS = ["selective", "alternating", "full"]
@@ -151,7 +152,7 @@ def test_auto_chooses_the_first_kind_that_fits_and_logs_it(monkeypatch, caplog, 
         assert model.is_gradient_checkpointing == (room != "none")
     (line,) = [record.getMessage() for record in caplog.records if "activations" in record.getMessage()]
     assert f"checkpointing {room} (" in line
-    assert "GB" in line
+    assert f"available: {size_text(most)} on cpu" in line
 
 
 def test_auto_reports_the_memory_of_each_part_if_nothing_fits(monkeypatch):

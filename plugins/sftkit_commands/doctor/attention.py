@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sftkit.api import install_command
 from sftkit_commands.doctor.devices import device
 from sftkit_commands.doctor.findings import Finding, reason
 
@@ -18,7 +19,7 @@ WORKS = "forward and backward"
 FLASH = {
     "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
     "flash_attention_3": ("flash_attn_interface", "build it: https://github.com/Dao-AILab/flash-attention"),
-    "flash_attention_4": ("flash_attn.cute", "pip install flash-attn-4"),
+    "flash_attention_4": ("flash_attn.cute", install_command("flash-attn-4")),
 }
 
 
@@ -39,7 +40,7 @@ def attention() -> Iterator[Finding]:
     if _installed("kernels"):
         yield Finding("kernels of the hub", "not tried: they are downloaded", "ok")
     else:
-        yield Finding("kernels of the hub", "needs the package kernels", "no", 'pip install "kernels"')
+        yield Finding("kernels of the hub", "needs the package kernels", "no", install_command("kernels"))
     yield Finding("paged attention", "generates text only, and cannot train", "no")
 
 
@@ -85,5 +86,5 @@ def _flex() -> Finding:
     if device().type != "cuda":
         return Finding(name, "has no backward on this device", "no")
     if not _installed("triton"):
-        return Finding(name, "needs the package triton", "no", "pip install triton")
+        return Finding(name, "needs the package triton", "no", install_command("triton"))
     return Finding(name, "not tried: it is compiled first", "ok")

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from sftkit_commands.doctor.findings import Finding, gigabytes, reason
+from sftkit.api import size_text
+from sftkit_commands.doctor.findings import Finding, reason
 
 
 def devices() -> Iterator[Finding]:
@@ -25,7 +26,7 @@ def devices() -> Iterator[Finding]:
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         found = torch.cuda.get_device_properties(number)
         free = torch.cuda.mem_get_info(number)[0]
-        what = f"{found.name}, {gigabytes(found.total_memory)} ({gigabytes(free)} free), "
+        what = f"{found.name}, {size_text(found.total_memory)} ({size_text(free)} free), "
         yield Finding(f"GPU {number}", f"{what}compute capability {found.major}.{found.minor}", "ok")
     if torch.cuda.is_available():
         yield Finding("driver", _driver())

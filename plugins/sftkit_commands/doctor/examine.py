@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from sftkit.api import free_bytes, has_gpu
-from sftkit_commands.doctor.findings import Finding, Section, gigabytes, reason
+from sftkit.api import free_bytes, has_gpu, size_text
+from sftkit_commands.doctor.findings import Finding, Section, reason
 from sftkit_commands.doctor.packages import combinations, plugins, versions
 
 #: Variables that change what a run does. Their values are shown, so none may be a secret.
@@ -67,7 +67,7 @@ def _system() -> Iterator[Finding]:
     yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Finding("Python", f"{platform.python_version()}, {sys.executable}")
     yield Finding("CPU", f"{os.cpu_count()} threads, {_usable()} of them for this process")
-    yield Finding("memory", f"{gigabytes(memory.total)}, {gigabytes(memory.available)} available")
+    yield Finding("memory", f"{size_text(memory.total)}, {size_text(memory.available)} available")
     for name in VARIABLES:
         if name in os.environ:
             yield Finding(name, os.environ[name] or "(empty)")
@@ -85,7 +85,7 @@ def _directories() -> Iterator[Finding]:
     places = {"working directory": Path.cwd(), "prepared data": cache_directory(), "hub": Path(constants.HF_HUB_CACHE)}
     for name, path in places.items():
         there = next(each for each in (path, *path.absolute().parents) if each.exists())
-        free = f"{path}, {gigabytes(free_bytes(there))} free"
+        free = f"{path}, {size_text(free_bytes(there))} free"
         if os.access(there, os.W_OK | os.X_OK):
             yield Finding(name, free, "ok")
         else:

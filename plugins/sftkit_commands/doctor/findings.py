@@ -59,8 +59,3 @@ def reason(error: BaseException, most: int = 160) -> str:
     """What an error says, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def gigabytes(size: float) -> str:
-    """A size in GB."""
-    return f"{size / 1e9:.1f} GB"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from importlib import metadata
 
-from sftkit.api import all_plugins, requirement_problem
+from sftkit.api import all_plugins, install_command, requirement_problem
 from sftkit_commands.doctor.findings import Finding, Section
 
 DISTRIBUTION = "sftkit-train"
@@ -44,8 +44,7 @@ def plugins() -> Section:
             found.append(Finding(name, "", "ok"))
         elif status.startswith("missing: "):
             lacking = [text for text in info["requires"] if requirement_problem(text, name) is not None]
-            fix = f"pip install {' '.join(map(_quoted, lacking))}"
-            found.append(Finding(name, f"needs {', '.join(lacking)}", "no", fix))
+            found.append(Finding(name, f"needs {', '.join(lacking)}", "no", install_command(*lacking)))
         else:
             found.append(Finding(name, status, "wrong" if status.startswith("broken") else "no"))
     ready = ", ".join(each.name for each in found if each.status == "ok")
@@ -84,7 +83,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"'

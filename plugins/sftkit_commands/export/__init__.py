@@ -101,10 +101,10 @@ def as_dict(report: Report, sizes: dict[str, int], to: Path) -> dict[str, Any]:
 
 
 def _show(report: Report, sizes: dict[str, int], to: Path) -> None:
-    from sftkit.api import console, show_table
+    from sftkit.api import console, show_table, size_text
 
     screen = console()
-    show_table(screen, "Files", ("file", "size"), [(name, _bytes(size)) for name, size in sizes.items()])
+    show_table(screen, "Files", ("file", "size"), [(name, size_text(size)) for name, size in sizes.items()])
     if report.proof:
         rows = [
             (name, f"{found.agreement:.2%}", f"{found.difference:.2g}", f"{found.relative:.2g}")
@@ -119,9 +119,3 @@ def _show(report: Report, sizes: dict[str, int], to: Path) -> None:
     screen.print(f"exported to {to} ({named})", markup=False)
     if report.pushed:
         screen.print(f"uploaded to {report.pushed}", markup=False)
-
-
-def _bytes(size: int) -> str:
-    """A number of bytes for people."""
-    unit = next((unit for unit in (1e9, 1e6, 1e3) if size >= unit), 1)
-    return f"{size / unit:.3g} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB'}).get(unit, 'bytes')}"

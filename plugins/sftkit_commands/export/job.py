@@ -26,6 +26,7 @@ from sftkit.api import (
     quantize_model,
     quantizer,
     requirement_problem,
+    size_text,
 )
 from sftkit_commands.export.card import manifest_of, write_card
 from sftkit_commands.export.convert import check_convertible, convert
@@ -293,5 +294,5 @@ def _check_space(model: Any, wanted: Wanted, dtype: str) -> None:
     copies = 1 + wanted.converts + bool(wanted.quantize)
     needed = int(weights * WEIGHT_BYTES[dtype] * copies * 1.02)
     if needed > (free := free_bytes(wanted.to)):
-        what = f"the export needs {needed / 1e9:.2f} GB of disk space, and {free / 1e9:.2f} GB are free"
+        what = f"the export needs {size_text(needed)} of disk space, and {size_text(free)} are free"
         raise RunError(Problem(what, str(wanted.to), "free some space, or choose another directory"))

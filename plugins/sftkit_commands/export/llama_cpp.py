@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import Problem, RunError
+from sftkit.api import Problem, RunError, install_command
 from sftkit_commands.export.proof import compare, require_same
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "bfloa
 def reason_not_compared() -> str:
     """Why nothing is compared in llama.cpp; empty if it is."""
     if importlib.util.find_spec("llama_cpp") is None:
-        return "llama-cpp-python is not installed (pip install llama-cpp-python)"
+        return f"llama-cpp-python is not installed ({install_command('llama-cpp-python')})"
     return ""
 
 

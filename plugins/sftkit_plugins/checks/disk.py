@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftkit.api import Verdict, free_bytes, train_value
+from sftkit.api import Verdict, free_bytes, size_text, train_value
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -22,15 +22,15 @@ def disk_verdicts(run: PreparedRun, plan: Plan) -> Iterator[Verdict]:
     parameters = _parameters(run)
     free = free_bytes(Path(run.config.train["output_dir"]))
     if parameters is None:
-        what = f"{free / 1e9:.1f} GB are free; the size of a checkpoint is not known before the model is loaded"
+        what = f"{size_text(free)} are free; the size of a checkpoint is not known before the model is loaded"
         yield Verdict("disk", "ok", what)
         return
     weights = parameters * BYTES[run.config.model.dtype]
     checkpoint = weights + parameters * OPTIMIZER
     kept = _checkpoints(run, plan)
     needed = weights + checkpoint * kept
-    each = f" ({checkpoint / 1e9:.2f} GB per checkpoint, {kept} at a time)" if kept else ""
-    what = f"the run needs up to {needed / 1e9:.2f} GB{each}; {free / 1e9:.1f} GB are free"
+    each = f" ({size_text(checkpoint)} per checkpoint, {kept} at a time)" if kept else ""
+    what = f"the run needs up to {size_text(needed)}{each}; {size_text(free)} are free"
     if needed > free:
         fix = "free some space, choose another --output, or lower train.save_total_limit"
         yield Verdict("disk", "wrong", what, fix, "train.output_dir")

@@ -11,6 +11,7 @@ from rich.text import Text
 from sftkit.cli.errors import show_command, show_problems
 from sftkit.console import console, show_data, show_metrics, show_table, wrap
 from sftkit.errors import Problem
+from sftkit.units import size_text
 
 PATH = "/data/projects/fine-tuning/2026/runs/first.yaml:12"
 PROBLEMS = [
@@ -139,3 +140,12 @@ def test_control_characters_of_data_are_shown_and_not_obeyed(terminal):
     console().print("bell\x07\x9b2J", markup=False)
     assert any("back␈␛[2Jspace" in line for line in shown.lines)
     assert shown.lines[-1] == "bell␇�2J"
+
+
+SIZES = {0: "0 bytes", 999: "999 bytes", 1000: "1.00 kB", 9_996: "10.0 kB", 99_960: "100 kB", 999_600: "1.00 MB"}
+SIZES |= {20_500_000: "20.5 MB", 1_234_000_000: "1.23 GB", 2 * 10**12: "2.00 TB"}
+
+
+@pytest.mark.parametrize(("size", "text"), SIZES.items())
+def test_sizes_have_three_digits(size, text):
+    assert size_text(size) == text

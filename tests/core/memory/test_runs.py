@@ -14,6 +14,7 @@ from sftkit.memory import DeviceMemory, estimate_memory
 from sftkit.memory.run import estimate_run
 from sftkit.memory.unloaded import UnknownMemoryError
 from sftkit.testing import tiny_config, tiny_tokenizer
+from sftkit.units import size_text
 
 ROWS = [{"prompt": f"question {n}? ", "completion": f"answer {n}"} for n in range(20)]
 
@@ -46,7 +47,7 @@ def test_an_estimate_that_does_not_fit_says_so(estimate, monkeypatch):
     monkeypatch.setattr("sftkit.memory.estimate.memory_of", lambda _: DeviceMemory("cpu", 10**8, 10**8 + 10**6))
     found = estimate()
     assert (found.fits, found.near) == (False, True)
-    assert f"about {found.total / 1e9:.2f} GB of 0.10 GB on cpu (process" in found.describe()
+    assert f"about {size_text(found.total)} of 101 MB on cpu (process" in found.describe()
 
 
 def test_frozen_weights_have_no_optimizer_state(estimate):
