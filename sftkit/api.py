@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         DataSection as DataSection,
         EvaluateSection as EvaluateSection,
         RunConfig as RunConfig,
+        was_loaded as was_loaded,
     )
     from sftkit.config.assignments import (
         parse_assignment as parse_assignment,
@@ -179,6 +180,7 @@ if TYPE_CHECKING:
         source_formats as source_formats,
     )
     from sftkit.run.lock import holder as holder
+    from sftkit.run.manifest import manifest_of as manifest_of
     from sftkit.run.pipeline import Pipeline as Pipeline
     from sftkit.run.result import RunResult as RunResult
     from sftkit.run.rows import (
@@ -233,7 +235,7 @@ _MODULES = {
     "data.cache": "cache_directory",
     "redact": "hide",
     "plugin.requirements": "has_gpu install_command requirement_problem",
-    "config": "DataSection EvaluateSection RunConfig",
+    "config": "DataSection EvaluateSection RunConfig was_loaded",
     "plugin.selected": "PluginSet",
     "config.evaluation": "smaller_is_better",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
@@ -281,6 +283,7 @@ _MODULES = {
     "run.formatted": "SourceFormat prompt_ids source_formats",
     "run.lock": "holder",
     "run.config_file": "WrittenConfig",
+    "run.manifest": "manifest_of",
     "run.pipeline": "Pipeline",
     "run.result": "RunResult",
     "run.rows": "TOKEN_KINDS TokenKind TokenPiece TokenRow WEIGHT_MEANING read_batch",

@@ -63,7 +63,12 @@ class ModelSection(Section):
     @property
     def loaded(self) -> bool:
         """Whether the model was passed as an object; ``name`` is then ``loaded`` and the name of its class."""
-        return self.name.startswith("loaded ")
+        return was_loaded(self.name)
+
+
+def was_loaded(name: Any) -> bool:
+    """Whether a name in a configuration stands for an object that a program passed: ``loaded`` and its class."""
+    return isinstance(name, str) and name.startswith("loaded ")
 
 
 class DataSection(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftkit import demo
+from sftkit.config import was_loaded
 from sftkit.config.source import ConfigSource, Key
 from sftkit.config.train_fields import FILE_FIELDS
 from sftkit.data.opening import MAGIC, is_remote, kind_of
@@ -104,7 +105,7 @@ def _located(value: Any, key: Key, looks: Looks, source: ConfigSource, problems:
     place = source.place(key)
     if place is None or place.folder is None:
         return value
-    if value.startswith("loaded "):
+    if was_loaded(value):
         what = f"the run had a {value} here, which a file cannot hold"
         problems.append(Problem(what, source.where(key), "name a directory, a file or a hub name, or pass the object"))
     found, better = locate(value, place.folder, looks)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config import was_loaded
 from sftkit.errors import ConfigError, DataError, Problem
 from sftkit.models.inspect import has_adapter
 from sftkit.models.quantized import quantization_settings
 from sftkit.plugin.calls import hooks_filled
 from sftkit.run.manifest import data_section
-from sftkit.run.trained import TrainedModel
+from sftkit.run.trained import TrainedModel, plugins_again
 
 if TYPE_CHECKING:
     from sftkit.plugin.base import Plugin
@@ -104,24 +105,17 @@ def prepare_again(trained: TrainedModel, data: str = "") -> PreparedRun:
     Raises:
         SftkitError: if the data is not there any more, or cannot be prepared on this machine.
     """
-    from sftkit.plugin.registry import discover, load_class
     from sftkit.run.pipeline import Pipeline
 
-    config = (trained.manifest or {}).get("config", {})
     section = data_section(trained.manifest) if trained.manifest else {}
     if data:
         section |= {"train": data, "eval": None, "mix": None}
     named = [*_names(section.get("train")), *_names(section.get("eval"))]
     if not named and not section.get("mix"):
         raise DataError(Problem("no run has trained this model, so there is no data of it", trained.name))
-    if gone := next((name for name in named if name.startswith("loaded ")), None):
+    if gone := next((name for name in named if was_loaded(name)), None):
         raise DataError(Problem(f"the data was passed as an object ({gone.removeprefix('loaded ')})", trained.name))
-    known = discover()
-    plugins = {
-        name: options
-        for name, options in config.get("plugins", {}).items()
-        if {*hooks_filled(load_class(name, known))} & {*PREPARING}
-    }
+    plugins = plugins_again(trained.manifest, PREPARING) if trained.manifest else {}
     sections = {"model": {"name": trained.name}, "data": section, "plugins": plugins}
     logger = logging.getLogger("sftkit")
     level = logger.level

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from sftkit.config import was_loaded
 from sftkit.config.assignments import parse_assignment
 from sftkit.config.source import SHORT, ConfigSource, Place
 from sftkit.errors import ConfigError, DataError, Problem
-from sftkit.plugin.registry import discover, load_class
+from sftkit.plugin.paths import absolute_at
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
 from sftkit.run.completing import completion_problems
 from sftkit.run.inputs import RunInputs, chosen_metrics
 from sftkit.run.manifest import data_section
 from sftkit.run.stages import PreparedRun, Stages
+from sftkit.run.trained import plugins_again
 from sftkit.run.training import NO_METRICS
 
 if TYPE_CHECKING:
@@ -141,19 +143,23 @@ class Evaluator:
         return found
 
 
-def base_name(trained: TrainedModel) -> str:
-    """The name of the model that a run started from.
+def base_name(trained: TrainedModel, fix: str = "leave out the base") -> str:
+    """The name of the model that a run started from; a relative path is absolute.
+
+    Args:
+        trained: the model of the run.
+        fix: what to do if there is no base.
 
     Raises:
         ConfigError: if no run trained the model, or the run started from random weights or a loaded model.
     """
     if trained.manifest is None:
-        raise ConfigError(Problem("no run trained this model, so it has no base", trained.name, "name a run"))
+        raise ConfigError(Problem("no run trained this model, so its base is unknown", trained.name, fix))
     section = trained.manifest["config"]["model"]
-    if section["init"] == "random" or section["name"].startswith("loaded "):
+    if section["init"] == "random" or was_loaded(section["name"]):
         kind = "random weights" if section["init"] == "random" else "a model that was loaded in Python"
-        raise ConfigError(Problem(f"the run started from {kind}, which cannot be loaded again", trained.name, ""))
-    return str(section["name"])
+        raise ConfigError(Problem(f"the run started from {kind}, which cannot be loaded again", trained.name, fix))
+    return str(absolute_at(("model", "name"), section["name"], trained.manifest.get("working_directory", "")))
 
 
 def _source(trained: TrainedModel, data: str | None) -> ConfigSource:
@@ -171,27 +177,17 @@ def _source(trained: TrainedModel, data: str | None) -> ConfigSource:
     section = data_section(trained.manifest)
     if data is not None:
         section |= {"eval": data}
-    elif section["eval"] is None or _loaded(section["eval"]) or (_is_fraction(section) and _loaded(section["train"])):
+    elif section["eval"] is None or was_loaded(section["train" if _is_fraction(section) else "eval"]):
         what = "the run has no held-out data" if section["eval"] is None else "the run's data was loaded in Python"
         raise ConfigError(Problem(what, trained.name, "name a file with --data"))
-    known = discover()
-    kept = {
-        name: options
-        for name, options in config["plugins"].items()
-        if any(hasattr(load_class(name, known), hook) for hook in HOOKS)
-    }
     values = {
         "model": {"name": trained.name, "dtype": config["model"]["dtype"]},
         "data": {**section, "streaming": False},
         "train": {name: value for name, value in config["train"].items() if name in TRAIN},
         "evaluate": {name: value for name, value in config.get("evaluate", {}).items() if name != "metrics" or value},
-        "plugins": kept,
+        "plugins": plugins_again(trained.manifest, HOOKS),
     }
     return ConfigSource(values)
-
-
-def _loaded(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("loaded ")
 
 
 def _is_fraction(section: Mapping[str, Any]) -> bool:

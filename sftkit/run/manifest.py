@@ -76,6 +76,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.keys() >= _KEYS and found["parts"] else None
 
 
+def manifest_of(name: str | Path) -> dict[str, Any] | None:
+    """The manifest of the run that saved a model, given its directory or a checkpoint; None for any other model."""
+    return read_manifest(Path(name)) or read_manifest(Path(name).parent)
+
+
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest; at any moment the file on disk is a complete one."""
     write_text(directory / MANIFEST, json.dumps(as_read(manifest), indent=2) + "\n")

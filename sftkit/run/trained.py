@@ -13,7 +13,7 @@ from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.calls import hooks_filled
 from sftkit.plugin.select import Choice, choices_from, select
 from sftkit.run.directories import RUNS, has_weights, trained_runs
-from sftkit.run.manifest import read_manifest
+from sftkit.run.manifest import manifest_of, read_manifest
 
 if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
@@ -109,7 +109,7 @@ def _saved(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[Choi
     Raises:
         ConfigError: if the run has saved no model.
     """
-    manifest = read_manifest(path) or read_manifest(path.parent)
+    manifest = manifest_of(path)
     if manifest is None and path.parts[:1] == (RUNS,) and not path.exists():  # which could be a name on the hub
         names = [run.name for run in trained_runs(Path(RUNS))]
         fix = nearest(path.name, names) or f"there is {', '.join(names[:5]) or 'no run'} in {Path(RUNS).absolute()}"
@@ -189,6 +189,15 @@ def _loaders(choices: list[Choice], quantized: bool) -> tuple[PluginSet, tuple[s
     if plugins is None:
         raise ConfigError(problems)
     return plugins, tuple(left_out)
+
+
+def plugins_again(manifest: dict[str, Any], hooks: Iterable[str]) -> dict[str, Any]:
+    """The plugins of a run that implement one of some hooks, with their options, to be used once more."""
+    from sftkit.plugin.registry import discover, load_class
+
+    known, wanted = discover(), {*hooks}
+    chosen = manifest["config"]["plugins"].items()
+    return {name: options for name, options in chosen if wanted & {*hooks_filled(load_class(name, known))}}
 
 
 def _quantizes(filled: list[str]) -> bool:

@@ -277,7 +277,7 @@ def test_another_model_to_compare_with_gets_the_same_text(run, base):
     first, other = open_speakers(str(run), str(base), Loading(), Prompting())
     assert other.form.text(QUESTION) == first.form.text(QUESTION)
     assert other.form.ids(QUESTION) != first.form.ids(QUESTION)
-    with pytest.raises(ConfigError, match="no run tells what"):
+    with pytest.raises(ConfigError, match="no run trained this model"):
         open_speakers(str(base), "base", Loading(), Prompting(form="text"))
 
 

@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_likelihood_has_no_perplexity(run):
     ("arguments", "words"),
     [
         (("BASE",), "no run trained this model, so it has no held-out data -> name a file with --data"),
-        (("BASE", "--data", "x", "--base"), "no run trained this model, so it has no base"),
+        (("BASE", "--data", "x", "--base"), "no run trained this model, so its base is unknown"),
         (("RUN", "--metrics", "rogue"), "command line, evaluate.metrics: there is no metric 'rogue'"),
         (("RUN", "--limit", "3"), "--limit: does nothing without --tasks -> add --tasks"),
         (("RUN", "--tasks", "a", "--rows", "3"), "--rows: is about held-out rows"),

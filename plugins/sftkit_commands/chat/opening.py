@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import ConfigError, Problem, TrainedModel, has_adapter, load_trained, trained_runs
+from sftkit.api import ConfigError, Problem, TrainedModel, base_name, has_adapter, load_trained, trained_runs
 from sftkit_commands.chat.forms import ChatForm, Form, form_of
 from sftkit_commands.chat.settings import unknown_setting
 from sftkit_commands.chat.speaker import Speaker, describe
@@ -92,7 +92,7 @@ def open_speakers(name: str, compare: str, loading: Loading, prompting: Promptin
         return [speaker]
     if compare == BASE and has_adapter(trained.model):
         return [speaker, Speaker("without its adapter", trained, form, trained.model.disable_adapter)]
-    other = _base_of(trained) if compare == BASE else compare
+    other = base_name(trained, "name a model to compare with: --compare NAME") if compare == BASE else compare
     plain = dataclasses.replace(loading, base=None)
     return [speaker, _other(other, plain.load(other), form)]
 
@@ -101,23 +101,6 @@ def _check_variables(names: Iterable[str], known: set[str]) -> None:
     for name in names:
         if name not in known:
             raise unknown_setting(name, known, "--template-option")
-
-
-def _base_of(trained: TrainedModel) -> str:
-    """The model that the weights of a run started from.
-
-    Raises:
-        ConfigError: if nothing tells it, or they were random.
-    """
-    fix = "name a model to compare with: --compare NAME"
-    if trained.manifest is None:
-        raise ConfigError(Problem(f"no run tells what {trained.name} was trained from", "--compare base", fix))
-    section = trained.manifest["config"]["model"]
-    if section["init"] == "random":
-        raise ConfigError(Problem("the run started from random weights", "--compare base", fix))
-    if section["name"].startswith("loaded "):
-        raise ConfigError(Problem("the run was given a loaded model, so its name is unknown", "--compare base", fix))
-    return str(section["name"])
 
 
 def _other(name: str, trained: TrainedModel, form: Form) -> Speaker:

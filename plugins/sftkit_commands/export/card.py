@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import ConfigError, base_of, is_adapter, read_run
+from sftkit.api import base_of, is_adapter, was_loaded
 
 if TYPE_CHECKING:
     from sftkit_commands.export.job import Report, Wanted
@@ -20,16 +20,6 @@ HYPERPARAMETERS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("bf16", "fp16", "seed", "neftune_noise_alpha", "label_smoothing_factor"),
 )
-
-
-def manifest_of(name: str) -> dict[str, Any] | None:
-    """The manifest of a run or of one of its checkpoints; None for any other model."""
-    for directory in (Path(name), Path(name).parent):
-        try:
-            return read_run(directory)
-        except ConfigError:
-            continue
-    return None
 
 
 def write_card(directory: Path, wanted: Wanted, report: Report, manifest: Mapping[str, Any] | None) -> None:
@@ -99,7 +89,7 @@ def _on_hub(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return public_name(name) == name and not name.startswith("loaded ") and "/" in name
+    return public_name(name) == name and not was_loaded(name) and "/" in name
 
 
 def _facts(manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:

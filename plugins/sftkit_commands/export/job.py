@@ -19,6 +19,7 @@ from sftkit.api import (
     free_bytes,
     is_adapter,
     load_trained,
+    manifest_of,
     merged_model,
     new_directory,
     quantization_of,
@@ -28,7 +29,7 @@ from sftkit.api import (
     requirement_problem,
     size_text,
 )
-from sftkit_commands.export.card import manifest_of, write_card
+from sftkit_commands.export.card import write_card
 from sftkit_commands.export.convert import check_convertible, convert
 from sftkit_commands.export.hub import check_hub, push
 from sftkit_commands.export.model import (

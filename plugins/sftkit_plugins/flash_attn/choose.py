@@ -103,7 +103,7 @@ def half_precision(config: RunConfig, model: Any) -> bool | None:
         return True
     if model is not None:
         return any(str(parameter.dtype) in ("torch.bfloat16", "torch.float16") for parameter in model.parameters())
-    if config.model.dtype == "auto" or config.model.name.startswith("loaded "):  # Pipeline names loaded models this way
+    if config.model.dtype == "auto" or config.model.loaded:
         return None
     return config.model.dtype != "float32"
 
