@@ -197,10 +197,10 @@ def chat(speakers, *lines, width=80, **options):
 def test_commands_change_the_conversation(talker, tmp_path):
     talk, shown = chat([talker], "hello", "/system be kind", "one", "two", "/undo", "/retry", "/nix", "/undo", "/undo")
     assert talk.conversation.messages() == [{"role": "system", "content": "be kind"}]
-    assert "taken back: two" in shown
+    assert "removed: two" in shown
     assert "> one" in shown
     assert "there is no command /nix" in shown
-    assert "there is no question to take back" in shown
+    assert "there is no question to remove" in shown
 
 
 def test_settings_and_variables_are_set(talker):

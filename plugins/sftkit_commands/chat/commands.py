@@ -19,16 +19,16 @@ from sftkit_commands.chat.show import WIDE, Writer, note, show_end, show_help, s
 from sftkit_commands.chat.speaker import Answer, Speaker
 
 HELP = {
-    "/system TEXT": "set the system message and begin again; without TEXT: remove it",
-    "/reset": "begin again, with the same system message",
+    "/system TEXT": "start a new conversation with this system message; without TEXT: with none",
+    "/reset": "start a new conversation with the same system message",
     "/retry": "answer the last question again",
-    "/undo": "take back the last question and its answer",
+    "/undo": "remove the last question and its answer",
     "/set NAME=VALUE": f"change {', '.join(BOUNDS)}, or a variable of the chat template; alone: show them",
     "/save FILE": "append the conversation to a JSON Lines file that sftkit can train on",
     "/help": "show this",
-    "/quit": "leave, as Ctrl-D does",
+    "/quit": "leave the chat, as Ctrl-D does",
 }
-KEYS = "Enter sends; Alt+Enter, Ctrl-J or a \\ at the end of a line begins a new line; Ctrl-C stops an answer"
+KEYS = "Enter sends; Alt+Enter, Ctrl-J or a \\ at the end of a line starts a new line; Ctrl-C stops an answer"
 NAMES = [line.partition(" ")[0] for line in HELP]
 
 
@@ -91,7 +91,7 @@ class Chat:
         if name == "/quit":
             return True
         if name not in does:
-            fix = nearest(name, NAMES) or "/help lists them; begin a message with a blank to send it as it is"
+            fix = nearest(name, NAMES) or "/help lists them; start a message with a space to send it as it is"
             raise ConfigError(Problem(f"there is no command {name}", "chat", fix))
         does[name](rest)
         return False
@@ -101,11 +101,11 @@ class Chat:
             raise ConfigError(no_system(self.speakers[0]))
         self.conversation.reset()
         self.conversation.system = text
-        note(self.screen, "begun again with this system message" if text else "begun again without a system message")
+        note(self.screen, f"new conversation {'with this' if text else 'without a'} system message")
 
     def _reset(self, _: str) -> None:
         self.conversation.reset()
-        note(self.screen, "begun again")
+        note(self.screen, "new conversation")
 
     def _retry(self, _: str) -> None:
         if (question := self.conversation.undo()) is None:
@@ -115,8 +115,8 @@ class Chat:
 
     def _undo(self, _: str) -> None:
         if (question := self.conversation.undo()) is None:
-            raise ConfigError(Problem("there is no question to take back", "/undo", "write one"))
-        note(self.screen, f"taken back: {question}")
+            raise ConfigError(Problem("there is no question to remove", "/undo", "write one"))
+        note(self.screen, f"removed: {question}")
 
     def _set(self, text: str) -> None:
         if not text:
@@ -189,7 +189,7 @@ class Chat:
 
 def no_system(speaker: Speaker) -> Problem:
     """The problem with a system message for a model that knows none."""
-    what = f"there is no place for a system message: prompts are {speaker.form.name}"
+    what = f"the model takes no system message: prompts are {speaker.form.name}"
     return Problem(what, "system message", "write it in front of the prompt, or use --format chat")
 
 

@@ -118,7 +118,7 @@ def header(speakers: list[Speaker], sampling: Any) -> list[str]:
     first = speakers[0]
     lines = [" · ".join([first.name, *describe(first.trained.model)])]
     lines += [f"compared with {speaker.name}" for speaker in speakers[1:]]
-    memory = "" if first.form.remembers else "; each prompt stands by itself"
+    memory = "" if first.form.remembers else "; earlier prompts are not sent"
     lines.append(f"prompts: {first.form.name}{memory}")
     if first.trained.processor is not None:
         lines.append("the model reads images, but the chat gives it text only")

@@ -55,7 +55,7 @@ def hold(request: Request) -> None:
         from sftkit_commands.chat.terminal import check_terminal
 
         if request.as_json or not sys.stdout.isatty():
-            what = "there is no prompt" if request.as_json else "the output is no terminal, which the chat needs"
+            what = "there is no prompt" if request.as_json else "the output is not a terminal, which the chat needs"
             raise ConfigError(Problem(what, "sftkit chat", "use --prompt TEXT, or pipe a prompt into the command"))
         check_terminal()
     question = request.prompt if request.prompt or chats else sys.stdin.read().strip("\r\n")

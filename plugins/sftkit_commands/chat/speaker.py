@@ -209,7 +209,7 @@ def _settings(sampling: Sampling, new: int, ends: list[int], tokenizer: Any) -> 
 
 def _full(tokens: int, room: int, remembers: bool) -> Problem:
     what = f"the conversation has {tokens:,} tokens, and the model's context window is {room:,}: nothing was cut off"
-    fix = "take back turns with /undo, or begin again with /reset" if remembers else "write a shorter prompt"
+    fix = "remove turns with /undo, or start a new conversation with /reset" if remembers else "write a shorter prompt"
     return Problem(what, "context window", fix)
 
 

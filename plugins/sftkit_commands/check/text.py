@@ -17,6 +17,7 @@ STYLES = {"wrong": "bold red", "warn": "yellow", "ok": "green"}
 #: Checks that are shown in full even if nothing is wrong: what is ignored in the data, for one.
 IN_FULL = ("noted",)
 WIDEST_BAR = 40
+SECTIONS = ("model.", "data.", "train.", "evaluate.", "run.", "plugins.")
 
 
 def show_report(report: Report) -> None:
@@ -68,9 +69,10 @@ def _show_end(screen: Console, wrong: Sequence[Verdict], warned: Sequence[Verdic
 
 
 def _subject(verdict: Verdict) -> str:
-    """What a verdict is about: the key of a configuration, else the name of the check."""
-    key = verdict.where.rpartition(", ")[2]
-    return key if verdict.name == "configuration" and key else verdict.name
+    """What a verdict is about: a key of the configuration if it names one, else the check."""
+    _, comma, key = verdict.where.rpartition(", ")
+    named = comma or key.startswith(SECTIONS)
+    return key if verdict.name == "configuration" and named else verdict.name
 
 
 def _print(screen: Console, parts: list[tuple[str, str]]) -> None:

@@ -18,7 +18,6 @@ VERDICTS = [
     Verdict("length", "wrong", "20 completions were cut", "raise data.max_length to 4096", "/data/runs/sft.yaml:3"),
     Verdict("memory", "wrong", "a step takes 90.1 GB, and the device has 78.0 GB", "select the plugin activations"),
 ]
-MISSPELT = Verdict("configuration", "wrong", "no such key", "did you mean 'train'?", "sft.yaml:1, trian")
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -36,10 +35,14 @@ def test_wrong_verdicts_come_first_and_the_last_line_names_them(terminal, width)
     assert "     -> raise data.max_length to 4096" in lines
 
 
-def test_a_wrong_configuration_is_named_by_its_key(terminal):
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [("sft.yaml:1, trian", "trian"), ("train.optim", "train.optim"), ("runs/sft", "configuration")],
+)
+def test_a_wrong_configuration_is_named_by_its_key(terminal, where, named):
     shown = terminal(80)
-    show_report(Report([MISSPELT]))
-    assert shown.written[-1] == "1 wrong, 0 to look at: fix trian, then check again"
+    show_report(Report([Verdict("configuration", "wrong", "no such key", "did you mean 'train'?", where)]))
+    assert shown.written[-1] == f"1 wrong, 0 to look at: fix {named}, then check again"
 
 
 def test_verbose_shows_what_is_right_in_full(terminal):
