@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from sftkit import console
+
 #: Where checkpoints keep the state, among that of callbacks.
 KEY = "sftkit.best"
 
@@ -67,7 +69,7 @@ class BestModel(TrainerCallback):
             before: the best value before; None if there was none.
         """
         was = "" if before is None else f" (was {before:.4f})"
-        step, value = state.global_step, f"{metric_name(args)} {state.best_metric:.4f}"
+        step, value = state.global_step, f"{_shown(args)} {state.best_metric:.4f}"
         self._say(f"step {step}: best so far, {value}{was}", step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -78,13 +80,13 @@ class BestModel(TrainerCallback):
         if self.stopped:
             self._say(f"stopped at step {state.global_step}: {self.stopped}; {kept}", state.global_step)
         else:
-            self._say(f"{kept}, the best with {metric_name(args)} {state.best_metric:.4f}", state.global_step)
+            self._say(f"{kept}, the best with {_shown(args)} {state.best_metric:.4f}", state.global_step)
 
     def _stop_if_due(self, args: Any, control: Any) -> None:
         if self._patience is None or self._counter.early_stopping_patience_counter < self._patience:
             return
         least = self._counter.early_stopping_threshold
-        better = f"{metric_name(args)} better by more than {least:g}" if least else f"better {metric_name(args)}"
+        better = f"{_shown(args)} better by more than {least:g}" if least else f"better {_shown(args)}"
         times = "in the last evaluation" if self._patience == 1 else f"for {self._patience} evaluations"
         self.stopped = f"no {better} {times}"
         control.should_training_stop = True
@@ -93,6 +95,10 @@ class BestModel(TrainerCallback):
 def metric_name(args: Any) -> str:
     """The metric by which models are compared, as it is logged."""
     return f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+
+
+def _shown(args: Any) -> str:
+    return console.metric_name(metric_name(args))
 
 
 def saved_step(args: Any, state: Any) -> int:

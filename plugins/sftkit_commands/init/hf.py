@@ -10,7 +10,7 @@ from sftkit_commands.init.translation import Always, Handled, Lost, Rule, To, Tr
 RESUME = Lost("a run is resumed on the command line", "sftkit run sft.yaml --resume")
 OVERWRITE = Lost("a run is replaced on the command line", "sftkit run sft.yaml --overwrite")
 HUB_TOKEN = Lost("secrets do not belong in a configuration", "set HF_TOKEN in the environment")
-STOPS_EARLY = "early stopping is a callback"
+STOPS_EARLY = "evaluate.patience, and evaluate.best"
 _GONE = Lost("it is gone in transformers 5", "remove it")
 _METRICS = Always("it only changes how predictions reach a function that computes metrics")
 
@@ -188,10 +188,11 @@ def attention(t: Translation, key: str, name: Any) -> None:
 
 
 def early_stopping(t: Translation, key: str) -> None:
-    """The number of evaluations without a better value after which a run stops."""
+    """The number of evaluations without a better value after which a run stops; see `prune`."""
     if t.pending(key) and t.get(key):
-        fix = f"Pipeline(config=..., callbacks=[EarlyStoppingCallback({t.get(key)})])"
-        t.lose(key, STOPS_EARLY, fix)
+        t.put("evaluate.best", t.get("metric_for_best_model") or "eval_loss", key)
+        t.put("evaluate.patience", t.get(key), key)
+        t.translated(key, "evaluate.patience")
     elif t.pending(key):
         t.always(key, "it is off")
 
@@ -224,6 +225,24 @@ def prune(t: Translation) -> None:
         _withdraw(t, "train.save_steps", "it does nothing: checkpoints are not saved by steps")
     if t.value("train.bf16") and t.value("train.fp16"):
         _withdraw(t, "train.fp16", "bf16 is used")
+    _withdraw_early_stopping(t)
+
+
+def _withdraw_early_stopping(t: Translation) -> None:
+    """Remove early stopping where the run is not evaluated, or saves at other steps than those of its evaluations."""
+    if not t.has("evaluate.patience"):
+        return
+    saves = t.value("train.save_strategy"), t.value("train.save_steps")
+    evaluates = t.value("train.eval_strategy"), t.value("train.eval_steps")
+    if evaluates[0] in (None, "no"):
+        why = "the run is not evaluated"
+    elif saves != (None, None) and (saves[0] or "steps", saves[1]) != evaluates:
+        why = "with evaluate.best, a checkpoint is saved at each evaluation, and at no other step"
+    else:
+        return
+    fix = f"set evaluate.every and evaluate.best, then evaluate.patience: {t.value('evaluate.patience')}"
+    t.demote(t.sources["evaluate.patience"], why, fix)
+    t.values.pop("evaluate")
 
 
 def _withdraw(t: Translation, target: str, reason: str, fix: str = "") -> None:

@@ -66,12 +66,12 @@ def test_a_run_without_a_better_value_stops_and_saves_its_best_model(scored, dis
     best = AutoModelForCausalLM.from_pretrained(result.directory / "checkpoint-2")
     assert distance(result.model, best) == 0
     assert notes(result) == [
-        "step 1: best so far, eval_score 0.1000",
-        "step 2: best so far, eval_score 0.5000 (was 0.1000)",
-        "stopped at step 4: no better eval_score for 2 evaluations; the model of step 2 is saved",
+        "step 1: best so far, eval score 0.1000",
+        "step 2: best so far, eval score 0.5000 (was 0.1000)",
+        "stopped at step 4: no better eval score for 2 evaluations; the model of step 2 is saved",
     ]
     assert (result.best.metric, result.best.value, result.best.step) == ("eval_score", 0.5, 2)
-    assert result.stopped == "no better eval_score for 2 evaluations"
+    assert result.stopped == "no better eval score for 2 evaluations"
     assert result.metrics["eval_score"] == 0.5
     recorded = manifest_of(result)
     assert recorded["best"] == {"metric": "eval_score", "value": 0.5, "step": 2}

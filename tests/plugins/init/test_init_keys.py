@@ -10,13 +10,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sftkit import SftkitError
-from sftkit_commands.init import axolotl, llamafactory, trl
+from sftkit_commands.init import axolotl, hf, llamafactory, trl
 from sftkit_commands.init.axolotl_dataset import DATASET_RULES
 from sftkit_commands.init.axolotl_run import translate as from_axolotl
 from sftkit_commands.init.llamafactory_run import translate as from_llamafactory
 from sftkit_commands.init.local import Places
 from sftkit_commands.init.nested import flatten
 from sftkit_commands.init.render import as_dict, yaml_of
+from sftkit_commands.init.translation import Translation
 from sftkit_commands.init.trl_command import read_command
 from sftkit_commands.init.trl_python import read_script
 from sftkit_commands.init.trl_run import translate as from_trl
@@ -144,3 +145,12 @@ def test_nested_keys_have_paths_and_lists_of_values_stay_whole():
         "plugins[0]": "p",
         "empty": {},
     }
+
+
+@pytest.mark.parametrize(("save", "kept"), [(50, True), (100, False)])
+def test_early_stopping_needs_a_checkpoint_at_each_evaluation_and_no_other(save, kept):
+    t = Translation("Axolotl", {"early_stopping_patience": 3})
+    t.values = {"data": {"eval": 0.1}, "train": {"eval_strategy": "steps", "eval_steps": 50, "save_steps": save}}
+    hf.early_stopping(t, "early_stopping_patience")
+    hf.prune(t)
+    assert (t.value("evaluate.patience") == 3, [entry.key for entry in t.of_kind("lost")] == []) == (kept, kept)
