@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Display as Display,
         console as console,
         json_text as json_text,
+        metric_cell as metric_cell,
         metric_name as metric_name,
         metric_value as metric_value,
         output as output,
@@ -297,8 +298,8 @@ _MODULES = {
     "cli.options": "ConfigArguments DTypeOption DataOption DeviceOption ModelOption OutputOption PluginOption "
     "RunArgument TrustOption pipeline_from",
     "config.assignments": "parse_assignment parse_value split_values",
-    "console": "Display console json_text metric_name metric_value output printing_json show_data show_json show_table "
-    "stage working wrap",
+    "console": "Display console json_text metric_cell metric_name metric_value output printing_json show_data "
+    "show_json show_table stage working wrap",
     "units": "size_text",
     "user_modules": "import_user_module",
 }

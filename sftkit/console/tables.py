@@ -127,15 +127,18 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     compared = [name for name in metrics if f"{name}_before" in metrics]
     rest = [name for name in metrics if name not in compared and not name.endswith("_before")]
     if compared:
-        changes = [(metric_name(name), _value(metrics, f"{name}_before"), _value(metrics, name)) for name in compared]
+        changes = [
+            (metric_name(name), *(metric_cell(name, metrics[each]) for each in (f"{name}_before", name)))
+            for name in compared
+        ]
         show_table(console, "Results", ("metric", "before", "after"), changes)
         for name in rest:
             console.print(f"{metric_name(name)} {metric_value(name, metrics[name])}", markup=False)
     elif rest:
-        show_table(
-            console, "Results", ("metric", "value"), [(metric_name(name), _value(metrics, name)) for name in rest]
-        )
+        values = [(metric_name(name), metric_cell(name, metrics[name])) for name in rest]
+        show_table(console, "Results", ("metric", "value"), values)
 
 
-def _value(metrics: Mapping[str, Any], name: str) -> Text:
-    return Text(metric_value(name.removesuffix("_before"), metrics[name]), justify="right")
+def metric_cell(name: str, value: Any) -> Text:
+    """The value of a metric for `show_table`, which aligns it to the right."""
+    return Text(metric_value(name, value), justify="right")

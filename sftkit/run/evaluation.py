@@ -34,6 +34,8 @@ TRAIN = (
     "per_device_eval_batch_size", "bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "use_cpu", "seed",
     "data_seed", "dataloader_num_workers", "dataloader_drop_last", "full_determinism",
 )  # fmt: skip
+#: Fields of its section ``evaluate`` that say what is evaluated, and not when in a training.
+COMPLETING = ("metrics", "rows", "max_new_tokens")
 HERE = "command line"
 
 
@@ -174,6 +176,7 @@ def _source(trained: TrainedModel, data: str | None) -> ConfigSource:
             raise ConfigError(Problem(what, trained.name, "name a file with --data"))
         return ConfigSource({"model": {"name": trained.name}, "data": {"train": data, "eval": data}})
     config = trained.manifest["config"]
+    chosen = config["evaluate"]
     section = data_section(trained.manifest)
     if data is not None:
         section |= {"eval": data}
@@ -184,7 +187,7 @@ def _source(trained: TrainedModel, data: str | None) -> ConfigSource:
         "model": {"name": trained.name, "dtype": config["model"]["dtype"]},
         "data": {**section, "streaming": False},
         "train": {name: value for name, value in config["train"].items() if name in TRAIN},
-        "evaluate": {name: value for name, value in config.get("evaluate", {}).items() if name != "metrics" or value},
+        "evaluate": {name: chosen[name] for name in COMPLETING if name != "metrics" or chosen[name]},
         "plugins": plugins_again(trained.manifest, HOOKS),
     }
     return ConfigSource(values)

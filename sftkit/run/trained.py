@@ -87,10 +87,13 @@ def load_trained(
         ConfigError: if there is no such model, the run has saved none, its base model is not where it was, ``base`` is
             given for a model without an adapter, or a plugin that loads it does not work here.
     """
-    from sftkit.models.adapters import base_of
+    from sftkit.models.adapters import base_of, is_adapter
     from sftkit.models.embeddings import split_processor
 
     manifest, section, choices = _saved(Path(name))
+    if base is None and manifest and manifest["config"]["model"]["init"] == "random" and is_adapter(str(name)):
+        what = "the adapter was trained on random weights, which no run saves"
+        raise ConfigError(Problem(what, str(name), "train all weights, or an adapter on a model that has weights"))
     selected, left_out = _loaders([*choices, *choices_from(ConfigSource({"plugins": list(plugins)}))], quantized)
     section |= {"name": str(name), "trust_remote_code": trust_remote_code} | ({"dtype": dtype} if dtype else {})
     section |= _base_section(str(name), None if base is None else str(base))

@@ -81,6 +81,16 @@ def test_a_base_model_that_has_moved_is_named_and_can_be_given(run, tmp_path):
         load_trained(base, base=base)
 
 
+def test_an_adapter_on_random_weights_cannot_be_loaded(run, tmp_path):
+    place = tmp_path / "adapter"
+    shutil.copytree(run.directory, place)
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["config"]["model"]["init"] = "random"
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="the adapter was trained on random weights, which no run saves"):
+        load_trained(place)
+
+
 def test_an_adapter_without_a_tokenizer_gets_that_of_the_base_model_that_is_given(tmp_path):
     from peft import LoraConfig, get_peft_model
 

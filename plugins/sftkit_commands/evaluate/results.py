@@ -121,7 +121,7 @@ def _base(load: Load, trained: TrainedModel, name: str) -> TrainedModel:
 
 def show(results: Results, output: Path | None) -> None:
     """Print what was done to the data, and the metrics."""
-    from sftkit.api import console, metric_name, metric_value, note_lines, show_data, show_table, without_notes
+    from sftkit.api import console, metric_cell, metric_name, note_lines, show_data, show_table, without_notes
 
     screen = console()
     if results.data:
@@ -132,9 +132,9 @@ def show(results: Results, output: Path | None) -> None:
     columns, before = ["metric", "value"], results.found.get("base")
     rows = []
     for name, value in results.found["model"].metrics.items():
-        row = [metric_name(name), metric_value(name, value)]
+        row: list[Any] = [metric_name(name), metric_cell(name, value)]
         if before is not None:
-            row.insert(1, metric_value(name, before.metrics.get(name, "")))
+            row.insert(1, metric_cell(name, before.metrics.get(name, "")))
         rows.append(row)
     if before is not None:
         columns[1:] = ["base", "model"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import typer
 
-from sftkit.api import console, metric_name, metric_value, parse_value, show_table
+from sftkit.api import console, metric_cell, metric_name, parse_value, show_table
 from sftkit_commands.sweep.record import Sweep, SweepRun
 from sftkit_commands.sweep.space import Range, short_keys
 
@@ -48,7 +48,7 @@ def show_sweep(sweep: Sweep) -> None:
     rows = []
     for run in sweep.ranked():
         value = run.value(sweep.metric)
-        shown = "" if math.isnan(value) else metric_value(sweep.metric, value)
+        shown = metric_cell(sweep.metric, "" if math.isnan(value) else value)
         rows.append([*(_value(run.parameters[key]) for key in short), shown, run.status])
     screen.print()
     show_table(screen, f"Runs in {sweep.directory}", (*short.values(), metric_name(sweep.metric), "status"), rows)
