@@ -200,7 +200,7 @@ def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]]) 
         if first > reached:
             score -= 1
         elif len({*made, *last}) > 1:
-            what = f"merges into {last!r} and {made!r} lie among each other, which scores cannot express"
+            what = f"merges into {last!r} and {made!r} are interleaved, which scores cannot express"
             raise ConfigError(Problem(what, WHERE, FIX))
         scores[made] = score
         reached, last = max(reached, final), made

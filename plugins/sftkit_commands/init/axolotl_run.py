@@ -42,7 +42,7 @@ def translate(values: dict[str, Any], places: Places) -> Translation:
 
 
 def length(t: Translation) -> None:
-    """Rows that are too long: Axolotl drops them unless it is told otherwise."""
+    """Rows that are too long: Axolotl drops them unless the file says otherwise."""
     strategies = {"drop": "drop", "truncate": "keep_start", "raise": "error"}
     if "sequence_len" not in t.given:
         t.default("data.max_length", 512)
