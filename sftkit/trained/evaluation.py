@@ -22,7 +22,7 @@ from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.training import NO_METRICS
 
 if TYPE_CHECKING:
-    from sftkit.run.trained import TrainedModel
+    from sftkit.trained.loading import TrainedModel
     from sftkit.training.completions import Completion
 
 #: A plugin of the run is used again if it fills one of these; others load models or act on training alone.
