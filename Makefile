@@ -17,8 +17,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 help:  ## show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
 
-demo: $(VENV)/.demo  ## train the embedded tiny model on the embedded data, into runs/demo
+demo: $(VENV)/.demo  ## train the embedded tiny model on the embedded data, into runs/demo, with a report
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/sftkit run --output runs/demo --overwrite
+	$(BIN)/sftkit report runs/demo
 
 test: lint  ## everything that CI checks: lint, and all tests but the slow ones
 	$(PYTEST) -m "not slow"

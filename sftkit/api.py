@@ -166,20 +166,8 @@ if TYPE_CHECKING:
     from sftkit.redact import hide as hide
     from sftkit.run.completing import completion_problems as completion_problems
     from sftkit.run.config_file import WrittenConfig as WrittenConfig
-    from sftkit.run.derived import (
-        merged_model as merged_model,
-        prepare_again as prepare_again,
-        quantize_model as quantize_model,
-        quantizer as quantizer,
-    )
     from sftkit.run.directories import trained_runs as trained_runs
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
-    from sftkit.run.evaluation import Evaluation as Evaluation, Evaluator as Evaluator, base_name as base_name
-    from sftkit.run.formatted import (
-        SourceFormat as SourceFormat,
-        prompt_ids as prompt_ids,
-        source_formats as source_formats,
-    )
     from sftkit.run.lock import holder as holder
     from sftkit.run.manifest import manifest_of as manifest_of
     from sftkit.run.pipeline import Pipeline as Pipeline
@@ -193,9 +181,21 @@ if TYPE_CHECKING:
         read_batch as read_batch,
     )
     from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
-    from sftkit.run.trained import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
     from sftkit.run.verdict import Status as Status, Verdict as Verdict
     from sftkit.run.written import REPORT as REPORT, REPORT_MARK as REPORT_MARK, is_report as is_report
+    from sftkit.trained.derived import (
+        merged_model as merged_model,
+        prepare_again as prepare_again,
+        quantize_model as quantize_model,
+        quantizer as quantizer,
+    )
+    from sftkit.trained.evaluation import Evaluation as Evaluation, Evaluator as Evaluator, base_name as base_name
+    from sftkit.trained.formatted import (
+        SourceFormat as SourceFormat,
+        prompt_ids as prompt_ids,
+        source_formats as source_formats,
+    )
+    from sftkit.trained.loading import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
     from sftkit.training.arguments import use_one_device as use_one_device
     from sftkit.training.collate import Collator as Collator
     from sftkit.training.completions import (
@@ -277,11 +277,11 @@ _MODULES = {
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
     "run.completing": "completion_problems",
-    "run.derived": "merged_model prepare_again quantize_model quantizer",
+    "trained.derived": "merged_model prepare_again quantize_model quantizer",
     "run.directories": "trained_runs",
     "run.distributed": "is_main_process rank world_size",
-    "run.evaluation": "Evaluation Evaluator base_name",
-    "run.formatted": "SourceFormat prompt_ids source_formats",
+    "trained.evaluation": "Evaluation Evaluator base_name",
+    "trained.formatted": "SourceFormat prompt_ids source_formats",
     "run.lock": "holder",
     "run.config_file": "WrittenConfig",
     "run.manifest": "manifest_of",
@@ -289,7 +289,7 @@ _MODULES = {
     "run.result": "RunResult",
     "run.rows": "TOKEN_KINDS TokenKind TokenPiece TokenRow WEIGHT_MEANING read_batch",
     "run.stages": "PreparedRun Stages Vocabulary",
-    "run.trained": "TrainedModel load_trained read_run",
+    "trained.loading": "TrainedModel load_trained read_run",
     "run.verdict": "Status Verdict",
     "run.written": "REPORT REPORT_MARK is_report",
     # Commands

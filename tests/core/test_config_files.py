@@ -15,7 +15,7 @@ from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.schema import config_schema
 from sftkit.run.inputs import as_source
-from sftkit.user_modules import finders
+from sftkit.user_modules import DirectoryFinder
 
 BASE = """\
 model: demo
@@ -177,7 +177,8 @@ def test_a_missing_file_is_named_with_its_whole_path(write, tmp_path):
 
 
 def test_a_module_beside_the_file_is_found(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "meta_path", [each for each in sys.meta_path if each not in finders()])
+    others = [finder for finder in sys.meta_path if not isinstance(finder, DirectoryFinder)]  # those of other tests
+    monkeypatch.setattr(sys, "meta_path", others)
     write("def format_row(row):\n    return 'text'\n", "configs/beside_the_file.py")
     text = "model: demo\ndata: demo\nplugins: {formats: {formatting: 'beside_the_file:format_row'}}\n"
     written = Pipeline(config=write(text, "configs/sft.yaml")).written()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
 import pyte
 import pytest
+from rich.console import Console
 
 
 class Tty(io.StringIO):
@@ -53,6 +55,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Terminal]:
             monkeypatch.setenv(name, value)
         for name in ("NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE", "COLORTERM"):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Console, "_environ", os.environ)  # datasets replaces that object in `map(num_proc=2)`
         monkeypatch.setattr(sys, "stdout", made.stream)
         monkeypatch.setattr(sys, "stderr", made.stream)
         return made

@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from sftkit_commands.report.page import write_report
 from sftkit_commands.report.reading import read_runs
 
-CHROMIUM = Path("/usr/bin/chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}")
+    if CHROMIUM is None:
+        pytest.skip(f"there is none of {', '.join(NAMES)}")
     with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
 

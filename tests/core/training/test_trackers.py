@@ -17,8 +17,9 @@ TRACKED = {"report_to": "tensorboard", "save_strategy": "steps", "save_steps": 1
 
 
 @pytest.fixture
-def events():
+def events(monkeypatch):
     """The events of a run: its scalars by name, as step and value, and the reported configuration."""
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     def read(result):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sftkit.data.documents import Formatter
     from sftkit.data.encode import SpecialTokens
-    from sftkit.run.trained import TrainedModel
+    from sftkit.trained.loading import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sftkit.models.inspect import has_adapter
 from sftkit.models.quantized import quantization_settings
 from sftkit.plugin.calls import hooks_filled
 from sftkit.run.manifest import data_section
-from sftkit.run.trained import TrainedModel, plugins_again
+from sftkit.trained.loading import TrainedModel, plugins_again
 
 if TYPE_CHECKING:
     from sftkit.plugin.base import Plugin

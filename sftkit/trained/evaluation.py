@@ -20,11 +20,11 @@ from sftkit.run.completing import completion_problems
 from sftkit.run.inputs import RunInputs, chosen_metrics
 from sftkit.run.manifest import data_section
 from sftkit.run.stages import PreparedRun, Stages
-from sftkit.run.trained import plugins_again
 from sftkit.run.training import NO_METRICS
+from sftkit.trained.loading import plugins_again
 
 if TYPE_CHECKING:
-    from sftkit.run.trained import TrainedModel
+    from sftkit.trained.loading import TrainedModel
     from sftkit.training.completions import Completion
 
 #: A plugin of the run is used again if it fills one of these; others load models or act on training alone.
