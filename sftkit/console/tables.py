@@ -124,8 +124,9 @@ def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> Non
 
 def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     """Print every metric, with its value before the training if it is known."""
-    compared = [name for name in metrics if f"{name}_before" in metrics]
-    rest = [name for name in metrics if name not in compared and not name.endswith("_before")]
+    named = sorted(metrics, key=_rank)
+    compared = [name for name in named if f"{name}_before" in metrics]
+    rest = [name for name in named if name not in compared and not name.endswith("_before")]
     if compared:
         changes = [(metric_name(name), _value(metrics, f"{name}_before"), _value(metrics, name)) for name in compared]
         show_table(console, "Results", ("metric", "before", "after"), changes)
@@ -135,6 +136,12 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
         show_table(
             console, "Results", ("metric", "value"), [(metric_name(name), _value(metrics, name)) for name in rest]
         )
+
+
+def _rank(name: str) -> int:
+    """Losses, and what is computed with them, come first: a resumed run reads its metrics in the order of their names."""
+    ends = ("loss", "perplexity", "token_accuracy")
+    return next((rank for rank, end in enumerate(ends) if name.endswith(end)), len(ends))
 
 
 def _value(metrics: Mapping[str, Any], name: str) -> Text:
