@@ -139,7 +139,7 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
 
 
 def _rank(name: str) -> int:
-    """Losses, and what is computed with them, come first: a resumed run reads its metrics in the order of their names."""
+    """Losses come first, then what is computed with them; the metrics of a resumed run are in the order of names."""
     ends = ("loss", "perplexity", "token_accuracy")
     return next((rank for rank, end in enumerate(ends) if name.endswith(end)), len(ends))
 

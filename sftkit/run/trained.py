@@ -13,7 +13,7 @@ from sftkit.config.source import ConfigSource
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.calls import hooks_filled
 from sftkit.plugin.select import Choice, choices_from, select
-from sftkit.run.directories import RUNS, has_weights, trained_runs
+from sftkit.run.directories import RUNS, has_weights, runs_in, trained_runs
 from sftkit.run.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def read_run(directory: str | Path) -> dict[str, Any]:
     if (manifest := read_manifest(Path(directory))) is not None:
         return manifest
     what = "there is no run in this directory" if Path(directory).is_dir() else "there is no such directory"
-    raise ConfigError(Problem(what, str(directory), "name the output directory of `sftkit run`"))
+    found = [str(run) for run in runs_in(Path(directory))][:5]
+    fix = f"name one of the runs in it: {', '.join(found)}" if found else "name the output directory of `sftkit run`"
+    raise ConfigError(Problem(what, str(directory), fix))
 
 
 def load_trained(

@@ -142,7 +142,8 @@ def test_a_wrong_answer_is_asked_again_with_the_reason(workdir, monkeypatch):
     answers = ["model", "chat.json", "chat.jsonl", "much", "0", "lor", "LoRA", "5", "0", "", "n"]
     done = CliRunner().invoke(app, ["init"], input="\n".join(answers) + "\n")
     assert done.exit_code == 0, done.output
-    for text in ("data files here: alpaca.jsonl, ", "did you mean 'chat.jsonl'", "not a number of GB", "'lora'", "0.05, or"):
+    reasons = ("did you mean 'chat.jsonl'", "not a number of GB", "did you mean 'lora'", "a fraction such as 0.05")
+    for text in ("data files here: alpaca.jsonl, ", *reasons):
         assert text in done.output
     assert "peft" in yaml.safe_load((workdir / "sft.yaml").read_text())["plugins"]
 

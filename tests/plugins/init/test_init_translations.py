@@ -133,8 +133,9 @@ CASES = [
             "train.optim": "adafactor",
             "train.eval_strategy": "epoch",
             "train.save_strategy": "epoch",
+            "evaluate": {"best": "eval_loss", "patience": 3},
         },
-        {"early_stopping_patience"},
+        set(),
         set(),
     ),
     (
@@ -270,8 +271,9 @@ CASES = [
             "plugins.chatml": {"template": "template.jinja"},
             "train.gradient_checkpointing_kwargs": {"use_reentrant": False},
             "train.load_best_model_at_end": True,
+            "evaluate": {"best": "eval_loss", "patience": 3},
         },
-        {"early_stopping_steps"},
+        set(),
         set(),
     ),
     (
