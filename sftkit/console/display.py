@@ -140,4 +140,9 @@ class Display:
 def _others(logs: Mapping[str, Any]) -> list[tuple[int, str]]:
     """All other values; the mean loss of the training is among the results, and not one of its last step."""
     shown = [name for name in logs if not name.endswith(_HIDDEN) and name not in _PLACED]
-    return [(rank, f"{metric_name(name)} {metric_value(name, logs[name])}") for rank, name in enumerate(shown, 1)]
+    parts, evaluated = [], False
+    for rank, name in enumerate(shown, 1):  # "eval" once: what the user asked for is at the end of the line
+        known = name.removeprefix("eval_") if evaluated else name
+        parts.append((rank, f"{metric_name(known)} {metric_value(name, logs[name])}"))
+        evaluated = evaluated or name.startswith("eval_")
+    return parts

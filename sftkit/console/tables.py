@@ -124,8 +124,9 @@ def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> Non
 
 def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     """Print every metric, with its value before the training if it is known."""
-    compared = [name for name in metrics if f"{name}_before" in metrics]
-    rest = [name for name in metrics if name not in compared and not name.endswith("_before")]
+    named = sorted(metrics, key=_rank)
+    compared = [name for name in named if f"{name}_before" in metrics]
+    rest = [name for name in named if name not in compared and not name.endswith("_before")]
     if compared:
         changes = [
             (metric_name(name), *(metric_cell(name, metrics[each]) for each in (f"{name}_before", name)))
@@ -142,3 +143,9 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
 def metric_cell(name: str, value: Any) -> Text:
     """The value of a metric for `show_table`, which aligns it to the right."""
     return Text(metric_value(name, value), justify="right")
+
+
+def _rank(name: str) -> int:
+    """Losses come first, then what is computed with them; the metrics of a resumed run are in the order of names."""
+    ends = ("loss", "perplexity", "token_accuracy")
+    return next((rank for rank, end in enumerate(ends) if name.endswith(end)), len(ends))

@@ -77,7 +77,7 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
     if config.model.tokenizer:
         name, where = config.model.tokenizer, "model.tokenizer"
         revision = revision if name == config.model.name else None
-    with as_config_error(where):
+    with as_config_error(where, name=name):
         loaded = (auto or AutoTokenizer).from_pretrained(
             name, revision=revision, trust_remote_code=config.model.trust_remote_code, **options
         )
@@ -103,7 +103,7 @@ def load_model(config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreT
         return _random_model(name, revision, config, options, auto)
     if Path(name).is_dir() and (problems := list(_weight_problems(Path(name), config))):
         raise ConfigError(problems)
-    with as_config_error("model"):
+    with as_config_error("model", name=name):
         model, info = auto.from_pretrained(
             name,
             revision=revision,
@@ -157,7 +157,7 @@ def _random_model(
     from transformers import AutoConfig, GenerationConfig, set_seed
 
     trust = config.model.trust_remote_code
-    with as_config_error("model"):
+    with as_config_error("model", name=name):
         architecture = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
         wanted = architecture.dtype or "float32" if config.model.dtype == "auto" else config.model.dtype
         dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
@@ -169,12 +169,13 @@ def _random_model(
 
 
 @contextlib.contextmanager
-def as_config_error(where: str, *further: type[Exception]) -> Iterator[None]:
+def as_config_error(where: str, *further: type[Exception], name: str = "") -> Iterator[None]:
     """Turns what libraries raise for an unsuitable name, file or option into a ConfigError of one line.
 
     Args:
         where: the place that the error names.
         further: exceptions to turn as well.
+        name: directory or hub name of what is loaded, which libraries do not name if the hub cannot be reached.
     """
     from safetensors import SafetensorError
 
@@ -183,6 +184,10 @@ def as_config_error(where: str, *further: type[Exception]) -> Iterator[None]:
         yield
     except usual + further as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if name and "couldn't connect to" in line:
+            what = f"{name!r} is neither a directory here nor in the cache of the hub, and the hub cannot be reached"
+            fix = "correct the name, or connect to the network without HF_HUB_OFFLINE"
+            raise ConfigError(Problem(what, where, fix)) from error
         raise ConfigError(Problem(line, where, _fix(str(error), where))) from error
 
 

@@ -224,8 +224,11 @@ def _trainer(run: PreparedRun, stages: Stages, model: Any, completing: Any, dire
     from sftkit.training.attributes import replaced
     from sftkit.training.trainer import TokenLossTrainer
 
-    train = {**run.config.train, "output_dir": directory, "report_to": "none"}
-    arguments = training_arguments(run.config.model_copy(update={"train": train}), has_eval=True)
+    once = {"eval_strategy": "no", "load_best_model_at_end": False}  # evaluations are not those of a training
+    section = run.config.evaluate.model_copy(update={"every": None, "best": None, "patience": None})
+    train = {**run.config.train, **once, "output_dir": directory, "report_to": "none"}
+    config = run.config.model_copy(update={"train": train, "evaluate": section})
+    arguments = training_arguments(config, has_eval=True)
     arguments.use_cache = getattr(model.config, "use_cache", False)
     with replaced(trainer, "validate_quantization_for_training", lambda model: None):  # nothing is trained
         made = TokenLossTrainer(

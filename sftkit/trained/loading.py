@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.checkpoints.choice import checkpoints
 from sftkit.config.models import DataSection, ModelSection, RunConfig
 from sftkit.config.source import ConfigSource
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.calls import hooks_filled
 from sftkit.plugin.select import Choice, choices_from, select
-from sftkit.run.directories import RUNS, has_weights, trained_runs
+from sftkit.run.directories import RUNS, has_weights, runs_in, trained_runs
 from sftkit.run.manifest import manifest_of, read_manifest
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def read_run(directory: str | Path) -> dict[str, Any]:
     if (manifest := read_manifest(Path(directory))) is not None:
         return manifest
     what = "there is no run in this directory" if Path(directory).is_dir() else "there is no such directory"
-    raise ConfigError(Problem(what, str(directory), "name the output directory of `sftkit run`"))
+    found = [str(run) for run in runs_in(Path(directory))][:5]
+    fix = f"name one of the runs in it: {', '.join(found)}" if found else "name the output directory of `sftkit run`"
+    raise ConfigError(Problem(what, str(directory), fix))
 
 
 def load_trained(
@@ -102,7 +105,7 @@ def load_trained(
     loaded, processor = split_processor(selected.hook.load_tokenizer(config=config))
     model = _load(config, selected, loaded, base_of(str(name))[0] if base is None else str(base))
     if not getattr(model, "hf_device_map", None):
-        model.to(device or _first_device())
+        _put(model, device or _first_device())
     return TrainedModel(str(name), model.eval(), loaded, processor, manifest, config, selected, left_out)
 
 
@@ -112,20 +115,41 @@ def _saved(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[Choi
     Raises:
         ConfigError: if the run has saved no model.
     """
+    if path.is_file():
+        raise ConfigError(Problem("this is a file", str(path), "name the directory of a run or a model"))
     manifest = manifest_of(path)
     if manifest is None and path.parts[:1] == (RUNS,) and not path.exists():  # which could be a name on the hub
         names = [run.name for run in trained_runs(Path(RUNS))]
         fix = nearest(path.name, names) or f"there is {', '.join(names[:5]) or 'no run'} in {Path(RUNS).absolute()}"
         raise ConfigError(Problem("there is no such run", str(path), fix))
     if manifest is None:
+        _check_directory(path)
         return None, {"dtype": "auto"}, []
+    if not path.exists():
+        saved = ", ".join(found.name for found in checkpoints(path.parent).values())
+        fix = f"there is {saved} in {path.parent}" if saved else f"the model of the run is {path.parent}"
+        raise ConfigError(Problem("the run has no such checkpoint", str(path), fix))
     if not has_weights(path):
         what = f"the run has saved no model: its status is {manifest['status']}"
-        fix = "finish it with `sftkit run --resume`, or name one of its checkpoints"
+        saved = ", ".join(found.name for found in checkpoints(path).values())
+        fix = f"finish it with `sftkit run --resume`{f', or name a checkpoint in it: {saved}' if saved else ''}"
         raise ConfigError(Problem(what, str(path), fix))
     section, options = manifest["config"]["model"], manifest["config"]["plugins"]
     chosen = [Choice(plugin, values, where=str(path)) for plugin, values in options.items()]
     return manifest, {"dtype": section["dtype"], "options": section["options"]}, chosen
+
+
+def _check_directory(path: Path) -> None:
+    """Check that a name which is a directory is one of a model.
+
+    Raises:
+        ConfigError: if there is none in it.
+    """
+    known = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
+    if path.is_dir() and not known and not has_weights(path):
+        names = [str(run) for run in trained_runs(path)][:5]
+        fix = f"name one of the runs in it: {', '.join(names)}" if names else "name a run, a model or a hub name"
+        raise ConfigError(Problem("there is no model in this directory", str(path), fix))
 
 
 def _base_section(name: str, base: str | None) -> dict[str, Any]:
@@ -232,6 +256,22 @@ def _load(config: RunConfig, plugins: PluginSet, tokenizer: Any, base: str) -> A
     rows = model.get_input_embeddings().weight.shape[0]
     plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=list(range(rows, len(tokenizer))))
     return model
+
+
+def _put(model: Any, device: str) -> None:
+    """Put a model on a device.
+
+    Raises:
+        ConfigError: if there is no such device here.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = f"the device {device!r} cannot be used: {str(error).splitlines()[0]}"
+        raise ConfigError(Problem(what, "--device", "`sftkit doctor` lists the devices")) from error
+    model.to(device)
 
 
 def _first_device() -> str:

@@ -78,7 +78,7 @@ class HeldOut:
                 prompts.append(found)
         if not prompts:
             what = f"none of the first {without} held-out rows has a prompt before a trained part, so none is completed"
-            raise DataError(Problem(what, name, "hold out rows with a prompt and a completion"))
+            raise DataError(Problem(what, name, "hold out rows with a prompt and a completion, or choose no metrics"))
         return cls(prompts, without)
 
 

@@ -99,7 +99,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error(hub, directory, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(RunError, match=r"the hub cannot be reached: .*upload the directory with `hf upload`"):
+    with pytest.raises(RunError, match=r"the hub cannot be reached: .*upload .* `hf upload ann/model /"):
         push(directory, "ann/model", private=True)
 
 

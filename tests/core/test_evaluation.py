@@ -51,7 +51,8 @@ def run(folder):
     """A run that trained an adapter with new tokens on packed rows, and held out a fraction of its data."""
     data = {"train": str(folder / "train.jsonl"), "eval": 0.25, "max_length": 96, "cache": False}
     plugins = ["chatml", "peft:r=2", "packing:eval=true", "no:checks"]
-    evaluate = {"metrics": ["exact_match", "bleu"], "rows": 3, "max_new_tokens": 8, "every": 1, "best": "loss"}
+    metrics = {"metrics": ["exact_match", "bleu"], "rows": 3, "max_new_tokens": 8}
+    evaluate = {"every": 1, "best": "eval_loss", "patience": 2, **metrics}
     train = {**TRAIN, "output_dir": str(folder / "run"), "use_cpu": True}
     return Pipeline(str(folder / "base"), data, plugins=plugins, train=train, evaluate=evaluate).run()
 

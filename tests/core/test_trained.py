@@ -64,6 +64,19 @@ def test_a_run_without_a_model_is_an_error(run, tmp_path, monkeypatch):
         read_run(tmp_path / "nothing")
 
 
+def test_what_is_no_model_is_an_error_that_names_one(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"no model in this directory -> name one of the runs in it: .*run"):
+        load_trained(run.directory.parent)
+    with pytest.raises(ConfigError, match=r"no run in this directory -> name one of the runs in it: .*run"):
+        read_run(run.directory.parent)
+    with pytest.raises(ConfigError, match="this is a file -> name the directory"):
+        load_trained(run.directory / "log.jsonl")
+    with pytest.raises(ConfigError, match="no such checkpoint -> there is checkpoint-1, checkpoint-2 in"):
+        load_trained(run.directory / "checkpoint-7")
+    with pytest.raises(ConfigError, match=r"the device 'nothing' cannot be used: .* -> `sftkit doctor`"):
+        load_trained(run.directory, device="nothing")
+
+
 def test_a_base_model_that_has_moved_is_named_and_can_be_given(run, tmp_path):
     place = tmp_path / "adapter"
     shutil.copytree(run.directory, place)

@@ -125,7 +125,9 @@ def _answer(speakers: list[Speaker], sampling: Sampling, request: Request, quest
             typer.echo()
         if answer.stopped in ("length", "context"):
             why = "--max-new-tokens" if answer.stopped == "length" else "the model's context window"
-            typer.echo(f"the answer of {speaker.name} was cut off after {answer.tokens} tokens by {why}", err=True)
+            typer.echo(f"{speaker.name}: the answer was cut off after {answer.tokens} tokens by {why}", err=True)
+        elif not answer.text:
+            typer.echo(f"{speaker.name}: the answer is empty, the model ended it at once", err=True)
         answers.append(answer)
     if request.as_json:
         first, *others = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,14 +49,14 @@ def push(directory: Path, name: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="sftkit")
-    with _hub_errors(directory):
+    with _hub_errors(directory, name):
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=address.repo_id, folder_path=directory, commit_message="Upload by sftkit export")
     return str(address)
 
 
 @contextmanager
-def _hub_errors(directory: Path) -> Iterator[None]:
+def _hub_errors(directory: Path, name: str) -> Iterator[None]:
     """Raises:
     RunError: for what the hub answers, or if it cannot be reached.
     """
@@ -63,7 +64,7 @@ def _hub_errors(directory: Path) -> Iterator[None]:
 
     unreachable: Any = HfHubHTTPError.__bases__  # of the HTTP library that the hub's client uses, whichever it is
     kept = f"; the export in {str(directory)!r} is complete"
-    again = "fix this, and upload the directory with `hf upload`"
+    again = f"fix this, and upload the directory with `hf upload {name} {shlex.quote(str(directory))}`"
     try:
         yield
     except HfHubHTTPError as error:

@@ -167,11 +167,13 @@ def _close(screen: Console, file: Path, others: list[str], problems: list) -> No
         screen.print("the configuration is valid", style="green", markup=False)
     screen.print("\nnext:", markup=False)
     run = output_of(file) or "runs/..."
-    for command, what in (
+    steps = (
         (f"sftkit check {file}", "data, memory, steps"),
         (f"sftkit preview {file}", "what is trained"),
         (f"sftkit run {file}", "train"),
         (f"sftkit chat {run}", "try the model"),
         (f"sftkit report {run}", "the run as a page"),
-    ):
-        screen.print(f"  {command:<28}  {what}", markup=False)
+    )
+    width = max(28, *(len(command) for command, _ in steps))
+    for command, what in steps:
+        screen.print(f"  {command:<{width}}  {what}", markup=False)

@@ -10,7 +10,7 @@ from sftkit_commands.init.translation import Always, Handled, Lost, Rule, To, Tr
 RESUME = Lost("a run is resumed on the command line", "sftkit run sft.yaml --resume")
 OVERWRITE = Lost("a run is replaced on the command line", "sftkit run sft.yaml --overwrite")
 HUB_TOKEN = Lost("secrets do not belong in a configuration", "set HF_TOKEN in the environment")
-STOPS_EARLY = "evaluate.patience, and evaluate.best"
+STOPS_EARLY = "evaluate.patience, with evaluate.best"
 _GONE = Lost("it is gone in transformers 5", "remove it")
 _METRICS = Always("it only changes how predictions reach a function that computes metrics")
 
@@ -188,13 +188,42 @@ def attention(t: Translation, key: str, name: Any) -> None:
 
 
 def early_stopping(t: Translation, key: str) -> None:
-    """The number of evaluations without a better value after which a run stops; see `prune`."""
-    if t.pending(key) and t.get(key):
-        t.put("evaluate.best", t.get("metric_for_best_model") or "eval_loss", key)
-        t.put("evaluate.patience", t.get(key), key)
-        t.translated(key, "evaluate.patience")
-    elif t.pending(key):
+    """The number of evaluations without a better value after which a run stops."""
+    if not t.pending(key):
+        return
+    if not t.get(key):
         t.always(key, "it is off")
+    elif not t.has("data.eval") or _argument(t, "eval_strategy", "no") == "no":
+        fix = "set data.eval, and evaluate: {every: 100, best: eval_loss, patience: 3}"
+        t.lose(key, "nothing is evaluated during the training", fix)
+    elif other := _other_saves(t):
+        fix = f"remove {' and '.join(other)}, and set evaluate: {{best: eval_loss, patience: {t.get(key)}}}"
+        t.lose(key, "its checkpoints are those of the evaluations", fix)
+    else:
+        metric = str(_argument(t, "metric_for_best_model", "eval_loss"))
+        best = metric if metric.startswith("eval_") else f"eval_{metric}"
+        t.put("evaluate.best", best, t.sources.get("train.metric_for_best_model") or key)
+        t.put("evaluate.patience", t.get(key), key)
+        t.translated(key, "evaluate.patience", f"a checkpoint is saved at each evaluation; the best by {best} is kept")
+
+
+def _argument(t: Translation, name: str, default: Any = None) -> Any:
+    """A training argument that is translated already, or will be under the same name."""
+    value = t.value(f"train.{name}", t.get(name))
+    return default if value is None else value
+
+
+def _other_saves(t: Translation) -> list[str]:
+    """When the file saves checkpoints, if that is not when it evaluates; drops what is only a default of the tool."""
+    found = []
+    for save, evaluation in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
+        target, value = f"train.{save}", _argument(t, save)
+        if value is not None and value != _argument(t, evaluation):
+            if target in t.defaults:
+                t.drop(target)
+            else:
+                found.append(target)
+    return found
 
 
 def variable(t: Translation, key: str, name: str) -> None:
@@ -225,24 +254,6 @@ def prune(t: Translation) -> None:
         _withdraw(t, "train.save_steps", "it does nothing: checkpoints are not saved by steps")
     if t.value("train.bf16") and t.value("train.fp16"):
         _withdraw(t, "train.fp16", "bf16 is used")
-    _withdraw_early_stopping(t)
-
-
-def _withdraw_early_stopping(t: Translation) -> None:
-    """Remove early stopping where the run is not evaluated, or saves at other steps than those of its evaluations."""
-    if not t.has("evaluate.patience"):
-        return
-    saves = t.value("train.save_strategy"), t.value("train.save_steps")
-    evaluates = t.value("train.eval_strategy"), t.value("train.eval_steps")
-    if evaluates[0] in (None, "no"):
-        why = "the run is not evaluated"
-    elif saves != (None, None) and (saves[0] or "steps", saves[1]) != evaluates:
-        why = "with evaluate.best, a checkpoint is saved at each evaluation, and at no other step"
-    else:
-        return
-    fix = f"set evaluate.every and evaluate.best, then evaluate.patience: {t.value('evaluate.patience')}"
-    t.demote(t.sources["evaluate.patience"], why, fix)
-    t.values.pop("evaluate")
 
 
 def _withdraw(t: Translation, target: str, reason: str, fix: str = "") -> None:

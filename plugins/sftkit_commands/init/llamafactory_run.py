@@ -43,6 +43,7 @@ def translate(values: dict[str, Any], places: Places) -> Translation:
     packing(t)
     other(t)
     hf.training(t, places)
+    hf.early_stopping(t, "early_stopping_steps")
     t.apply(rules())
     defaults(t)
     hf.prune(t)
@@ -258,7 +259,6 @@ def other(t: Translation) -> None:
         t.translated("enable_liger_kernel", "plugins.liger")
     elif t.pending("enable_liger_kernel"):
         t.always("enable_liger_kernel", "it is off, or unsloth has kernels of its own")
-    hf.early_stopping(t, "early_stopping_steps")
 
 
 def defaults(t: Translation) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 MODEL = "Qwen/Qwen3-0.6B"
+LISTED = 5  # data files
 METHODS = ("full", "lora", "qlora")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -47,9 +48,13 @@ def check(answers: Answers) -> None:
 
 def data_file() -> str | None:
     """The only file in the working directory that looks like data, by its suffix."""
-    found = sorted(path.name for path in Path.cwd().iterdir() if path.suffix in _SUFFIXES and path.is_file())
-    found = [name for name in found if name not in ("dataset_info.json", "package.json")]
+    found = _data_files()
     return found[0] if len(found) == 1 else None
+
+
+def _data_files() -> list[str]:
+    found = sorted(path.name for path in Path.cwd().iterdir() if path.suffix in _SUFFIXES and path.is_file())
+    return [name for name in found if name not in ("dataset_info.json", "package.json")]
 
 
 def ask(answers: Answers, look: Callable[[str, str], None]) -> Answers:
@@ -62,18 +67,18 @@ def ask(answers: Answers, look: Callable[[str, str], None]) -> Answers:
     from sftkit_commands.init.look import billions, gpu_memory, method_for
 
     model = answers.model or _prompt("Model (directory or hub name)", MODEL)
-    data = answers.data or _prompt("Data (file or hub name)", data_file() or "train.jsonl")
+    data = answers.data or _ask_for_data()
     look(model, data)
     memory = answers.memory
     if memory is None:
-        memory = float(_prompt("GPU memory in GB, 0 without one", f"{gpu_memory():g}", float))
+        memory = float(_prompt("GPU memory in GB, 0 without one", f"{gpu_memory():g}", _memory))
     weights = billions(model)
     method = answers.method
-    while method not in METHODS:
-        method = str(_prompt(f"Train: {', '.join(METHODS)}", method_for(weights, memory)))
+    if method is None:
+        method = str(_prompt(f"Train: {', '.join(METHODS)}", method_for(weights, memory), _method))
     share = answers.eval
-    while share is None or not 0 <= share < 1:
-        share = float(_prompt("Share held out for evaluation", "0.05", float))
+    if share is None:
+        share = float(_prompt("Share held out for evaluation", "0.05", _share))
     output = answers.output or _prompt("Run directory", "runs/sft")
     return Answers(model, data, method, memory, share, output)
 
@@ -108,8 +113,54 @@ def require_terminal() -> None:
         raise ConfigError(Problem("there is no terminal to ask questions in", "sftkit init", fix))
 
 
-def _prompt(text: str, default: str, kind: type = str) -> Any:
-    return typer.prompt(text, default=default, type=kind)
+def _ask_for_data() -> str:
+    """The answer to the question for the data, after a list of the files that it may be."""
+    if len(found := _data_files()) > 1:
+        more = f" and {len(found) - LISTED:,} more" if len(found) > LISTED else ""
+        typer.echo(f"  data files here: {', '.join(found[:LISTED])}{more}")
+    return str(_prompt("Data (file or hub name)", data_file(), _data))
+
+
+def _prompt(text: str, default: str | None, check: Callable[[str], Any] | None = None) -> Any:
+    """An answer; the question is repeated, with the reason, if ``check`` refuses it."""
+    return typer.prompt(text, default=default, value_proc=check)
+
+
+def _data(text: str) -> str:
+    from sftkit.api import nearest
+
+    path = Path(text)
+    if path.suffix in _SUFFIXES and "*" not in text and "://" not in text and not path.exists():
+        near = nearest(path.name, [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else [])
+        raise typer.BadParameter(f"there is no file {text!r}{f'; {near}' if near else ''}")
+    return text
+
+
+def _memory(text: str) -> float:
+    if (value := _number(text)) is None or value < 0:
+        raise typer.BadParameter(f"{text!r} is not a number of GB; give one such as 24, or 0 for none")
+    return value
+
+
+def _method(text: str) -> str:
+    from sftkit.api import nearest
+
+    if text.lower() not in METHODS:
+        raise typer.BadParameter(f"there is no method {text!r}; {nearest(text, METHODS) or 'use one of these three'}")
+    return text.lower()
+
+
+def _share(text: str) -> float:
+    if (value := _number(text)) is None or not 0 <= value < 1:
+        raise typer.BadParameter(f"{text!r} is not a share of the rows; give a fraction such as 0.05, or 0 for none")
+    return value
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def configuration(answers: Answers, template: bool) -> tuple[dict[str, Any], dict[str, str]]:

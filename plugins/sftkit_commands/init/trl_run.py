@@ -58,16 +58,14 @@ def objects(t: Translation) -> None:
 
 def surroundings(t: Translation) -> None:
     """The launcher and the environment."""
-    t.apply(
-        {key: LAUNCH for key in t.given if key.split(".")[0] in ("accelerate", "torchrun", "deepspeed") and "." in key}
-    )
-    t.apply(
-        {
-            key: LAUNCH
-            for key in ("num_processes", "num_machines", "accelerate_config", "machine_rank")
-            if key in t.given
-        }
-    )
+    for key in ("accelerate.num_processes", "torchrun.nproc_per_node", "num_processes", "num_machines"):
+        if t.pending(key) and str(t.get(key)) == "1":
+            t.always(key, "one process needs no launcher")
+    launchers = ("accelerate", "torchrun", "deepspeed")
+    alone = ("num_processes", "num_machines", "accelerate_config", "machine_rank")
+    for key in [key for key in t.given if t.pending(key)]:
+        if key in alone or ("." in key and key.split(".")[0] in launchers):
+            t.apply({key: LAUNCH})
     for key in [key for key in t.given if key.startswith("env.") and t.pending(key)]:
         t.lose(key, "it is part of the environment", f"export {key[4:]}={shown(key, t.get(key))}")
 

@@ -46,8 +46,10 @@ def report(
 
     from sftkit.api import console, show_json
     from sftkit_commands.report.page import write_report
-    from sftkit_commands.report.reading import read_runs
+    from sftkit_commands.report.reading import is_held, read_runs
 
+    if watch:
+        _wait_for(runs)
     found = read_runs(runs)
     path = _path(found, output)
     write_report(path, found, refresh=PERIOD if watch else 0)
@@ -55,12 +57,28 @@ def report(
         console().print(f"report written to {path}", markup=False)
     if open_:
         webbrowser.open(path.absolute().as_uri())
-    while watch and any(run.status == "running" for run in found):
+    while watch and any(run.status == "running" or is_held(run.directory) for run in found):
         time.sleep(PERIOD)
         found = read_runs(runs)
         write_report(path, found, refresh=PERIOD)
+    if watch and not json:
+        for run in found:
+            console().print(f"{run.directory}: {run.status}, {run.steps:,} steps", markup=False)
     if json:
         show_json({"report": str(path), "runs": [run.summary() for run in found]})
+
+
+def _wait_for(directories: list[Path]) -> None:
+    """Wait until a run has begun in each of the directories, and say so."""
+    import time
+
+    from sftkit_commands.report.reading import has_begun
+
+    waiting = [str(directory) for directory in directories if not has_begun(directory)]
+    if waiting:
+        typer.echo(f"waiting for a run in {', '.join(waiting)}; Ctrl-C leaves", err=True)
+    while not all(has_begun(directory) for directory in directories):
+        time.sleep(1)
 
 
 def _path(runs: list[Run], output: Path | None) -> Path:

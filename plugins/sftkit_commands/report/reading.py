@@ -106,6 +106,16 @@ def as_time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+def has_begun(directory: Path) -> bool:
+    """Whether a run has begun in a directory."""
+    return (directory / "manifest.json").is_file()
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process holds a directory: that of a run, or one that is about to begin or to resume it."""
+    return holder(directory) is not None
+
+
 def read_runs(directories: Sequence[Path]) -> list[Run]:
     """The runs in some directories, each once.
 
@@ -129,7 +139,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _read(directory: Path, name: str) -> Run:
     manifest = read_run(directory)
     status: Status = manifest["status"]
-    if status == "running" and holder(directory) is None:
+    if status == "running" and not is_held(directory):
         status = "killed"
     entries, bad_entries = _lines(directory / LOG)
     samples, bad_samples = _lines(directory / SAMPLES)

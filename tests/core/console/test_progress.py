@@ -111,7 +111,7 @@ def test_an_evaluation_shows_its_batches(terminal):
         assert "evaluating 4" in shown.lines[-1]
         display.values(0, {"eval_loss": 1.5, "eval_token_accuracy": 0.25, "eval_runtime": 3.0})
         display.close()
-    assert shown.lines[-1] == "step   0/100 · eval loss 1.5000 · eval token accuracy 25.0%"
+    assert shown.lines[-1] == "step   0/100 · eval loss 1.5000 · token accuracy 25.0%"
 
 
 def test_a_pipe_gets_a_line_for_each_stage_and_log_entry(capsys, monkeypatch):

@@ -96,9 +96,10 @@ def test_columns_without_a_value_are_left_out(terminal):
 
 def test_results_have_no_empty_cell_and_names_and_numbers_for_people(terminal):
     shown = terminal(60)
-    metrics = {"train_loss": 2.5, "eval_loss_before": 7.46, "eval_loss": 2.77, "eval_exact_match_before": 0.0}
-    show_metrics(console(), {**metrics, "eval_exact_match": 0.906})
+    metrics = {"train_loss": 2.5, "eval_exact_match_before": 0.0, "eval_exact_match": 0.906}
+    show_metrics(console(), {**metrics, "eval_loss_before": 7.46, "eval_loss": 2.77})
     text = "\n".join(shown.lines)
+    assert text.index("eval loss") < text.index("eval exact match")
     assert re.search(r"eval loss +│ +7\.4600 │ +2\.7700", text)
     assert re.search(r"eval exact match +│ +0\.0% │ +90\.6%", text)
     assert shown.lines[-1] == "train loss 2.5000"

@@ -215,6 +215,25 @@ def test_a_watched_report_is_written_until_the_run_has_ended(write_run, monkeypa
     assert 'http-equiv="refresh"' not in (run.directory / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_watched_report_waits_for_the_run_and_for_one_that_is_resumed(write_run, monkeypatch):
+    run = write_run(status="interrupted", log=[entry(1, 3.0)])
+    held, later = [], run.directory.with_name("later")
+    monkeypatch.setattr("sftkit_commands.report.reading.holder", lambda directory: held[0] if held else None)
+
+    def wait(seconds):
+        if later.exists():  # it was resumed, and has ended again
+            held.clear()
+            return
+        shutil.copytree(run.directory, later)
+        held.append("process 1")
+
+    monkeypatch.setattr("time.sleep", wait)
+    done = CliRunner().invoke(app, ["report", str(later), "--watch"])
+    assert f"waiting for a run in {later}" in done.stderr
+    assert not held
+    assert f"{later}: interrupted, 1 steps" in done.stdout.replace("\n", "")
+
+
 def test_overwriting_a_run_removes_its_report_and_its_rows_but_no_other_page(real_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(real_run, copy)

@@ -137,6 +137,17 @@ def test_questions_are_answered_by_enter(workdir, monkeypatch):
     assert "Run `sftkit check sft.yaml` now?" in done.output
 
 
+def test_a_wrong_answer_is_asked_again_with_the_reason(workdir, monkeypatch):
+    monkeypatch.setattr("sftkit_commands.init.questions.require_terminal", lambda: None)
+    answers = ["model", "chat.json", "chat.jsonl", "much", "0", "lor", "LoRA", "5", "0", "", "n"]
+    done = CliRunner().invoke(app, ["init"], input="\n".join(answers) + "\n")
+    assert done.exit_code == 0, done.output
+    reasons = ("did you mean 'chat.jsonl'", "not a number of GB", "did you mean 'lora'", "a fraction such as 0.05")
+    for text in ("data files here: alpaca.jsonl, ", *reasons):
+        assert text in done.output
+    assert "peft" in yaml.safe_load((workdir / "sft.yaml").read_text())["plugins"]
+
+
 def test_a_translation_prints_its_lists(workdir):
     output = init("--from", HERE / "axolotl" / "07_several_datasets_liger.yml")
     for text in (
