@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,13 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 def pytest_unconfigure() -> None:
     """The tests' cache goes with them."""
     shutil.rmtree(os.environ["SFTKIT_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """The command line, called in this process, keeps the working directory out of its children; not out of others."""
+    yield
+    os.environ.pop("PYTHONSAFEPATH", None)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from sftkit.testing import CHATML, tiny_model, tiny_tokenizer
+from sftkit.user_modules import DirectoryFinder
 
 HERE = Path(__file__).parent
 TURNS = [("What is {} plus one?", "It is {}."), ("Sure?", "Yes: {}.")]
@@ -73,5 +74,8 @@ def workdir(world, tmp_path, monkeypatch):
     for path in world.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # to which a run adds the working directory
+    # Each translation has a module of this name, which a process imports once.
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, DirectoryFinder)]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    sys.modules.pop("sft_prompts", None)
     return tmp_path

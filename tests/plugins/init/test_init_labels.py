@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,6 @@ def run_of(workdir):
     """The pipeline of a translated file, without what needs a GPU, and with further keys in the file."""
 
     def make(name, **changes):
-        sys.modules.pop("sft_prompts", None)
         source = HERE / name
         for path in source.parent.iterdir():
             shutil.copy(path, workdir)

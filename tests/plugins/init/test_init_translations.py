@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -558,7 +557,6 @@ def test_a_users_configuration_becomes_the_same_run(name, values, lost, unknown,
 
 @pytest.mark.parametrize("name", [case[0] for case in CASES])
 def test_the_translation_is_a_valid_configuration(name, translated, workdir):
-    sys.modules.pop("sft_prompts", None)  # that of another translation
     t = translated(name)
     for file, text in {"sft.yaml": yaml_of(t, name), **t.files}.items():
         (workdir / file).write_text(text, encoding="utf-8")
