@@ -43,9 +43,9 @@ def adapter_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
-    """The base model with the adapter of ``config.model.name``, trainable unless it is a prompt. Changes the base.
+    """The base model with the adapter of ``config.model.name``, trainable. Changes the base.
 
-    On the meta device the adapter gets shapes but no weights.
+    Of a prompt, the embeddings are trained. On the meta device the adapter gets shapes but no weights.
 
     Raises:
         ConfigError: if peft is missing, or the adapter does not fit the base.
@@ -66,7 +66,7 @@ def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
         rows = _saved_rows(directory, base)
         if rows > base.get_input_embeddings().weight.shape[0]:
             grow_embeddings(base, tokenizer, [], pad_to_multiple_of=rows)
-        # a saved prompt lacks the parts that made it in training
+        # peft refuses to load a prompt as trainable, since it lacks the encoder that made it; its embeddings train on
         trainable = not PeftConfig.from_pretrained(str(directory)).is_prompt_learning
         model = PeftModel.from_pretrained(base, str(directory), is_trainable=trainable)
     if not rows:  # the adapter holds the rows of new tokens; peft would save the whole resized embeddings too
