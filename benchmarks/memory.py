@@ -159,7 +159,7 @@ def main() -> None:
         [each["setting"], f"{each['total'] / 1e9:.2f}", f"{each['peak'] / 1e9:.2f}", f"{each['ratio']:.2f}"]
         for each in found
     ]
-    title = f"Peak memory on {device} ({versions('sftkit', 'transformers', 'torch')})"
+    title = f"Peak memory on {device} ({versions('sftkit-train', 'transformers', 'torch')})"
     result = {"device": device, "target": target, "settings": found}
     report(result, title, ("setting", "estimated, GB", "measured, GB", "ratio"), rows, flags.json)
     if not flags.json:

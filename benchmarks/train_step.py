@@ -276,7 +276,7 @@ def show(found: dict[str, list[dict[str, Any]]], flags: argparse.Namespace) -> N
         ]
         for name, row in results.items()
     ]
-    title = f"A step of {BATCH} rows, median ({versions('sftkit', 'torch', 'transformers', 'trl')})"
+    title = f"A step of {BATCH} rows, median ({versions('sftkit-train', 'torch', 'transformers', 'trl')})"
     report(results, title, ("trainer", "ms", "times sftkit", "peak GB", "first loss"), rows, flags.json)
     if not flags.json:
         for name, target in TARGETS.items():
