@@ -133,6 +133,7 @@ def test_the_evaluation_loss_is_weighted_too(tmp_path):
     assert done.metrics["eval_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stream_may_have_weights_in_some_batches_only(tmp_path, monkeypatch):
     monkeypatch.setattr("sftkit.data.feed.BATCH", 1)  # rows encoded together have weights if one of them has
     found = []

@@ -48,7 +48,7 @@ def test_01_a_run_killed_between_saves_has_the_same_losses_and_weights(start, co
     assert weights[0] == weights[1]
 
 
-SLOW = ("workers", "packed", "packed stream", "rebalanced")
+SLOW = ("prepared", "workers", "packed", "packed stream", "rebalanced")
 DATA = {
     "prepared": {},
     "grouped by length": {"train": {"train_sampling_strategy": "group_by_length"}},

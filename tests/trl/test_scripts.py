@@ -143,6 +143,7 @@ def test_a_script_renders_rows_with_its_own_prompt(config, named, tmp_path) -> N
     assert trainer.train().metrics["train_samples_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_script_splits_and_packs_a_stream(config, named, question, rows, tmp_path) -> None:
     lines(tmp_path / "data" / "rows.jsonl", Dataset.from_list(rows.to_list() * 6))
     data = load_dataset("json", data_files=str(tmp_path / "data" / "*.jsonl"), split="train", streaming=True)

@@ -84,6 +84,7 @@ def test_a_failure_later_in_the_window_adds_no_gradient_twice(make_run, distance
     assert distance(whole.model, split.model) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_split_batch_of_experts_has_the_auxiliary_loss_of_its_parts(make_run, distance, monkeypatch):
     model = tiny_model("mixtral", output_router_logits=True, router_aux_loss_coef=10.0)
     train = {**SGD, "max_steps": 1, "train_sampling_strategy": "sequential"}

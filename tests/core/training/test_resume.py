@@ -50,6 +50,7 @@ def test_a_resumed_run_finds_weights_saved_under_other_names(make_run, distance,
     assert distance(whole.model, resumed.model) == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_to_count_trained_tokens(make_run, log_of):
     results = whole_and_resumed(make_run, train={"logging_steps": 1})
     counts = [[entry["trained_tokens"] for entry in log_of(result) if "trained_tokens" in entry] for result in results]
