@@ -12,6 +12,7 @@ from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.run.inputs import chosen_metrics, stops_early
 from sftkit.run.saving import prepare_saving
 from sftkit.run.stages import reduced_activations
+from sftkit.run.written import LOG
 
 if TYPE_CHECKING:
     from sftkit.console import Display
@@ -70,7 +71,7 @@ def make_trainer(
     loss, callbacks = stages.make_loss(model), [*stages.callbacks(), *stages.inputs.callbacks]
     _check_stopping(callbacks, arguments)
     functions = chosen_metrics(config, prepared.plugins)
-    progress, chosen = ProgressCallback(display, directory / "log.jsonl"), config.evaluate
+    progress, chosen = ProgressCallback(display, directory / LOG), config.evaluate
     with _hub_errors():
         trainer = TokenLossTrainer(
             loss=loss,

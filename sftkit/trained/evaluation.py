@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +212,7 @@ def _completing(run: PreparedRun, inputs: RunInputs, chosen: bool) -> Evaluator:
         metrics = config.evaluate.metrics if chosen else [] if problems else ["exact_match"]
         section = config.evaluate.model_copy(update={"metrics": metrics})
         config = config.model_copy(update={"evaluate": section})
-        run = PreparedRun(config, run.plugins, run.tokenizer, run.data, run.collator, run.vocabulary)
+        run = replace(run, config=config)
     return Evaluator(run, Stages(config, run.plugins, inputs), tuple(notes))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.models import DataSection, ModelSection, RunConfig
 from sftkit.errors import ConfigError
 from sftkit.plugin.select import Choice, select
+from sftkit.trained.loading import plugins_again
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ def source_formats(trained: TrainedModel) -> Iterator[SourceFormat]:
     manifest = trained.manifest or {}
     if not (recorded := manifest.get("columns")):
         return
-    config, plugins = _formatting(manifest["config"])
+    config, plugins = _formatting(manifest)
     for columns in recorded:
         features = Features.from_dict(columns)
         formatter = plugins.hook.make_formatter(
@@ -56,20 +57,17 @@ def source_formats(trained: TrainedModel) -> Iterator[SourceFormat]:
         )
 
 
-def _formatting(saved: dict[str, Any]) -> tuple[RunConfig, Any]:
+def _formatting(manifest: dict[str, Any]) -> tuple[RunConfig, Any]:
     """The configuration of a run, and those of its plugins that formatted its rows.
 
     Raises:
         ConfigError: if one of them does not work here.
     """
-    from sftkit.plugin.registry import discover, load_class
-
-    known = discover()
-    choices = [Choice(name, options) for name, options in saved["plugins"].items()]
-    kept = [choice for choice in choices if hasattr(load_class(choice.name, known), "make_formatter")]
-    plugins, problems = select(kept)
+    again = plugins_again(manifest, ("make_formatter",))
+    plugins, problems = select(Choice(name, options) for name, options in again.items())
     if plugins is None:
         raise ConfigError(problems)
+    saved = manifest["config"]
     data, model = DataSection.model_validate(saved["data"]), ModelSection.model_validate(saved["model"])
     return RunConfig(model=model, data=data, plugins=plugins.options()), plugins
 
