@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -52,16 +53,21 @@ class CommandGroup(TyperGroup):
             read += ["--completion-shell", arg] if after and not arg.startswith("-") else [arg]
         return super().parse_args(ctx, read)
 
+    @cached_property
+    def _installed(self) -> dict[str, list[metadata.EntryPoint]]:
+        """Those of the entry points, which are read once for all commands that a help page lists."""
+        return discover_commands()
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The core's commands as they were added, ``run`` before the installed ones."""
         first, *rest = self.commands
-        return list(dict.fromkeys([first, *discover_commands(), *rest]))
+        return list(dict.fromkeys([first, *self._installed, *rest]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """One command; only its own module is imported."""
         if (own := super().get_command(ctx, cmd_name)) is not None:
             return own
-        points = discover_commands().get(cmd_name)
+        points = self._installed.get(cmd_name)
         return None if points is None else _load(cmd_name, points)
 
 

@@ -109,7 +109,8 @@ def _show(result: RunResult) -> None:
         "finished": f"the run in {result.directory} was finished already",
     }
     screen.print(ends[result.status], markup=False)
-    following = [name for name in NEXT if name in discover_commands()]
+    installed = discover_commands()
+    following = [name for name in NEXT if name in installed]
     if output().quiet or result.status == "evaluated" or not following:
         return
     commands = [shlex.join(["sftkit", name, str(result.directory)]) for name in following]
