@@ -204,6 +204,7 @@ if TYPE_CHECKING:
         complete_prompts as complete_prompts,
     )
     from sftkit.training.documents import difference_from_alone as difference_from_alone
+    from sftkit.training.engine import Engine as Engine
     from sftkit.training.intercept import replaced_forward as replaced_forward
     from sftkit.training.loss import (
         HeadLoss as HeadLoss,
@@ -267,6 +268,7 @@ _MODULES = {
     "training.completions": "Completion HeldOut complete_prompts",
     "training.documents": "difference_from_alone",
     "training.trials": "Trial UnsuitedBatchError document_trials",
+    "training.engine": "Engine",
     "training.intercept": "replaced_forward",
     "training.arguments": "use_one_device",
     "training.progress": "ProgressCallback",

@@ -13,6 +13,7 @@ A run calls them like this; a test holds this listing against a real run::
             make_formatter
     make_collator
     check_prepared                          # the data, and what the run will take; no weights are loaded yet
+    make_engine
     model_options
     load_model
     attach_adapter                          # if model.name is a directory with an adapter
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from sftkit.run.verdict import Verdict
     from sftkit.training.collate import Collator
     from sftkit.training.completion_metrics import Metric
+    from sftkit.training.engine import Engine
     from sftkit.training.loss import HeadLoss
 
 hookspec = pluggy.HookspecMarker("sftkit")
@@ -165,6 +167,14 @@ class Hooks:
             run: tokenizer, data, collator and plugins of the run.
         """
         raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def make_engine(self, config: RunConfig) -> Engine | None:
+        """Slot: how the processes share the model. Without a plugin here, each has a whole copy (DDP).
+
+        Called before weights are loaded. The engine sets training arguments, and how weights are loaded, sharded and
+        saved.
+        """
 
     @hookspec(firstresult=True)
     def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel | None:

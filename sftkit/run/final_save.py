@@ -39,7 +39,7 @@ class SavesFirst(TrainerCallback):
         except Exception as error:
             state = self._trainer.state
             trained = 0 < state.max_steps <= state.global_step
-            gathers = self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled  # others may have failed too
+            gathers = self._trainer.sharded  # others may have failed too
             if trained and not self._saved and not gathers and not isinstance(error, TrainingError):
                 self._save(alone=True)
             raise

@@ -198,6 +198,7 @@ class Pipeline:
         from sftkit.run.sample_rows import sample_rows, write_sample_rows
         from sftkit.run.tracking import begin_trackers
         from sftkit.run.training import make_trainer
+        from sftkit.training.arguments import training_arguments
 
         config, directory = stages.config, self._directory.path
         prepared = stages.prepare()
@@ -220,9 +221,15 @@ class Pipeline:
         self._compare(earlier, manifest)
         trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers:
-            model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model))
+            engine, metrics_function = stages.make_engine(), self._inputs.compute_metrics
+            arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
+            with engine.loading():
+                model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model), engine)
+            model = engine.place(model, arguments)
             rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed
-            trainer = make_trainer(stages, prepared, model, display, directory, interruption, trackers)
+            trainer = make_trainer(
+                stages, prepared, model, display, directory, interruption, trackers, arguments, engine
+            )
             changes = announce(earlier, manifest)
             written = write_config(config, stages.plugins, self._source, self._inputs, directory)
             stage("training")

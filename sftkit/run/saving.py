@@ -86,7 +86,7 @@ def _obstacle(trainer: Any) -> str:
     """What prevents saving in the background; empty if nothing does."""
     from transformers import TrainerCallback
 
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.sharded:
         return "all processes write parts of a sharded model"
     if trainer.args.push_to_hub and trainer.args.hub_strategy != "end":
         return "train.push_to_hub uploads each checkpoint when it is saved"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.data.prepare import PreparedData
     from sftkit.run.verdict import Verdict
+    from sftkit.training.engine import Engine
     from sftkit.training.loss import HeadLoss
 
 
@@ -162,11 +163,18 @@ class Stages:
         collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator")
         return collator
 
-    def load_model(self, vocabulary: Vocabulary, loaded: Any = None) -> Any:
+    def make_engine(self) -> Engine:
+        """How the processes share the model; made before weights are loaded."""
+        from sftkit.training.engine import Engine
+
+        return self.plugins.hook.make_engine(config=self.config) or Engine()
+
+    def load_model(self, vocabulary: Vocabulary, loaded: Any = None, engine: Engine | None = None) -> Any:
         """The model to train: loaded, with a row for each token, patched and adapted.
 
         Args:
             loaded: an already loaded model; it is changed.
+            engine: how the processes share the model; it shards it afterwards, in `Engine.place`.
         """
         from transformers import set_seed
 
@@ -181,7 +189,7 @@ class Stages:
         tokenizer, new_token_ids, changed = vocabulary[:3]
         model = loaded
         if model is None:
-            options = plugins.model_options(config)
+            options = {**plugins.model_options(config), **(engine.model_options() if engine else {})}
             model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
             if is_adapter(config.model.name):
                 model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter")

@@ -15,11 +15,14 @@ from sftkit.run.stages import reduced_activations
 from sftkit.run.written import LOG
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from sftkit.console import Display
     from sftkit.data.prepare import PreparedData
     from sftkit.run.directory import RunRecord
     from sftkit.run.interruption import Interruption
     from sftkit.run.stages import PreparedRun, Stages
+    from sftkit.training.engine import Engine
     from sftkit.training.loaders import RowSources
     from sftkit.training.trackers import Trackers
 
@@ -35,6 +38,8 @@ def make_trainer(
     directory: Path,
     interruption: Interruption,
     trackers: Trackers,
+    arguments: TrainingArguments,
+    engine: Engine,
 ) -> Any:
     """The trainer of a run.
 
@@ -46,10 +51,11 @@ def make_trainer(
         directory: where ``log.jsonl`` is written.
         interruption: what may end the training early.
         trackers: those of ``train.report_to``, which have begun.
+        arguments: from `training_arguments`, made before the model was loaded.
+        engine: how the processes share the model.
     """
     from transformers import PrinterCallback, set_seed
 
-    from sftkit.training.arguments import training_arguments
     from sftkit.training.best import BestModel
     from sftkit.training.completion_metrics import CompletionMetrics
     from sftkit.training.finite import FiniteSteps
@@ -59,7 +65,6 @@ def make_trainer(
 
     config, data = prepared.config, prepared.data
     metrics = stages.inputs.compute_metrics
-    arguments = training_arguments(config, has_eval=bool(data.eval), metrics=metrics is not None)
     arguments.report_to = []  # the trackers are among the callbacks
     if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
         arguments.use_cache = getattr(model.config, "use_cache", False)
@@ -75,6 +80,7 @@ def make_trainer(
     with _hub_errors():
         trainer = TokenLossTrainer(
             loss=loss,
+            engine=engine,
             completing=CompletionMetrics(functions, config.evaluate) if functions else None,
             model=model,
             args=arguments,

@@ -12,6 +12,7 @@ from sftkit.config.evaluation import fields_of
 from sftkit.config.train_checks import METRICS, best_metric
 from sftkit.config.train_fields import DEFAULTS, train_value
 from sftkit.errors import ConfigError, Problem
+from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sftkit")
 
 
-def argument_values(config: RunConfig, has_eval: bool, metrics: bool = False) -> dict[str, Any]:
+def argument_values(
+    config: RunConfig, has_eval: bool, metrics: bool = False, engine: Engine | None = None
+) -> dict[str, Any]:
     """The arguments of `TrainingArguments` for a run.
 
     Args:
         config: the run as resolved.
         has_eval: whether there is evaluation data.
         metrics: whether a function computes metrics, which needs predictions.
+        engine: how the processes share the model; DDP by default.
     """
     import torch
 
@@ -42,13 +46,16 @@ def argument_values(config: RunConfig, has_eval: bool, metrics: bool = False) ->
     values |= {
         name: copy.deepcopy(value) for name, value in (config.train | fields_of(config)).items()
     }  # some are changed when they are read
+    values |= copy.deepcopy(dict(engine.arguments())) if engine is not None else {}
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         values.pop("ddp_backend", None)  # a single process would look for its group
     values["do_eval"] = has_eval  # otherwise an evaluation strategy turns it on, even without data
     return values
 
 
-def training_arguments(config: RunConfig, has_eval: bool, metrics: bool = False) -> TrainingArguments:
+def training_arguments(
+    config: RunConfig, has_eval: bool, metrics: bool = False, engine: Engine | None = None
+) -> TrainingArguments:
     """Build the arguments; as for `argument_values`.
 
     Raises:
@@ -56,7 +63,7 @@ def training_arguments(config: RunConfig, has_eval: bool, metrics: bool = False)
     """
     from transformers import TrainingArguments
 
-    values = argument_values(config, has_eval, metrics)
+    values = argument_values(config, has_eval, metrics, engine)
     _join_processes(values)
     try:
         arguments = TrainingArguments(**values)

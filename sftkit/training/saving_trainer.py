@@ -15,6 +15,7 @@ from sftkit.checkpoints.publish import PARTIAL
 from sftkit.data.stream import Stream
 from sftkit.training.attributes import replaced
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
+from sftkit.training.engine import Engine
 from sftkit.training.guarded import GuardedTrainer
 from sftkit.training.loaders import after_first_batches, read_position, write_position
 from sftkit.training.saving import Saver, save_beside
@@ -37,17 +38,36 @@ class SavingTrainer(GuardedTrainer):
     """Saves through a `Saver`, keeps the position in a stream, and loads no pickled objects.
 
     Args:
+        engine: how the processes share the model; DDP by default.
         arguments: of `GuardedTrainer`.
 
     Attributes:
         saver: writes the checkpoints.
+        engine: how the processes share the model.
     """
 
     train_dataset: Any
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, engine: Engine | None = None, **arguments: Any) -> None:
+        self.engine = engine or Engine()
         super().__init__(**arguments)
         self.saver = Saver(self)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process holds only a part of the weights, so that all take part in a save."""
+        return bool(self.engine.sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        if self.engine.wraps:  # else it is there already
+            super()._move_model_to_device(model, device)
+
+    def _prepare_for_training(self, max_steps: int, *arguments: Any, **options: Any) -> Any:
+        if self.engine.wraps:
+            return super()._prepare_for_training(max_steps, *arguments, **options)
+        prepare = functools.partial(self.accelerator.prepare_model, device_placement=False, evaluation_mode=True)
+        with replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model)):
+            return super()._prepare_for_training(max_steps, *arguments, **options)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.saver.begin()
@@ -83,11 +103,14 @@ class SavingTrainer(GuardedTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in the Trainer; files that are replaced have either their old or their new contents."""
         directory = Path(output_dir or self.args.output_dir)
+        if (weights := self.engine.weights(self)) is not None:
+            self._save_whole(weights, directory)
+            return
         if PARTIAL in directory.parts:  # of a checkpoint
             super().save_model(str(directory), _internal_call)
             return
         write = functools.partial(super().save_model, _internal_call=True)
-        save_beside(write, directory, self.is_fsdp_enabled or self.is_deepspeed_enabled, self)
+        save_beside(write, directory, self.sharded, self)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -98,13 +121,27 @@ class SavingTrainer(GuardedTrainer):
             position = self.train_dataset.position(batches * self._train_batch_size)
             write_position(output_dir, self.args.process_index, position)
 
+    def _save_whole(self, weights: dict[str, Any], directory: Path) -> None:
+        """Save weights that the engine has gathered; the other processes wait."""
+        if PARTIAL in directory.parts:
+            self._save(str(directory), weights)
+        else:
+            save_beside(functools.partial(self._save, state_dict=weights), directory, True, self)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.engine.save_state(self, output_dir):
+            super()._save_optimizer_and_scheduler(output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.engine.wraps:
+            return  # with the state of the optimizer
         with loading_all_weights(self, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with refusing_pickles(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.engine.load_state(self, checkpoint):
+            with refusing_pickles(checkpoint):
+                super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and isinstance(self.train_dataset, Stream) and not self.args.ignore_data_skip:
             self.train_dataset.seek(read_position(checkpoint, self.args.process_index))
 
@@ -117,6 +154,9 @@ class SavingTrainer(GuardedTrainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
+        if not self.engine.wraps:
+            self.engine.load_state(self, self.state.best_model_checkpoint)
+            return
         with loading_all_weights(self, self.state.best_model_checkpoint):
             super()._load_best_model()
 

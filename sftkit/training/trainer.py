@@ -166,7 +166,9 @@ class TokenLossTrainer(SavingTrainer):
         if not streamed and not any("loss_weights" in batch for batch in batch_samples):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = window_weight(batch_samples, device)
-        return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
+        if not self.args.average_tokens_across_devices:
+            return total
+        return self.accelerator.gather(total).sum() / self.engine.sharing
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """A forward and backward; if memory runs out, again in micro-batches, with the gradients of the whole."""
@@ -217,7 +219,7 @@ class TokenLossTrainer(SavingTrainer):
             share = batch.fraction / self.current_gradient_accumulation_steps
             loss = total / or_one(num_items_in_batch.to(total.device))
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes
-                loss = loss * self.accelerator.num_processes
+                loss = loss * self.engine.replicas
         measures = result.measures
         if torch.is_tensor(auxiliary := getattr(outputs, "aux_loss", None)):
             if self.loss_head.auxiliary is None:
