@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sftkit.config.assignments import (
         parse_assignment as parse_assignment,
         parse_value as parse_value,
+        split_options as split_options,
         split_values as split_values,
     )
     from sftkit.config.evaluation import smaller_is_better as smaller_is_better
@@ -300,7 +301,7 @@ _MODULES = {
     "cli.completion": "complete_arguments complete_runs",
     "cli.options": "ConfigArguments DTypeOption DataOption DeviceOption ModelOption OutputOption PluginOption "
     "RunArgument TrustOption config_values pipeline_from",
-    "config.assignments": "parse_assignment parse_value split_values",
+    "config.assignments": "parse_assignment parse_value split_options split_values",
     "console": "Display console json_text metric_cell metric_name metric_value output printing_json show_data "
     "show_json show_table stage working wrap",
     "units": "size_text",

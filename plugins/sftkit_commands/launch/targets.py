@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from sftkit.api import ConfigError, Problem, nearest, parse_assignment, split_values
+from sftkit.api import ConfigError, Problem, nearest, parse_assignment, split_options
 from sftkit_commands.launch import TARGETS
 from sftkit_commands.launch.job import Job, Plan
-
-_OPTION = re.compile(r"\s*[A-Za-z_][\w-]*=")
 
 
 @dataclass(frozen=True)
@@ -57,19 +54,8 @@ def read_target(text: str) -> Target:
     module = importlib.import_module(f"sftkit_commands.launch.{name}")
     if rest == "help":
         return Target(name, module, None)
-    given = dict(parse_assignment(part, f"--on {name}") for part in _split(rest)) if rest else {}
+    given = dict(parse_assignment(part, f"--on {name}") for part in split_options(rest)) if rest else {}
     return Target(name, module, _options(name, module, given))
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas that an option follows; other commas belong to the value before them."""
-    parts: list[str] = []
-    for part in split_values(text):
-        if parts and not _OPTION.match(part):
-            parts[-1] += f",{part}"
-        else:
-            parts.append(part)
-    return parts
 
 
 def _options(name: str, module: Any, given: dict[str, Any]) -> Any:
