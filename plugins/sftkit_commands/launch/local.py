@@ -13,7 +13,7 @@ from sftkit_commands.launch.job import Job, Plan
 PORT = 29500
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config={"extra": "forbid", "coerce_numbers_to_str": True})
 class Options:
     """How several nodes find each other; one needs none of it."""
 

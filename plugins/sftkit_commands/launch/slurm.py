@@ -14,16 +14,17 @@ from sftkit_commands.launch.job import Job, Plan
 HINT = "Any other option of sbatch can follow by its long name: partition=gpu, time=12:00:00, cpus-per-task=64."
 RESTARTS = 100
 #: Long names of sbatch's options that a job may have.
-SBATCH = set(
-    """account acctg-freq batch bb bbf begin burst-buffer clusters cluster-constraint comment constraint contiguous
-    core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency distribution exclude
-    exclusive export export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node
-    gpus-per-socket gpus-per-task gres gres-flags hint hold ignore-pbs input kill-on-invalid-dep licenses mail-type
-    mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile nodelist oom-kill-step
-    oversubscribe overcommit partition power prefer priority profile propagate qos quiet reboot reservation
-    sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time time-min tmp tres-bind
-    tres-per-task uid use-min-nodes verbose wait-all-nodes wckey x11""".split()
-)
+_NAMES = """
+account acctg-freq batch bb bbf begin burst-buffer cluster-constraint clusters comment constraint contiguous
+core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency distribution
+exclude exclusive export export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node
+gpus-per-socket gpus-per-task gres gres-flags hint hold ignore-pbs input kill-on-invalid-dep licenses mail-type
+mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile nodelist oom-
+kill-step overcommit oversubscribe partition power prefer priority profile propagate qos quiet reboot
+reservation sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time time-min tmp tres-
+bind tres-per-task uid use-min-nodes verbose wait-all-nodes wckey x11
+"""
+SBATCH = frozenset(_NAMES.split())
 #: Those that the command sets itself, each with what to use instead.
 OURS = {
     "nodes": "use --nnodes",
@@ -42,7 +43,7 @@ OURS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config={"extra": "forbid", "coerce_numbers_to_str": True})
 class Options:
     """How the batch script is made."""
 
