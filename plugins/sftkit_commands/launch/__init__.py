@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any, Optional
 
 import typer
@@ -9,6 +10,7 @@ from typer.core import TyperCommand
 
 from sftkit.api import JsonOption, complete_arguments
 
+logger = logging.getLogger("sftkit")
 TARGETS = {
     "local": "the GPUs of this machine",
     "ray": "a Ray cluster",
@@ -100,7 +102,7 @@ def _launch(
     `--on TARGET:help` lists the options of a target.
     """
     from sftkit_commands.launch.reading import Choices, read_job
-    from sftkit_commands.launch.show import show_options, show_plan
+    from sftkit_commands.launch.show import show_options, show_plan, start_plan
     from sftkit_commands.launch.targets import read_target
 
     target = read_target(on)
@@ -109,6 +111,9 @@ def _launch(
         return
     chosen = Choices(nproc, nnodes, max_restarts, name, env or [], file, submit, json)
     plan = target.plan(read_job(ctx, arguments or [], chosen))
-    show_plan(plan, dry_run=dry_run, as_json=json)
-    if not dry_run and (code := plan.start()):
+    for note in plan.notes:
+        logger.info(note)
+    if dry_run:
+        show_plan(plan, as_json=json)
+    elif code := start_plan(plan, as_json=json):
         raise typer.Exit(code)

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -47,11 +48,11 @@ def run_agent(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import get_args_parser, parse_args, run
+    from torch.distributed.run import parse_args, run
 
     if not logger.isEnabledFor(logging.DEBUG):
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # sftkit reports what fails
-    if "--signals-to-handle" in get_args_parser().format_help():  # not in torch 2.9, which handles them all
+    if leaves_signals():
         arguments = ["--signals-to-handle", "SIGQUIT", *arguments]
     before = _handle(_Workers().signalled)
     try:
@@ -67,6 +68,13 @@ def run_agent(arguments: list[str]) -> int:
     finally:
         _restore(before)
     return 0
+
+
+def leaves_signals() -> bool:
+    """Whether torchrun leaves signals to its caller if it is asked to; that of torch 2.9 handles them itself."""
+    from torch.distributed.run import get_args_parser
+
+    return "--signals-to-handle" in get_args_parser().format_help()
 
 
 def _code_of(number: int, code: int) -> int:
@@ -117,7 +125,7 @@ class _Workers:
         if number in OTHER or self._ending:
             return
         self._ending = True
-        codes = [_code_at_end(worker) for worker in workers]
+        codes = [_code_at_end(worker, number) for worker in workers]
         failed = [code for code in codes if code]
         if failed or not codes:
             sys.exit(exit_code(failed[0]) if failed else 128 + number)
@@ -134,8 +142,15 @@ class _Workers:
         return found
 
 
-def _code_at_end(worker: int) -> int:
-    """Wait for the end of a worker, which the agent still can ask for its exit code."""
+def _code_at_end(worker: int, number: int) -> int:
+    """Wait for the end of a worker after a signal; the agent can still ask for its exit code."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        import psutil
+
+        with suppress(psutil.Error):
+            while psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+        return 128 + number
     try:
         ended = os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:  # the agent has asked already

@@ -58,7 +58,7 @@ def file_plan(job: Job, target: str, text: str, suffix: str, submit: list[str], 
         ConfigError: if the text has a secret, or the file is another's.
     """
     path = Path(job.file or f"{job.name}{suffix}")
-    _check(text, path, target)
+    _check(job, text, path, target)
     command = [*submit, str(path)]
     facts: dict[str, Any] = {"target": target, "file": str(path), "text": text, "submit": command}
     if job.trains:
@@ -76,7 +76,10 @@ def file_plan(job: Job, target: str, text: str, suffix: str, submit: list[str], 
     return Plan(text, facts, start, tuple(notes))
 
 
-def _check(text: str, path: Path, target: str) -> None:
+def _check(job: Job, text: str, path: Path, target: str) -> None:
+    if any(hide(item) != item for item in job.arguments):
+        fix = "set it as an environment variable, and write ${NAME} in the configuration file"
+        raise ConfigError(Problem("a secret is among the arguments", f"--on {target}", fix))
     for number, line in enumerate(text.splitlines(), 1):
         if hide(line) != line and not line.startswith(MARK):
             fix = f"use what the target has for secrets (--on {target}:help)"

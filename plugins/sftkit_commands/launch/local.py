@@ -49,7 +49,8 @@ def plan(job: Job, options: Options) -> Plan:
         arguments: list[str] = []
         command = [sys.executable, "-m", "sftkit", *sftkit]
     else:
-        arguments = [*_torchrun(job, options, nproc), "-m", "sftkit", *sftkit]
+        kept = [item.replace("$", "$$") for item in sftkit]  # torchrun replaces ${local_rank} and other macros
+        arguments = [*_torchrun(job, options, nproc), "-m", "sftkit", *kept]
         command = [sys.executable, "-m", "torch.distributed.run", *arguments]
 
     def start() -> int:
@@ -106,7 +107,7 @@ def _processes(job: Job) -> tuple[int, list[str]]:
         what = f"--nproc {job.nproc}: this machine shows {count} {'GPU' if count == 1 else 'GPUs'}"
         fix = f"use --nproc {count}, check CUDA_VISIBLE_DEVICES, or train on the CPU with train.use_cpu=true"
         raise ConfigError(Problem(what, "sftkit launch", fix))
-    return job.nproc or count, []
+    return job.nproc or max(count, 1), []
 
 
 def _on_cpu(job: Job) -> bool:

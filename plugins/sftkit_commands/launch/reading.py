@@ -44,7 +44,6 @@ def read_job(ctx: Any, arguments: list[str], choices: Choices) -> Job:
     """
     _check_numbers(choices)
     parameters = _parse(ctx, arguments)
-    _check_secrets(arguments)
     files = [item for item in parameters.get("arguments") or () if Path(item).suffix in (".yaml", ".yml")]
     values: dict[str, Any] = {}
     if arguments[0] == "run":
@@ -100,15 +99,6 @@ def _parse(ctx: Any, arguments: list[str]) -> dict[str, Any]:
         return {}
     parameters: dict[str, Any] = command.make_context(name, list(rest), parent=root).params
     return parameters
-
-
-def _check_secrets(arguments: list[str]) -> None:
-    """Raises:
-    ConfigError: if a secret is among the arguments, which other users of a machine can read.
-    """
-    if any(hide(item) != item for item in arguments):
-        fix = "set it as an environment variable, and write ${NAME} in the configuration file"
-        raise ConfigError(Problem("a secret is among the arguments", WHERE, fix))
 
 
 def _environment(given: Sequence[str]) -> dict[str, str]:

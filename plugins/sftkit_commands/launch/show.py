@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import typer
 
 from sftkit.api import console, show_json, show_table
 from sftkit_commands.launch.job import Plan
 from sftkit_commands.launch.targets import Target, describe_options
-
-logger = logging.getLogger("sftkit")
 
 
 def show_options(target: Target, as_json: bool) -> None:
@@ -24,11 +20,17 @@ def show_options(target: Target, as_json: bool) -> None:
         console().print(hint, markup=False)
 
 
-def show_plan(plan: Plan, dry_run: bool, as_json: bool) -> None:
-    """Show what is chosen, and in a dry run what would be done."""
-    for note in plan.notes:
-        logger.info(note)
-    if as_json and (dry_run or not plan.runs_here):
-        show_json({**plan.facts, "dry_run": dry_run})
-    elif dry_run:
+def show_plan(plan: Plan, as_json: bool) -> None:
+    """Print what would be done."""
+    if as_json:
+        show_json({**plan.facts, "dry_run": True})
+    else:
         typer.echo(plan.text.rstrip("\n"))
+
+
+def start_plan(plan: Plan, as_json: bool) -> int:
+    """Do it, and print what it is that was done; returns the exit code."""
+    code = plan.start()
+    if as_json and not plan.runs_here:
+        show_json({**plan.facts, "dry_run": False})
+    return code
