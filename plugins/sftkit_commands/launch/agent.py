@@ -23,6 +23,7 @@ logger = logging.getLogger("sftkit")
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 OTHER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+COPY_SECONDS = 5.0  # in which a signal that arrives again is a copy of the first, as in a run
 #: sftkit's own exit codes.
 CODES = (0, 1, 2, 3, 130, 143)
 
@@ -106,11 +107,11 @@ class _Workers:
     """The processes that the agent in this process has started.
 
     A signal is passed on to them. The agent is held until all have ended: it would kill those that still save, or start
-    them again.
+    them again. A second signal kills them, also one that hangs.
     """
 
     def __init__(self) -> None:
-        self._ending = False
+        self._ending = 0.0  # since when
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal.
@@ -119,12 +120,13 @@ class _Workers:
             SystemExit: when the workers have ended by it, with their exit code.
         """
         workers = self._processes()
+        again = self._ending and number not in OTHER and time.monotonic() - self._ending > COPY_SECONDS
         for worker in workers:
             with suppress(ProcessLookupError):
-                os.kill(worker, number)
+                os.kill(worker, signal.SIGKILL if again else number)
         if number in OTHER or self._ending:
             return
-        self._ending = True
+        self._ending = time.monotonic()
         codes = [_code_at_end(worker, number) for worker in workers]
         failed = [code for code in codes if code]
         if failed or not codes:

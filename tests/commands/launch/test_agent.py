@@ -12,7 +12,7 @@ import time
 import pytest
 
 from sftkit.errors import ConfigError, TrainingError
-from sftkit_commands.launch import local
+from sftkit_commands.launch import agent, local
 from sftkit_commands.launch.agent import leaves_signals, run_agent, run_alone
 from sftkit_commands.launch.job import Job
 
@@ -124,3 +124,20 @@ def test_a_run_in_two_processes_prints_once_and_resumes_where_it_was(fresh_cli, 
     failed = fresh_cli("launch", "--nproc", "2", *options, "train.max_stops=2", cwd=tmp_path, code=2)
     assert "did you mean" in failed.stderr
     assert "torch.distributed" not in failed.stderr
+
+
+@WITHIN_30_SECONDS
+def test_a_second_signal_ends_processes_that_hang(tmp_path, send, monkeypatch):
+    monkeypatch.setattr(agent, "COPY_SECONDS", 0.0)
+    script = f"trap 'touch {tmp_path}/$RANK.stuck' TERM; touch {tmp_path}/$RANK.ready; while true; do sleep 0.1; done"
+
+    def again() -> None:
+        while len(list(tmp_path.glob("*.stuck"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    send(signal.SIGTERM)
+    threading.Thread(target=again, daemon=True).start()
+    with pytest.raises(SystemExit) as ended:
+        run_agent(workers(script))
+    assert ended.value.code == 128 + signal.SIGKILL
