@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sftkit.checkpoints.publish import new_directory as new_directory
     from sftkit.checkpoints.space import free_bytes as free_bytes
     from sftkit.cli.common import JsonOption as JsonOption
-    from sftkit.cli.completion import complete_runs as complete_runs
+    from sftkit.cli.completion import complete_arguments as complete_arguments, complete_runs as complete_runs
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
         DataOption as DataOption,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PluginOption as PluginOption,
         RunArgument as RunArgument,
         TrustOption as TrustOption,
+        config_values as config_values,
         pipeline_from as pipeline_from,
     )
     from sftkit.config import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sftkit.config.assignments import (
         parse_assignment as parse_assignment,
         parse_value as parse_value,
+        split_options as split_options,
         split_values as split_values,
     )
     from sftkit.config.evaluation import smaller_is_better as smaller_is_better
@@ -296,10 +298,10 @@ _MODULES = {
     "run.written": "REPORT REPORT_MARK is_report",
     # Commands
     "cli.common": "JsonOption",
-    "cli.completion": "complete_runs",
+    "cli.completion": "complete_arguments complete_runs",
     "cli.options": "ConfigArguments DTypeOption DataOption DeviceOption ModelOption OutputOption PluginOption "
-    "RunArgument TrustOption pipeline_from",
-    "config.assignments": "parse_assignment parse_value split_values",
+    "RunArgument TrustOption config_values pipeline_from",
+    "config.assignments": "parse_assignment parse_value split_options split_values",
     "console": "Display console json_text metric_cell metric_name metric_value output printing_json show_data "
     "show_json show_table stage working wrap",
     "units": "size_text",
