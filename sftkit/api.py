@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         config_values as config_values,
         pipeline_from as pipeline_from,
     )
+    from sftkit.cli.within import run_command as run_command
     from sftkit.config import (
         DataSection as DataSection,
         EvaluateSection as EvaluateSection,
@@ -170,6 +171,7 @@ if TYPE_CHECKING:
     from sftkit.run.config_file import WrittenConfig as WrittenConfig
     from sftkit.run.directories import trained_runs as trained_runs
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
+    from sftkit.run.interruption import interrupt_runs as interrupt_runs
     from sftkit.run.lock import holder as holder
     from sftkit.run.manifest import manifest_of as manifest_of
     from sftkit.run.pipeline import Pipeline as Pipeline
@@ -286,6 +288,7 @@ _MODULES = {
     "run.distributed": "is_main_process rank world_size",
     "trained.evaluation": "Evaluation Evaluator base_name",
     "trained.formatted": "SourceFormat prompt_ids source_formats",
+    "run.interruption": "interrupt_runs",
     "run.lock": "holder",
     "run.config_file": "WrittenConfig",
     "run.manifest": "manifest_of",
@@ -301,6 +304,7 @@ _MODULES = {
     "cli.completion": "complete_arguments complete_runs",
     "cli.options": "ConfigArguments DTypeOption DataOption DeviceOption ModelOption OutputOption PluginOption "
     "RunArgument TrustOption config_values pipeline_from",
+    "cli.within": "run_command",
     "config.assignments": "parse_assignment parse_value split_options split_values",
     "console": "Display console json_text metric_cell metric_name metric_value output printing_json show_data "
     "show_json show_table stage working wrap",

@@ -83,6 +83,10 @@ class Interrupted(BaseException):  # like KeyboardInterrupt, it passes through `
         super().__init__(reason)
         self.exit_code, self.directory = exit_code, directory
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all of it, for a run in another process."""
+        return type(self), (str(self), self.exit_code, self.directory)
+
 
 class HookError(RuntimeError):
     """A plugin raised an exception that is none of sftkit's: a bug, most likely of the plugin.

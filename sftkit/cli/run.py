@@ -49,6 +49,7 @@ class RunCommand(TyperCommand):
 
 
 def run(
+    ctx: typer.Context,
     arguments: ConfigArguments = None,
     plugin: PluginOption = None,
     model: ModelOption = "",
@@ -85,7 +86,7 @@ def run(
     options = {"resume": mode, "overwrite": overwrite, "allow_changes": allowed}
     quiet = not is_main_process()
     with printing_json(as_json), working("reading the configuration", quiet=quiet, lines=True):
-        pipeline = pipeline_from(arguments, plugin, model, data, output, **options)
+        pipeline = pipeline_from(arguments, plugin, model, data, output, **options, **(ctx.obj or {}))
         result = pipeline.run()
         end_process_group()
     if quiet:
