@@ -49,3 +49,5 @@ class SavesFirst(TrainerCallback):
         with self._record.writing():
             self._trainer.save_model(str(self._record.directory))
         self._saved = True
+        if not alone:
+            self._record.processes.meet("the saved model")  # which takes longer than a collective may
