@@ -142,7 +142,8 @@ class Processes(AbstractContextManager["Processes"]):
         Args:
             error: what this process has raised.
         """
-        if self._meeting is None or self._settled or isinstance(error, OtherProcessError | GeneratorExit):
+        self._settled = self._settled or isinstance(error, OtherProcessError)
+        if self._meeting is None or self._settled or isinstance(error, GeneratorExit):
             return error
         waited = isinstance(error, Exception) and _of_collective(error)
         try:
