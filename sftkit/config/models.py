@@ -26,7 +26,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 _TEXT = Annotated[str, Field(pattern=PATTERN)]
 Duration = Annotated[float, Field(gt=0), BeforeValidator(as_seconds, json_schema_input_type=PositiveFloat | _TEXT)]
-LONGEST = 365 * 86400.0  # seconds, which every library can count
+LONGEST = 10 * 365 * 86400.0  # seconds, which every library can count
 _SET_NAME = re.compile(r"\w[\w .:+-]*")
 
 SET_NAME_FIX = "use letters, digits, spaces and any of _ . : + -"
