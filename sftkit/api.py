@@ -105,6 +105,7 @@ if TYPE_CHECKING:
         DataError as DataError,
         HookError as HookError,
         Interrupted as Interrupted,
+        OtherProcessError as OtherProcessError,
         Problem as Problem,
         RunError as RunError,
         SftkitError as SftkitError,
@@ -234,7 +235,7 @@ API_VERSION = "1.0"
 _MODULES = {
     # Writing plugins
     "plugin.base": "Field Plugin dataclass hookimpl",
-    "errors": "ConfigError DataError HookError Interrupted Problem RunError SftkitError TrainingError "
+    "errors": "ConfigError DataError HookError Interrupted OtherProcessError Problem RunError SftkitError TrainingError "
     "nearest warn_caller",
     "plugin.describe": "all_plugins",
     "plugin.paths": "absolute_at",

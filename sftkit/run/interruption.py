@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import Interrupted
+from sftkit.run.distributed import is_main_process
 
 if TYPE_CHECKING:
     from sftkit.config.models import RunSection
@@ -88,7 +89,9 @@ class Interruption:
         self.signal, self.at = number, time.monotonic()
         if not self.deferring:
             raise Interrupted(f"{name}, before the training", 128 + number)
-        _say(f"{name}: saving after this step; a second one stops at once")
+        # torchrun sends it to all, also after an error.
+        if is_main_process() or "TORCHELASTIC_RUN_ID" not in os.environ:
+            _say(f"{name}: saving after this step; a second one stops at once")
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
         if not self.deferring:

@@ -18,7 +18,7 @@ import ray
 import ray.train
 from transformers import TrainerCallback
 
-from sftkit.api import Interrupted, SftkitError, TrainingError, interrupt_runs, rank, run_command
+from sftkit.api import Interrupted, OtherProcessError, SftkitError, TrainingError, interrupt_runs, rank, run_command
 from sftkit_commands.launch.ray_channel import RunEnded
 
 POINTER = "checkpoint.json"
@@ -139,7 +139,7 @@ def _of_others(error: BaseException) -> bool:
     if not isinstance(error, TrainingError):
         return False
     cause = error.__cause__
-    return type(error) is not TrainingError or not (cause is None or isinstance(cause, SftkitError | OSError))
+    return isinstance(error, OtherProcessError) or not (cause is None or isinstance(cause, SftkitError | OSError))
 
 
 def _is_final(channel: Any, others: bool, agreed: bool) -> bool:
