@@ -235,8 +235,8 @@ API_VERSION = "1.0"
 _MODULES = {
     # Writing plugins
     "plugin.base": "Field Plugin dataclass hookimpl",
-    "errors": "ConfigError DataError HookError Interrupted OtherProcessError Problem RunError SftkitError TrainingError "
-    "nearest warn_caller",
+    "errors": "ConfigError DataError HookError Interrupted OtherProcessError Problem RunError "
+    "SftkitError TrainingError nearest warn_caller",
     "plugin.describe": "all_plugins",
     "plugin.paths": "absolute_at",
     "data.cache": "cache_directory",
