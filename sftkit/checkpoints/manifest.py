@@ -69,6 +69,14 @@ def read(directory: Path, step: int, contents: bool = True) -> tuple[dict[str, A
         return {}, f"{MANIFEST} is damaged"
 
 
+def processes_of(directory: Path) -> int | None:
+    """How many processes have saved a checkpoint; None if that is not known."""
+    try:
+        return int(_load(directory)["world_size"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
 def _load(directory: Path) -> dict[str, Any]:
     manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     if manifest.pop("digest") != _digest_of(manifest):

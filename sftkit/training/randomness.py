@@ -1,0 +1,27 @@
+"""Random numbers of several processes: each replica draws its own dropout and noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sftkit.checkpoints.manifest import processes_of
+
+
+def seed_replica(seed: int, replica: int, step: int) -> None:
+    """Set the random state of Python, numpy, torch and its devices.
+
+    Args:
+        seed: of the run.
+        replica: the number of the group of processes that draw the same numbers.
+        step: from which they are drawn.
+    """
+    from transformers import set_seed
+
+    set_seed(int(np.random.SeedSequence([seed, replica, step]).generate_state(1)[0]))
+
+
+def keeps_random_state(checkpoint: str, processes: int) -> bool:
+    """Whether a checkpoint has the random state of each process, which it has not if their number was another."""
+    return processes_of(Path(checkpoint)) in (processes, None)
