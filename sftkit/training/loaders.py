@@ -144,8 +144,8 @@ def shared_among_replicas(loader: DataLoader[Any], trainer: Any, rows: Any, prep
     """
     accelerator, arguments, engine = trainer.accelerator, trainer.args, trainer.engine
     placed = {"put_on_device": True, "dispatch_batches": False, "non_blocking": accelerator.non_blocking}
-    own = not isinstance(loader.sampler, RowOrder)
-    if rows is None or own:
+    order = loader.sampler
+    if rows is None or not isinstance(order, RowOrder):
         if engine.sharing == 1 or isinstance(loader.dataset, IterableDataset):
             return prepare(loader)
         among = {"num_processes": engine.replicas, "process_index": engine.replica, "use_seedable_sampler": True}
@@ -154,9 +154,9 @@ def shared_among_replicas(loader: DataLoader[Any], trainer: Any, rows: Any, prep
         raise ConfigError(problems)
     share = Share(loader.batch_size or 1, engine.replicas, engine.replica, arguments.gradient_accumulation_steps)
     if str(arguments.train_sampling_strategy) == "batch_rebalance":
-        batches: ReplicaBatches = Rebalanced(loader.sampler, share, loader.drop_last, token_lengths(rows))
+        batches: ReplicaBatches = Rebalanced(order, share, loader.drop_last, token_lengths(rows))
     else:
-        batches = ReplicaBatches(loader.sampler, share, loader.drop_last)
+        batches = ReplicaBatches(order, share, loader.drop_last)
     made = with_batches(loader, batches)
     return prepare_data_loader(made, accelerator.device, num_processes=1, process_index=0, **placed)
 
