@@ -69,12 +69,12 @@ def read(directory: Path, step: int, contents: bool = True) -> tuple[dict[str, A
         return {}, f"{MANIFEST} is damaged"
 
 
-def processes_of(directory: Path) -> int | None:
-    """How many processes have saved a checkpoint; None if that is not known."""
+def details_of(directory: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint says; empty if there is none, or it is damaged."""
     try:
-        return int(_load(directory)["world_size"])
+        return _load(directory)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+        return {}
 
 
 def _load(directory: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sftkit.run.changes import schedule_note, version_changes
-from sftkit.run.distributed import is_main_process
+from sftkit.run.distributed import is_main_process, world_size
+from sftkit.run.shares import share_note
 
 if TYPE_CHECKING:
     from sftkit.run.directory import EarlierRun
@@ -28,6 +29,8 @@ def announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, 
     for name, what in changes.items():
         logger.warning("%s has changed since the run began, which is allowed: %s", name, what)
     if note := schedule_note(earlier.manifest, manifest):
+        logger.warning(note)
+    if earlier.checkpoint is not None and (note := share_note(earlier.manifest, manifest, world_size())):
         logger.warning(note)
     if note := version_changes(earlier.manifest, manifest):
         logger.warning("other versions than before: %s", note)

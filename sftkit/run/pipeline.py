@@ -110,7 +110,7 @@ class Pipeline:
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
-            self._earlier(*self._resolve(self._directory_problems()), contents=False)
+            self._earlier(Stages(*self._resolve(self._directory_problems()), self._inputs), contents=False)
         except SftkitError as error:
             return error.problems if self.from_command else tuple(map(problem_in_python, error.problems))
         return ()
@@ -187,8 +187,8 @@ class Pipeline:
             with self._directory.locked():
                 if problems := self._directory_problems():  # another run may have begun or ended since
                     raise ConfigError(problems)
-                earlier, manifest = self._earlier(config, plugins, contents=True)
-                return self._run(Stages(config, plugins, self._inputs), earlier, manifest, interruption)
+                stages = Stages(config, plugins, self._inputs)
+                return self._run(stages, *self._earlier(stages, contents=True), interruption)
 
     def _run(
         self, stages: Stages, earlier: EarlierRun | None, manifest: dict[str, Any], interruption: Interruption
@@ -221,7 +221,7 @@ class Pipeline:
         self._compare(earlier, manifest)
         trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers:
-            engine, metrics_function = stages.make_engine(), self._inputs.compute_metrics
+            engine, metrics_function = stages.engine, self._inputs.compute_metrics
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():
                 model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model), engine)
@@ -275,15 +275,14 @@ class Pipeline:
             problems.append(Problem("nothing is resumed", "--allow-change", "use it with --resume"))
         return problems
 
-    def _earlier(
-        self, config: RunConfig, plugins: PluginSet, contents: bool
-    ) -> tuple[EarlierRun | None, dict[str, Any]]:
+    def _earlier(self, stages: Stages, contents: bool) -> tuple[EarlierRun | None, dict[str, Any]]:
         """The run to resume, if there is one, and the manifest of this one, without its data and weights.
 
         Raises:
             RunError: if the configuration has changed, or there is nothing to continue from.
         """
-        earlier, manifest = self._directory.earlier(self._resume, contents), new_manifest(config, plugins)
+        earlier = self._directory.earlier(self._resume, contents)
+        manifest = new_manifest(stages.config, stages.plugins, stages.engine)
         if earlier is not None and is_main_process():
             names = {*earlier.manifest["plugins"], *manifest["plugins"]}
             if problems := list(unknown_names(self._allowed, names)):

@@ -175,13 +175,9 @@ def loader_problems(settings: Any) -> Iterator[Problem]:
 
 
 def after_first_batches(loader: Any, number: int) -> Any:
-    """A loader without its first batches; that of a stream, which starts at the row that was sought, stays as it is."""
-    if isinstance(loader.dataset, Stream | NumberedStream):
-        return loader
-    if isinstance(loader.batch_sampler, ReplicaBatches):
-        loader.batch_sampler.seek(number)
-        return loader
-    return skip_first_batches(loader, number)
+    """A loader without its first batches; one that starts at the row that was sought stays as it is."""
+    seeks = isinstance(loader.dataset, Stream | NumberedStream) or isinstance(loader.batch_sampler, ReplicaBatches)
+    return loader if seeks else skip_first_batches(loader, number)
 
 
 def write_position(checkpoint: str, process: int, position: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sftkit.checkpoints.manifest import processes_of
+from sftkit.checkpoints.manifest import details_of
 
 
 def seed_replica(seed: int, replica: int, step: int) -> None:
@@ -24,4 +24,4 @@ def seed_replica(seed: int, replica: int, step: int) -> None:
 
 def keeps_random_state(checkpoint: str, processes: int) -> bool:
     """Whether a checkpoint has the random state of each process, which it has not if their number was another."""
-    return processes_of(Path(checkpoint)) in (processes, None)
+    return bool(details_of(Path(checkpoint)).get("world_size", processes) == processes)

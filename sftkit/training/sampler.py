@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sftkit.checkpoints.manifest import details_of
 from sftkit.data.columns import IGNORE_INDEX
 from sftkit.errors import ConfigError, Problem
 from sftkit.training.batches import FRACTION, POSITIONS
 from sftkit.training.order import BLOCK, RowOrder
+from sftkit.training.permutation import Numbers
 from sftkit.training.targets import trained_positions
 
 FILL_IN = "fill_in"  # of an example that is there so that its process has a batch
@@ -57,6 +60,26 @@ class Share:
         return start, start + each + (self.replica < more)
 
 
+class Position(NamedTuple):
+    """How far the rows are trained.
+
+    Attributes:
+        step: the number of steps.
+        epoch: the epoch, from 0.
+        rows: how many rows of this epoch, over all replicas.
+    """
+
+    step: int
+    epoch: int
+    rows: int
+
+    @classmethod
+    def read(cls, checkpoint: str) -> Position | None:
+        """That of a checkpoint; None if it has none."""
+        found = details_of(Path(checkpoint)).get("position")
+        return cls(*found) if found else None
+
+
 class ReplicaBatches(Sampler[list[int]]):
     """The batches of this process, in the order of the rows: a step has the same rows on any number of replicas.
 
@@ -71,43 +94,54 @@ class ReplicaBatches(Sampler[list[int]]):
 
     def __init__(self, order: RowOrder, share: Share, drop_last: bool = False) -> None:
         self.order, self.share, self._drop = order, share, drop_last
-        self._next = 0
+        self._first = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader when an epoch begins."""
         self.order.set_epoch(epoch)
 
-    def seek(self, batches: int) -> None:
-        """Let the next iteration begin after a number of batches; nothing is computed for them."""
-        self._next = batches
+    def seek(self, rows: int) -> None:
+        """Let the next iteration begin after a number of rows, over all replicas; nothing is computed for them."""
+        self._first = rows
 
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.order), self.share.together)
-        return whole + (rest > 0 and not self._drop)
+    def rows(self, batches: int) -> int:
+        """The rows of the first batches of all replicas."""
+        return min(batches * self.share.together, self._end)
+
+    def before(self, rows: int) -> int:
+        """The number of batches that do not reach beyond the first rows."""
+        return rows // self.share.together
 
     @property
-    def fills_in(self) -> bool:
-        """Whether a batch of some replica has a row to fill in."""
-        rest = len(self.order) % self.share.together
-        return 0 < rest < self.share.replicas and not self._drop
+    def _end(self) -> int:
+        """The number of rows that are not left out."""
+        size = len(self.order)
+        return size - size % self.share.together if self._drop else size
+
+    def __len__(self) -> int:
+        return -(-self._end // self.share.together)
 
     def __iter__(self) -> Iterator[list[int]]:
-        start, self._next = self._next, 0
-        share, whole = self.share, len(self.order) // self.share.together
+        first, self._first = self._first, 0
+        share, together = self.share, self.share.together
+        start, whole = -(-first // together), self._end // together
+        if first % together and first < self._end:
+            yield self._part(first, min(start * together, self._end))
         own = share.replica * share.size + np.arange(share.size)
         block = max(BLOCK // share.size, 1)
-        for first in range(start, whole, block):
-            batches = np.arange(first, min(first + block, whole))
-            rows = self.order.at((batches[:, None] * share.together + own).ravel())
+        for number in range(start, whole, block):
+            batches = np.arange(number, min(number + block, whole))
+            rows = self.order.at((batches[:, None] * together + own).ravel())
             yield from rows.reshape(-1, share.size).tolist()
-        if start < len(self) > whole:
-            yield self._rest(whole * share.together)
+        if start <= whole < len(self):
+            yield self._part(whole * together, self._end)
 
-    def _rest(self, first: int) -> list[int]:
-        begin, end = self.share.of(len(self.order) - first)
-        if begin == end:
-            return [-1 - int(self.order.at([first])[0])]
-        rows: list[int] = self.order.at(np.arange(first + begin, first + end)).tolist()
+    def _part(self, start: int, end: int) -> list[int]:
+        """This process's share of rows that are no whole batches."""
+        low, high = self.share.of(end - start)
+        if low == high:
+            return [-1 - int(self.order.at([start])[0])]
+        rows: list[int] = self.order.at(np.arange(start + low, start + high)).tolist()
         return rows
 
 
@@ -125,30 +159,34 @@ class Rebalanced(ReplicaBatches):
         super().__init__(order, share, drop_last)
         self._lengths = lengths
 
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.order), self.share.step)
-        return (whole + (rest > 0 and not self._drop)) * self.share.accumulation
-
     @property
-    def fills_in(self) -> bool:
-        """Whether a batch of some replica has a row to fill in."""
-        rest = len(self.order) % self.share.step
-        return 0 < rest < self.share.replicas * self.share.accumulation and not self._drop
+    def _end(self) -> int:
+        size = len(self.order)
+        return size - size % self.share.step if self._drop else size
+
+    def rows(self, batches: int) -> int:
+        """The rows of the steps of the first batches."""
+        return min(batches // self.share.accumulation * self.share.step, self._end)
+
+    def before(self, rows: int) -> int:
+        """The number of batches of the steps that do not reach beyond the first rows."""
+        return rows // self.share.step * self.share.accumulation
+
+    def __len__(self) -> int:
+        return -(-self._end // self.share.step) * self.share.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        start, self._next = self._next, 0
-        step, skipped = divmod(start, self.share.accumulation)
-        for number in range(step, len(self) // self.share.accumulation):
-            yield from self._batches(number)[skipped:]
-            skipped = 0
+        first, self._first = self._first, 0
+        while first < self._end:
+            end = min((first // self.share.step + 1) * self.share.step, self._end)
+            yield from self._batches(self.order.at(np.arange(first, end)))
+            first = end
 
-    def _batches(self, step: int) -> list[list[int]]:
+    def _batches(self, rows: Numbers) -> list[list[int]]:
         from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-        share, first = self.share, step * self.share.step
-        rows = self.order.at(np.arange(first, min(first + share.step, len(self.order))))
+        share, lengths = self.share, self._lengths[rows].tolist()
         missing = share.replicas * share.accumulation - len(rows)
-        lengths = self._lengths[rows].tolist()
         if missing > 0:
             rows, lengths = np.append(rows, np.full(missing, -1 - rows[0])), lengths + lengths[:1] * missing
         own = BatchRebalanceSampler(
@@ -207,6 +245,6 @@ def with_batches(loader: DataLoader[Any], batches: ReplicaBatches) -> DataLoader
         batches: those of this process.
     """
     options = {name: getattr(loader, name) for name in _OPTIONS}
-    if batches.fills_in:
+    if batches.share.replicas > 1 or isinstance(batches, Rebalanced):
         options |= {"dataset": _Rows(loader.dataset), "collate_fn": _Untrained(loader.collate_fn)}
     return DataLoader(batch_sampler=batches, **options)

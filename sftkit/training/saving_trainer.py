@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import trainer
-from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from sftkit.checkpoints.publish import PARTIAL
@@ -17,17 +15,9 @@ from sftkit.data.stream import Stream
 from sftkit.training.attributes import replaced
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.engine import Engine
-from sftkit.training.guarded import GuardedTrainer
-from sftkit.training.loaders import (
-    after_first_batches,
-    read_position,
-    row_order,
-    shared_among_replicas,
-    without_numbers,
-    write_position,
-)
-from sftkit.training.randomness import keeps_random_state, seed_replica
+from sftkit.training.loaders import read_position, write_position
 from sftkit.training.saving import Saver, save_beside
+from sftkit.training.shared_trainer import SharedTrainer
 
 
 @contextmanager
@@ -43,19 +33,17 @@ def without_progress_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-class SavingTrainer(GuardedTrainer):
+class SavingTrainer(SharedTrainer):
     """Saves through a `Saver`, keeps the position in a stream, and loads no pickled objects.
 
     Args:
         engine: how the processes share the model; DDP by default.
-        arguments: of `GuardedTrainer`.
+        arguments: of `SharedTrainer`.
 
     Attributes:
         saver: writes the checkpoints.
         engine: how the processes share the model.
     """
-
-    train_dataset: Any
 
     def __init__(self, *, engine: Engine | None = None, **arguments: Any) -> None:
         self.engine = engine or Engine()
@@ -72,36 +60,16 @@ class SavingTrainer(GuardedTrainer):
             super()._move_model_to_device(model, device)
 
     def _prepare_for_training(self, max_steps: int, *arguments: Any, **options: Any) -> Any:
+        if self.engine.wraps:
+            return super()._prepare_for_training(max_steps, *arguments, **options)
         prepare = functools.partial(self.accelerator.prepare_model, device_placement=False, evaluation_mode=True)
-        with ExitStack() as stack:
-            if not self.engine.wraps:
-                own = replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model))
-                stack.enter_context(own)
-            prepared = super()._prepare_for_training(max_steps, *arguments, **options)
-        if self.args.world_size > 1:  # all weights are drawn
-            seed_replica(self.args.seed, self.engine.replica, self.state.global_step)
-        return prepared
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = without_numbers(self.train_dataset if train_dataset is None else train_dataset)
-        step = self._train_batch_size * self.args.gradient_accumulation_steps * self.engine.replicas
-        return row_order(self.args, rows, step, training=True) if has_length(rows) else None
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        rows, step = without_numbers(eval_dataset), self.args.eval_batch_size * self.engine.replicas
-        return row_order(self.args, rows, step, training=False) if has_length(rows) else None
-
-    def _get_dataloader(self, dataset: Any, *arguments: Any, is_training: bool = False, **options: Any) -> Any:
-        rows, prepare = without_numbers(dataset) if is_training else None, self.accelerator.prepare
-        share = functools.partial(shared_among_replicas, trainer=self, rows=rows, prepare=prepare)
-        with replaced(self.accelerator, "prepare", share):
-            return super()._get_dataloader(dataset, *arguments, is_training=is_training, **options)
+        with replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model)):
+            return super()._prepare_for_training(max_steps, *arguments, **options)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.saver.begin()
         try:
-            with replaced(trainer, "skip_first_batches", after_first_batches):  # which the Trainer calls to resume
-                return super()._inner_training_loop(*arguments, **options)
+            return super()._inner_training_loop(*arguments, **options)
         finally:
             self.saver.abandon()
 
@@ -178,9 +146,6 @@ class SavingTrainer(GuardedTrainer):
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and not keeps_random_state(checkpoint, self.args.world_size):
-            seed_replica(self.args.seed, self.engine.replica, self.state.global_step)
-            return
         with refusing_pickles(checkpoint):
             super()._load_rng_state(checkpoint)
 
