@@ -125,12 +125,14 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
     for name in {*before} ^ {*after}:  # of another version of transformers, or free with one of both schedules
         before.setdefault(name, old["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
         after.setdefault(name, new["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
-    free = (*LENGTH, *BATCHES)
+    shares, shared = shares_of(old, new, world_size())
+    elsewhere = shares.processes != shared.processes and shares.rows == shared.rows  # reported with the processes
+    free = (*LENGTH, *BATCHES) if elsewhere or not differences(old, new, world_size()) else LENGTH
     chosen = [each["config"].get("evaluate", {}).get("best") for each in (old, new)]
     if any(chosen) and before["metric_for_best_model"] != after["metric_for_best_model"]:  # it sets both fields
         yield from _differences("evaluate", {"best": chosen[0]}, {"best": chosen[1]})
         before |= {name: after[name] for name in ("metric_for_best_model", "greater_is_better")}
-    for change in _differences("train", before, after, LENGTH if differences(old, new, world_size()) else free):
+    for change in _differences("train", before, after, free):
         schedules = {before["lr_scheduler_type"], after["lr_scheduler_type"]}
         other = change.name == "train.lr_scheduler_type" and schedules & {*FOLLOWS_METRIC}
         yield replace(change, final=bool(other or change.name == "train.optim"))

@@ -9,11 +9,12 @@ from typing import Any
 from transformers import trainer
 from transformers.trainer_utils import has_length
 
+from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
 from sftkit.training.engine import Engine
 from sftkit.training.guarded import GuardedTrainer
 from sftkit.training.loaders import after_first_batches, row_order, shared_among_replicas, without_numbers
-from sftkit.training.randomness import keeps_random_state, seed_replica
+from sftkit.training.randomness import keeps_random_state, rounds_at_random, seed_replica
 from sftkit.training.sampler import Position, ReplicaBatches
 
 
@@ -83,6 +84,10 @@ class SharedTrainer(GuardedTrainer):
         return (epochs, batches) if self._resumed is None else (self._resumed.epoch, self._before)
 
     def _prepare_for_training(self, *arguments: Any, **options: Any) -> Any:
+        if self.args.world_size > 1 and not self.engine.sharded and rounds_at_random(self.args.optim_args):
+            what = "each process would round its copy of the weights in its own way"
+            fix = "remove bf16_stochastic_round, or shard the model"
+            raise ConfigError(Problem(what, "train.optim_args", fix))
         prepared = super()._prepare_for_training(*arguments, **options)
         if self.args.world_size > 1:  # all weights are drawn
             seed_replica(self.args.seed, self.engine.replica, self.state.global_step)

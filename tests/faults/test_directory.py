@@ -374,7 +374,7 @@ def test_18_a_state_of_one_number_of_processes_is_refused_for_another(home, stop
     (stopped / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setenv("WORLD_SIZE", "2")
     halved = {"per_device_train_batch_size": 1}
-    allowed = ["world_size", "plugins", "data", "train"]
+    allowed = ["world_size", "plugins", "data"]
     found = pipeline(home, stopped, halved, resume=True, plugins=plugins, allow_changes=allowed, **options).check()
     assert [problem.where for problem in found] == ["world_size"]
     why = {

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from sftkit.errors import ConfigError
 from sftkit.training.order import BLOCK, Grouped, RowOrder, Shuffled, token_lengths
 from sftkit.training.permutation import Permutation
+from sftkit.training.randomness import rounds_at_random
 from sftkit.training.sampler import Rebalanced, ReplicaBatches, Share, with_batches
 
 ROWS = 20_000
@@ -249,3 +250,11 @@ def test_a_collator_without_labels_cannot_fill_in():
     loader = with_batches(DataLoader(rows, collate_fn=collate), ReplicaBatches(RowOrder(3), Share(1, 2, 1)))
     with pytest.raises(ConfigError, match="no row in the last step"):
         list(loader)
+
+
+# Random numbers.
+
+
+def test_an_optimizer_that_rounds_at_random_is_noticed():
+    assert rounds_at_random("block_size=64, bf16_stochastic_round=True")
+    assert not any(map(rounds_at_random, (None, "", "block_size=64", "bf16_stochastic_round=false")))
