@@ -69,6 +69,14 @@ def read(directory: Path, step: int, contents: bool = True) -> tuple[dict[str, A
         return {}, f"{MANIFEST} is damaged"
 
 
+def details_of(directory: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint says; empty if there is none, or it is damaged."""
+    try:
+        return _load(directory)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
 def _load(directory: Path) -> dict[str, Any]:
     manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     if manifest.pop("digest") != _digest_of(manifest):

@@ -15,6 +15,7 @@ from sftkit.errors import Problem, nearest
 from sftkit.plugin.paths import absolute_at
 from sftkit.plugin.registry import discover, installed_name
 from sftkit.run.distributed import world_size
+from sftkit.run.shares import BATCHES, differences, shares_of
 
 WEIGHTS, WORLD_SIZE = "model.weights", "world_size"
 MISSING = "not set"
@@ -30,19 +31,21 @@ class Change:
         name: what has changed, such as ``train.learning_rate``.
         what: the difference, in words.
         final: whether a checkpoint cannot be continued with it at all.
+        fix: how to undo it.
     """
 
     name: str
     what: str
     final: bool = False
+    fix: str = "set it back"
 
     @property
     def problem(self) -> Problem:
         """The refusal of this change."""
         if self.final:
-            fix = "set it back, or start a new run from the weights of a checkpoint, with model.name"
+            fix = f"{self.fix}, or start a new run from the weights of a checkpoint, with model.name"
             return Problem(f"the state in the checkpoint is of another kind: {self.what}", self.name, fix)
-        fix = f"set it back, accept the change with --allow-change {self.name}, or start again with --overwrite"
+        fix = f"{self.fix}, accept the change with --allow-change {self.name}, or start again with --overwrite"
         return Problem(f"changed since the run began: {self.what}", self.name, fix)
 
 
@@ -99,8 +102,21 @@ def configuration_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Ite
         else:
             yield Change(f"plugins.{name}", "it was selected" if name in before else "it was not selected")
     yield from _train_changes(old, new)
-    if (processes := old["parts"][-1]["world_size"]) != world_size():
-        yield Change(WORLD_SIZE, f"{processes} processes -> {world_size()}")
+    yield from _share_changes(old, new)
+
+
+def _share_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+    """Another number of processes, unless they continue exactly."""
+    before, now = shares_of(old, new, world_size())
+    if before.processes == now.processes:
+        return
+    what = f"{before.processes} processes -> {now.processes}"
+    if not new["engine"]["reshards"]:
+        of_each = f"the engine {new['engine']['name']} has divided the optimizer among {before.processes} processes"
+        yield Change(WORLD_SIZE, f"{what}, and {of_each}", final=True)
+    elif why := differences(old, new, now.processes):
+        streams = bool(new["config"]["data"]["streaming"])
+        yield Change(WORLD_SIZE, f"{what}, and {why}", streams, before.advice(now))
 
 
 def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
@@ -109,11 +125,14 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
     for name in {*before} ^ {*after}:  # of another version of transformers, or free with one of both schedules
         before.setdefault(name, old["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
         after.setdefault(name, new["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
+    shares, shared = shares_of(old, new, world_size())
+    elsewhere = shares.processes != shared.processes and shares.rows == shared.rows  # reported with the processes
+    free = (*LENGTH, *BATCHES) if elsewhere or not differences(old, new, world_size()) else LENGTH
     chosen = [each["config"].get("evaluate", {}).get("best") for each in (old, new)]
     if any(chosen) and before["metric_for_best_model"] != after["metric_for_best_model"]:  # it sets both fields
         yield from _differences("evaluate", {"best": chosen[0]}, {"best": chosen[1]})
         before |= {name: after[name] for name in ("metric_for_best_model", "greater_is_better")}
-    for change in _differences("train", before, after, LENGTH):
+    for change in _differences("train", before, after, free):
         schedules = {before["lr_scheduler_type"], after["lr_scheduler_type"]}
         other = change.name == "train.lr_scheduler_type" and schedules & {*FOLLOWS_METRIC}
         yield replace(change, final=bool(other or change.name == "train.optim"))

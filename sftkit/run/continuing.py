@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import RunError
 from sftkit.run.changes import schedule_note, unknown_names, version_changes
-from sftkit.run.distributed import is_main_process
+from sftkit.run.distributed import is_main_process, world_size
 from sftkit.run.manifest import DONE, new_manifest
+from sftkit.run.shares import share_note
 
 if TYPE_CHECKING:
-    from sftkit.config import RunConfig
-    from sftkit.plugin.selected import PluginSet
     from sftkit.run.directory import EarlierRun, Resume, RunDirectory
+    from sftkit.run.stages import Stages
 
 logger = logging.getLogger("sftkit")
 
 
 def earlier_run(
     directory: RunDirectory,
-    config: RunConfig,
-    plugins: PluginSet,
+    stages: Stages,
     resume: Resume,
     allowed: Iterable[str],
     contents: bool,
@@ -31,8 +30,7 @@ def earlier_run(
 
     Args:
         directory: that of the run.
-        config: the run as resolved.
-        plugins: the selected plugins.
+        stages: those of the run.
         resume: as of `Pipeline`.
         allowed: the changes that are allowed.
         contents: verify every byte of the checkpoint that it continues from.
@@ -40,7 +38,7 @@ def earlier_run(
     Raises:
         RunError: if the configuration has changed, or there is nothing to continue from.
     """
-    earlier, manifest = directory.earlier(resume, contents), new_manifest(config, plugins)
+    earlier, manifest = directory.earlier(resume, contents), new_manifest(stages.config, stages.plugins, stages.engine)
     if earlier is not None and is_main_process():
         names = {*earlier.manifest["plugins"], *manifest["plugins"]}
         if problems := list(unknown_names(allowed, names)):
@@ -76,6 +74,8 @@ def announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, 
     for name, what in changes.items():
         logger.warning("%s has changed since the run began, which is allowed: %s", name, what)
     if note := schedule_note(earlier.manifest, manifest):
+        logger.warning(note)
+    if earlier.checkpoint is not None and (note := share_note(earlier.manifest, manifest, world_size())):
         logger.warning(note)
     if note := version_changes(earlier.manifest, manifest):
         logger.warning("other versions than before: %s", note)

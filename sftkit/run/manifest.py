@@ -27,6 +27,7 @@ from sftkit.user_modules import working_directory
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.selected import PluginSet
+    from sftkit.training.engine import Engine
 
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pluggy", "safetensors")
@@ -34,7 +35,7 @@ NO_PROGRAMS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=")  # a repos
 _KEYS = {"status", "parts", "config", "train", "plugins", "data", "versions", "writes"}
 
 
-def new_manifest(config: RunConfig, plugins: PluginSet) -> dict[str, Any]:
+def new_manifest(config: RunConfig, plugins: PluginSet, engine: Engine) -> dict[str, Any]:
     """The manifest of a run that has not begun, without its data and weights, as it is read back from its file."""
     made = {
         "status": RUNNING,
@@ -44,6 +45,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet) -> dict[str, Any]:
         "plugins": {
             item.name: {"distribution": item.distribution, "version": item.version} for item in plugins.selected
         },
+        "engine": {"name": engine.name, "sharing": engine.sharing, "reshards": engine.reshards},
         "seeds": {"seed": train_value(config, "seed"), "data_seed": data_seed(config)},
         "versions": versions(plugins),
         "git_commit": git_commit(),

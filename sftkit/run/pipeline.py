@@ -113,8 +113,8 @@ class Pipeline:
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
-            run = self._resolve([*launch_problems(), *self._directory_problems()])
-            earlier_run(self._directory, *run, self._resume, self._allowed, contents=False)
+            run = Stages(*self._resolve([*launch_problems(), *self._directory_problems()]), self._inputs)
+            earlier_run(self._directory, run, self._resume, self._allowed, contents=False)
         except SftkitError as error:
             return error.problems if self.from_command else tuple(map(problem_in_python, error.problems))
         return ()
@@ -205,9 +205,9 @@ class Pipeline:
             with self._directory.locked():
                 if problems := self._directory_problems():  # another run may have begun or ended since
                     raise ConfigError(problems)
-                chosen = config, plugins, self._resume, self._allowed
-                earlier, manifest = earlier_run(self._directory, *chosen, contents=True)
-                return self._run(Stages(config, plugins, self._inputs), earlier, manifest, interruption, processes)
+                stages = Stages(config, plugins, self._inputs)
+                found = earlier_run(self._directory, stages, self._resume, self._allowed, contents=True)
+                return self._run(stages, *found, interruption, processes)
 
     def _run(
         self,
@@ -225,7 +225,7 @@ class Pipeline:
         from sftkit.training.arguments import training_arguments
 
         config, directory = stages.config, self._directory.path
-        require_seen(seen := seen_by_all(processes, directory), directory, earlier)
+        require_seen(seen := seen_by_all(processes, directory), directory, earlier, stages.engine)
         prepared = stages.prepare()
         manifest["data"] = as_read(prepared.data.summary())
         require_unchanged(earlier, manifest, self._allowed)
@@ -246,8 +246,7 @@ class Pipeline:
         require_unchanged(earlier, manifest, self._allowed)
         trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers:
-            engine, metrics_function = stages.make_engine(), self._inputs.compute_metrics
-            require_seen(seen, directory, earlier, engine)
+            engine, metrics_function = stages.engine, self._inputs.compute_metrics
             processes.meet("the prepared data")  # before they form a group, in which they wait for a limited time
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():

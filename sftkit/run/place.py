@@ -93,15 +93,14 @@ def _sees(path: Path, text: str) -> bool:
         time.sleep(0.2)
 
 
-def require_seen(seen: bool, directory: Path, earlier: Any, engine: Engine | None = None) -> None:
+def require_seen(seen: bool, directory: Path, earlier: Any, engine: Engine) -> None:
     """Raises:
     RunError: if not all machines see the run directory, and the run has to read there what others have written.
     """
     fix = "use a directory on a file system that all machines share"
-    if seen or (earlier is None and (engine is None or not engine.sharded)):
+    if seen or (earlier is None and not engine.sharded):
         return
     what = "not all machines see the run directory"
     if earlier is not None:
         raise RunError(Problem(f"{what}: a checkpoint has a part of each process", str(directory), f"{fix} to resume"))
-    assert engine is not None
     raise RunError(Problem(f"{what}: {engine.name} saves a part of the model in each process", str(directory), fix))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -163,8 +164,9 @@ class Stages:
         collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator")
         return collator
 
-    def make_engine(self) -> Engine:
-        """How the processes share the model; made before weights are loaded."""
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """How the processes share the model; made before data is read."""
         from sftkit.training.engine import Engine
 
         return self.plugins.hook.make_engine(config=self.config) or Engine()

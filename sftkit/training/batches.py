@@ -70,7 +70,7 @@ class Batch:
         inputs: arguments of the model's forward.
         targets: the trained tokens.
         row_lengths: tokens of each example of a padding-free batch (``[R]``); None if each example has a row.
-        fraction: part of the collator's batch, if that was split; else 1.
+        fraction: part of the collator's batch, if that was split; 0 for a row that fills in; else 1.
         sources_K: the number of the source of each trained token; None if it is not known.
     """
 
@@ -100,7 +100,9 @@ class Batch:
 
     @property
     def tokens(self) -> int | Tensor:
-        """The number of tokens without padding; padding inside packed rows counts."""
+        """The number of tokens without padding; padding inside packed rows counts, and a row that fills in does not."""
+        if not self.fraction:
+            return 0
         mask = self.inputs.get("attention_mask")
         rows, columns = self.targets.shape
         return rows * columns if mask is None else mask.sum()

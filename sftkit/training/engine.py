@@ -17,7 +17,8 @@ class Engine:
     Attributes:
         name: what it is called in messages and in the manifest.
         sharded: whether a process holds only a part of the weights, so that all must take part in a save.
-        reshards: whether a checkpoint can be resumed by another number of processes.
+        reshards: whether a checkpoint can be resumed by another number of processes. A checkpoint of
+            this engine has the whole state; one that only as many processes can read sets this to False.
         sharing: how many processes work on the same rows, as in tensor parallelism. The number of processes divided by
             it is the number of replicas, by which losses and counts are scaled.
         wraps: whether the Trainer wraps the model, as in DDP, or the engine has done all there is to do in `place`.
@@ -25,7 +26,7 @@ class Engine:
 
     name: ClassVar[str] = "ddp"
     sharded: bool = False
-    reshards: bool = False
+    reshards: bool = True
     sharing: int = 1
     wraps: bool = True
 

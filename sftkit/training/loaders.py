@@ -6,19 +6,19 @@ import functools
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sftkit.data.stream import Stream
-from sftkit.training.attributes import replaced
+from sftkit.errors import ConfigError, Problem
 from sftkit.training.batches import ROW
+from sftkit.training.order import Grouped, RowOrder, Shuffled, token_lengths
+from sftkit.training.sampler import Rebalanced, ReplicaBatches, Share, with_batches
 
 
 class RowSources(NamedTuple):
@@ -107,50 +107,77 @@ def stream_loader(stream: Any, batch_size: int, collator: Any, pin_memory: bool,
     return prepare_data_loader(loader, device, put_on_device=True, **whole)
 
 
-def after_first_batches(loader: Any, number: int) -> Any:
-    """A loader without its first batches; that of a stream, which starts at the row that was sought, stays as it is."""
-    dataset = loader.dataset
-    is_stream = isinstance(dataset, Stream | NumberedStream)
-    return loader if is_stream else skip_first_batches(loader, number)
-
-
-def grouping_by_tokens(trainer: Any) -> AbstractContextManager[None]:
-    """Samplers made inside group rows by their tokens, even if a processor's first input is pixels."""
-    processor = trainer.processing_class
-    return replaced(trainer, "processing_class", getattr(processor, "tokenizer", processor))
-
-
-def in_the_order_of_epochs(sampler: Any, args: Any) -> Any:
-    """A sampler whose order a resumed run repeats.
-
-    The Trainer's `LengthGroupedSampler` takes its order from the global random state at the beginning of an epoch,
-    which a run that is resumed within the epoch no longer has.
+def row_order(arguments: Any, rows: Any, step: int, training: bool) -> RowOrder:
+    """The order in which rows are trained or evaluated.
 
     Args:
-        sampler: made by the Trainer.
-        args: its training arguments, with the seed of the data.
+        arguments: `transformers.TrainingArguments`.
+        rows: the rows.
+        step: how many are computed in a step, by all processes.
+        training: whether the order may be random.
     """
-    if not isinstance(sampler, LengthGroupedSampler):
-        return sampler
-    return _OrderOfEpoch(sampler, args.data_seed if args.data_seed is not None else args.seed)
+    strategy = str(arguments.train_sampling_strategy)
+    if strategy == "group_by_length":
+        return Grouped(token_lengths(rows), step, _seed(arguments))
+    if strategy == "sequential" or not training:
+        return RowOrder(len(rows))
+    return Shuffled(len(rows), _seed(arguments))
 
 
-class _OrderOfEpoch(Sampler[int]):
-    """A sampler in an order that depends on the seed and the epoch alone."""
+def _seed(arguments: Any) -> int:
+    """The seed of the order of the data."""
+    return int(arguments.seed if arguments.data_seed is None else arguments.data_seed)
 
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        self.sampler, self._seed, self._epoch = sampler, seed, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader when an epoch begins."""
-        self._epoch = epoch
+def shared_among_replicas(loader: DataLoader[Any], trainer: Any, rows: Any, prepare: Callable[[Any], Any]) -> Any:
+    """The loader with the rows of this process, on its device.
 
-    def __len__(self) -> int:
-        return len(self.sampler)
+    Args:
+        loader: of all rows, as the Trainer makes it.
+        trainer: the trainer.
+        rows: those that it trains on, without their numbers; None for an evaluation, whose last rows are repeated until
+            all processes have whole batches, and left out of its metrics.
+        prepare: accelerate's own function, for a sampler or an iterable data set of the caller's own.
 
-    def __iter__(self) -> Iterator[int]:
-        self.sampler.generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        return iter(self.sampler)
+    Raises:
+        ConfigError: if the batches are to be made in another way.
+    """
+    accelerator, arguments, engine = trainer.accelerator, trainer.args, trainer.engine
+    placed = {"put_on_device": True, "dispatch_batches": False, "non_blocking": accelerator.non_blocking}
+    order = loader.sampler
+    if rows is None or not isinstance(order, RowOrder):
+        if engine.sharing == 1 or isinstance(loader.dataset, IterableDataset):
+            return prepare(loader)
+        among = {"num_processes": engine.replicas, "process_index": engine.replica, "use_seedable_sampler": True}
+        return prepare_data_loader(loader, accelerator.device, data_seed=_seed(arguments), **among, **placed)
+    if engine.replicas > 1 and (problems := list(loader_problems(arguments.accelerator_config))):
+        raise ConfigError(problems)
+    share = Share(loader.batch_size or 1, engine.replicas, engine.replica, arguments.gradient_accumulation_steps)
+    if str(arguments.train_sampling_strategy) == "batch_rebalance":
+        batches: ReplicaBatches = Rebalanced(order, share, loader.drop_last, token_lengths(rows))
+    else:
+        batches = ReplicaBatches(order, share, loader.drop_last)
+    made = with_batches(loader, batches)
+    return prepare_data_loader(made, accelerator.device, num_processes=1, process_index=0, **placed)
+
+
+def loader_problems(settings: Any) -> Iterator[Problem]:
+    """Settings of accelerate's data loaders that have no effect, since sftkit shares the rows among processes.
+
+    Args:
+        settings: the ``accelerator_config`` of `transformers.TrainingArguments`.
+    """
+    defaults = {"split_batches": False, "dispatch_batches": False, "even_batches": True, "use_seedable_sampler": True}
+    for name, default in defaults.items():
+        if getattr(settings, name) not in (default, None):
+            what = f"{name}: sftkit orders the rows, and shares them among the processes"
+            yield Problem(what, "train.accelerator_config", "remove it", ("train", "accelerator_config"))
+
+
+def after_first_batches(loader: Any, number: int) -> Any:
+    """A loader without its first batches; one that starts at the row that was sought stays as it is."""
+    seeks = isinstance(loader.dataset, Stream | NumberedStream) or isinstance(loader.batch_sampler, ReplicaBatches)
+    return loader if seeks else skip_first_batches(loader, number)
 
 
 def write_position(checkpoint: str, process: int, position: dict[str, Any]) -> None:

@@ -202,6 +202,8 @@ def _accelerator(arguments: Any) -> Iterator[Problem]:
     """What accelerate takes from ``accelerator_config`` and ``torch_compile_*``."""
     from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 
+    from sftkit.training.loaders import loader_problems
+
     settings = arguments.accelerator_config
     key, fix = "accelerator_config", "correct train.accelerator_config"
     accumulation = dict(settings.gradient_accumulation_kwargs or {})
@@ -211,10 +213,10 @@ def _accelerator(arguments: Any) -> Iterator[Problem]:
         what = "num_steps would change the number of batches in a step"
         yield Problem(what, f"train.{key}", "set train.gradient_accumulation_steps", ("train", key))
         return
-    names = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
+    yield from loader_problems(settings)
     try:
         GradientAccumulationPlugin(num_steps=1, **accumulation)
-        DataLoaderConfiguration(**{name: getattr(settings, name) for name in names})
+        DataLoaderConfiguration(non_blocking=settings.non_blocking)
     except Exception as error:  # whatever accelerate raises, it is about these values
         yield refused(key, error, fix)
 

@@ -163,6 +163,7 @@ class Saver:
         return {
             "step": trainer.state.global_step,
             "data": {"epoch": trainer.state.epoch, "batches": batches},
+            "position": trainer.position(),
             "world_size": args.world_size,
             "ranks": self._ranks(),
             "resumable": not args.save_only_model,

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import trainer
 from transformers.utils import logging
 
 from sftkit.checkpoints.publish import PARTIAL
@@ -16,9 +15,9 @@ from sftkit.data.stream import Stream
 from sftkit.training.attributes import replaced
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.engine import Engine
-from sftkit.training.guarded import GuardedTrainer
-from sftkit.training.loaders import after_first_batches, read_position, write_position
+from sftkit.training.loaders import read_position, write_position
 from sftkit.training.saving import Saver, save_beside
+from sftkit.training.shared_trainer import SharedTrainer
 
 
 @contextmanager
@@ -34,19 +33,17 @@ def without_progress_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-class SavingTrainer(GuardedTrainer):
+class SavingTrainer(SharedTrainer):
     """Saves through a `Saver`, keeps the position in a stream, and loads no pickled objects.
 
     Args:
         engine: how the processes share the model; DDP by default.
-        arguments: of `GuardedTrainer`.
+        arguments: of `SharedTrainer`.
 
     Attributes:
         saver: writes the checkpoints.
         engine: how the processes share the model.
     """
-
-    train_dataset: Any
 
     def __init__(self, *, engine: Engine | None = None, **arguments: Any) -> None:
         self.engine = engine or Engine()
@@ -72,8 +69,7 @@ class SavingTrainer(GuardedTrainer):
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.saver.begin()
         try:
-            with replaced(trainer, "skip_first_batches", after_first_batches):  # which the Trainer calls to resume
-                return super()._inner_training_loop(*arguments, **options)
+            return super()._inner_training_loop(*arguments, **options)
         finally:
             self.saver.abandon()
 

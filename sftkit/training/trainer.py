@@ -22,8 +22,6 @@ from sftkit.training.loaders import (
     NumberedRows,
     NumberedStream,
     RowSources,
-    grouping_by_tokens,
-    in_the_order_of_epochs,
     outlasting_signals,
     stream_loader,
     without_numbers,
@@ -139,15 +137,6 @@ class TokenLossTrainer(SavingTrainer):
     def _batch_collator(self, dataset: Any) -> Any:
         """The collator of a data set, with what the training step needs to know of each batch."""
         return self.data_collator if self._own_loss else WithPositions(self.data_collator)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        with grouping_by_tokens(self):
-            sampler = super()._get_train_sampler(without_numbers(train_dataset))
-        return in_the_order_of_epochs(sampler, self.args)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        with grouping_by_tokens(self):
-            return super()._get_eval_sampler(without_numbers(eval_dataset))
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.measures = Measures(self._names_of(self.train_dataset))

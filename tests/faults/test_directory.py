@@ -28,6 +28,7 @@ from sftkit.run.manifest import MANIFEST
 from sftkit.run.pipeline import Pipeline
 from sftkit.run.stages import Stages
 from sftkit.testing import tiny_model, tiny_tokenizer
+from sftkit.training.engine import Engine
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f" {n} is {'one more ' * (n % 4)}"} for n in range(8)]
 TRAIN = {
@@ -294,7 +295,7 @@ def test_18_every_training_argument_is_free_to_change_or_compared():
 
 def test_18_a_changed_configuration_is_refused_before_data_is_read(home, stopped):
     changed = {
-        "learning_rate": 1e-4, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "seed": 1,
+        "learning_rate": 1e-4, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "seed": 1,
         "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.1, "bf16": True, "max_steps": 3,
     }  # fmt: skip
     with pytest.raises(RunError) as raised:
@@ -321,14 +322,68 @@ def test_18_logging_saving_evaluation_and_more_steps_are_free_to_change(home, st
     assert "nothing is resumed" in texts(pipeline(home, stopped, overwrite=True, allow_changes=["data"]).check())
 
 
-def test_18_another_number_of_processes_is_refused(home, stopped, monkeypatch):
+def test_18_other_processes_continue_exactly_or_are_refused(home, stopped, monkeypatch):
     group = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, text in group.items():
         monkeypatch.setenv(name, text)
     problems = pipeline(home, stopped, resume=True).check()
     assert [problem.where for problem in problems] == ["world_size"]
-    assert "1 processes -> 2" in texts(problems)
+    assert "1 processes -> 2, and a step has 4 rows instead of 2" in texts(problems)
     assert pipeline(home, stopped, resume=True, allow_changes=["world_size"]).check() == ()
+    assert pipeline(home, stopped, {"per_device_train_batch_size": 1}, resume=True).check() == ()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    divided = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    assert pipeline(home, stopped, divided, resume=True).check() == ()
+    means = {"average_tokens_across_devices": False, "dataloader_drop_last": True}
+    allowed = [f"train.{name}" for name in means]
+    for name, value in means.items():
+        problems = pipeline(home, stopped, {**divided, name: value}, resume=True, allow_changes=allowed).check()
+        expected = {"train.per_device_train_batch_size", "train.gradient_accumulation_steps"}
+        assert {problem.where for problem in problems} == expected
+
+
+def test_18_an_accumulation_for_other_processes_is_suggested(home, stopped):
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    manifest["parts"][-1]["world_size"] = 4
+    (stopped / "manifest.json").write_text(json.dumps(manifest))
+    [problem] = pipeline(home, stopped, resume=True).check()
+    assert "set train.gradient_accumulation_steps=4, accept the change with" in problem.fix
+
+
+@dataclass(frozen=True)
+class Dividing(Plugin):
+    """An engine whose checkpoints are of one number of processes."""
+
+    @hookimpl
+    def make_engine(self, config):
+        return DividingEngine()
+
+
+class DividingEngine(Engine):
+    name = "dividing"
+    reshards = False
+
+
+@pytest.mark.parametrize("kind", ["engine", "stream"])
+def test_18_a_state_of_one_number_of_processes_is_refused_for_another(home, stopped, monkeypatch, kind):
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    plugins: list[Any] = []
+    if kind == "stream":
+        manifest["config"]["data"] |= {"streaming": True}
+        options: dict[str, Any] = {"data": {"train": str(home / "rows.jsonl"), "streaming": True}}
+    else:
+        plugins, options = [Dividing()], {}
+    (stopped / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    halved = {"per_device_train_batch_size": 1}
+    allowed = ["world_size", "plugins", "data"]
+    found = pipeline(home, stopped, halved, resume=True, plugins=plugins, allow_changes=allowed, **options).check()
+    assert [problem.where for problem in found] == ["world_size"]
+    why = {
+        "engine": "the engine dividing has divided the optimizer among 1 processes",
+        "stream": "each of 1 processes has its own position in the stream",
+    }
+    assert f"another kind: 1 processes -> 2, and {why[kind]}" in texts(found)
 
 
 def test_18_changed_data_is_refused_before_weights_are_read(home, stopped, monkeypatch):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+from dataclasses import dataclass, field
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from sftkit import checkpoints
+from sftkit import Plugin, checkpoints, hookimpl
 from sftkit.errors import RunError
 from sftkit.testing import tiny_model
 
@@ -88,3 +91,44 @@ def test_resuming_with_other_data_or_plugins_is_refused(make_run, rows):
         make_run(data=rows[::-1], train=train, resume=True).run()
     with pytest.raises(RunError, match=r"plugins.neftune: changed since the run began: it was not selected"):
         make_run(plugins=["neftune"], train=train, resume=True).run()
+
+
+@dataclass(frozen=True)
+class Remembering(Plugin):
+    """Remembers the rows of each forward of the training."""
+
+    seen: list[list[tuple[int, ...]]] = field(default_factory=list)
+
+    @hookimpl
+    def training_context(self, model, config, rows, collator):
+        @contextlib.contextmanager
+        def remembering():
+            def remember(_, arguments, __):
+                if model.training:
+                    self.seen.append([tuple(ids) for ids in arguments[0].tolist()])
+
+            hook = model.get_input_embeddings().register_forward_hook(remember)
+            yield
+            hook.remove()
+
+        return remembering()
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "steps"), [(3, 2, 6), (4, 1, 7), (1, 1, 20), (16, 1, 4)])
+def test_steps_of_other_sizes_train_each_row_of_the_epoch_once(make_run, tmp_path, batch, accumulation, steps):
+    """Two epochs of eleven rows; the first two steps have two rows each."""
+    rows = [{"prompt": "Q", "completion": letter} for letter in "abcdefghijk"]
+    train = {"num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 2, **SAVING, "save_total_limit": 9}
+    before, after = Remembering(), Remembering()
+    make_run(data=rows, train=train, plugins=[before]).run()
+    run = tmp_path / "run"
+    for checkpoint in run.glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-2":
+            shutil.rmtree(checkpoint)
+    manifest = json.loads((run / "manifest.json").read_text()) | {"status": "running"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    train |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    resumed = make_run(data=rows, train=train, plugins=[after], resume=True, allow_changes=["train"]).run()
+    assert json.loads((resumed.directory / "manifest.json").read_text())["parts"][-1]["to_step"] == steps
+    first, later = ([row for batch in plugin.seen for row in batch] for plugin in (before, after))
+    assert sorted(first[:4] + later[:7]) == sorted(later[7:]) == sorted(set(first))

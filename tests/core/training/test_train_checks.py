@@ -124,6 +124,7 @@ REFUSED = {
     "accumulation in accelerate": (
         {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}}, {}, "accelerator_config", "accumulation_steps",
     ),
+    "rows shared by accelerate": ({"accelerator_config": {"even_batches": False}}, {}, "accelerator_config", "remove"),
     "file of accelerate": ({"accelerator_config": "no.json"}, {}, "accelerator_config", "no.json"),
     "metrics without a function": ({"batch_eval_metrics": True}, ONE, "batch_eval_metrics", "does nothing"),
     "metrics without predictions": (
