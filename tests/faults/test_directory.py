@@ -30,6 +30,8 @@ from sftkit.run.stages import Stages
 from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit.training.engine import Engine
 
+#: The variables of the first of two processes.
+GROUP = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 ROWS = [{"prompt": f"What is {n}?", "completion": f" {n} is {'one more ' * (n % 4)}"} for n in range(8)]
 TRAIN = {
     "max_steps": 4,
@@ -323,8 +325,7 @@ def test_18_logging_saving_evaluation_and_more_steps_are_free_to_change(home, st
 
 
 def test_18_other_processes_continue_exactly_or_are_refused(home, stopped, monkeypatch):
-    group = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    for name, text in group.items():
+    for name, text in GROUP.items():
         monkeypatch.setenv(name, text)
     problems = pipeline(home, stopped, resume=True).check()
     assert [problem.where for problem in problems] == ["world_size"]
@@ -374,7 +375,8 @@ def test_18_a_state_of_one_number_of_processes_is_refused_for_another(home, stop
     else:
         plugins, options = [Dividing()], {}
     (stopped / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, text in GROUP.items():
+        monkeypatch.setenv(name, text)
     halved = {"per_device_train_batch_size": 1}
     allowed = ["world_size", "plugins", "data"]
     found = pipeline(home, stopped, halved, resume=True, plugins=plugins, allow_changes=allowed, **options).check()
