@@ -219,6 +219,7 @@ class Pipeline:
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
         from sftkit.models.identity import weights_identity
+        from sftkit.models.unloaded import copy_of
         from sftkit.run.sample_rows import sample_rows, write_sample_rows
         from sftkit.run.tracking import begin_trackers
         from sftkit.run.training import make_trainer, train_or_evaluate
@@ -250,7 +251,8 @@ class Pipeline:
             processes.meet("the prepared data")  # before they form a group, in which they wait for a limited time
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():
-                model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model), engine)
+                loaded = copy_of(self._inputs.model, weights=not engine.receives)
+                model = stages.load_model(prepared.vocabulary, loaded, engine)
             processes.meet("the loaded model")
             model = engine.place(model, arguments)
             rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed
