@@ -32,6 +32,8 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
     for key in SHARING:
         if prepared.config.train.get(key):
             raise UnknownMemoryError(f"train.{key} shares the weights or gradients out among processes")
+    if prepared.plugins.hook.make_engine.get_hookimpls():
+        raise UnknownMemoryError("an engine decides what each process holds of the model")
     batch = largest_batch(prepared)
     try:
         model, quantized = unloaded_model(prepared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import SftkitError
+from sftkit.models import unloaded as models
 from sftkit.models.adapt import adapted_model
 from sftkit.models.adapters import base_of, is_adapter
 
@@ -36,7 +36,7 @@ def unloaded_model(prepared: PreparedRun) -> tuple[Any, Quantized | None]:
 
     with torch.device("meta"):
         if prepared.model is not None:
-            model = without_weights(prepared.model)
+            model = models.without_weights(prepared.model)
             quantized = None
         else:
             model, quantized = _from_configuration(prepared)
@@ -60,18 +60,6 @@ def _without_info() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def without_weights(model: Any) -> Any:
-    """A copy of a loaded model, on the meta device."""
-    import torch
-
-    memo: dict[int, Any] = {}
-    for value in (*model.parameters(), *model.buffers()):
-        made = torch.empty_like(value, device="meta")
-        trained = isinstance(value, torch.nn.Parameter)
-        memo[id(value)] = torch.nn.Parameter(made, requires_grad=value.requires_grad) if trained else made
-    return copy.deepcopy(model, memo)
-
-
 def model_config(name: str, trust_remote_code: bool = False) -> Any:
     """The configuration of a model; None if ``name`` is not a local directory that contains one."""
     path = Path(name)
@@ -87,9 +75,7 @@ def model_config(name: str, trust_remote_code: bool = False) -> Any:
 
 def auto_class(prepared: PreparedRun) -> Any:
     """The class of transformers that makes the run's model from its configuration."""
-    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
-
-    return AutoModelForCausalLM if prepared.vocabulary.processor is None else AutoModelForMultimodalLM
+    return models.auto_class(prepared.vocabulary.processor is not None)
 
 
 def _from_configuration(prepared: PreparedRun) -> tuple[Any, Quantized | None]:

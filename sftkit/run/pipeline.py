@@ -195,6 +195,7 @@ class Pipeline:
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
         from sftkit.models.identity import weights_identity
+        from sftkit.models.unloaded import copy_of
         from sftkit.run.sample_rows import sample_rows, write_sample_rows
         from sftkit.run.tracking import begin_trackers
         from sftkit.run.training import make_trainer
@@ -224,7 +225,8 @@ class Pipeline:
             engine, metrics_function = stages.make_engine(), self._inputs.compute_metrics
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():
-                model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model), engine)
+                loaded = copy_of(self._inputs.model, weights=not engine.receives)
+                model = stages.load_model(prepared.vocabulary, loaded, engine)
             model = engine.place(model, arguments)
             rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed
             trainer = make_trainer(

@@ -30,8 +30,8 @@ def prepare_saving(trainer: Any, config: RunConfig) -> None:
 
     model, args = trainer.model, trainer.args
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    saved = trained if hasattr(model, "peft_config") else list(model.state_dict().values())
-    weights = sum(weight.nbytes for weight in {weight.data_ptr(): weight for weight in saved}.values())
+    saved = trained if hasattr(model, "peft_config") else [*model.parameters(), *model.buffers()]
+    weights = sum(weight.nbytes for weight in saved)
     state = 0 if args.save_only_model else state_bytes(config.train.get("optim"), trained)
     checkpoint = int((weights + state) * SPARE)
     trainer.saver.needed = checkpoint if args.save_strategy != "no" else 0

@@ -174,7 +174,8 @@ class Stages:
 
         Args:
             loaded: an already loaded model; it is changed.
-            engine: how the processes share the model; it shards it afterwards, in `Engine.place`.
+            engine: how the processes share the model; it shards it afterwards, in `Engine.place`. In a process that
+                receives the weights there, the model is built without them.
         """
         from transformers import set_seed
 
@@ -182,6 +183,7 @@ class Stages:
         from sftkit.models.adapt import adapted_model
         from sftkit.models.adapters import is_adapter
         from sftkit.models.embeddings import align_special_tokens
+        from sftkit.models.unloaded import base_without_weights
 
         stage("loading the model")
         config, plugins = self.config, self.plugins
@@ -190,7 +192,10 @@ class Stages:
         model = loaded
         if model is None:
             options = {**plugins.model_options(config), **(engine.model_options() if engine else {})}
-            model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
+            if engine is not None and engine.receives:
+                model = base_without_weights(config, options, vocabulary.processor is not None)
+            else:
+                model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
             if is_adapter(config.model.name):
                 model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter")
         rows = model.get_input_embeddings().weight.shape[0]

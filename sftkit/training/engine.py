@@ -20,6 +20,8 @@ class Engine:
         reshards: whether a checkpoint can be resumed by another number of processes.
         sharing: how many processes work on the same rows, as in tensor parallelism. The number of processes divided by
             it is the number of replicas, by which losses and counts are scaled.
+        receives: whether this process builds the model on the meta device, without weights, and receives them in `place`.
+        whole: whether a checkpoint holds the model as ``save_pretrained`` writes it, beside what `save_state` writes.
         wraps: whether the Trainer wraps the model, as in DDP, or the engine has done all there is to do in `place`.
     """
 
@@ -27,6 +29,8 @@ class Engine:
     sharded: bool = False
     reshards: bool = False
     sharing: int = 1
+    receives: bool = False
+    whole: bool = True
     wraps: bool = True
 
     @property
@@ -72,6 +76,8 @@ class Engine:
 
     def save_state(self, trainer: Any, directory: str) -> bool:
         """Write the weights and the state of the optimizer for a resumption into a checkpoint.
+
+        The trainer adds the schedule.
 
         Returns:
             Whether it did; else the Trainer writes them.

@@ -98,7 +98,7 @@ class FiniteSteps:
     def _skip(self, trainer: Any, model: Any, failed: Any) -> None:
         """Let the step change nothing if it failed."""
         optimizer = trainer.optimizer.optimizer
-        device_side = getattr(optimizer, "_step_supports_amp_scaling", False) and not trainer.is_fsdp_enabled
+        device_side = getattr(optimizer, "_step_supports_amp_scaling", False) and not trainer.sharded
         if device_side and trainer.accelerator.scaler is None:
             optimizer.found_inf = failed  # as a GradScaler sets it
         elif failed.item():

@@ -241,13 +241,17 @@ def save_beside(write: Callable[[str], Any], directory: Path, together: bool, tr
         directory: where the model is saved.
         together: whether several processes write files.
         trainer: the trainer.
+
+    Raises:
+        TrainingError: if no weights were written, or the disk is full.
     """
     partial = directory / PARTIAL / "model"
     try:
         write(str(partial))
         if together:
             trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save and partial.is_dir():
+        if trainer.args.should_save:
+            _require_weights(partial, directory)
             replace_files(partial, directory)
     except BaseException as error:
         if trainer.args.should_save:
@@ -258,3 +262,12 @@ def save_beside(write: Callable[[str], Any], directory: Path, together: bool, tr
         raise TrainingError(Problem(f"the model cannot be written: {what}", str(directory), fix)) from error
     if together:
         trainer.accelerator.wait_for_everyone()
+
+
+def _require_weights(partial: Path, directory: Path) -> None:
+    """Raises:
+    TrainingError: if no weights are in the directory, as where sharded ones are not gathered.
+    """
+    if not any(partial.rglob("*.safetensors")):
+        fix = "the checkpoints are intact; save sharded weights as a whole, such as with state_dict_type FULL_STATE_DICT"
+        raise TrainingError(Problem("the model was not written: no process has its weights", str(directory), fix))

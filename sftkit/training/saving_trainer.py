@@ -8,17 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import trainer
 from transformers.utils import logging
 
 from sftkit.checkpoints.publish import PARTIAL
 from sftkit.data.stream import Stream
+from sftkit.models.inspect import has_adapter
 from sftkit.training.attributes import replaced
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.engine import Engine
 from sftkit.training.guarded import GuardedTrainer
 from sftkit.training.loaders import after_first_batches, read_position, write_position
 from sftkit.training.saving import Saver, save_beside
+from sftkit.training.sharding import require_sharded
+
+SCHEDULE = "scheduler.pt"  # as the Trainer names it
 
 
 @contextmanager
@@ -64,7 +69,9 @@ class SavingTrainer(GuardedTrainer):
 
     def _prepare_for_training(self, max_steps: int, *arguments: Any, **options: Any) -> Any:
         if self.engine.wraps:
-            return super()._prepare_for_training(max_steps, *arguments, **options)
+            made = super()._prepare_for_training(max_steps, *arguments, **options)
+            require_sharded(self)
+            return made
         prepare = functools.partial(self.accelerator.prepare_model, device_placement=False, evaluation_mode=True)
         with replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model)):
             return super()._prepare_for_training(max_steps, *arguments, **options)
@@ -101,15 +108,23 @@ class SavingTrainer(GuardedTrainer):
         self.saver.save(functools.partial(super()._save_checkpoint, model, trial), trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in the Trainer; files that are replaced have either their old or their new contents."""
+        """As in the Trainer; files that are replaced have either their old or their new contents.
+
+        Raises:
+            TrainingError: if nothing was written, or the disk is full.
+        """
         directory = Path(output_dir or self.args.output_dir)
-        if (weights := self.engine.weights(self)) is not None:
-            self._save_whole(weights, directory)
+        of_checkpoint = PARTIAL in directory.parts
+        if of_checkpoint and not (self.engine.whole or self.args.save_only_model or has_adapter(self.model)):
+            return  # the engine writes the weights with the state of the optimizer
+        weights = self.engine.weights(self)
+        if weights is None:
+            write = functools.partial(super().save_model, _internal_call=True)
+        else:
+            write = functools.partial(self._save, state_dict=weights)
+        if of_checkpoint:
+            write(str(directory))
             return
-        if PARTIAL in directory.parts:  # of a checkpoint
-            super().save_model(str(directory), _internal_call)
-            return
-        write = functools.partial(super().save_model, _internal_call=True)
         save_beside(write, directory, self.sharded, self)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -121,16 +136,11 @@ class SavingTrainer(GuardedTrainer):
             position = self.train_dataset.position(batches * self._train_batch_size)
             write_position(output_dir, self.args.process_index, position)
 
-    def _save_whole(self, weights: dict[str, Any], directory: Path) -> None:
-        """Save weights that the engine has gathered; the other processes wait."""
-        if PARTIAL in directory.parts:
-            self._save(str(directory), weights)
-        else:
-            save_beside(functools.partial(self._save, state_dict=weights), directory, True, self)
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.engine.save_state(self, output_dir):
             super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.engine.wraps:
@@ -139,10 +149,14 @@ class SavingTrainer(GuardedTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self.engine.load_state(self, checkpoint):
-            with refusing_pickles(checkpoint):
+        if checkpoint is None:
+            return
+        with refusing_pickles(checkpoint):
+            if self.engine.load_state(self, checkpoint):
+                self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULE), weights_only=True))
+            else:
                 super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and isinstance(self.train_dataset, Stream) and not self.args.ignore_data_skip:
+        if isinstance(self.train_dataset, Stream) and not self.args.ignore_data_skip:
             self.train_dataset.seek(read_position(checkpoint, self.args.process_index))
 
     def _load_scaler(self, checkpoint: str | None) -> None:

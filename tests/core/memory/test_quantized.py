@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from sftkit import Pipeline
 from sftkit.memory.quantized import loaded_quantized, stored_quantized
 from sftkit.memory.run import estimate_run
-from sftkit.memory.unloaded import UnknownMemoryError, without_weights
+from sftkit.memory.unloaded import UnknownMemoryError
+from sftkit.models.unloaded import without_weights
 
 SETTINGS = {
     "8 bits": {"load_in_8bit": True},

@@ -1,0 +1,197 @@
+"""FSDP2: each process keeps a shard of every weight, its gradient and its optimizer state."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sftkit.api import Engine, Problem, RunError, base_model, has_adapter, parts_of, rank, world_size
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sftkit_plugins.fsdp import FSDP
+
+logger = logging.getLogger("sftkit")
+
+
+class FSDPEngine(Engine):
+    """Shards a model with `torch.distributed.fsdp.fully_shard`, block by block.
+
+    Source: Zhao et al., 2023, PyTorch FSDP (arXiv 2304.11277); https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+
+    Args:
+        options: of the plugin.
+    """
+
+    name: ClassVar[str] = "fsdp"
+    sharded = True
+    reshards = True
+    whole = False
+    wraps = False
+
+    def __init__(self, options: FSDP) -> None:
+        self._options = options
+        self.receives = rank() > 0
+
+    def arguments(self) -> Mapping[str, Any]:
+        """With offloaded weights, the processes reduce tensors of the CPU as well as of the GPUs."""
+        return {"ddp_backend": "cpu:gloo,cuda:nccl"} if self._options.offload else {}
+
+    def loading(self) -> contextlib.AbstractContextManager[Any]:
+        """The first process loads the weights; in the others, everything is on the meta device."""
+        import torch
+
+        return torch.device("meta") if self.receives else contextlib.nullcontext()
+
+    def place(self, model: Any, arguments: Any) -> Any:
+        """The model, sharded; see `Engine.place`."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import register_fsdp_forward_method
+        from torch.distributed.tensor import DTensor
+
+        from sftkit_plugins.fsdp.weights import agree, receive, take_weights
+
+        mesh = init_device_mesh(arguments.device.type, (world_size(),))
+        agree(model, self.receives)
+        whole, images = parts_to_gather(model)
+        weights = take_weights(model)
+        self._shard(model, mesh, whole)
+        receive(model, {} if self.receives else weights, mesh, self._options.offload)
+        if not all(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            fix = "report it, with the class of the model"
+            raise RunError(Problem(f"{type(model).__name__} was not sharded", "plugin fsdp", fix))
+        if hasattr(model, "generate"):
+            register_fsdp_forward_method(model, "generate")
+        if images:
+            model.register_forward_hook(functools.partial(_with_gradients, images), with_kwargs=True)
+        model.no_sync = functools.partial(_without_reduction, model)  # accelerate asks for it by this name
+        return model
+
+    def _shard(self, model: nn.Module, mesh: Any, whole: set[nn.Module]) -> None:
+        import torch
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        options = self._options
+        dtype = getattr(torch, options.dtype) if options.dtype else None
+        shared = {
+            "mesh": mesh,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=getattr(torch, options.reduce_dtype)),
+            "offload_policy": CPUOffloadPolicy() if options.offload else OffloadPolicy(),
+        }
+        chosen = [module for module in blocks(model) if module not in whole]
+        require_uniform(model, chosen)
+        for module in reversed(chosen):  # inner ones first
+            fully_shard(module, reshard_after_forward=options.reshard_after_forward, **shared)
+        # Weights outside of blocks are needed again when the backward begins; torch keeps them until then.
+        fully_shard(model, reshard_after_forward=None if options.reshard_after_forward else False, **shared)
+
+    def weights(self, trainer: Any) -> dict[str, Tensor]:
+        """The whole weights in the main process; of a model with an adapter, those that peft may save."""
+        from sftkit_plugins.fsdp.weights import gather
+
+        model = trainer.model
+        if not has_adapter(model):
+            return gather(model)
+        kept = [*model.get_input_embeddings().parameters()]
+        if (head := model.get_output_embeddings()) is not None:
+            kept += head.parameters()
+        ids = {id(parameter) for parameter in kept}
+        named = model.named_parameters(remove_duplicate=False)
+        return gather(model, {name for name, weight in named if weight.requires_grad or id(weight) in ids})
+
+    def save_state(self, trainer: Any, directory: str) -> bool:
+        """Each process writes its shards; see `Engine.save_state`."""
+        from sftkit_plugins.fsdp import shards
+
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        shards.save(trainer.model, _inner(trainer.optimizer), Path(directory), frozen=not has_adapter(trainer.model))
+        return True
+
+    def load_state(self, trainer: Any, directory: str) -> bool:
+        """Each process reads its shards, whatever number of processes has written them; see `Engine.load_state`."""
+        from sftkit_plugins.fsdp import shards
+
+        model, path = trainer.model, Path(directory)
+        shards.load_weights(model, path, frozen=not has_adapter(model))
+        shards.load_optimizer(model, _inner(trainer.optimizer), path)
+        return True
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules whose weights are gathered together: those that transformers keeps on one device, else all layers
+    that can be checkpointed.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    names = {str(name) for name in getattr(base_model(model), "_no_split_modules", None) or ()}
+    modules = [module for module in model.modules() if module is not model]
+    found = [module for module in modules if type(module).__name__ in names]
+    found = found or [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        logger.warning("fsdp: %s names no blocks, so its weights are gathered all at once", type(model).__name__)
+    return found
+
+
+def parts_to_gather(model: nn.Module) -> tuple[set[nn.Module], list[str]]:
+    """Of an image-text model: modules that are not sharded as blocks, and names of weights that always get a gradient.
+
+    A process whose batch has no image does not call the vision tower, and others would wait for it.
+    """
+    base: Any = base_model(model)
+    if not hasattr(base.config, "vision_config"):
+        return set(), []
+    parts = {name for name, part in parts_of(base).items() if part != "language"}
+    modules = {module for name, module in base.named_modules() if name in parts or _holds(name, parts)}
+    language = {weight for name, weight in base.named_parameters() if name.rpartition(".")[0] not in parts}
+    return modules, [name for name, weight in model.named_parameters() if weight.requires_grad and weight not in language]
+
+
+def _holds(name: str, parts: set[str]) -> bool:
+    """Whether only those parts are inside of a module."""
+    return bool(name) and any(part.startswith(f"{name}.") for part in parts)
+
+
+def require_uniform(model: nn.Module, chosen: list[nn.Module]) -> None:
+    """Raises:
+    RunError: if weights that are gathered together are trained in several types.
+    """
+    taken: set[nn.Parameter] = set()
+    for module in [*reversed(chosen), model]:
+        trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
+        kinds = {weight.dtype: name for name, weight in trained if weight not in taken}
+        taken |= {weight for _, weight in trained}
+        if len(kinds) > 1:
+            found = " and ".join(f"{name} in {str(kind).removeprefix('torch.')}" for kind, name in kinds.items())
+            what = f"trained weights of one block have several types: {found}"
+            raise RunError(Problem(what, "model.dtype", "set model.dtype: float32, and option dtype of plugin fsdp"))
+
+
+def _inner(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+@contextlib.contextmanager
+def _without_reduction(model: Any) -> Iterator[None]:
+    """Inside, gradients are added up in each process; the next backward outside reduces their sums."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def _with_gradients(names: list[str], model: Any, arguments: Any, options: Mapping[str, Any], outputs: Any) -> Any:
+    """A forward hook: without images, the loss depends on the weights of the vision tower all the same, by zero."""
+    import torch
+
+    loss = outputs.get("loss")
+    if options.get("pixel_values") is not None or not torch.is_tensor(loss) or not loss.requires_grad:
+        return None
+    weights = dict(model.named_parameters())
+    outputs["loss"] = loss + sum(0 * weights[name].sum() for name in names)
+    return outputs
