@@ -116,6 +116,7 @@ class SavingTrainer(GuardedTrainer):
         directory = Path(output_dir or self.args.output_dir)
         of_checkpoint = PARTIAL in directory.parts
         if of_checkpoint and not (self.engine.whole or self.args.save_only_model or has_adapter(self.model)):
+            directory.mkdir(parents=True, exist_ok=True)  # the Trainer looks for it when this is the best model
             return  # the engine writes the weights with the state of the optimizer
         weights = self.engine.weights(self)
         if weights is None:
