@@ -70,7 +70,7 @@ def _numbers(causal: Any) -> Iterator[tuple[Any, str, float]]:
 
 def _losses(causal: Any, model: Any) -> tuple[float | None, float, float | None]:
     """The model's own loss of a few tokens, the mean loss of the tokens, and the auxiliary loss."""
-    weight = causal.get_input_embeddings().weight
+    weight = next(causal.get_input_embeddings().parameters())  # of an adapter's, not merged
     ids = torch.arange(PROBED, device=weight.device)[None] % max(len(weight), 1)
     try:
         outputs = model(input_ids=ids, labels=ids, use_cache=False)

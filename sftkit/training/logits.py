@@ -38,7 +38,7 @@ def probe(intercept: HeadIntercept, model: Any, logits: Callable[[Tensor], Tenso
     """Call the model, perhaps wrapped, on a few tokens; ``logits`` chooses those of the head from its input."""
     chosen: list[Tensor] = []
     decoder_outputs: list[type] = []
-    weight = intercept.causal.get_input_embeddings().weight
+    weight = next(intercept.causal.get_input_embeddings().parameters())  # of an adapter's, not merged
     tokens = torch.arange(PROBED, device=weight.device)[None] % max(len(weight), 1)
 
     def answer(hidden: Tensor) -> Tensor:

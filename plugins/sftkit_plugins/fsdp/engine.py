@@ -67,8 +67,9 @@ class FSDPEngine(Engine):
             raise RunError(Problem(f"{type(model).__name__} was not sharded", "plugin fsdp", fix))
         if hasattr(model, "generate"):
             register_fsdp_forward_method(model, "generate")
-        if images:
-            model.register_forward_hook(functools.partial(_with_gradients, images), with_kwargs=True)
+        if images:  # processes with and without images in their batches reduce the same gradients in the same order
+            base_model(model).enable_input_require_grads()
+            model.register_forward_hook(functools.partial(_with_gradients, images))
         model.no_sync = functools.partial(_without_reduction, model)  # accelerate asks for it by this name
         return model
 
@@ -185,12 +186,12 @@ def _without_reduction(model: Any) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def _with_gradients(names: list[str], model: Any, arguments: Any, options: Mapping[str, Any], outputs: Any) -> Any:
-    """A forward hook: without images, the loss depends on the weights of the vision tower all the same, by zero."""
+def _with_gradients(names: list[str], model: Any, arguments: Any, outputs: Any) -> Any:
+    """A forward hook: the loss depends on these weights by zero, so that every process has gradients to reduce."""
     import torch
 
     loss = outputs.get("loss")
-    if options.get("pixel_values") is not None or not torch.is_tensor(loss) or not loss.requires_grad:
+    if not torch.is_tensor(loss) or not loss.requires_grad:
         return None
     weights = dict(model.named_parameters())
     outputs["loss"] = loss + sum(0 * weights[name].sum() for name in names)

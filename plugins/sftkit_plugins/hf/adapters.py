@@ -55,10 +55,6 @@ def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
     from peft import PeftConfig, PeftModel, get_peft_model
 
     directory = Path(config.model.name)
-    if next(base.parameters()).device.type == "meta":
-        peft_config = PeftConfig.from_pretrained(str(directory))
-        peft_config.inference_mode = False
-        return get_peft_model(base, peft_config)
     tokenizer = load_tokenizer(config)
     grow_embeddings(base, tokenizer, [])
     align_special_tokens(base, tokenizer, changed=True)
@@ -66,6 +62,10 @@ def with_adapter(base: PreTrainedModel, config: RunConfig) -> Any:
         rows = _saved_rows(directory, base)
         if rows > base.get_input_embeddings().weight.shape[0]:
             grow_embeddings(base, tokenizer, [], pad_to_multiple_of=rows)
+        if next(base.parameters()).is_meta:
+            peft_config = PeftConfig.from_pretrained(str(directory))
+            peft_config.inference_mode = False
+            return get_peft_model(base, peft_config)
         # peft refuses to load a prompt as trainable, since it lacks the encoder that made it; its embeddings train on
         trainable = not PeftConfig.from_pretrained(str(directory)).is_prompt_learning
         model = PeftModel.from_pretrained(base, str(directory), is_trainable=trainable)
