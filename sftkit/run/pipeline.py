@@ -222,7 +222,7 @@ class Pipeline:
         self._compare(earlier, manifest)
         trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers:
-            engine, metrics_function = stages.make_engine(), self._inputs.compute_metrics
+            engine, metrics_function = prepared.engine, self._inputs.compute_metrics
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():
                 loaded = copy_of(self._inputs.model, weights=not engine.receives)

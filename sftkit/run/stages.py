@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.selected import PluginSet
 from sftkit.run.inputs import RunInputs
+from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.data.prepare import PreparedData
     from sftkit.run.verdict import Verdict
-    from sftkit.training.engine import Engine
     from sftkit.training.loss import HeadLoss
 
 
@@ -52,6 +52,7 @@ class PreparedRun:
         vocabulary: the tokenizer with what plugins did to it.
         model: the loaded model among the run's inputs, if there is one.
         collator_plugin: the name of the plugin that made the collator; empty if it is among the run's inputs.
+        engine: how the processes share the model.
     """
 
     config: RunConfig
@@ -62,6 +63,7 @@ class PreparedRun:
     vocabulary: Vocabulary
     model: Any = None
     collator_plugin: str = ""
+    engine: Engine = field(default_factory=Engine)
 
     def __repr__(self) -> str:
         splits = []
@@ -100,14 +102,16 @@ class Stages:
 
     def prepare(self) -> PreparedRun:
         """The stages up to the collator."""
+        engine = self.make_engine()
         stage("loading the tokenizer")
         vocabulary = self.load_tokenizer()
         tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
         stage("preparing the data")
-        data = self.prepare_data(tokenizer, processor)
+        data = self.prepare_data(tokenizer, processor, engine)
         collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
         made_by = "" if self.inputs.collator else self.plugins.first_filler("make_collator")
-        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, self.inputs.model, made_by)
+        loaded = self.inputs.model
+        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, loaded, made_by, engine)
 
     def load_tokenizer(self) -> Vocabulary:
         """The tokenizer, or a copy of the input's, with what plugins add."""
@@ -126,8 +130,13 @@ class Stages:
         new_token_ids = list(range(before, len(tokenizer)))
         return Vocabulary(tokenizer, new_token_ids, changed, processor, tokenizer.chat_template != template)
 
-    def prepare_data(self, tokenizer: Any, processor: Any = None) -> PreparedData:
+    def prepare_data(self, tokenizer: Any, processor: Any = None, engine: Engine | None = None) -> PreparedData:
         """The examples to train on and those held out.
+
+        Args:
+            tokenizer: from `load_tokenizer`.
+            processor: the one that the tokenizer is part of, if there is one.
+            engine: how the processes share the model, and with it the rows of a stream.
 
         Raises:
             DataError: if the data cannot be used.
@@ -139,9 +148,10 @@ class Stages:
             sources = load_sources(self.config, self.inputs.train, self.inputs.eval)
             return prepare(sources, tokenizer, self.config, self.plugins, processor)
         from sftkit.data.stream import Stream
-        from sftkit.run.distributed import rank, world_size
 
-        streams, share = load_streams(self.config, self.inputs.train), {"rank": rank(), "world_size": world_size()}
+        engine = engine or Engine()
+        streams = load_streams(self.config, self.inputs.train)
+        share = {"rank": engine.replica, "world_size": engine.replicas}
         stream = Stream(streams, tokenizer, self.config, self.plugins, processor, **share)
         next(iter(stream))  # so that problems of the data are reported now
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
@@ -165,8 +175,6 @@ class Stages:
 
     def make_engine(self) -> Engine:
         """How the processes share the model; made before weights are loaded."""
-        from sftkit.training.engine import Engine
-
         return self.plugins.hook.make_engine(config=self.config) or Engine()
 
     def load_model(self, vocabulary: Vocabulary, loaded: Any = None, engine: Engine | None = None) -> Any:

@@ -6,7 +6,7 @@ import functools
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from sftkit.data.stream import Stream
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import ROW
+from sftkit.training.engine import Engine
 
 
 class RowSources(NamedTuple):
@@ -105,6 +106,17 @@ def stream_loader(stream: Any, batch_size: int, collator: Any, pin_memory: bool,
     loader = DataLoader(stream, batch_size=batch_size, collate_fn=collator, pin_memory=pin_memory)
     whole = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
     return prepare_data_loader(loader, device, put_on_device=True, **whole)
+
+
+def sharing_among_groups(accelerator: Any, engine: Engine) -> AbstractContextManager[None]:
+    """Inside, loaders that the accelerator prepares give all processes of a group the same rows."""
+    if engine.sharing == 1:
+        return nullcontext()
+    settings = accelerator.dataloader_config
+    share = {"num_processes": engine.replicas, "process_index": engine.replica}
+    share |= {"use_seedable_sampler": settings.use_seedable_sampler, "data_seed": settings.data_seed}
+    prepare = functools.partial(prepare_data_loader, put_on_device=True, dispatch_batches=False, **share)
+    return replaced(accelerator, "prepare_data_loader", lambda loader, **_: prepare(loader, accelerator.device))
 
 
 def after_first_batches(loader: Any, number: int) -> Any:

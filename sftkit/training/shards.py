@@ -1,7 +1,8 @@
 """Checkpoints of a sharded model: each process writes its own shards, as safetensors and JSON.
 
-torch's `HuggingFaceStorageWriter` and `HuggingFaceStorageReader` write and read them for `torch.distributed.checkpoint`. A
-shard's place in its tensor is in the header of the safetensors file, so there is no pickled ``.metadata``.
+torch's `HuggingFaceStorageWriter` and `HuggingFaceStorageReader` write and read them for
+`torch.distributed.checkpoint`. A shard's place in its tensor is in the header of the safetensors file, so there is
+no pickled ``.metadata``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from sftkit.api import Problem, RunError
+from sftkit.errors import Problem, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -128,7 +129,9 @@ def _read(tensors: Mapping[str, Tensor], directory: Path) -> None:
     stored = _metadata(directory) if directory.is_dir() else {}
     wrong = [name for name, tensor in tensors.items() if name not in stored or stored[name].size != tensor.shape]
     if wrong:
-        raise _unfit(directory.parent, f"{len(wrong)} tensors of the model are missing or have another shape: {wrong[0]}")
+        raise _unfit(
+            directory.parent, f"{len(wrong)} tensors of the model are missing or have another shape: {wrong[0]}"
+        )
     with torch.no_grad():
         state = {name: tensor.detach() for name, tensor in tensors.items()}
         dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(directory)))
