@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from sftkit.errors import Problem, RunError
 
@@ -115,12 +117,13 @@ def _write(tensors: Mapping[str, Tensor], directory: Path) -> None:
         files[name] = number
     if not files:
         return
-    writer = dcp.HuggingFaceStorageWriter(str(directory), files, save_distributed=True)
-    dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer)
+    writer = HuggingFaceStorageWriter(str(directory), files, save_distributed=True)
+    save_tensors({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer)
 
 
 def _metadata(directory: Path) -> dict[str, TensorStorageMetadata]:
-    return dict(dcp.HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
+    found = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    return {name: value for name, value in found.items() if isinstance(value, TensorStorageMetadata)}
 
 
 def _read(tensors: Mapping[str, Tensor], directory: Path) -> None:
@@ -134,7 +137,7 @@ def _read(tensors: Mapping[str, Tensor], directory: Path) -> None:
         )
     with torch.no_grad():
         state = {name: tensor.detach() for name, tensor in tensors.items()}
-        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(directory)))
+        load_tensors(state, storage_reader=HuggingFaceStorageReader(str(directory)))
 
 
 def _unfit(directory: Path, what: str) -> RunError:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sftkit_plugins.tensor_parallel import OPTIMIZERS, REFUSED, TensorParallel
-from sftkit_plugins.tensor_parallel.plan import plan_problems, rule_of
 from transformers import AutoConfig
 
 from sftkit.testing import check_plugin, tiny_config, tiny_model
+from sftkit_plugins.tensor_parallel import OPTIMIZERS, REFUSED, TensorParallel
+from sftkit_plugins.tensor_parallel.plan import plan_problems, rule_of
 
 
 @pytest.fixture(autouse=True)

@@ -62,7 +62,11 @@ def place(tmp_path_factory):
     for name, numbers in (("rows", range(100)), ("held_out", range(100, 107))):
         rows = []
         for number in numbers:
-            answer = {"role": "assistant", "content": f"{number} is {'one more ' * (number % 7)}", "weight": 1 + number % 3}
+            answer = {
+                "role": "assistant",
+                "content": f"{number} is {'one more ' * (number % 7)}",
+                "weight": 1 + number % 3,
+            }
             rows.append({"messages": [{"role": "user", "content": f"What is {number}?"}, answer]})
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": "rows.jsonl", "eval": "held_out.jsonl", "max_length": 128}
