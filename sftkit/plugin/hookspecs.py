@@ -101,6 +101,14 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def make_engine(self, config: RunConfig) -> Engine | None:
+        """Slot: how the processes share the model. Without a plugin here, each has a whole copy (DDP).
+
+        Called before anything is read. The engine sets training arguments, and how weights are loaded, sharded and
+        saved.
+        """
+
+    @hookspec(firstresult=True)
     def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase | ProcessorMixin | None:
         """Slot: load the tokenizer. It is loaded before the data is prepared, and the data before the weights.
 
@@ -167,14 +175,6 @@ class Hooks:
             run: tokenizer, data, collator and plugins of the run.
         """
         raise NotImplementedError
-
-    @hookspec(firstresult=True)
-    def make_engine(self, config: RunConfig) -> Engine | None:
-        """Slot: how the processes share the model. Without a plugin here, each has a whole copy (DDP).
-
-        Called before anything is read. The engine sets training arguments, and how weights are loaded, sharded and
-        saved.
-        """
 
     @hookspec(firstresult=True)
     def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel | None:

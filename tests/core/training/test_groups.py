@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sftkit_plugins.checks.plan import plan_of
 
 from sftkit import Pipeline
 from sftkit.plugin.base import Plugin, dataclass, hookimpl
@@ -11,6 +10,7 @@ from sftkit.testing import tiny_conversations
 from sftkit.training.engine import Engine
 from sftkit.training.evaluation import gathering_once
 from sftkit.training.measures import Measures
+from sftkit_plugins.checks.plan import plan_of
 
 
 class Pairs(Engine):
