@@ -149,7 +149,8 @@ def parts_to_gather(model: nn.Module) -> tuple[set[nn.Module], list[str]]:
     parts = {name for name, part in parts_of(base).items() if part != "language"}
     modules = {module for name, module in base.named_modules() if name in parts or _holds(name, parts)}
     language = {weight for name, weight in base.named_parameters() if name.rpartition(".")[0] not in parts}
-    return modules, [name for name, weight in model.named_parameters() if weight.requires_grad and weight not in language]
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    return modules, [name for name, weight in trained if weight not in language]
 
 
 def _holds(name: str, parts: set[str]) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints of a sharded model: each process writes its own shards, as safetensors and JSON.
 
-torch's `HuggingFaceStorageWriter` and `HuggingFaceStorageReader` write and read them for `torch.distributed.checkpoint`. A
-shard's place in its tensor is in the header of the safetensors file, so there is no pickled ``.metadata``.
+torch reads and writes them with its `HuggingFaceStorageReader` and `HuggingFaceStorageWriter`. The place of a shard in its
+tensor is in the header of the safetensors file, so there is no pickled ``.metadata``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from sftkit.api import Problem, RunError
 
@@ -114,12 +116,13 @@ def _write(tensors: Mapping[str, Tensor], directory: Path) -> None:
         files[name] = number
     if not files:
         return
-    writer = dcp.HuggingFaceStorageWriter(str(directory), files, save_distributed=True)
-    dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer)
+    writer = HuggingFaceStorageWriter(str(directory), fqn_to_index_mapping=files, save_distributed=True)
+    save_tensors({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer)
 
 
 def _metadata(directory: Path) -> dict[str, TensorStorageMetadata]:
-    return dict(dcp.HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
+    found = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    return {name: stored for name, stored in found.items() if isinstance(stored, TensorStorageMetadata)}
 
 
 def _read(tensors: Mapping[str, Tensor], directory: Path) -> None:
@@ -128,10 +131,11 @@ def _read(tensors: Mapping[str, Tensor], directory: Path) -> None:
     stored = _metadata(directory) if directory.is_dir() else {}
     wrong = [name for name, tensor in tensors.items() if name not in stored or stored[name].size != tensor.shape]
     if wrong:
-        raise _unfit(directory.parent, f"{len(wrong)} tensors of the model are missing or have another shape: {wrong[0]}")
+        what = f"{len(wrong)} tensors are missing or have another shape, such as {wrong[0]}"
+        raise _unfit(directory.parent, what)
     with torch.no_grad():
         state = {name: tensor.detach() for name, tensor in tensors.items()}
-        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(directory)))
+        load_tensors(state, storage_reader=HuggingFaceStorageReader(str(directory)))
 
 
 def _unfit(directory: Path, what: str) -> RunError:

@@ -116,7 +116,10 @@ def receive(model: nn.Module, weights: dict[str, Tensor], mesh: DeviceMesh, offl
             setattr(other, other_name, getattr(module, name))
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
-        whole = weights.pop(name).to(device) if weights else torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        if weights:
+            whole = weights.pop(name).to(device)
+        else:
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         part = distribute_tensor(whole.contiguous(), mesh, [Shard(0)])
         with torch.no_grad():
             parameter.to_local().copy_(part.to_local())
