@@ -65,8 +65,11 @@ class FSDPEngine(Engine):
         if not all(isinstance(parameter, DTensor) for parameter in model.parameters()):
             fix = "report it, with the class of the model"
             raise RunError(Problem(f"{type(model).__name__} was not sharded", "plugin fsdp", fix))
+        resharding = _Resharding(self._options.reshard_after_forward)
+        model.register_forward_pre_hook(resharding)
         if hasattr(model, "generate"):
             register_fsdp_forward_method(model, "generate")
+            model.generate = functools.partial(resharding.generate, model, model.generate)
         if images:  # processes with and without images in their batches reduce the same gradients in the same order
             base_model(model).enable_input_require_grads()
             model.register_forward_hook(functools.partial(_with_gradients, images))
@@ -88,8 +91,7 @@ class FSDPEngine(Engine):
         require_uniform(model, chosen)
         for module in reversed(chosen):  # inner ones first
             fully_shard(module, reshard_after_forward=options.reshard_after_forward, **shared)
-        # Weights outside of blocks are needed again when the backward begins; torch keeps them until then.
-        fully_shard(model, reshard_after_forward=None if options.reshard_after_forward else False, **shared)
+        fully_shard(model, **shared)
 
     def weights(self, trainer: Any) -> dict[str, Tensor]:
         """The whole weights in the main process; of a model with an adapter, those that peft may save."""
@@ -121,6 +123,41 @@ class FSDPEngine(Engine):
         shards.load_weights(model, path, frozen=not has_adapter(model))
         shards.load_optimizer(model, _inner(trainer.optimizer), path)
         return True
+
+
+class _Resharding:
+    """A forward pre-hook of the sharded model: without gradients, every weight is freed after the forward.
+
+    Otherwise the weights outside of blocks would stay gathered until a backward, which does not come, and whatever
+    looks at the parameters then, such as a new optimizer, would not find the shards.
+
+    Args:
+        training: whether blocks free their weights after a forward with gradients.
+    """
+
+    def __init__(self, training: bool) -> None:
+        self._training = training
+        self._gradients: bool | None = None
+
+    def __call__(self, model: Any, *_: Any) -> None:
+        """Sets what happens after this forward."""
+        import torch
+
+        if self._gradients == torch.is_grad_enabled():
+            return
+        self._gradients = torch.is_grad_enabled()
+        model.set_reshard_after_forward(self._training or not self._gradients)
+        if self._gradients:
+            model.set_reshard_after_forward(False, recurse=False)  # they are needed again when the backward begins
+
+    def generate(self, model: Any, generate: Any, *arguments: Any, **options: Any) -> Any:
+        """What ``generate`` of the model returns."""
+        import torch
+
+        with torch.no_grad():
+            made = generate(*arguments, **options)
+            model.reshard()
+            return made
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -1,7 +1,7 @@
 """Checkpoints of a sharded model: each process writes its own shards, as safetensors and JSON.
 
-torch reads and writes them with its `HuggingFaceStorageReader` and `HuggingFaceStorageWriter`. The place of a shard in its
-tensor is in the header of the safetensors file, so there is no pickled ``.metadata``.
+torch reads and writes them with its `HuggingFaceStorageReader` and `HuggingFaceStorageWriter`. The place of a shard
+in its tensor is in the header of the safetensors file, so there is no pickled ``.metadata``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from sftkit.api import Problem, RunError
+from sftkit_plugins.fsdp.weights import reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +41,7 @@ def save(model: nn.Module, optimizer: Any, directory: Path, frozen: bool) -> Non
         directory: the checkpoint.
         frozen: whether weights that are not trained are written too.
     """
+    reshard(model)
     _write(weights_of(model, frozen), directory / WEIGHTS)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
@@ -64,6 +66,7 @@ def load_weights(model: nn.Module, directory: Path, frozen: bool) -> None:
     Raises:
         RunError: if the checkpoint has no shards, or not those of this model.
     """
+    reshard(model)
     _read(weights_of(model, frozen), directory / WEIGHTS)
 
 

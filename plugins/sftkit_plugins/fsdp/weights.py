@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from sftkit.api import Problem, RunError, base_model
@@ -136,6 +137,7 @@ def gather(model: nn.Module, names: set[str] | None = None) -> dict[str, Tensor]
         model: the sharded model.
         names: those that are needed; None for all.
     """
+    reshard(model)
     first = dist.get_rank() == 0
     wholes: dict[int, Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -150,6 +152,13 @@ def gather(model: nn.Module, names: set[str] | None = None) -> dict[str, Tensor]
         if first:
             found[name] = wholes[key]
     return found
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what is gathered of a model, so that its parameters are the shards."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _on_gpu(mesh: DeviceMesh) -> bool:
