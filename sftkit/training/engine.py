@@ -20,7 +20,8 @@ class Engine:
         reshards: whether a checkpoint can be resumed by another number of processes.
         sharing: how many processes work on the same rows, as in tensor parallelism. The number of processes divided by
             it is the number of replicas, by which losses and counts are scaled.
-        receives: whether this process builds the model on the meta device, without its weights, which `place` receives.
+        receives: whether this process builds the model without weights, on the meta device, and receives them in
+            `place`.
         whole: whether a checkpoint holds the model as ``save_pretrained`` writes it, beside what `save_state` writes.
         wraps: whether the Trainer wraps the model, as in DDP, or the engine has done all there is to do in `place`.
     """

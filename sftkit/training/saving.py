@@ -269,7 +269,5 @@ def _require_weights(partial: Path, directory: Path) -> None:
     TrainingError: if no weights are in the directory, as where sharded ones are not gathered.
     """
     if not any(partial.rglob("*.safetensors")):
-        fix = (
-            "the checkpoints are intact; save sharded weights as a whole, such as with state_dict_type FULL_STATE_DICT"
-        )
+        fix = "the checkpoints are intact; have sharded weights gathered, as by state_dict_type FULL_STATE_DICT"
         raise TrainingError(Problem("the model was not written: no process has its weights", str(directory), fix))

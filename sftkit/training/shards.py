@@ -1,8 +1,7 @@
 """Checkpoints of a sharded model: each process writes its own shards, as safetensors and JSON.
 
-torch's `HuggingFaceStorageWriter` and `HuggingFaceStorageReader` write and read them for
-`torch.distributed.checkpoint`. A shard's place in its tensor is in the header of the safetensors file, so there is
-no pickled ``.metadata``.
+torch reads and writes them with its `HuggingFaceStorageReader` and `HuggingFaceStorageWriter`. The place of a shard
+in its tensor is in the header of the safetensors file, so there is no pickled ``.metadata``.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from sftkit.errors import Problem, RunError
+from sftkit.training.whole import reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +41,7 @@ def save(model: nn.Module, optimizer: Any, directory: Path, frozen: bool) -> Non
         directory: the checkpoint.
         frozen: whether weights that are not trained are written too.
     """
+    reshard(model)
     _write(weights_of(model, frozen), directory / WEIGHTS)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
@@ -65,6 +66,7 @@ def load_weights(model: nn.Module, directory: Path, frozen: bool) -> None:
     Raises:
         RunError: if the checkpoint has no shards, or not those of this model.
     """
+    reshard(model)
     _read(weights_of(model, frozen), directory / WEIGHTS)
 
 
@@ -117,13 +119,13 @@ def _write(tensors: Mapping[str, Tensor], directory: Path) -> None:
         files[name] = number
     if not files:
         return
-    writer = HuggingFaceStorageWriter(str(directory), files, save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(directory), fqn_to_index_mapping=files, save_distributed=True)
     save_tensors({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer)
 
 
 def _metadata(directory: Path) -> dict[str, TensorStorageMetadata]:
     found = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
-    return {name: value for name, value in found.items() if isinstance(value, TensorStorageMetadata)}
+    return {name: stored for name, stored in found.items() if isinstance(stored, TensorStorageMetadata)}
 
 
 def _read(tensors: Mapping[str, Tensor], directory: Path) -> None:
@@ -132,9 +134,8 @@ def _read(tensors: Mapping[str, Tensor], directory: Path) -> None:
     stored = _metadata(directory) if directory.is_dir() else {}
     wrong = [name for name, tensor in tensors.items() if name not in stored or stored[name].size != tensor.shape]
     if wrong:
-        raise _unfit(
-            directory.parent, f"{len(wrong)} tensors of the model are missing or have another shape: {wrong[0]}"
-        )
+        what = f"{len(wrong)} tensors are missing or have another shape, such as {wrong[0]}"
+        raise _unfit(directory.parent, what)
     with torch.no_grad():
         state = {name: tensor.detach() for name, tensor in tensors.items()}
         load_tensors(state, storage_reader=HuggingFaceStorageReader(str(directory)))

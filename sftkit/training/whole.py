@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sftkit.errors import Problem, RunError
@@ -148,6 +149,7 @@ def gather(model: nn.Module, names: set[str] | None = None) -> dict[str, Tensor]
         model: the sharded model.
         names: those that are needed; None for all.
     """
+    reshard(model)
     first = dist.get_rank() == 0
     wholes: dict[int, Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -162,6 +164,13 @@ def gather(model: nn.Module, names: set[str] | None = None) -> dict[str, Tensor]
         if first:
             found[name] = wholes[key]
     return found
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what is gathered of a model, so that its parameters are the shards."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _others(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:

@@ -51,8 +51,11 @@ class FSDPEngine(ShardedEngine):
         if not all(isinstance(parameter, DTensor) for parameter in model.parameters()):
             fix = "report it, with the class of the model"
             raise RunError(Problem(f"{type(model).__name__} was not sharded", "plugin fsdp", fix))
+        resharding = _Resharding(self._options.reshard_after_forward)
+        model.register_forward_pre_hook(resharding)
         if hasattr(model, "generate"):
             register_fsdp_forward_method(model, "generate")
+            model.generate = functools.partial(resharding.generate, model, model.generate)
         if images:  # processes with and without images in their batches reduce the same gradients in the same order
             base_model(model).enable_input_require_grads()
             model.register_forward_hook(functools.partial(_with_gradients, images))
@@ -74,8 +77,42 @@ class FSDPEngine(ShardedEngine):
         require_uniform(model, chosen)
         for module in reversed(chosen):  # inner ones first
             fully_shard(module, reshard_after_forward=options.reshard_after_forward, **shared)
-        # Weights outside of blocks are needed again when the backward begins; torch keeps them until then.
-        fully_shard(model, reshard_after_forward=None if options.reshard_after_forward else False, **shared)
+        fully_shard(model, **shared)
+
+
+class _Resharding:
+    """A forward pre-hook of the sharded model: without gradients, every weight is freed after the forward.
+
+    Otherwise the weights outside of blocks would stay gathered until a backward, which does not come, and whatever
+    looks at the parameters then, such as a new optimizer, would not find the shards.
+
+    Args:
+        training: whether blocks free their weights after a forward with gradients.
+    """
+
+    def __init__(self, training: bool) -> None:
+        self._training = training
+        self._gradients: bool | None = None
+
+    def __call__(self, model: Any, *_: Any) -> None:
+        """Sets what happens after this forward."""
+        import torch
+
+        if self._gradients == torch.is_grad_enabled():
+            return
+        self._gradients = torch.is_grad_enabled()
+        model.set_reshard_after_forward(self._training or not self._gradients)
+        if self._gradients:
+            model.set_reshard_after_forward(False, recurse=False)  # they are needed again when the backward begins
+
+    def generate(self, model: Any, generate: Any, *arguments: Any, **options: Any) -> Any:
+        """What ``generate`` of the model returns."""
+        import torch
+
+        with torch.no_grad():
+            made = generate(*arguments, **options)
+            model.reshard()
+            return made
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -104,9 +141,8 @@ def parts_to_gather(model: nn.Module) -> tuple[set[nn.Module], list[str]]:
     parts = {name for name, part in parts_of(base).items() if part != "language"}
     modules = {module for name, module in base.named_modules() if name in parts or _holds(name, parts)}
     language = {weight for name, weight in base.named_parameters() if name.rpartition(".")[0] not in parts}
-    return modules, [
-        name for name, weight in model.named_parameters() if weight.requires_grad and weight not in language
-    ]
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    return modules, [name for name, weight in trained if weight not in language]
 
 
 def _holds(name: str, parts: set[str]) -> bool:

@@ -112,7 +112,7 @@ def runs(tmp_path_factory):
     for name, asked in (("rows", "is"), ("held", "was")):
         rows = [{"prompt": f"What {asked} {n}?", "completion": f" {n} is {'one more ' * (n % 4)}"} for n in range(40)]
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_conversations(40)))
+    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_conversations(160)))
     (place / "failing.py").write_text(FAILING)
     return Runs(place)
 
