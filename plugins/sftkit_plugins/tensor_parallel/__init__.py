@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from sftkit.api import (
     Engine,
@@ -39,6 +39,9 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 @dataclass(frozen=True, kw_only=True)
 class TensorParallel(Plugin):
     """Divides each layer among groups of neighbouring processes; each group trains on its own rows."""
+
+    #: Before, torch cannot divide the embeddings of some models.
+    requires: ClassVar[tuple[str, ...]] = ("torch>=2.11",)
 
     size: Annotated[int, Field(description="processes of a group: those of one machine with fast links", ge=2)]
 

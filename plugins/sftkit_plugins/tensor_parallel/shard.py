@@ -28,8 +28,6 @@ from sftkit_plugins.tensor_parallel.plan import (
 
 TRIED = 4  # tokens of the trial
 SAME = 1e-3  # relative difference of the norms of equal gradients, at most
-UNEVEN = (2, 11)  # torch from which parts of embeddings may be of unequal sizes
-_TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 class Replicated(ParallelStyle):
@@ -114,9 +112,6 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     if type(head) is not nn.Linear or not isinstance(embeddings, nn.Embedding):
         what = f"the output head or the embeddings of {type(causal).__name__} are no plain layers"
         raise ConfigError(Problem(what, WHERE, OTHER_WAY))
-    if embeddings.num_embeddings % mesh.size() and _TORCH < UNEVEN:
-        what = f"{embeddings.num_embeddings} tokens cannot be divided among {mesh.size()} processes with this torch"
-        raise ConfigError(Problem(what, WHERE, f"install torch {'.'.join(map(str, UNEVEN))} or later"))
     tied = head.weight is embeddings.weight
     styles = dict(_styles(causal, embeddings, head))
     divided = VocabularyParallel(head, mesh)

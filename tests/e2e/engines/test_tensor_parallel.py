@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,7 @@ def require_equal_weights(found: Path, expected: Path, tolerance: float = 1e-4) 
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=tolerance, msg=name)
 
 
+pytestmark = pytest.mark.skipif(tuple(map(int, version("torch").split(".")[:2])) < (2, 11), reason="needs torch 2.11")
 both = pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)], ids=["alone", "beside data"])
 
 
