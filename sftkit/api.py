@@ -220,12 +220,14 @@ if TYPE_CHECKING:
         minus_target as minus_target,
     )
     from sftkit.training.progress import ProgressCallback as ProgressCallback
+    from sftkit.training.sharded import ShardedEngine as ShardedEngine
     from sftkit.training.trainer import TokenLossTrainer as TokenLossTrainer
     from sftkit.training.trials import (
         Trial as Trial,
         UnsuitedBatchError as UnsuitedBatchError,
         document_trials as document_trials,
     )
+    from sftkit.training.whole import mesh_device as mesh_device
     from sftkit.units import size_text as size_text
     from sftkit.user_modules import import_user_module as import_user_module
 
@@ -274,6 +276,8 @@ _MODULES = {
     "training.documents": "difference_from_alone",
     "training.trials": "Trial UnsuitedBatchError document_trials",
     "training.engine": "Engine",
+    "training.sharded": "ShardedEngine",
+    "training.whole": "mesh_device",
     "training.intercept": "replaced_forward",
     "training.arguments": "use_one_device",
     "training.progress": "ProgressCallback",

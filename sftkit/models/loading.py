@@ -26,6 +26,10 @@ _PRETRAINED_KEYS = {
     "dtype": "set model.dtype",
     "torch_dtype": "set model.dtype",
     "use_safetensors": "remove it; only safetensors are read",
+    **dict.fromkeys(
+        ("distributed_config", "device_mesh", "tp_plan", "tp_size"),
+        "remove it, and use a plugin that divides the model among processes",
+    ),
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -33,6 +37,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def model_problems(config: RunConfig) -> Iterator[Problem]:
     """Directories that do not exist or hold no model, and options that are keys of the section ``model``."""
     yield from misplaced_options(config.model.options, _PRETRAINED_KEYS)
+    if config.model.options.get("device_map") is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        what, fix = "each process trains on its own device", "remove it, or start a single process"
+        yield Problem(what, "model.options.device_map", fix, ("model", "options", "device_map"))
     name = config.model.name
     path = Path(name)
     if name and path.is_dir():

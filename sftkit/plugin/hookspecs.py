@@ -5,6 +5,7 @@ A run calls them like this; a test holds this listing against a real run::
     check_run                               # every problem of the configuration, before anything is read
     metrics                                 # of completions; one name from two plugins is such a problem
     model_options                           # and so is one key from two plugins
+    make_engine
     load_tokenizer
     add_tokens
     for split in train, evaluation sets:    # or read back from the cache
@@ -13,7 +14,6 @@ A run calls them like this; a test holds this listing against a real run::
             make_formatter
     make_collator
     check_prepared                          # the data, and what the run will take; no weights are loaded yet
-    make_engine
     model_options
     load_model
     attach_adapter                          # if model.name is a directory with an adapter
@@ -101,6 +101,14 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def make_engine(self, config: RunConfig) -> Engine | None:
+        """Slot: how the processes share the model. Without a plugin here, each has a whole copy (DDP).
+
+        Called before anything is read. The engine sets training arguments, and how weights are loaded, sharded and
+        saved.
+        """
+
+    @hookspec(firstresult=True)
     def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase | ProcessorMixin | None:
         """Slot: load the tokenizer. It is loaded before the data is prepared, and the data before the weights.
 
@@ -167,14 +175,6 @@ class Hooks:
             run: tokenizer, data, collator and plugins of the run.
         """
         raise NotImplementedError
-
-    @hookspec(firstresult=True)
-    def make_engine(self, config: RunConfig) -> Engine | None:
-        """Slot: how the processes share the model. Without a plugin here, each has a whole copy (DDP).
-
-        Called before weights are loaded. The engine sets training arguments, and how weights are loaded, sharded and
-        saved.
-        """
 
     @hookspec(firstresult=True)
     def load_model(self, config: RunConfig, options: Mapping[str, Any]) -> PreTrainedModel | None:

@@ -6,19 +6,19 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.selected import PluginSet
 from sftkit.run.inputs import RunInputs
+from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.data.prepare import PreparedData
     from sftkit.run.verdict import Verdict
-    from sftkit.training.engine import Engine
     from sftkit.training.loss import HeadLoss
 
 
@@ -53,6 +53,7 @@ class PreparedRun:
         vocabulary: the tokenizer with what plugins did to it.
         model: the loaded model among the run's inputs, if there is one.
         collator_plugin: the name of the plugin that made the collator; empty if it is among the run's inputs.
+        engine: how the processes share the model.
     """
 
     config: RunConfig
@@ -63,6 +64,7 @@ class PreparedRun:
     vocabulary: Vocabulary
     model: Any = None
     collator_plugin: str = ""
+    engine: Engine = field(default_factory=Engine)
 
     def __repr__(self) -> str:
         splits = []
@@ -108,7 +110,10 @@ class Stages:
         data = self.prepare_data(tokenizer, processor)
         collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
         made_by = "" if self.inputs.collator else self.plugins.first_filler("make_collator")
-        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, self.inputs.model, made_by)
+        loaded = self.inputs.model
+        return PreparedRun(
+            self.config, self.plugins, tokenizer, data, collator, vocabulary, loaded, made_by, self.engine
+        )
 
     def load_tokenizer(self) -> Vocabulary:
         """The tokenizer, or a copy of the input's, with what plugins add."""
@@ -140,9 +145,9 @@ class Stages:
             sources = load_sources(self.config, self.inputs.train, self.inputs.eval)
             return prepare(sources, tokenizer, self.config, self.plugins, processor)
         from sftkit.data.stream import Stream
-        from sftkit.run.distributed import rank, world_size
 
-        streams, share = load_streams(self.config, self.inputs.train), {"rank": rank(), "world_size": world_size()}
+        streams = load_streams(self.config, self.inputs.train)
+        share = {"rank": self.engine.replica, "world_size": self.engine.replicas}
         stream = Stream(streams, tokenizer, self.config, self.plugins, processor, **share)
         next(iter(stream))  # so that problems of the data are reported now
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
@@ -167,8 +172,6 @@ class Stages:
     @functools.cached_property
     def engine(self) -> Engine:
         """How the processes share the model; made before data is read."""
-        from sftkit.training.engine import Engine
-
         return self.plugins.hook.make_engine(config=self.config) or Engine()
 
     def load_model(self, vocabulary: Vocabulary, loaded: Any = None, engine: Engine | None = None) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor
 from transformers.trainer_pt_utils import nested_concat
 
 from sftkit.errors import Problem, RunError
+from sftkit.training.attributes import replaced
 from sftkit.training.batches import Batch
 from sftkit.training.head import LossHead
 from sftkit.training.measures import or_one
@@ -79,6 +82,24 @@ def token_means(sums: Sequence[RowSums]) -> dict[str, float]:
         if weight > 0:
             means[f"loss_{source}"] = total / weight
     return means | {str(name): total / max(tokens, 1.0) for name, total in totals.items()}
+
+
+def gathering_once(accelerator: Any, sharing: int) -> AbstractContextManager[None]:
+    """Inside, what the accelerator gathers has the rows of each group of processes once, and not once for each process.
+
+    Args:
+        accelerator: of the trainer.
+        sharing: how many processes have the same rows.
+    """
+    if sharing == 1:
+        return nullcontext()
+    gather = accelerator.gather
+
+    def once(tensors: Any) -> Any:
+        processes = (accelerator.num_processes // sharing, sharing, -1)
+        return recursively_apply(lambda value: value.unflatten(0, processes)[:, 0].flatten(0, 1), gather(tensors))
+
+    return replaced(accelerator, "gather", once)
 
 
 def require_metric(arguments: Any, metrics: Mapping[str, float]) -> None:

@@ -145,6 +145,7 @@ def _problem(step: Step, trainer: Any) -> Problem:
     rows = [row for index, found in enumerate(step.rows) if index in failed or not failed for row in found]
     mine = (trainer.args.process_index, [values[index] for index in failed], rows)
     everywhere: list[Any] = gather_object([mine]) if trainer.args.world_size > 1 else [mine]
+    everywhere = everywhere[:: trainer.engine.sharing]  # processes that share a model have the same rows
     losses = [loss for _, found, _ in everywhere for loss in found]
     guilty = [item for item in everywhere if item[1]] or everywhere
     what = f"the loss is {losses[0]}" if losses else "the norm of the gradients is not finite"

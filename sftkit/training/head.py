@@ -18,6 +18,7 @@ from sftkit.training.intercept import Call, HeadIntercept
 from sftkit.training.logits import Post, UnsuitedError, find_post
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead, summed_loss
 from sftkit.training.targets import Targets
+from sftkit.training.vocabulary import VocabularyPart
 
 logger = logging.getLogger("sftkit")
 
@@ -95,7 +96,7 @@ class LossHead:
         plain = type(module) is nn.Linear and getattr(forward, "__func__", None) is nn.Linear.forward
         if plain and self._is_whole(module.weight):
             return OutputHead(self._vocabulary, forward, module.weight, module.bias, self._post)
-        return OutputHead(self._vocabulary, forward, post=self._post)
+        return OutputHead(self._vocabulary, forward, post=self._post, part=VocabularyPart.of(module))
 
     def _is_whole(self, weight: Tensor) -> bool:
         """Whether it can be multiplied directly; for a sharded or otherwise wrapped weight the module is called."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sftkit.training.vocabulary import VocabularyPart
+
 #: Bytes of a chunk's logits in float32: small enough for a CPU's cache, large enough for efficient products elsewhere.
 CHUNK_BYTES_CPU, CHUNK_BYTES = 1 << 24, 1 << 29
 LEAST_CHUNK = 16  # tokens
@@ -43,6 +45,8 @@ class OutputHead:
         weight: ``[V, D]``, if ``forward`` is a plain linear layer; else None.
         bias: ``[V]``, if that layer has one.
         post: the function that the model applies to its logits, such as a cap or a scale; None if there is none.
+        part: the process's part of a linear layer that is divided among processes by tokens of the vocabulary; then
+            ``weight`` is None, and ``forward`` returns the logits of the whole vocabulary all the same.
     """
 
     vocabulary: int
@@ -50,11 +54,19 @@ class OutputHead:
     weight: Tensor | None = None
     bias: Tensor | None = None
     post: Callable[[Tensor], Tensor] | None = None
+    part: VocabularyPart | None = None
+
+    @property
+    def linear(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias that this process multiplies by: of all tokens, or of its part; None if ``forward`` does."""
+        if self.part is not None:
+            return self.part.weight, self.part.bias
+        return None if self.weight is None else (self.weight, self.bias)
 
     def trained(self, hidden_KD: Tensor) -> list[Tensor]:
         """The trained tensors that the logits depend on, found in the graph of one token's logits."""
-        if self.weight is not None:
-            return [tensor for tensor in (self.weight, self.bias) if tensor is not None and tensor.requires_grad]
+        if self.linear is not None:
+            return [tensor for tensor in self.linear if tensor is not None and tensor.requires_grad]
         with torch.enable_grad():
             return list(_leaves(self.forward(hidden_KD[:1].detach().unsqueeze(0))))
 
@@ -128,6 +140,8 @@ class HeadLoss:
             losses_K = losses_K * weights_K
         if gradients is None:
             return LossResult(losses_K, measures)
+        if head.part is not None:
+            head.part.sum(gradients.hidden_KD)
         return LossResult(losses_K, measures, gradients.hidden_KD, gradients.parameters)
 
 
@@ -135,8 +149,8 @@ def summed_loss(
     loss: HeadLoss, hidden_KD: Tensor, head: OutputHead, targets_K: Tensor, weights_K: Tensor | None = None
 ) -> tuple[Tensor, LossResult]:
     """The sum of the tokens' losses (a scalar that can be differentiated once), and the losses themselves."""
-    if head.weight is not None:
-        hidden_KD = hidden_KD.to(_product_dtype(head.weight))
+    if head.linear is not None:
+        hidden_KD = hidden_KD.to(_product_dtype(head.linear[0]))
     if not torch.is_grad_enabled():
         result = loss.run(hidden_KD, head, targets_K, weights_K, None)
         return result.losses_K.sum(), result
@@ -179,9 +193,12 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
 def _logits(hidden_kD: Tensor, head: OutputHead, gradient: bool) -> tuple[Tensor, Tensor]:
     """The start of the graph of a chunk's logits (a plain layer's output, else the hidden states), and the logits."""
     with torch.set_grad_enabled(gradient):
-        if head.weight is not None:
-            bias = None if head.bias is None else head.bias.detach().to(hidden_kD.dtype)
-            source = logits_kV = functional.linear(hidden_kD, head.weight.detach().to(hidden_kD.dtype), bias)
+        if head.linear is not None:
+            dtype, (weight, bias) = hidden_kD.dtype, head.linear
+            bias = None if bias is None else bias.detach().to(dtype)
+            source = logits_kV = functional.linear(hidden_kD, weight.detach().to(dtype), bias)
+            if head.part is not None:
+                source = logits_kV = head.part.gather(logits_kV)
             if gradient and head.post is not None:
                 source.requires_grad_()
         else:
@@ -197,25 +214,26 @@ class _Gradients:
         self, hidden_KD: Tensor, head: OutputHead, trained: Sequence[Tensor], weights_K: Tensor | None
     ) -> None:
         self.hidden_KD = torch.empty_like(hidden_KD)
-        fill = torch.zeros_like if not len(hidden_KD) or head.weight is None else torch.empty_like
+        fill = torch.zeros_like if not len(hidden_KD) or head.linear is None else torch.empty_like
         self.parameters = [fill(tensor) for tensor in trained]
         self._inputs_KD, self._head, self._trained, self._weights_K = hidden_KD, head, trained, weights_K
 
     def add(self, at: slice, source: Tensor, logits_kV: Tensor, gradient_kV: Tensor) -> None:
         """Add a chunk: ``gradient_kV`` is the gradient by ``logits_kV``, whose graph starts at ``source``."""
-        if self._weights_K is not None and self._head.weight is None:
+        if self._weights_K is not None and self._head.linear is None:
             gradient_kV = gradient_kV * self._weights_K[at, None]
         if logits_kV.requires_grad:
-            inputs = [source, *(self._trained if self._head.weight is None else ())]
+            inputs = [source, *(self._trained if self._head.linear is None else ())]
             gradient_kV, *found = torch.autograd.grad(
                 logits_kV, inputs, gradient_kV.to(logits_kV.dtype), allow_unused=True
             )
             for total, gradient in zip(self.parameters, found, strict=False):
                 total += 0 if gradient is None else gradient
-        if self._head.weight is None:
+        if self._head.linear is None:
             self.hidden_KD[at] = gradient_kV
         else:
-            self._through_linear(at, self._head.weight, gradient_kV)
+            part = self._head.part
+            self._through_linear(at, self._head.linear[0], gradient_kV if part is None else part.own(gradient_kV))
 
     def _through_linear(self, at: slice, weight: Tensor, gradient_kV: Tensor) -> None:
         gradient_kV, inputs_kD = gradient_kV.to(self.hidden_KD.dtype), self._inputs_KD[at]

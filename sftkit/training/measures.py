@@ -99,12 +99,13 @@ class Measures:
             return None
         return float(accelerator.reduce(self._loss, reduction="mean").item() / steps)
 
-    def log_entry(self, accelerator: Any, trained_before: int) -> dict[str, float]:
+    def log_entry(self, accelerator: Any, trained_before: int, sharing: int = 1) -> dict[str, float]:
         """The values to log, over all processes; the sums and the clock start again.
 
         Args:
             accelerator: of the run.
             trained_before: trained tokens up to the last log entry.
+            sharing: how many processes have the same rows.
 
         Returns:
             Tokens per second without padding, trained tokens so far, the mean of each measure, and the mean loss of
@@ -118,7 +119,7 @@ class Measures:
         by_source = torch.as_tensor(self._sums.get(BY_SOURCE, ()), dtype=dtype, device=device).flatten()
         names = [name for name in names if name != BY_SOURCE]
         sums = torch.stack([torch.as_tensor(self._sums[name], dtype=dtype, device=device) for name in names])
-        reduced = accelerator.reduce(torch.cat([sums, by_source]), reduction="sum").tolist()
+        reduced = (accelerator.reduce(torch.cat([sums, by_source]), reduction="sum") / sharing).tolist()
         totals, of_sources = dict(zip(names, reduced, strict=False)), reduced[len(names) :]
         tokens, trained = totals.pop("tokens"), totals.pop("trained")
         rate = tokens / max(time.perf_counter() - self._since, 1e-9)

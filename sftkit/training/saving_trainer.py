@@ -17,6 +17,7 @@ from sftkit.models.inspect import has_adapter
 from sftkit.training.attributes import replaced
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
 from sftkit.training.engine import Engine
+from sftkit.training.evaluation import gathering_once
 from sftkit.training.loaders import read_position, write_position
 from sftkit.training.saving import Saver, save_beside
 from sftkit.training.sharding import require_sharded
@@ -59,6 +60,18 @@ class SavingTrainer(SharedTrainer):
     def sharded(self) -> bool:
         """Whether a process holds only a part of the weights, so that all take part in a save."""
         return bool(self.engine.sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def get_tp_size(self) -> int:
+        """How many processes work on the same rows: the Trainer divides numbers of processes and of tokens by it."""
+        return self.engine.sharing
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        """As in the Trainer; processes that share a model divide its operations among them."""
+        return super().floating_point_ops(inputs) / self.engine.sharing
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        with gathering_once(self.accelerator, self.engine.sharing):
+            super()._track_num_input_tokens(inputs)
 
     def _move_model_to_device(self, model: Any, device: Any) -> None:
         if self.engine.wraps:  # else it is there already

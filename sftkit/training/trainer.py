@@ -16,7 +16,7 @@ from sftkit.errors import ConfigError, Problem
 from sftkit.training.attributes import replaced
 from sftkit.training.batches import ROWS, Batch, WithPositions, window_weight
 from sftkit.training.completion_metrics import CompletionMetrics
-from sftkit.training.evaluation import RowSums, require_metric, token_means
+from sftkit.training.evaluation import RowSums, gathering_once, require_metric, token_means
 from sftkit.training.head import LossHead
 from sftkit.training.loaders import (
     NumberedRows,
@@ -151,8 +151,9 @@ class TokenLossTrainer(SavingTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         # In a stream, batches with and without weights mix, also across processes: all are counted in floats.
+        # The Trainer counts those of processes that share a model once for each of them.
         streamed = isinstance(self.train_dataset, torch.utils.data.IterableDataset) and self._loss is not None
-        if not streamed and not any("loss_weights" in batch for batch in batch_samples):
+        if not streamed and self.engine.sharing == 1 and not any("loss_weights" in batch for batch in batch_samples):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = window_weight(batch_samples, device)
         if not self.args.average_tokens_across_devices:
@@ -244,7 +245,8 @@ class TokenLossTrainer(SavingTrainer):
         """As in the Trainer, with loss and measures as means over all trained tokens."""
         sums: list[RowSums] = []
         names = self._names_of(without_numbers(dataloader.dataset))
-        with replaced(self, "_evaluated", sums), replaced(self, "_evaluated_sources", names):
+        one = gathering_once(self.accelerator, self.engine.sharing)
+        with replaced(self, "_evaluated", sums), replaced(self, "_evaluated_sources", names), one:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
             )
@@ -293,7 +295,7 @@ class TokenLossTrainer(SavingTrainer):
             before = next((entry["trained_tokens"] for entry in history if "trained_tokens" in entry), 0)
             if self.finite is not None:
                 self.finite.correct(logs)
-            if entry := self.measures.log_entry(self.accelerator, before):
+            if entry := self.measures.log_entry(self.accelerator, before, self.engine.sharing):
                 logs.update(entry, memory=peak_memory(self.accelerator))
         super().log(logs, start_time)
 

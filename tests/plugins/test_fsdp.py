@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sftkit.testing import tiny_config, tiny_model
+from sftkit.training.whole import Structure, take_weights
 from sftkit_plugins.fsdp import FSDP
 from sftkit_plugins.fsdp.engine import FSDPEngine, blocks, require_uniform
-from sftkit_plugins.fsdp.weights import Structure, take_weights
 
 
 @pytest.fixture(autouse=True)

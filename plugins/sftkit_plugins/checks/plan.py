@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.api import Verdict, train_value, world_size
+from sftkit.api import Verdict, train_value
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -21,7 +21,7 @@ class Plan:
     """The size of a run.
 
     Attributes:
-        rows_per_step: rows per optimizer step, over all processes.
+        rows_per_step: rows per optimizer step, over all processes; those that share a model have the same rows.
         steps_per_epoch: optimizer steps per epoch; None for a stream.
         steps: optimizer steps of the whole run.
         tokens_per_epoch: tokens per epoch; None for a stream.
@@ -38,7 +38,7 @@ class Plan:
 def plan_of(run: PreparedRun) -> Plan:
     """The plan of a run, computed by the rules of `transformers.Trainer`."""
     train = run.config.train
-    world = world_size()
+    world = run.engine.replicas
     batch = int(train.get("per_device_train_batch_size", BATCH))
     accumulation = int(train.get("gradient_accumulation_steps", 1))
     max_steps = int(train.get("max_steps", -1))

@@ -6,20 +6,19 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sftkit.api import Engine, Problem, RunError, base_model, has_adapter, parts_of, rank, world_size
+from sftkit.api import Problem, RunError, ShardedEngine, base_model, parts_of, world_size
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from sftkit_plugins.fsdp import FSDP
 
 logger = logging.getLogger("sftkit")
 
 
-class FSDPEngine(Engine):
+class FSDPEngine(ShardedEngine):
     """Shards a model with `torch.distributed.fsdp.fully_shard`, block by block.
 
     Source: Zhao et al., 2023, PyTorch FSDP (arXiv 2304.11277); https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
@@ -29,39 +28,26 @@ class FSDPEngine(Engine):
     """
 
     name: ClassVar[str] = "fsdp"
-    sharded = True
-    reshards = True
-    whole = False
-    wraps = False
 
     def __init__(self, options: FSDP) -> None:
+        super().__init__()
         self._options = options
-        self.receives = rank() > 0
 
     def arguments(self) -> Mapping[str, Any]:
         """With offloaded weights, the processes reduce tensors of the CPU as well as of the GPUs."""
         return {"ddp_backend": "cpu:gloo,cuda:nccl"} if self._options.offload else {}
 
-    def loading(self) -> contextlib.AbstractContextManager[Any]:
-        """The first process loads the weights; in the others, everything is on the meta device."""
-        import torch
-
-        return torch.device("meta") if self.receives else contextlib.nullcontext()
-
     def place(self, model: Any, arguments: Any) -> Any:
         """The model, sharded; see `Engine.place`."""
+        import torch
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import register_fsdp_forward_method
         from torch.distributed.tensor import DTensor
 
-        from sftkit_plugins.fsdp.weights import agree, receive, take_weights
-
         mesh = init_device_mesh(arguments.device.type, (world_size(),))
-        agree(model, self.receives)
         whole, images = parts_to_gather(model)
-        weights = take_weights(model)
-        self._shard(model, mesh, whole)
-        receive(model, {} if self.receives else weights, mesh, self._options.offload)
+        with self.filling(model, torch.device("cpu") if self._options.offload else arguments.device):
+            self._shard(model, mesh, whole)
         if not all(isinstance(parameter, DTensor) for parameter in model.parameters()):
             fix = "report it, with the class of the model"
             raise RunError(Problem(f"{type(model).__name__} was not sharded", "plugin fsdp", fix))
@@ -92,37 +78,6 @@ class FSDPEngine(Engine):
         for module in reversed(chosen):  # inner ones first
             fully_shard(module, reshard_after_forward=options.reshard_after_forward, **shared)
         fully_shard(model, **shared)
-
-    def weights(self, trainer: Any) -> dict[str, Tensor]:
-        """The whole weights in the main process; of a model with an adapter, those that peft may save."""
-        from sftkit_plugins.fsdp.weights import gather
-
-        model = trainer.model
-        if not has_adapter(model):
-            return gather(model)
-        kept = [*model.get_input_embeddings().parameters()]
-        if (head := model.get_output_embeddings()) is not None:
-            kept += head.parameters()
-        ids = {id(parameter) for parameter in kept}
-        named = model.named_parameters(remove_duplicate=False)
-        return gather(model, {name for name, weight in named if weight.requires_grad or id(weight) in ids})
-
-    def save_state(self, trainer: Any, directory: str) -> bool:
-        """Each process writes its shards; see `Engine.save_state`."""
-        from sftkit_plugins.fsdp import shards
-
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        shards.save(trainer.model, _inner(trainer.optimizer), Path(directory), frozen=not has_adapter(trainer.model))
-        return True
-
-    def load_state(self, trainer: Any, directory: str) -> bool:
-        """Each process reads its shards, whatever number of processes has written them; see `Engine.load_state`."""
-        from sftkit_plugins.fsdp import shards
-
-        model, path = trainer.model, Path(directory)
-        shards.load_weights(model, path, frozen=not has_adapter(model))
-        shards.load_optimizer(model, _inner(trainer.optimizer), path)
-        return True
 
 
 class _Resharding:
@@ -208,10 +163,6 @@ def require_uniform(model: nn.Module, chosen: list[nn.Module]) -> None:
             found = " and ".join(f"{name} in {str(kind).removeprefix('torch.')}" for kind, name in kinds.items())
             what = f"trained weights of one block have several types: {found}"
             raise RunError(Problem(what, "model.dtype", "set model.dtype: float32, and option dtype of plugin fsdp"))
-
-
-def _inner(optimizer: Any) -> Any:
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from sftkit.api import Problem, RunError
-from sftkit_plugins.fsdp.weights import reshard
+from sftkit.errors import Problem, RunError
+from sftkit.training.whole import reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

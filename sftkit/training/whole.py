@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sftkit.api import Problem, RunError, base_model
+from sftkit.errors import Problem, RunError
+from sftkit.models.inspect import base_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,8 +73,13 @@ def take_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def agree(model: nn.Module, receives: bool) -> None:
+def agree(model: nn.Module, receives: bool, plugin: str) -> None:
     """Give the model of this process the types and configurations of the first one's. Changes the model.
+
+    Args:
+        model: the model, in a process that receives its weights on the meta device.
+        receives: whether this one does.
+        plugin: the name of the plugin, for messages.
 
     Raises:
         RunError: in every process, if a model that was built without weights is another one than that which was loaded.
@@ -85,8 +91,8 @@ def agree(model: nn.Module, receives: bool) -> None:
     problems: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(problems, structure.difference(first))
     if what := next(filter(None, problems), ""):
-        fix = "use plugin hf or vision to load it, or train without plugin fsdp"
-        raise RunError(Problem(f"the model cannot be built without its weights: {what}", "plugin fsdp", fix))
+        fix = f"use another plugin to load it, or train without plugin {plugin}"
+        raise RunError(Problem(f"the model cannot be built without its weights: {what}", f"plugin {plugin}", fix))
     if not receives:
         return
     for name, value in first.configurations.items():
@@ -98,36 +104,42 @@ def agree(model: nn.Module, receives: bool) -> None:
         setattr(module, attribute, buffer.to(first.buffers[name][1]))
 
 
-def receive(model: nn.Module, weights: dict[str, Tensor], mesh: DeviceMesh, offload: bool) -> None:
+def receive(model: nn.Module, weights: dict[str, Tensor], device: torch.device, copies: Any = None) -> None:
     """Fill a sharded model, whose parameters are on the meta device, with the weights of the first process.
 
     Args:
         model: the model; its parameters are DTensors.
         weights: from `take_weights` in the first process, which is emptied; elsewhere empty.
-        mesh: the processes.
-        offload: whether the shards are in the memory of the CPU.
+        device: where the shards are kept.
+        copies: the group of the processes that hold the same shards as this one; None if none does.
     """
-    device = torch.device(mesh.device_type, torch.accelerator.current_device_index()) if _on_gpu(mesh) else "cpu"
     buffers = list(_others(model))
     twins = _tied(model)
-    model.to_empty(device="cpu" if offload else device)
+    model.to_empty(device=device)
     for modules in twins:
         (module, name), *others = modules
         for other, other_name in others:
             setattr(other, other_name, getattr(module, name))
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
-        if weights:
-            whole = weights.pop(name).to(device)
-        else:
-            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-        part = distribute_tensor(whole.contiguous(), mesh, [Shard(0)])
-        with torch.no_grad():
-            parameter.to_local().copy_(part.to_local())
+        mesh, local = parameter.device_mesh, parameter.to_local().detach()
+        if copies is None or dist.get_rank(copies) == 0:
+            there = local.device if mesh.device_type == local.device.type else mesh_device(mesh)
+            whole = weights.pop(name).to(there) if weights else local.new_empty(parameter.shape, device=there)
+            local.copy_(distribute_tensor(whole.contiguous(), mesh, parameter.placements).to_local())
+        if copies is not None:
+            dist.broadcast(local, group=copies, group_src=0)
     for _, module, attribute, buffer in buffers:
         whole = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device).contiguous()
         dist.broadcast(torch.view_as_real(whole) if whole.is_complex() else whole, src=0)
         setattr(module, attribute, whole)
+
+
+def mesh_device(mesh: DeviceMesh) -> torch.device:
+    """The device of this process in a mesh."""
+    if mesh.device_type == "cpu":
+        return torch.device("cpu")
+    return torch.device(mesh.device_type, torch.accelerator.current_device_index())
 
 
 def gather(model: nn.Module, names: set[str] | None = None) -> dict[str, Tensor]:
@@ -159,10 +171,6 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def _on_gpu(mesh: DeviceMesh) -> bool:
-    return mesh.device_type != "cpu"
 
 
 def _others(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
