@@ -220,8 +220,8 @@ class Pipeline:
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         self._compare(earlier, manifest)
         trackers = begin_trackers(prepared, manifest, earlier)
-        with closing(display), trackers:
-            engine, metrics_function = stages.make_engine(), self._inputs.compute_metrics
+        with closing(display), trackers, closing(stages.make_engine()) as engine:
+            metrics_function = self._inputs.compute_metrics
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():
                 model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model), engine)

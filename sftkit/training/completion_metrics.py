@@ -104,7 +104,7 @@ def _may_stop(trainer: Any) -> None:
 def is_sharded(trainer: Any) -> bool:
     """Whether no process has all weights of the model."""
     parallel = getattr(trainer.args, "parallelism_config", None) is not None
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or parallel)
+    return bool(trainer.sharded or parallel)
 
 
 def compute(metrics: Mapping[str, Metric], completions: Sequence[Completion]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ class Engine:
         reshards: whether a checkpoint can be resumed by another number of processes.
         sharing: how many processes work on the same rows, as in tensor parallelism. The number of processes divided by
             it is the number of replicas, by which losses and counts are scaled.
+        restores: whether `load_state` reads the weights of a checkpoint as well; else the Trainer does.
         wraps: whether the Trainer wraps the model, as in DDP, or the engine has done all there is to do in `place`.
     """
 
@@ -27,6 +28,7 @@ class Engine:
     sharded: bool = False
     reshards: bool = False
     sharing: int = 1
+    restores: bool = False
     wraps: bool = True
 
     @property
@@ -63,6 +65,14 @@ class Engine:
         """
         return model
 
+    def gathered(self, weights: Iterable[Any]) -> AbstractContextManager[Any]:
+        """Context in which weights of a model that is being loaded are whole; what all processes change alike stays."""
+        return nullcontext()
+
+    def callable(self, model: Any) -> AbstractContextManager[Any]:
+        """Context in which the model can be called although the Trainer has not wrapped it yet."""
+        return nullcontext()
+
     def weights(self, trainer: Any) -> dict[str, Any] | None:
         """The whole weights to save, in the main process, under the names of the model; elsewhere an empty dictionary.
 
@@ -85,3 +95,6 @@ class Engine:
             Whether it did; else the Trainer reads what it has written.
         """
         return False
+
+    def close(self) -> None:
+        """Restore what the engine has changed in the process, such as variables; also after an error."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import trainer
 from transformers.utils import logging
 
@@ -19,6 +20,8 @@ from sftkit.training.engine import Engine
 from sftkit.training.guarded import GuardedTrainer
 from sftkit.training.loaders import after_first_batches, read_position, write_position
 from sftkit.training.saving import Saver, save_beside
+
+SCHEDULE = "scheduler.pt"  # as the Trainer names it
 
 
 @contextmanager
@@ -62,12 +65,16 @@ class SavingTrainer(GuardedTrainer):
         if self.engine.wraps:  # else it is there already
             super()._move_model_to_device(model, device)
 
-    def _prepare_for_training(self, max_steps: int, *arguments: Any, **options: Any) -> Any:
+    def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: str | None) -> Any:
+        if self.engine.restores:
+            prepared = super()._prepare_for_training(max_steps, loader, None)
+            self._load_optimizer_and_scheduler(checkpoint)
+            return prepared
         if self.engine.wraps:
-            return super()._prepare_for_training(max_steps, *arguments, **options)
+            return super()._prepare_for_training(max_steps, loader, checkpoint)
         prepare = functools.partial(self.accelerator.prepare_model, device_placement=False, evaluation_mode=True)
         with replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model)):
-            return super()._prepare_for_training(max_steps, *arguments, **options)
+            return super()._prepare_for_training(max_steps, loader, checkpoint)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.saver.begin()
@@ -131,6 +138,8 @@ class SavingTrainer(GuardedTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.engine.save_state(self, output_dir):
             super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.engine.wraps:
@@ -139,10 +148,14 @@ class SavingTrainer(GuardedTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self.engine.load_state(self, checkpoint):
-            with refusing_pickles(checkpoint):
+        if checkpoint is None:
+            return
+        with refusing_pickles(checkpoint):
+            if self.engine.load_state(self, checkpoint):
+                self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULE), weights_only=True))
+            else:
                 super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and isinstance(self.train_dataset, Stream) and not self.args.ignore_data_skip:
+        if isinstance(self.train_dataset, Stream) and not self.args.ignore_data_skip:
             self.train_dataset.seek(read_position(checkpoint, self.args.process_index))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -154,7 +167,7 @@ class SavingTrainer(GuardedTrainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        if not self.engine.wraps:
+        if self.engine.restores or not self.engine.wraps:
             self.engine.load_state(self, self.state.best_model_checkpoint)
             return
         with loading_all_weights(self, self.state.best_model_checkpoint):
