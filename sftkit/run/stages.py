@@ -181,7 +181,7 @@ class Stages:
         from sftkit.config.train_fields import train_value
         from sftkit.models.adapt import adapted_model
         from sftkit.models.adapters import is_adapter
-        from sftkit.models.embeddings import align_special_tokens, table_weights
+        from sftkit.models.embeddings import align_special_tokens
 
         stage("loading the model")
         config, plugins = self.config, self.plugins
@@ -193,10 +193,11 @@ class Stages:
             model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
             if is_adapter(config.model.name):
                 model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter")
-        with nullcontext() if engine is None else engine.gathered(table_weights(model)):
-            rows = model.get_input_embeddings().weight.shape[0]
-            new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
-            plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
+        if engine is not None:
+            engine.gather_tables(model)
+        rows = model.get_input_embeddings().weight.shape[0]
+        new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
+        plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
         align_special_tokens(model, tokenizer, changed)
         plugins.hook.patch_kernels(model=model, config=config)
         return adapted_model(model, config, plugins, new_token_ids)

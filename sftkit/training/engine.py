@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -65,9 +65,8 @@ class Engine:
         """
         return model
 
-    def gathered(self, weights: Iterable[Any]) -> AbstractContextManager[Any]:
-        """Context in which weights of a model that is being loaded are whole; what all processes change alike stays."""
-        return nullcontext()
+    def gather_tables(self, model: Any) -> None:
+        """Make the weights of the embeddings whole in every process, before they grow. Changes the model."""
 
     def callable(self, model: Any) -> AbstractContextManager[Any]:
         """Context in which the model can be called although the Trainer has not wrapped it yet."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.api import Field, Plugin, Problem, dataclass, evaluates_only, hookimpl, train_value
+from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, evaluates_only, hookimpl, train_value
 
 if TYPE_CHECKING:
     from sftkit.api import Engine, PluginSet, RunConfig
@@ -34,6 +34,7 @@ class DeepSpeed(Plugin):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("deepspeed>=0.18",)
+    replaces: ClassVar[Mapping[str, str]] = {"deepspeed": "config"}
     conflicts: ClassVar[tuple[str, ...]] = tuple(UNSUITED)
 
     stage: Annotated[
@@ -73,6 +74,25 @@ class DeepSpeed(Plugin):
             what = f"stage {stage} keeps all weights on each device"
             yield Problem(what, "plugin deepspeed, option offload", "set stage=3, or offload=optimizer")
         yield from _unsupported(config)
+
+    @hookimpl(wrapper=True)
+    def adapt_model(self, new_token_ids: list[int]) -> Iterator[Any]:
+        """Says why an adapter fails that trains new tokens under ZeRO-3 on the CPU.
+
+        Raises:
+            ConfigError: if it does.
+        """
+        import torch
+        from transformers.integrations import is_deepspeed_zero3_enabled
+
+        try:
+            return (yield)
+        except Exception as error:
+            if not new_token_ids or not is_deepspeed_zero3_enabled() or torch.cuda.is_available():
+                raise
+            what = f"peft trains {len(new_token_ids)} new tokens under ZeRO-3 only on CUDA devices"
+            fix = "set stage=2, or drop the plugin that adds the tokens"
+            raise ConfigError(Problem(what, "plugin deepspeed, option stage", fix)) from error
 
     @hookimpl
     def make_engine(self, config: RunConfig) -> Engine:

@@ -6,8 +6,8 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pickle import UnpicklingError
 from typing import Any
 
@@ -25,7 +25,10 @@ from sftkit.api import (
 logger = logging.getLogger("sftkit")
 
 #: Variables that are restored when the run ends: accelerate and torch read them.
-VARIABLES = ("ACCELERATE_USE_DEEPSPEED", "DS_ACCELERATOR", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = (
+    *("ACCELERATE_USE_DEEPSPEED", "DS_ACCELERATOR"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
 
 
 class DeepSpeedEngine(Engine):
@@ -69,13 +72,16 @@ class DeepSpeedEngine(Engine):
 
         device = get_accelerator().device_name()
         if on_cpu != (device == "cpu"):
-            what = f"DeepSpeed works on {device} in this process, and the run needs {'the CPU' if on_cpu else 'the GPU'}"
+            what = (
+                f"DeepSpeed works on {device} in this process, and the run needs {'the CPU' if on_cpu else 'the GPU'}"
+            )
             raise RunError(Problem(what, "plugin deepspeed", "start a new process, without DS_ACCELERATOR"))
         return {"deepspeed": self.values}
 
     def _join_group(self, on_cpu: bool) -> None:
         """Form a group of one if no launcher has started this process, since DeepSpeed needs one."""
         import torch.distributed as dist
+        from torch.distributed import HashStore  # type: ignore[attr-defined]
 
         if dist.is_initialized() or "RANK" in os.environ:
             return
@@ -84,7 +90,7 @@ class DeepSpeedEngine(Engine):
             port = str(free.getsockname()[1])
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update(alone)
-        dist.init_process_group("gloo" if on_cpu else None, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo" if on_cpu else None, store=HashStore(), rank=0, world_size=1)
         self._began_group = True
 
     def place(self, model: Any, arguments: Any) -> Any:
@@ -97,34 +103,20 @@ class DeepSpeedEngine(Engine):
             )
         return model if self.stage == 3 else model.to(arguments.device)
 
-    @contextmanager
-    def gathered(self, weights: Iterable[Any]) -> Iterator[None]:
-        """Weights that are whole inside; changes that all processes make alike are kept."""
-        import deepspeed
+    def gather_tables(self, model: Any) -> None:
+        """With stage 3, the embeddings are whole until the rest of the model is prepared."""
+        from sftkit_plugins.deepspeed.partitioned import unpartition_tables
 
-        with deepspeed.zero.GatheredParameters(list(weights), modifier_rank=0):
-            yield
+        if self.stage == 3:
+            unpartition_tables(model)
 
-    @contextmanager
-    def callable(self, model: Any) -> Iterator[None]:
-        """The model can be called inside: each module's weights are gathered while it computes."""
-        import deepspeed
+    def callable(self, model: Any) -> AbstractContextManager[Any]:
+        """The model can be called inside: with stage 3, each module's weights are gathered while it computes."""
+        if self.stage != 3:
+            return nullcontext()
+        from sftkit_plugins.deepspeed.partitioned import gathered_by_module
 
-        open_contexts: dict[Any, Any] = {}
-
-        def gather(module: Any, *_: Any) -> None:
-            open_contexts[module] = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
-            open_contexts[module].__enter__()
-
-        def release(module: Any, *_: Any) -> None:
-            open_contexts.pop(module).__exit__(None, None, None)
-
-        with ExitStack() as stack:
-            for module in model.modules() if self.stage == 3 else ():
-                if any(True for _ in module.parameters(recurse=False)):
-                    stack.callback(module.register_forward_pre_hook(gather).remove)
-                    stack.callback(module.register_forward_hook(release, always_call=True).remove)
-            yield
+        return gathered_by_module(model)
 
     def weights(self, trainer: Any) -> dict[str, Any]:
         """The whole weights, gathered one by one into the memory of the main process's CPU."""
@@ -218,8 +210,9 @@ def plain_objects_only(directory: str) -> Iterator[None]:
 
 @functools.cache
 def own_classes() -> list[Any]:
-    """The classes in DeepSpeed's states: they hold the scale of the loss and the stage."""
+    """The classes in DeepSpeed's states: they hold the scale of the loss, the stage, and places."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum]
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
