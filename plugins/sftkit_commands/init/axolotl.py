@@ -263,7 +263,7 @@ RULES: dict[str, Rule] = {
     "trackio_space_id": To("train.trackio_space_id"),
     # processes
     **{name: engines.RULES[name] for name in ("deepspeed", "fsdp", "fsdp_config")},
-    "fsdp_version": Handled("nothing: it is FSDP2"),
+    "fsdp_version": Always("it is always FSDP2"),
     "fsdp_final_state_dict_type": Always("the whole model is saved"),
     **dict.fromkeys(("sequence_parallel_degree", "context_parallel_size"), Lost(_ENGINE.reason, off=(1,))),
     "tensor_parallel_size": Handled("plugin tensor_parallel, size"),

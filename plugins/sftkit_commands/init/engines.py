@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sftkit_commands.init.local import Places
-from sftkit_commands.init.translation import Handled, Lost, Rule, Translation
+from sftkit_commands.init.translation import Always, Handled, Lost, Rule, Translation
 
 #: Fields of `TrainingArguments`.
 RULES: dict[str, Rule] = {
     "deepspeed": Handled("plugin deepspeed, config; or stage and offload"),
     "fsdp": Handled("plugin fsdp"),
     "fsdp_config": Handled("plugin fsdp, offload and reshard_after_forward"),
-    "fsdp_transformer_layer_cls_to_wrap": Handled("nothing: each layer is a block"),
-    "fsdp_min_num_params": Handled("nothing: each layer is a block"),
+    "fsdp_transformer_layer_cls_to_wrap": Always("each layer is a block"),
+    "fsdp_min_num_params": Always("each layer is a block"),
     "parallelism_config": Lost("it is not supported as a whole", "plugin fsdp, deepspeed or tensor_parallel"),
 }
 #: Configurations of DeepSpeed that come with Axolotl and LLaMA-Factory, by the name of their file.
@@ -63,15 +63,11 @@ def fsdp(t: Translation, places: Places) -> None:
         note = "all processes share one copy" if "hybrid" in strategy else ""
         t.translated("fsdp", "plugins.fsdp", note)
         t.translated("fsdp_config", "plugins.fsdp", "each layer is a block, and the whole model is saved")
-        t.translated("fsdp_version", "plugins.fsdp", "it is FSDP2")
         if str(config.get("activation_checkpointing")).lower() == "true":
             t.put("train.gradient_checkpointing", True, "fsdp_config")
-    for key in ("fsdp", "fsdp_config", "fsdp_version"):
+    for key in ("fsdp", "fsdp_config"):
         if t.pending(key):
             t.always(key, "it is off")
-    for key in ("fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params"):
-        if t.pending(key):
-            t.always(key, "each layer is a block")
 
 
 def tensor_parallel(t: Translation, key: str) -> None:

@@ -73,6 +73,9 @@ class DeepSpeed(Plugin):
         if self.offload == "all" and stage != 3:
             what = f"stage {stage} keeps all weights on each device"
             yield Problem(what, "plugin deepspeed, option offload", "set stage=3, or offload=optimizer")
+        if stage == 3 and config.data.streaming and plugins.fillers("make_packer"):
+            what = "with packed rows of a stream, processes would wait for each other in different batches"
+            yield Problem(what, "plugin deepspeed, option stage", "set stage=2, or data.streaming: false")
         yield from _unsupported(config)
 
     @hookimpl(wrapper=True)
