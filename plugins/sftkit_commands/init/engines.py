@@ -88,3 +88,11 @@ def _mapping(t: Translation, places: Places) -> Mapping[str, Any]:
         except (OSError, ValueError):
             value = {}
     return value if isinstance(value, Mapping) else {}
+
+
+def mixed_precision(t: Translation) -> None:
+    """DeepSpeed trains weights in half precision only in mixed precision; the other tools switch it on for that."""
+    kinds = {"bfloat16": "bf16", "float16": "fp16"}
+    kind = kinds.get(str(t.value("model.dtype")))
+    if t.selected("deepspeed") and kind and not t.value("train.bf16") and not t.value("train.fp16"):
+        t.put(f"train.{kind}", True, "deepspeed")

@@ -241,6 +241,7 @@ def prune(t: Translation) -> None:
         _withdraw(t, "train.save_steps", "it does nothing: checkpoints are not saved by steps")
     if t.value("train.bf16") and t.value("train.fp16"):
         _withdraw(t, "train.fp16", "bf16 is used")
+    engines.mixed_precision(t)
 
 
 def _withdraw(t: Translation, target: str, reason: str, fix: str = "") -> None:

@@ -69,9 +69,11 @@ BASE = {
         **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     },
 }
-#: Packed rows; new tokens on reserved rows of the embeddings and on further ones; an adapter.
-PACKED = ["-p", "packing", "data.max_length=128"]
-FURTHER = {"chat": [*PACKED, "-p", "chatml", "data.train=chats.jsonl"], "lora": [*PACKED, "-p", "peft:r=4"]}
+#: New tokens on further rows of the embeddings; an adapter, with packed rows.
+FURTHER = {
+    "chat": ["-p", "chatml", "data.train=chats.jsonl"],
+    "lora": ["-p", "packing", "data.max_length=128", "-p", "peft:r=4"],
+}
 STAGES = pytest.mark.parametrize("stage", [2, 3])
 KINDS = pytest.mark.parametrize("kind", FURTHER)
 
@@ -197,7 +199,7 @@ def test_losses_equal_one_process(runs, alone):
 
 @pytest.mark.slow
 @KINDS
-def test_losses_equal_one_process_with_packing_and(further, alone, kind):
+def test_losses_equal_one_process_with(further, alone, kind):
     require_equal_logs(further / kind, alone(further, *FURTHER[kind]))
 
 
@@ -229,7 +231,7 @@ def test_the_saved_model_loads_in_transformers(runs, alone, stage):
 
 @pytest.mark.slow
 @KINDS
-def test_the_saved_model_equals_that_of_one_process_with_packing_and(further, alone, kind):
+def test_the_saved_model_equals_that_of_one_process_with(further, alone, kind):
     file = "adapter_model.safetensors" if kind == "lora" else MODEL
     require_equal_weights(further / kind / file, alone(further, *FURTHER[kind]) / file)
 
