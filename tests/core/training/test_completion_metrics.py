@@ -230,7 +230,7 @@ class Process:
 
     def __init__(self, rank, sharded=False):
         self.args = type("Args", (), {"world_size": 2, "process_index": rank, "per_device_eval_batch_size": 2})
-        self.is_fsdp_enabled, self.is_deepspeed_enabled = sharded, False
+        self.sharded = sharded
         self.model, self.processing_class, self.stopping = tiny_model(), tiny_tokenizer(), None
 
     def autocast_smart_context_manager(self):
