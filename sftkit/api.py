@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sftkit.config.train_fields import (
         CHECKPOINTING_KEYS as CHECKPOINTING_KEYS,
         allowed_fields as allowed_fields,
+        evaluates_only as evaluates_only,
         train_value as train_value,
     )
     from sftkit.console import (
@@ -135,6 +136,7 @@ if TYPE_CHECKING:
     from sftkit.models.embeddings import (
         align_special_tokens as align_special_tokens,
         grow_embeddings as grow_embeddings,
+        table_weights as table_weights,
     )
     from sftkit.models.generation import complete as complete, end_token_ids as end_token_ids
     from sftkit.models.inspect import (
@@ -247,7 +249,7 @@ _MODULES = {
     "config": "DataSection EvaluateSection RunConfig was_loaded",
     "plugin.selected": "PluginSet",
     "config.evaluation": "smaller_is_better",
-    "config.train_fields": "CHECKPOINTING_KEYS allowed_fields train_value",
+    "config.train_fields": "CHECKPOINTING_KEYS allowed_fields evaluates_only train_value",
     "checkpoints.files": "write_text",
     "checkpoints.publish": "new_directory",
     "checkpoints.space": "free_bytes",
@@ -264,7 +266,7 @@ _MODULES = {
     # Models
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",
-    "models.embeddings": "align_special_tokens grow_embeddings",
+    "models.embeddings": "align_special_tokens grow_embeddings table_weights",
     "models.generation": "complete end_token_ids",
     "models.inspect": "autocast_type base_model evaluating has_adapter is_linear linear_names parts_of",
     "models.loading": "MODEL_KEYS as_config_error load_model load_tokenizer misplaced_options model_problems",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -161,6 +162,11 @@ def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None
             "If you want to use the PeftModel, you need to pass a PeftConfig object to the SFTTrainer, and you passed "
             f"a {type(peft_config)}."
         )
+    if (kind := _fsdp_states(args)) not in ("", "1", "FULL_STATE_DICT"):
+        raise ValueError(
+            f"FSDP with state_dict_type {kind} saves no model that can be loaded. Set fsdp_config={{'state_dict_type': "
+            "'FULL_STATE_DICT'}, or --fsdp_state_dict_type FULL_STATE_DICT of accelerate launch."
+        )
     if args.eval_packing and not args.packing:
         raise ValueError("eval_packing=True has no effect without packing=True. Set packing=True, or drop it.")
     if isinstance(model, str):
@@ -168,6 +174,16 @@ def _check(args: SFTConfig, model: Any, collator: Any, peft_config: Any) -> None
         warn_caller(f"{what}`PeftModel` (if you passed a `peft_config`) for you.")
     if is_of_peft(model, "PeftModel") and peft_config is not None:
         warn_caller("`peft_config` is not used: the model is a PeftModel already, and its own adapter is trained.")
+
+
+def _fsdp_states(args: SFTConfig) -> str:
+    """How FSDP saves weights, as the arguments or accelerate's launcher say it; empty without FSDP."""
+    if settings := getattr(args, "fsdp_plugin_args", None):
+        return str(settings.get("state_dict_type", "FULL_STATE_DICT")).upper()
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return ""
+    default = "FULL_STATE_DICT" if os.environ.get("FSDP_VERSION", "1") == "1" else "SHARDED_STATE_DICT"
+    return os.environ.get("FSDP_STATE_DICT_TYPE", default).upper()
 
 
 def _tokenizer_of(model: Any, args: SFTConfig) -> Any:

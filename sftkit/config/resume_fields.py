@@ -52,7 +52,7 @@ FIXED = frozenset(
         "torch_compile_mode", "full_determinism", "seed", "data_seed", "ignore_data_skip", "train_sampling_strategy",
         "length_column_name", "dataloader_drop_last", "dataloader_in_order", "accelerator_config",
         "metric_for_best_model", "greater_is_better",  # the best value so far is that of the old metric
-        "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_backend", "fsdp", "fsdp_config", "deepspeed",
+        "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_backend",
     )
 )  # fmt: skip
 #: Schedules whose rates do not depend on the number of steps, and those that follow a metric.

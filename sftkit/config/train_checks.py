@@ -86,7 +86,6 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("eval_steps", "eval_delay", "metric_for_best_model"), ("eval_strategy",)),
     "greater_is_better": ("metric_for_best_model",),
-    "fsdp_config": ("fsdp",),
     **{f"{key}_kwargs": CHECKPOINTING_KEYS for key in CHECKPOINTING_KEYS},
     **dict.fromkeys(
         ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"),
@@ -260,9 +259,7 @@ def _skipping(config: RunConfig) -> Iterator[Problem]:
         return
     optimizer = str(train_value(config, "optim"))
     fix = "set run.on_nan: stop"
-    if train_value(config, "deepspeed"):
-        yield Problem("DeepSpeed cannot skip a step that is not finite", "run.on_nan", fix, ("run", "on_nan"))
-    elif optimizer.endswith(("lomo", "_layerwise")) or optimizer.startswith("schedule_free"):
+    if optimizer.endswith(("lomo", "_layerwise")) or optimizer.startswith("schedule_free"):
         what = f"the optimizer {optimizer} cannot skip a step that is not finite"
         yield Problem(what, "run.on_nan", f"{fix}, or choose another train.optim", ("run", "on_nan"))
 

@@ -33,6 +33,10 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
 }
+#: Fields that shard the model. Plugins do that, and give their own advice for those that they replace.
+SHARDING = dict.fromkeys(
+    ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), "remove it, and use a plugin that shards the model"
+)
 #: Fields that a configuration cannot set, and what to do instead. Plugins give their own advice for those they replace.
 REFUSED = {
     **dict.fromkeys(
@@ -51,7 +55,7 @@ REFUSED = {
     "enable_jit_checkpoint": "remove it: a run always saves a checkpoint on SIGTERM",
     "local_rank": "remove it: torchrun sets it",
     "ddp_timeout": "use run.timeout, such as run.timeout=10m",
-    "parallelism_config": "remove it, and use train.fsdp or train.deepspeed to shard the model",
+    **SHARDING,
     **dict.fromkeys(
         ("bf16_full_eval", "fp16_full_eval"),
         "remove it: an evaluation computes in the precision of the training, and a conversion would change the model",
@@ -80,7 +84,7 @@ _CHOICES = {
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
 }
 #: Fields that take a mapping, or the path of a file with one; the others with a mapping take only its JSON.
-FILE_FIELDS = ("deepspeed", "fsdp_config", "accelerator_config")
+FILE_FIELDS = ("accelerator_config",)
 _TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (str, int, float, bool, list, dict, tuple)},
     "Any": Any,

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from sftkit.memory import MemoryEstimate
     from sftkit.run.stages import PreparedRun
 
-#: Settings that share weights or gradients out among devices; the estimate is of a device that holds all of them.
-SHARING = ("fsdp", "deepspeed")
 #: Bytes that a process needs in addition when it trains: modules that the Trainer imports, and threads.
 TO_COME = 40_000_000
 
@@ -29,11 +27,8 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
     from sftkit.memory import estimate_memory
     from sftkit.memory.batch import largest_batch
 
-    for key in SHARING:
-        if prepared.config.train.get(key):
-            raise UnknownMemoryError(f"train.{key} shares the weights or gradients out among processes")
-    if prepared.plugins.hook.make_engine.get_hookimpls():
-        raise UnknownMemoryError("an engine decides what each process holds of the model")
+    for name in prepared.plugins.fillers("make_engine"):
+        raise UnknownMemoryError(f"plugin {name} shares the weights or gradients out among processes")
     batch = largest_batch(prepared)
     try:
         model, quantized = unloaded_model(prepared)

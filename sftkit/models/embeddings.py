@@ -61,6 +61,12 @@ def grow_embeddings(
         head.bias.data[new] = head.bias.data[known].mean()
 
 
+def table_weights(model: Any) -> list[Any]:
+    """The weights that have a row for each token, and their biases."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [weight for module in modules if module is not None for weight in module.parameters(recurse=False)]
+
+
 def _fill_rows(weight: Tensor, new: list[int], known: list[int]) -> None:
     """Sets rows of ``weight`` (``[V, D]``) to the mean of the known ones plus noise, whatever the global seed."""
     import torch

@@ -246,8 +246,8 @@ class Pipeline:
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
         require_unchanged(earlier, manifest, self._allowed)
         trackers = begin_trackers(prepared, manifest, earlier)
-        with closing(display), trackers:
-            engine, metrics_function = prepared.engine, self._inputs.compute_metrics
+        with closing(display), trackers, closing(prepared.engine) as engine:
+            metrics_function = self._inputs.compute_metrics
             processes.meet("the prepared data")  # before they form a group, in which they wait for a limited time
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():

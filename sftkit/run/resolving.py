@@ -11,6 +11,7 @@ from sftkit.config.train_checks import training_problems
 from sftkit.errors import ConfigError, Problem, SftkitError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from
+from sftkit.run.accelerated import accelerate_problems
 from sftkit.run.inputs import RunInputs
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def resolve_run(
     found = inputs.problems(config, plugins)
     if trains:
         around = inputs.surroundings(config, plugins)
-        found = [*found, *training_problems(config, around)]
+        found = [*found, *training_problems(config, around), *accelerate_problems(config)]
         if not problems and not found:  # transformers is only asked if nothing else is wrong: its import takes seconds
             from sftkit.training.rehearsal import rehearse
 

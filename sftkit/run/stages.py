@@ -203,6 +203,8 @@ class Stages:
                 model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
             if is_adapter(config.model.name):
                 model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter")
+        if engine is not None:
+            engine.gather_tables(model)
         rows = model.get_input_embeddings().weight.shape[0]
         new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
         plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)

@@ -203,7 +203,8 @@ def train(
         stack.enter_context(configured_hyperparameters(trainer))
         stack.enter_context(reduced_activations(trainer.model, prepared))
         stack.enter_context(trainer.loss_head.installed())
-        stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+        with trainer.engine.callable(trainer.model):
+            stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except KeyError as error:
@@ -221,7 +222,8 @@ def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, f
     with ExitStack() as stack:
         stack.enter_context(trainer.stopping.interrupting())
         stack.enter_context(trainer.loss_head.installed())
-        stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+        with trainer.engine.callable(trainer.model):
+            stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
         call = trainer.callback_handler
         trainer.control = call.on_train_begin(trainer.args, trainer.state, trainer.control)
         trainer.evaluate()

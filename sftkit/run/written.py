@@ -35,7 +35,7 @@ MODEL = (
 #: What else is in a checkpoint, also of several processes.
 OTHERS = (
     STATE, "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth",
-    "pytorch_model_fsdp_*", "optimizer_*", "global_step*", "latest", "zero_to_fp32.py",
+    "pytorch_model_fsdp_*", "optimizer_*", "global_step*", "latest", "zero_to_fp32.py", "zero_to_torch.py",
 )  # fmt: skip
 
 

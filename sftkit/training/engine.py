@@ -24,6 +24,7 @@ class Engine:
         receives: whether this process builds the model without weights, on the meta device, and receives them in
             `place`.
         whole: whether a checkpoint holds the model as ``save_pretrained`` writes it, beside what `save_state` writes.
+        restores: whether `load_state` reads the weights of a checkpoint as well; else the Trainer does.
         wraps: whether the Trainer wraps the model, as in DDP, or the engine has done all there is to do in `place`.
     """
 
@@ -33,6 +34,7 @@ class Engine:
     sharing: int = 1
     receives: bool = False
     whole: bool = True
+    restores: bool = False
     wraps: bool = True
 
     @property
@@ -69,6 +71,13 @@ class Engine:
         """
         return model
 
+    def gather_tables(self, model: Any) -> None:
+        """Make the weights of the embeddings whole in every process, before they grow. Changes the model."""
+
+    def callable(self, model: Any) -> AbstractContextManager[Any]:
+        """Context in which the model can be called although the Trainer has not wrapped it yet."""
+        return nullcontext()
+
     def weights(self, trainer: Any) -> dict[str, Any] | None:
         """The whole weights to save, in the main process, under the names of the model; elsewhere an empty dictionary.
 
@@ -93,3 +102,6 @@ class Engine:
             Whether it did; else the Trainer reads what it has written.
         """
         return False
+
+    def close(self) -> None:
+        """Restore what the engine has changed in the process, such as variables; also after an error."""

@@ -83,9 +83,9 @@ class FiniteSteps:
         step, self._step = self._step, None
         if step is None or not step.losses:
             return
-        device, scaler = trainer.args.device, trainer.accelerator.scaler
+        device, scaled = trainer.args.device, trainer.accelerator.scaler is not None or trainer.args.fp16
         finite = torch.stack(step.losses).isfinite().all()
-        if norm is not None and scaler is None:
+        if norm is not None and not scaled:
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
             finite = finite & norm.to(device).isfinite().all()
         step.failed = (~finite).to(torch.float32)

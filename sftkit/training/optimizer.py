@@ -36,8 +36,6 @@ def optimizer_problems(arguments: Any, on_cpu: bool) -> Iterator[Problem]:
         arguments: `transformers.TrainingArguments`.
         on_cpu: whether the run uses the CPU: then the optimizer makes a step.
     """
-    if arguments.deepspeed:  # its configuration may have both
-        return
     name = str(arguments.optim.value)
     if arguments.optim_target_modules is not None and not name.startswith(("galore", "apollo")):
         key, fix = "optim_target_modules", "remove it: only the optimizers galore_* and apollo_* project single modules"

@@ -5,17 +5,14 @@ Each part of the training is made once from the configured values, as the Traine
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import json
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.config.train_fields import CHECKPOINTING_KEYS, evaluates_only
+from sftkit.config.train_fields import CHECKPOINTING_KEYS
 from sftkit.errors import Problem
 from sftkit.training.arguments import argument_values
 from sftkit.training.optimizer import optimizer_problems, refused
@@ -50,7 +47,7 @@ def rehearse(config: RunConfig, has_eval: bool) -> list[Problem]:
 
 
 def _problems(config: RunConfig, has_eval: bool) -> list[Problem]:
-    problems = [*_reports(config), *_sharding(config), *_checkpointing(config), *_hub(config)]
+    problems = [*_reports(config), *_backend(config), *_checkpointing(config), *_hub(config)]
     problems += _compiling(config)
     arguments, wrong = _arguments(config, has_eval)
     problems += wrong
@@ -87,7 +84,7 @@ def _arguments(config: RunConfig, has_eval: bool) -> tuple[Any, list[Problem]]:
 
     values = argument_values(config, has_eval)
     # These act on the process, or read their file, when they are set; they have checks of their own.
-    for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode", "tf32", "deepspeed"):
+    for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode", "tf32"):
         values.pop(key, None)
 
     def refusal(without: str = "") -> Exception | None:
@@ -122,27 +119,9 @@ def _reports(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{name} needs the package {package}, which is not installed", fix=fix, **where)
 
 
-def _sharding(config: RunConfig) -> Iterator[Problem]:
-    """DeepSpeed's package and file, and FSDP's processes."""
-    deepspeed, fsdp = config.train.get("deepspeed"), config.train.get("fsdp")
-    if deepspeed and importlib.util.find_spec("deepspeed") is None:
-        what = "needs the package deepspeed, which is not installed"
-        yield Problem(what, "train.deepspeed", "pip install deepspeed, or remove it", ("train", "deepspeed"))
-    elif isinstance(deepspeed, str):
-        try:
-            json.loads(Path(deepspeed).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            yield refused("deepspeed", error, "name a JSON file, or write its mapping here")
-    if deepspeed and evaluates_only(config):
-        fix = "remove it, or raise train.max_steps"
-        yield Problem("a run without steps cannot use DeepSpeed", "train.deepspeed", fix, ("train", "deepspeed"))
+def _backend(config: RunConfig) -> Iterator[Problem]:
     if config.train.get("ddp_backend") == "nccl" and _on_cpu(config):
         yield Problem("nccl needs GPUs", "train.ddp_backend", "use gloo, or remove it", ("train", "ddp_backend"))
-    if fsdp and deepspeed:
-        yield Problem("fsdp and deepspeed cannot be used together", "train.fsdp", "remove one", ("train", "fsdp"))
-    elif fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        fix = "start torchrun --no-python --nproc_per_node N sftkit run; to check it, set WORLD_SIZE=N"
-        yield Problem("FSDP needs several processes, but this is one", "train.fsdp", fix, ("train", "fsdp"))
 
 
 def _checkpointing(config: RunConfig) -> Iterator[Problem]:

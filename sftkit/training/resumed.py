@@ -22,7 +22,7 @@ def configured_hyperparameters(trainer: Any) -> Iterator[None]:
     load = trainer._load_optimizer_and_scheduler
 
     def loading(checkpoint: str | None) -> None:
-        if checkpoint is None or trainer.is_deepspeed_enabled:
+        if checkpoint is None:
             load(checkpoint)
             return
         groups = [{**group, "params": None} for group in trainer.optimizer.param_groups]

@@ -25,6 +25,8 @@ from sftkit.training.shared_trainer import SharedTrainer
 
 SCHEDULE = "scheduler.pt"  # as the Trainer names it
 
+SCHEDULE = "scheduler.pt"  # as the Trainer names it
+
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
@@ -77,14 +79,18 @@ class SavingTrainer(SharedTrainer):
         if self.engine.wraps:  # else it is there already
             super()._move_model_to_device(model, device)
 
-    def _prepare_for_training(self, max_steps: int, *arguments: Any, **options: Any) -> Any:
+    def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: str | None) -> Any:
+        if self.engine.restores:
+            prepared = super()._prepare_for_training(max_steps, loader, None)
+            self._load_optimizer_and_scheduler(checkpoint)
+            return prepared
         if self.engine.wraps:
-            made = super()._prepare_for_training(max_steps, *arguments, **options)
+            prepared = super()._prepare_for_training(max_steps, loader, checkpoint)
             require_sharded(self)
-            return made
+            return prepared
         prepare = functools.partial(self.accelerator.prepare_model, device_placement=False, evaluation_mode=True)
         with replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model)):
-            return super()._prepare_for_training(max_steps, *arguments, **options)
+            return super()._prepare_for_training(max_steps, loader, checkpoint)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.saver.begin()
@@ -180,7 +186,7 @@ class SavingTrainer(SharedTrainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        if not self.engine.wraps:
+        if self.engine.restores or not self.engine.wraps:
             self.engine.load_state(self, self.state.best_model_checkpoint)
             return
         with loading_all_weights(self, self.state.best_model_checkpoint):

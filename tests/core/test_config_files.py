@@ -141,14 +141,14 @@ def test_paths_in_a_file_are_relative_to_the_file(write, tmp_path, monkeypatch):
     write(
         "model: {name: owner/name, tokenizer: gpt2, init: random}\n"
         "data: {mix: {../data/a.jsonl: 1, b.jsonl: 2}, eval: {one: '*.jsonl', two: org/data}}\n"
-        "train: {deepspeed: ds.json, output_dir: runs/a}\nplugins: {chatml: {template: t.jinja}}\n",
+        "train: {accelerator_config: ds.json, output_dir: runs/a}\nplugins: {chatml: {template: t.jinja}}\n",
         "configs/sft.yaml",
     )
     config, _ = resolve(read_yaml(tmp_path / "configs" / "sft.yaml"), trains=False)
     assert (config.model.name, config.model.tokenizer) == (str(tmp_path / "configs/owner/name"), "gpt2")
     assert config.data.mix == {str(tmp_path / "data/a.jsonl"): 1, str(tmp_path / "configs/b.jsonl"): 2}
     assert config.data.eval == {"one": str(tmp_path / "configs/*.jsonl"), "two": "org/data"}
-    assert config.train == {"deepspeed": str(tmp_path / "configs/ds.json"), "output_dir": "runs/a"}
+    assert config.train == {"accelerator_config": str(tmp_path / "configs/ds.json"), "output_dir": "runs/a"}
     assert config.plugins["chatml"]["template"] == str(tmp_path / "configs/t.jinja")
 
 

@@ -250,10 +250,13 @@ def test_a_width_not_divisible_into_groups_is_refused_before_loading(base: Path)
     assert problems(base, group_size=64) == problems(base, group_size=-1) == []
 
 
-@pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
-def test_sharded_weights_are_refused(key: str) -> None:
-    (problem,) = problems(train={key: "full_shard"})
-    assert problem.where == f"train.{key}"
+def test_sharded_weights_are_refused() -> None:
+    pytest.importorskip("deepspeed")
+    (problem,) = run_problems(GPTQ(), model={"name": "given"}, plugins={"deepspeed": {}})
+    assert (problem.what, problem.where) == (
+        "the weights are sharded, but a single process quantizes them",
+        "plugin deepspeed",
+    )
 
 
 def test_it_is_refused_together_with_bitsandbytes() -> None:

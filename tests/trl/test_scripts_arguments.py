@@ -359,3 +359,15 @@ def test_a_formatting_function_for_data_in_memory_or_streamed(named, rows, tmp_p
     assert trainer.train().global_step == 2
     assert trainer.evaluate()["eval_loss"] > 0
     trainer.model.save_pretrained(Path(own.training_args.output_dir, "final_checkpoint"))
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_fsdp_that_would_save_no_model_is_refused_before_it_is_loaded(tmp_path, monkeypatch, launched) -> None:
+    config = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    if launched:  # as `accelerate launch --use_fsdp --fsdp_version 2` says it
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+    else:
+        config.fsdp_plugin_args = {"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"}
+    with pytest.raises(ValueError, match=r"SHARDED_STATE_DICT saves no model.*FULL_STATE_DICT"):
+        SFTTrainer("no-such-model", args=config, train_dataset=Dataset.from_list([{"text": "a"}]))

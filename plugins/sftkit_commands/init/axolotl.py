@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sftkit_commands.init import hf
+from sftkit_commands.init import engines, hf
 from sftkit_commands.init.translation import Always, Handled, Lost, Rule, To
 
 NAME = "Axolotl"
@@ -262,15 +262,13 @@ RULES: dict[str, Rule] = {
     "trackio_run_name": Handled("train.run_name"),
     "trackio_space_id": To("train.trackio_space_id"),
     # processes
-    "deepspeed": Handled("train.deepspeed"),
-    "fsdp": Handled("train.fsdp"),
-    "fsdp_config": Handled("train.fsdp_config"),
-    "fsdp_version": Handled("train.fsdp_config, version"),
+    **{name: engines.RULES[name] for name in ("deepspeed", "fsdp", "fsdp_config")},
+    "fsdp_version": Always("it is always FSDP2"),
     "fsdp_final_state_dict_type": Always("the whole model is saved"),
-    **dict.fromkeys(
-        ("sequence_parallel_degree", "context_parallel_size", "tensor_parallel_size"), Lost(_ENGINE.reason, off=(1,))
-    ),
-    **dict.fromkeys(("dp_shard_size", "dp_replicate_size"), Lost(_ENGINE.reason, _ENGINE.fix, (1,))),
+    **dict.fromkeys(("sequence_parallel_degree", "context_parallel_size"), Lost(_ENGINE.reason, off=(1,))),
+    "tensor_parallel_size": Handled("plugin tensor_parallel, size"),
+    "dp_shard_size": Handled("plugin fsdp"),
+    "dp_replicate_size": Lost(_ENGINE.reason, _ENGINE.fix, (1,)),
     **dict.fromkeys(("heads_k_stride", "ring_attn_func", "deepcompile", "use_ray"), _ENGINE),
     **dict.fromkeys(
         ("ray_run_name", "ray_num_workers", "resources_per_worker"), Always("it does nothing without use_ray")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from sftkit_commands.init import hf
+from sftkit_commands.init import engines, hf
 from sftkit_commands.init.local import Places
 from sftkit_commands.init.translation import Translation
 
@@ -225,20 +223,14 @@ def processes(t: Translation, places: Places) -> None:
         t.put("train.push_to_hub", True, "hub_model_id")
         t.default("train.hub_private_repo", True)
         t.default("train.hub_always_push", True)
-    hf.deepspeed(t, places)
-    config, shards = t.get("fsdp_config") or {}, t.get("fsdp")
-    if config or shards:
-        plain = {re.sub(r"^fsdp_", "", str(name)): value for name, value in config.items()}
-        plain |= {"version": t.get("fsdp_version")} if t.get("fsdp_version") else {}
-        t.put("train.fsdp", " ".join(shards) if isinstance(shards, list) else "full_shard auto_wrap", "fsdp")
-        t.translated("fsdp", "train.fsdp")
-        if plain:
-            t.put("train.fsdp_config", plain, "fsdp_config")
-        t.translated("fsdp_config", "train.fsdp_config")
-        t.translated("fsdp_version", "train.fsdp_config")
-    for key in ("fsdp", "fsdp_config", "fsdp_version", "hub_model_id"):
-        if t.pending(key):
-            t.always(key, "it is off")
+    engines.deepspeed(t, places)
+    engines.fsdp(t, places)
+    engines.tensor_parallel(t, "tensor_parallel_size")
+    if t.pending("dp_shard_size") and int(t.get("dp_shard_size", 1)) > 1:
+        t.select("fsdp")
+        t.translated("dp_shard_size", "plugins.fsdp", "all processes share one copy")
+    if t.pending("hub_model_id"):
+        t.always("hub_model_id", "it is off")
 
 
 def defaults(t: Translation) -> None:

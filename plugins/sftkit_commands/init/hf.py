@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sftkit_commands.init import engines
 from sftkit_commands.init.local import Places
 from sftkit_commands.init.translation import Always, Handled, Lost, Rule, To, Translation, shown
 
@@ -22,7 +23,7 @@ OWN: dict[str, Rule] = {
     "warmup_steps": Handled("train.warmup_steps"),
     "optim": Handled("train.optim"),
     "group_by_length": Handled("train.train_sampling_strategy"),
-    "deepspeed": Handled("train.deepspeed"),
+    **engines.RULES,
     "no_cuda": To("train.use_cpu"),
     "use_mps_device": Always("the device is found without it"),
     "per_gpu_train_batch_size": To("train.per_device_train_batch_size"),
@@ -48,7 +49,6 @@ OWN: dict[str, Rule] = {
     "include_tokens_per_second": Always("it is always logged"),
     "bf16_full_eval": Lost("an evaluation computes in the precision of the training"),
     "fp16_full_eval": Lost("an evaluation computes in the precision of the training"),
-    "parallelism_config": Lost("it is not supported", "use train.fsdp or train.deepspeed"),
     "neftune_noise_alpha": Handled("plugin neftune, alpha"),
     "label_smoothing_factor": Handled("plugin loss, label_smoothing"),
     "use_liger_kernel": Handled("plugin liger"),
@@ -68,7 +68,6 @@ NEEDS = {
     "greater_is_better": "metric_for_best_model",
     **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push"), "push_to_hub"),
     "hub_revision": "push_to_hub",
-    "fsdp_config": "fsdp",
     "gradient_checkpointing_kwargs": "gradient_checkpointing",
     "dataloader_prefetch_factor": "dataloader_num_workers",
     "dataloader_persistent_workers": "dataloader_num_workers",
@@ -95,7 +94,8 @@ def training(t: Translation, places: Places) -> None:
         t.move("do_train", "train.max_steps", 0, "the run only evaluates")
     elif t.pending("do_train"):
         t.always("do_train", "a run trains")
-    deepspeed(t, places)
+    engines.deepspeed(t, places)
+    engines.fsdp(t, places)
     positive(t, "neftune_noise_alpha", "neftune", "alpha", "the noise is scaled by the length of each document")
     positive(t, "label_smoothing_factor", "loss", "label_smoothing")
     for key in ("use_liger_kernel", "use_liger"):
@@ -141,19 +141,6 @@ def optimizer(t: Translation, key: str) -> None:
         t.move(key, "train.optim", name, note)
     else:
         t.lose(key, f"transformers has no optimizer {name!r}", "set train.optim; AdamW is used without it")
-
-
-def deepspeed(t: Translation, places: Places) -> None:
-    """A mapping, or the path of a JSON file."""
-    value = t.get("deepspeed")
-    if not t.pending("deepspeed"):
-        return
-    if isinstance(value, str) and not places.find(value):
-        t.lose("deepspeed", f"there is no file {value}", "copy it here, and set train.deepspeed to its name")
-    elif not value:
-        t.always("deepspeed", "it is empty")
-    else:
-        t.move("deepspeed", "train.deepspeed", places.name(value) if isinstance(value, str) else value)
 
 
 def switched(t: Translation, key: str, target: str, value: Any) -> None:
@@ -256,6 +243,7 @@ def prune(t: Translation) -> None:
         _withdraw(t, "train.save_steps", "it does nothing: checkpoints are not saved by steps")
     if t.value("train.bf16") and t.value("train.fp16"):
         _withdraw(t, "train.fp16", "bf16 is used")
+    engines.mixed_precision(t)
 
 
 def _withdraw(t: Translation, target: str, reason: str, fix: str = "") -> None:

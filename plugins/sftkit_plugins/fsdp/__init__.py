@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from sftkit.api import Engine, Field, Plugin, Problem, dataclass, hookimpl, quantization_of, train_value, world_size
@@ -21,6 +21,7 @@ LAUNCH = (
 class FSDP(Plugin):
     """Shards weights, gradients and optimizer state among the processes (FSDP2), on GPUs and CPUs."""
 
+    replaces: ClassVar[Mapping[str, str]] = {"fsdp": "", "fsdp_config": ""}
     conflicts: ClassVar[tuple[str, ...]] = ("bitsandbytes", "gptq", "unsloth")
 
     offload: Annotated[bool, Field(description="keep shards in the CPU's memory while no GPU needs them")] = False
@@ -38,7 +39,7 @@ class FSDP(Plugin):
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
         """What cannot be sharded, or needs several processes."""
         if world_size() == 1:
-            yield Problem("a single process has nobody to share the model with", "plugin fsdp", LAUNCH)
+            yield Problem("a single process has no other to share the model with", "plugin fsdp", LAUNCH)
         if self.offload and config.train.get("use_cpu"):
             what = "a run on the CPU has its weights there already"
             yield Problem(what, "plugin fsdp, option offload", "drop the option, or train.use_cpu")

@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from sftkit.api import RunConfig
+    from sftkit.api import PluginSet, RunConfig
 
 #: Keys of `config.json` that are widths of layers, and the number of values that the kernels pack together.
 WIDTHS = ("hidden_size", "intermediate_size")
 PACKED = 32
-SHARDING = ("fsdp", "deepspeed")
 NOTHING_TO_DO = "nothing to do: the base is not quantized by GPTQ, and export is off"
 
 
@@ -61,7 +60,7 @@ class GPTQ(Plugin):
     )
 
     @hookimpl
-    def check_run(self, config: RunConfig) -> Iterator[Problem]:
+    def check_run(self, config: RunConfig, plugins: PluginSet) -> Iterator[Problem]:
         """What cannot be quantized or already is, and widths that are not divisible into groups."""
         found = quantization_of(config.model.name)
         method = (found or {}).get("quant_method")
@@ -71,10 +70,9 @@ class GPTQ(Plugin):
             yield Problem(f"the base is already quantized by {method}", "plugin gptq, option export", fix)
         if not self.export and local and method != "gptq":
             yield Problem(NOTHING_TO_DO, "plugin gptq, option export", "drop plugin gptq, or set export=true")
-        for key in SHARDING:
-            if self.export and config.train.get(key):
-                what = "the weights are sharded, but a single process quantizes them"
-                yield Problem(what, f"train.{key}", "quantize the saved model afterwards", ("train", key))
+        for name in plugins.fillers("make_engine") if self.export else ():
+            what = "the weights are sharded, but a single process quantizes them"
+            yield Problem(what, f"plugin {name}", "drop plugin gptq, and quantize the saved model afterwards")
         if self.export and found is None:
             yield from self._width_problems(config.model.name)
 

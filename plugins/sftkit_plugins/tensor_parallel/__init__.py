@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from sftkit.api import (
@@ -40,6 +40,7 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 class TensorParallel(Plugin):
     """Divides each layer among groups of neighbouring processes; each group trains on its own rows."""
 
+    replaces: ClassVar[Mapping[str, str]] = {"parallelism_config": "size"}
     #: Before, torch cannot divide the embeddings of some models.
     requires: ClassVar[tuple[str, ...]] = ("torch>=2.11",)
 

@@ -78,10 +78,10 @@ def test_a_model_without_a_local_configuration_has_no_estimate(estimate):
         estimate("owner/name")
 
 
-def test_a_run_that_shares_weights_among_devices_has_no_estimate(estimate, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnknownMemoryError, match=r"train\.fsdp"):
-        estimate(train={"fsdp": "full_shard"})
+def test_a_run_that_shares_weights_among_devices_has_no_estimate(estimate):
+    pytest.importorskip("deepspeed")
+    with pytest.raises(UnknownMemoryError, match="plugin deepspeed shares the weights"):
+        estimate(plugins=["deepspeed"])
 
 
 def test_checkpointing_by_a_training_argument_counts(estimate):

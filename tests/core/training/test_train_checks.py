@@ -88,9 +88,6 @@ REFUSED = {
     "option of no optimizer": ({"optim": "sgd", "optim_args": "momentun=1"}, {}, "optim_args", "no option 'momentun'"),
     "options of another form": ({"optim": "sgd", "optim_args": "momentum 1"}, {}, "optim_args", "name=value"),
     "value of an option": ({"optim": "sgd", "optim_args": "momentum=much"}, {}, "optim_args", "much"),
-    "deepspeed": ({"deepspeed": {"zero_optimization": {"stage": 3}}}, {}, "deepspeed", "pip install deepspeed"),
-    "FSDP in one process": ({"fsdp": "full_shard"}, {}, "fsdp", "torchrun"),
-    "FSDP without its switch": ({"fsdp_config": {"min_num_params": 1}}, {}, "fsdp_config", "train.fsdp"),
     "nccl on a CPU": ({"ddp_backend": "nccl"}, {}, "ddp_backend", "gloo"),
     "options of the scheduler": ({"lr_scheduler_kwargs": {"cycles": 2}}, {}, "lr_scheduler_kwargs", "cycles"),
     "options of a constant": (
@@ -276,7 +273,7 @@ def test_checking_changes_neither_the_environment_nor_the_random_state(tmp_path)
 import os, random, torch, numpy
 from sftkit import Pipeline
 from accelerate.state import AcceleratorState, PartialState
-train = {{"fsdp": "full_shard", "full_determinism": True, "seed": 7, "log_level": "debug", "torch_compile_mode": "default"}}
+train = {{"full_determinism": True, "seed": 7, "log_level": "debug", "torch_compile_mode": "default"}}
 os.environ["WORLD_SIZE"] = "2"
 import transformers; transformers.set_seed(1)
 state = lambda: (dict(os.environ), random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(),

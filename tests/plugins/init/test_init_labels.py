@@ -21,13 +21,11 @@ ON_GPU = (
     "bf16",
     "fp16",
     "tf32",
-    "fsdp",
-    "fsdp_config",
     "load_best_model_at_end",
     "metric_for_best_model",
     "save_steps",
 )
-GPU_PLUGINS = ("liger", "bitsandbytes", "flash_attn", "activations", "unsloth", "samples")
+GPU_PLUGINS = ("liger", "bitsandbytes", "flash_attn", "activations", "unsloth", "samples", "fsdp", "deepspeed")
 
 
 @pytest.fixture
