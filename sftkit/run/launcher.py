@@ -36,15 +36,16 @@ def number(name: str, default: int) -> int:
     return int(text)
 
 
-def launch_problems(variables: Mapping[str, str] | None = None) -> list[Problem]:
+def launch_problems(variables: Mapping[str, str] | None = None, planned: bool = False) -> list[Problem]:
     """What is wrong with the variables that say how many processes a run has, and which one this is.
 
     Args:
         variables: the environment; by default that of this process.
+        planned: whether WORLD_SIZE alone may say how many processes there will be, as for a check before the launch.
     """
     known = {name: text.strip() for name, text in (os.environ if variables is None else variables).items()}
     wrong = [_no_number(name, known[name]) for name in _NUMBERS if known.get(name) and not known[name].isdecimal()]
-    return wrong or [*_contradictions(known), *_unused_starts(known)]
+    return wrong or [*_contradictions(known, planned), *_unused_starts(known)]
 
 
 def shows_launch_problems() -> bool:
@@ -57,7 +58,7 @@ def _no_number(name: str, text: str) -> Problem:
     return Problem(f"{text!r} is not a number", f"the variable {name}", f"unset it; {TORCHRUN}")
 
 
-def _contradictions(known: Mapping[str, str]) -> Iterator[Problem]:
+def _contradictions(known: Mapping[str, str], planned: bool) -> Iterator[Problem]:
     """What the variables of torch say that cannot be."""
     numbers = {name: int(known[name]) for name in _NUMBERS if known.get(name)}
     size, unset = numbers.get("WORLD_SIZE"), f"unset it for a single process; for several, {TORCHRUN}"
@@ -70,7 +71,7 @@ def _contradictions(known: Mapping[str, str]) -> Iterator[Problem]:
         return
     if size == 0:
         yield Problem("there are no processes", "the variable WORLD_SIZE", unset)
-    elif size > 1:
+    elif size > 1 and not (planned and "RANK" not in numbers):
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             if not known.get(name):
                 yield Problem(f"WORLD_SIZE is {size}, and {name} is not set", f"the variable {name}", TORCHRUN)

@@ -113,7 +113,7 @@ class Pipeline:
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
-            run = Stages(*self._resolve([*launch_problems(), *self._directory_problems()]), self._inputs)
+            run = Stages(*self._resolve([*launch_problems(planned=True), *self._directory_problems()]), self._inputs)
             earlier_run(self._directory, run, self._resume, self._allowed, contents=False)
         except SftkitError as error:
             return error.problems if self.from_command else tuple(map(problem_in_python, error.problems))

@@ -77,6 +77,12 @@ def test_a_run_and_a_check_without_a_group_are_refused_and_the_first_task_says_s
     assert "Slurm starts 2 processes" in output
 
 
+def test_a_check_before_the_launch_needs_only_the_number_of_processes():
+    assert launch_problems({"WORLD_SIZE": "8"}, planned=True) == []
+    assert launch_problems({"WORLD_SIZE": "8"}) != []
+    assert launch_problems({"WORLD_SIZE": "8", "RANK": "0"}, planned=True) != []
+
+
 def test_a_rank_that_is_no_number_is_an_error_of_the_user(in_process, monkeypatch):
     monkeypatch.setenv("RANK", "first")
     code, output = in_process("run")

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 
 #: Optimizers of torch whose state is sharded with the weights.
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
-LAUNCH = (
-    "start several: torchrun --standalone --nproc_per_node 2 --no-python sftkit run ...; to check it, set WORLD_SIZE=2"
-)
+LAUNCH = "start several: sftkit launch --nproc N run ...; to check it before, WORLD_SIZE=N sftkit check ..."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,10 +63,13 @@ class TensorParallel(Plugin):
 
     def _process_problems(self) -> Iterator[Problem]:
         processes, size = world_size(), self.size
-        command = f"torchrun --standalone --nproc_per_node {size} --no-python sftkit run ..."
         if processes == 1:
             what = f"a single process cannot divide a model into {size}"
-            yield Problem(what, WHERE, f"start several: {command}; to check, set WORLD_SIZE={size}")
+            yield Problem(
+                what,
+                WHERE,
+                f"start several: sftkit launch --nproc {size} run ...; to check it before, WORLD_SIZE={size} sftkit check ...",
+            )
         elif processes % size:
             what = f"{processes} processes cannot form groups of {size}"
             yield Problem(what, f"{WHERE}, option size", f"start a multiple of {size} processes, or change the size")

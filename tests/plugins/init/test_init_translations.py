@@ -14,7 +14,7 @@ from sftkit_commands.init.render import yaml_of
 
 HERE = Path(__file__).parent
 #: Problems that depend on the machine, and not on the translation.
-MACHINE = ("GPU", "needs the package", "CPU")
+MACHINE = ("GPU", "needs the package", "CPU", "a single process")
 #: File, values of the configuration by path, keys that are not translated, and unknown keys.
 CASES = [
     (
