@@ -18,6 +18,7 @@ from sftkit.data.build import ExampleBuilder
 from sftkit.data.columns import SOURCES, Examples
 from sftkit.data.counts import Counts
 from sftkit.data.identity import parts_of
+from sftkit.data.jobs import Pool, examples_in
 from sftkit.data.length import NOTHING_TRAINED, fit_length
 from sftkit.data.packs import check_packable, packed
 from sftkit.data.sources import DataSource, source_labels
@@ -101,6 +102,7 @@ def prepare(
     config: RunConfig,
     plugins: PluginSet,
     processor: Any = None,
+    pool: Pool | None = None,
 ) -> PreparedData:
     """Prepare every split, or find it in the cache.
 
@@ -110,6 +112,7 @@ def prepare(
         config: the run as resolved.
         plugins: the selected plugins.
         processor: the processor that the tokenizer belongs to, if there is one.
+        pool: workers that make the examples; None makes them here. The rows are the same.
 
     Raises:
         DataError: for a malformed row, or a split with nothing to train on.
@@ -118,7 +121,7 @@ def prepare(
     entries: dict[str, cache.Entry] = {}
     cached = set()
     for split, parts in sources.items():
-        build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor))
+        build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor), pool)
         if directory is None:
             key = parts_of(split, parts, tokenizer, config, plugins, processor)
             entries[split], existed = cache.get(cache.key_of(key), key, build)
@@ -152,15 +155,17 @@ def _libraries_uncollected() -> Iterator[None]:
 
 
 @_libraries_uncollected()
-def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) -> dict[str, Any]:
+def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None, directory: Path) -> dict[str, Any]:
     """Write the rows of a split into a directory, and return the ``info`` of its cache entry."""
     split, config, counts, path = builder.split, builder.config, builder.counts, directory / cache.ROWS
+    assert builder.plugins is not None
     packer = builder.plugins.hook.make_packer(split=split, config=config, counts=counts)
     names = source_labels(sources)
     several = len(names) > 1
     firsts = [sum(len(source.names) for source in sources[:at]) for at in range(len(sources))]
     numbered = zip(firsts, sources, strict=True)
-    encoded = (part for first, source in numbered for part in builder.examples(source, first if several else None))
+    make = builder.examples if pool is None else functools.partial(examples_in, pool, builder)
+    encoded = (part for first, source in numbered for part in make(source, first if several else None))
     if packer is not None:
         summary = pack(encoded, packer, path, split, config, counts, names)
     else:
