@@ -174,7 +174,8 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
     if not summary["rows"]:
         raise builder.nothing_left()
     stats = builder.stats.as_dict() if builder.stats else {}
-    return {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
+    info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
+    return {**info, "names": [name for source in sources for name in source.names]}
 
 
 def pack(
