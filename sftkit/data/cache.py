@@ -13,12 +13,12 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftkit.data.node import Stamp, node_name
+from sftkit.data.node import Stamp, node_name as node_name
 from sftkit.data.store import checksum
 from sftkit.errors import Problem, RunError, SftkitError
 from sftkit.redact import without_secrets
@@ -42,12 +42,13 @@ def cache_directory() -> Path:
         raise RunError(Problem("there is no home directory for the cache", "SFTKIT_CACHE", CACHE_FIX)) from error
 
 
-def _made(directory: Path) -> Path:
-    """The directory, which is made if it does not exist.
+def made(name: str) -> Path:
+    """A directory in the cache, which is made if it does not exist.
 
     Raises:
         RunError: if nothing can be written there.
     """
+    directory = cache_directory() / name
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -67,7 +68,7 @@ class Scratch:
     def __init__(self) -> None:
         from filelock import FileLock
 
-        parent = _made(cache_directory() / "rows")
+        parent = made("rows")
         directory = tempfile.TemporaryDirectory(prefix="read-", dir=parent)
         lock = FileLock(f"{directory.name}.lock")
         lock.acquire()
@@ -147,7 +148,7 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
     """
     from filelock import FileLock
 
-    place = _made(cache_directory() / "data") / key
+    place = made("data") / key
     lock, stamp = FileLock(f"{place}.lock"), stamp_of(key)
     if stamp.awaited(lock) and (entry := _read(place)) is not None:
         return entry, True
@@ -160,6 +161,29 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
             raise
         stamp.write([entry.rows, entry.directory / ENTRY])
     return entry, found is not None
+
+
+def once_per_node(name: str, verify: Callable[[], Sequence[Path]]) -> None:
+    """Let one process of this machine verify files, which the others trust.
+
+    Args:
+        name: identifies the files and what they should be.
+        verify: verifies them, and returns their paths.
+
+    Raises:
+        SftkitError: as ``verify``, also in the processes that wait.
+    """
+    from filelock import FileLock
+
+    lock, stamp = FileLock(made("stamps") / f"{name}.lock"), stamp_of(name)
+    if stamp.awaited(lock):
+        return
+    with lock:
+        try:
+            stamp.write(verify())
+        except SftkitError as error:
+            stamp.write([], error)
+            raise
 
 
 def stamp_of(key: str) -> Stamp:

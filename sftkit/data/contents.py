@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sftkit.data.cache import CACHE_FIX, cache_directory
+from sftkit.data.cache import made
 from sftkit.data.node import identity_on_disk
 from sftkit.data.opening import cannot_read, filesystem_of, is_remote, suffixes_of
 from sftkit.data.store import checksum
-from sftkit.errors import DataError, Problem, RunError
+from sftkit.errors import DataError
 
 #: What remote systems call a digest of a file's content, or a tag that changes with it.
 TAGS = frozenset({"etag", "md5", "md5hash", "content_md5", "crc32c", "checksum", "sha256", "blob_id"})
@@ -58,13 +58,7 @@ def digest_of(path: Path) -> dict[str, Any]:
     import xxhash
     from filelock import FileLock
 
-    directory = cache_directory() / "contents"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"nothing can be written into the cache: {error.strerror or error}"
-        raise RunError(Problem(what, str(directory), CACHE_FIX)) from error
-    record = directory / f"{xxhash.xxh3_128_hexdigest(str(path.resolve()).encode())}.json"
+    record = made("contents") / f"{xxhash.xxh3_128_hexdigest(str(path.resolve()).encode())}.json"
     if (known := _known(record, path)) is not None:
         return known
     with FileLock(f"{record}.lock"):

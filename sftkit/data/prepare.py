@@ -47,6 +47,7 @@ class PreparedData:
         described: rows, tokens, trained tokens and a fingerprint of each split.
         formatted: the columns of the sources of each split, with their types, as they were formatted.
         cached: the splits that were found in the cache.
+        entries: the files of each split; of data that `sftkit prepare` has written, none.
         directory: the temporary directory of rows that are not cached. It is removed together with this object, so
             keep the object as long as rows are read.
         sources: of each split with several sources, the column ``sources`` of its rows; their names are in
@@ -59,6 +60,7 @@ class PreparedData:
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
     formatted: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
+    entries: dict[str, cache.Entry] = field(default_factory=dict)
     directory: tempfile.TemporaryDirectory[str] | None = None
     sources: dict[str, Dataset] = field(default_factory=dict)
 
@@ -71,6 +73,15 @@ class PreparedData:
     def eval(self) -> dict[str, Dataset]:
         """The evaluation sets by name."""
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
+
+    def held_out(self) -> PreparedData:
+        """This data without the examples to train on."""
+        names = ("splits", "stats", "described", "formatted", "sources")
+        kept: dict[str, Any] = {
+            name: {split: each for split, each in getattr(self, name).items() if split != "train"} for name in names
+        }
+        kept["counts"] = Counts({split: each for split, each in self.counts.by_split.items() if split != "train"})
+        return dataclasses.replace(self, **kept)
 
     def with_stream(self, stream: Stream) -> PreparedData:
         """This data, with a stream to train on, and the counts and statistics of its first window."""
@@ -122,14 +133,14 @@ def prepare(
     cached = set()
     for split, parts in sources.items():
         build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor), pool)
+        key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
         if directory is None:
-            key = parts_of(split, parts, tokenizer, config, plugins, processor)
             entries[split], existed = cache.get(cache.key_of(key), key, build)
             cached |= {split} if existed else set()
         else:
             place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
             place.mkdir()
-            entries[split] = cache.build_entry(place, {}, build)
+            entries[split] = cache.build_entry(place, key, build)
     return PreparedData(
         splits={split: open_rows(entry.rows) for split, entry in entries.items()},
         counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
@@ -137,6 +148,7 @@ def prepare(
         described={split: entry.info["summary"] for split, entry in entries.items()},
         formatted={split: entry.info["columns"] for split, entry in entries.items()},
         cached=frozenset(cached),
+        entries=entries,
         directory=directory,
         sources={
             split: open_sources(entry.rows) for split, entry in entries.items() if SOURCES in entry.info["summary"]

@@ -36,8 +36,13 @@ def worker_processes(number: int) -> Iterator[Executor]:
 
 def _begin(threads: int, parent: int) -> None:
     """Begin a worker: Ctrl-C is for the process that started it, and no worker outlives that process."""
+    import logging
     import signal
 
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # and not the live line of the terminal
+    for name in ("", "sftkit"):
+        if logging.getLogger(name).handlers:
+            logging.getLogger(name).handlers = [logging.StreamHandler()]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not any(name in os.environ for name in THREADS):
