@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 
-from sftkit.data.json_files import json_rows
+from sftkit.data.json_files import json_line, json_rows
 from sftkit.data.lines import START, Line, Lines, Place, TextRow
 from sftkit.data.opening import kind_of, suffixes_of
 from sftkit.data.report import Report
@@ -36,6 +36,37 @@ def text_rows(name: str, split: str | None, report: Report, start: Place = START
         yield from _csv_rows(name, lines, "\t" if suffixes_of(name)[0] == ".tsv" else ",", report, start)
     else:
         yield from _texts(name, lines, report, start)
+
+
+def part_rows(name: str, part: tuple[int, int], report: Report, start: Place = START) -> Iterator[TextRow]:
+    """The rows that begin in a part of a file of JSON lines or plain text.
+
+    Args:
+        name: a path or URL.
+        part: the first byte of the part, and the first one after it.
+        report: gets the lines that cannot be read, each with its first byte.
+        start: where to start in the part: behind the row that had this place.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    rows, is_json = start.rows, kind_of(name) == "json"
+    for line in Lines(name, report.where).within(part, start):
+        byte = line.end - len(line.text)
+        place = byte_place(name, byte)
+        if is_json:
+            row = json_line(line.text, place, report)
+        else:
+            text = _decoded(line.text, place, report)
+            row = None if text is None else {"text": text.rstrip("\r\n")}
+        if row is not None:
+            rows += 1
+            yield TextRow(0, row, Place(rows, line.number, line.end), byte)
+
+
+def byte_place(name: str, byte: int) -> str:
+    """The place of a line whose number is not known."""
+    return f"{name}, the line at byte {byte}"
 
 
 def _texts(name: str, lines: Lines, report: Report, start: Place) -> Iterator[TextRow]:
