@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sftkit.checkpoints.publish import new_directory as new_directory
     from sftkit.checkpoints.space import free_bytes as free_bytes
     from sftkit.cli.common import JsonOption as JsonOption
-    from sftkit.cli.completion import complete_runs as complete_runs
+    from sftkit.cli.completion import complete_arguments as complete_arguments, complete_runs as complete_runs
     from sftkit.cli.options import (
         ConfigArguments as ConfigArguments,
         DataOption as DataOption,
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
         PluginOption as PluginOption,
         RunArgument as RunArgument,
         TrustOption as TrustOption,
+        config_values as config_values,
         pipeline_from as pipeline_from,
     )
+    from sftkit.cli.within import run_command as run_command
     from sftkit.config import (
         DataSection as DataSection,
         EvaluateSection as EvaluateSection,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from sftkit.config.assignments import (
         parse_assignment as parse_assignment,
         parse_value as parse_value,
+        split_options as split_options,
         split_values as split_values,
     )
     from sftkit.config.evaluation import smaller_is_better as smaller_is_better
@@ -103,6 +106,7 @@ if TYPE_CHECKING:
         DataError as DataError,
         HookError as HookError,
         Interrupted as Interrupted,
+        OtherProcessError as OtherProcessError,
         Problem as Problem,
         RunError as RunError,
         SftkitError as SftkitError,
@@ -169,6 +173,7 @@ if TYPE_CHECKING:
     from sftkit.run.config_file import WrittenConfig as WrittenConfig
     from sftkit.run.directories import trained_runs as trained_runs
     from sftkit.run.distributed import is_main_process as is_main_process, rank as rank, world_size as world_size
+    from sftkit.run.interruption import interrupt_runs as interrupt_runs
     from sftkit.run.lock import holder as holder
     from sftkit.run.manifest import manifest_of as manifest_of
     from sftkit.run.pipeline import Pipeline as Pipeline
@@ -232,8 +237,8 @@ API_VERSION = "1.0"
 _MODULES = {
     # Writing plugins
     "plugin.base": "Field Plugin dataclass hookimpl",
-    "errors": "ConfigError DataError HookError Interrupted Problem RunError SftkitError TrainingError "
-    "nearest warn_caller",
+    "errors": "ConfigError DataError HookError Interrupted OtherProcessError Problem RunError "
+    "SftkitError TrainingError nearest warn_caller",
     "plugin.describe": "all_plugins",
     "plugin.paths": "absolute_at",
     "data.cache": "cache_directory",
@@ -287,6 +292,7 @@ _MODULES = {
     "run.distributed": "is_main_process rank world_size",
     "trained.evaluation": "Evaluation Evaluator base_name",
     "trained.formatted": "SourceFormat prompt_ids source_formats",
+    "run.interruption": "interrupt_runs",
     "run.lock": "holder",
     "run.config_file": "WrittenConfig",
     "run.manifest": "manifest_of",
@@ -300,10 +306,11 @@ _MODULES = {
     "run.written": "REPORT REPORT_MARK is_report",
     # Commands
     "cli.common": "JsonOption",
-    "cli.completion": "complete_runs",
+    "cli.completion": "complete_arguments complete_runs",
     "cli.options": "ConfigArguments DTypeOption DataOption DeviceOption ModelOption OutputOption PluginOption "
-    "RunArgument TrustOption pipeline_from",
-    "config.assignments": "parse_assignment parse_value split_values",
+    "RunArgument TrustOption config_values pipeline_from",
+    "cli.within": "run_command",
+    "config.assignments": "parse_assignment parse_value split_options split_values",
     "console": "Display console json_text metric_cell metric_name metric_value output printing_json show_data "
     "show_json show_table stage working wrap",
     "units": "size_text",

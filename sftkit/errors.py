@@ -70,6 +70,22 @@ class TrainingError(SftkitError):
     exit_code = 3
 
 
+class OtherProcessError(TrainingError):
+    """Another process of the run ended it, and has shown why.
+
+    Args:
+        problems: what ended it, and in which process.
+        exit_code: that of the other process.
+    """
+
+    def __init__(self, problems: Problem | Iterable[Problem] | str, exit_code: int = 3) -> None:
+        super().__init__(problems)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems, self.exit_code)
+
+
 class Interrupted(BaseException):  # like KeyboardInterrupt, it passes through `except Exception`
     """A signal or the deadline ended the run.
 
@@ -77,11 +93,16 @@ class Interrupted(BaseException):  # like KeyboardInterrupt, it passes through `
         reason: what ended it, and what was saved.
         exit_code: 130 after SIGINT (Ctrl-C); 143 after SIGTERM and at the deadline.
         directory: the run directory, if the run can be resumed.
+        agreed: whether all processes of the run end with it, at the same step.
     """
 
-    def __init__(self, reason: str, exit_code: int, directory: Path | None = None) -> None:
+    def __init__(self, reason: str, exit_code: int, directory: Path | None = None, agreed: bool = False) -> None:
         super().__init__(reason)
-        self.exit_code, self.directory = exit_code, directory
+        self.exit_code, self.directory, self.agreed = exit_code, directory, agreed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all of it, for a run in another process."""
+        return type(self), (str(self), self.exit_code, self.directory, self.agreed)
 
 
 class HookError(RuntimeError):

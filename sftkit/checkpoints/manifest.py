@@ -95,6 +95,8 @@ def _problem(directory: Path, manifest: Mapping[str, Any], step: int, contents: 
     files: dict[str, dict[str, Any]] = manifest["files"]
     if not manifest["resumable"]:
         return "it cannot be resumed: train.save_only_model keeps no optimizer state"
+    if len(manifest["ranks"]) < manifest["world_size"]:
+        return "it cannot be resumed: it lacks the states of the processes on machines that do not see this directory"
     alone = manifest["world_size"] == 1
     needed = [STATE, *("rng_state.pth" if alone else f"rng_state_{rank}.pth" for rank in manifest["ranks"])]
     if missing := [name for name in needed if name not in files]:

@@ -72,41 +72,43 @@ def main() -> None:
     It exits with 0 when done, 1 and a traceback for a bug, 2 for what the user can fix, 3 if the training failed, 130
     or 143 if the run was interrupted.
     """
-    from sftkit.cli.errors import show_command, show_problems
+    from sftkit.cli.ending import end_process
+    from sftkit.cli.errors import place_of, print_problems, show_command, show_problems
     from sftkit.console import end_live
-    from sftkit.errors import Interrupted, Problem, SftkitError
+    from sftkit.errors import Interrupted, OtherProcessError, Problem, SftkitError
     from sftkit.redact import hide
-    from sftkit.run.distributed import is_main_process, rank, world_size
 
     prepare_process()
-    place = f"process {rank()}: " if world_size() > 1 else ""
+    place, first, several = place_of()
     arguments = sys.argv[1:]
-    shown: dict[str, Any] = {"as_json": "--json" in arguments and is_main_process(), "place": place}
+    shown: dict[str, Any] = {"as_json": "--json" in arguments and first, "place": place}
     try:
         completion.complete_and_exit(lambda: typer.main.get_command(app))
         sys.argv[1:] = map(hide, arguments)  # which trackers record
         app(arguments, prog_name="sftkit")
+    except OtherProcessError as error:  # which it has shown
+        if shown["as_json"]:
+            print_problems(error.problems)
+        end_process(error.exit_code)
     except SftkitError as error:
         show_problems(error.problems, **shown)
-        sys.exit(error.exit_code)
+        end_process(error.exit_code)
     except Interrupted as error:
-        if is_main_process():
-            show_problems([Problem(str(error))], label="interrupted", **shown)
-            if error.directory is not None:
-                again = resume_command(arguments, error.directory)
-                command = hide(f"{'torchrun ... ' * (world_size() > 1)}{again}")
-                show_command("continue with", command, place)
-        sys.exit(error.exit_code)
+        show_problems([Problem(str(error))], label="interrupted", **shown)
+        if error.directory is not None:
+            again = resume_command(arguments, error.directory)
+            show_command("continue with", hide(f"{'torchrun ... ' * several}{again}"), place)
+        end_process(error.exit_code)
     except KeyboardInterrupt:
         show_problems([Problem("by Ctrl-C")], label="interrupted", **shown)
-        sys.exit(130)
+        end_process(130)
     except Exception as error:  # a bug
         end_live()
         if shown["as_json"]:
             what = f"{type(error).__name__}: {error}"
             show_problems([Problem(what, "a bug", "report it with the traceback")], **shown)
         print_traceback(error)
-        sys.exit(1)
+        end_process(1)
 
 
 def resume_command(arguments: list[str], directory: Path) -> str:

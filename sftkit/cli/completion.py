@@ -101,6 +101,20 @@ def candidates(command: Any, words: list[str], incomplete: str) -> Found:
     return [(item.value, item.help or "") for item in items if item.type == "plain"]
 
 
+def complete_arguments(ctx: Any, words: list[str], incomplete: str) -> list[Any]:
+    """The candidates for the last word of a command that is an argument of another.
+
+    Args:
+        ctx: the context of the other command.
+        words: the command, and its words before the unfinished one.
+        incomplete: the unfinished word.
+    """
+    from typer._completion_classes import BashComplete
+
+    root = ctx.find_root().command
+    return list(BashComplete(root, {}, "sftkit", VARIABLE).get_completions(words, incomplete))
+
+
 def complete_plugins(incomplete: str) -> Found:
     """Names of plugins, ``no:`` and a name, and the options of a plugin after ``NAME:``."""
     from sftkit.plugin.registry import discover

@@ -22,8 +22,7 @@ def show_problems(problems: Sequence[Problem], as_json: bool = False, label: str
         place: which process they are of, where there are several.
     """
     if as_json:
-        shown = [{"what": item.what, "where": item.where, "fix": item.fix} for item in problems]
-        print(json.dumps({"error": shown}))  # noqa: T201
+        print_problems(problems)
     if not sys.stderr.isatty():
         for item in problems:
             print(f"{place}{label}: {item}", file=sys.stderr)  # noqa: T201
@@ -43,6 +42,26 @@ def show_problems(problems: Sequence[Problem], as_json: bool = False, label: str
             parts += [("\n->", "green"), (item.fix, "green")]
         for line in wrap(parts, screen.width, indent="  "):
             screen.print(line)
+
+
+def print_problems(problems: Sequence[Problem]) -> None:
+    """Print problems as a JSON object on standard output."""
+    shown = [{"what": item.what, "where": item.where, "fix": item.fix} for item in problems]
+    print(json.dumps({"error": shown}))  # noqa: T201
+
+
+def place_of() -> tuple[str, bool, bool]:
+    """How messages name this process, whether it is the first one, and whether there are several.
+
+    A launcher whose variables are wrong is an error of the command that needs them.
+    """
+    from sftkit.errors import ConfigError
+    from sftkit.run.distributed import is_main_process, rank, world_size
+
+    try:
+        return f"process {rank()}: " * (world_size() > 1), is_main_process(), world_size() > 1
+    except ConfigError:
+        return "", True, False
 
 
 def show_command(label: str, command: str, place: str = "") -> None:

@@ -98,6 +98,21 @@ def pipeline_from(
     return Pipeline(config=source, plugins=choices, **options)
 
 
+def config_values(
+    arguments: list[str] | None = None,
+    plugins: list[str] | None = None,
+    model: str = "",
+    data: str = "",
+    output: str = "",
+) -> dict[str, Any]:
+    """What files and overrides set, by section, as it is written: nothing of it is checked, and no library loaded.
+
+    Raises:
+        ConfigError: if a file or an argument cannot be read.
+    """
+    return gather(arguments or [], plugins or [], model, data, output)[0].values
+
+
 def gather(
     arguments: list[str], plugins: list[str], model: str = "", data: str = "", output: str = ""
 ) -> tuple[ConfigSource, list[Any]]:

@@ -49,6 +49,7 @@ class RunCommand(TyperCommand):
 
 
 def run(
+    ctx: typer.Context,
     arguments: ConfigArguments = None,
     plugin: PluginOption = None,
     model: ModelOption = "",
@@ -79,15 +80,20 @@ def run(
     """
     from sftkit.console import printing_json, show_json, working
     from sftkit.run.distributed import end_process_group, is_main_process
+    from sftkit.run.processes import Processes
 
     allowed = [name for names in allow_change or () for name in names.split(",")]
     mode = "auto" if resume_auto else resume
     options = {"resume": mode, "overwrite": overwrite, "allow_changes": allowed}
     quiet = not is_main_process()
-    with printing_json(as_json), working("reading the configuration", quiet=quiet, lines=True):
-        pipeline = pipeline_from(arguments, plugin, model, data, output, **options)
-        result = pipeline.run()
-        end_process_group()
+    with (
+        printing_json(as_json),
+        Processes() as processes,
+        working("reading the configuration", quiet=quiet, lines=True),
+    ):
+        pipeline = pipeline_from(arguments, plugin, model, data, output, **options, **(ctx.obj or {}))
+        result = pipeline.run(processes)
+    end_process_group()
     if quiet:
         return
     if as_json:

@@ -31,7 +31,7 @@ def parse_value(text: str) -> Any:
 
 def split_options(text: str) -> list[str]:
     """Split ``a=1,b=[2,3]`` at commas that are outside quotes and brackets and are followed by an option."""
-    return _split(text, lambda rest: re.match(r"\s*[A-Za-z_]\w*=", rest) is not None)
+    return _split(text, lambda rest: re.match(r"\s*[A-Za-z_][\w-]*=", rest) is not None)
 
 
 def split_values(text: str) -> list[str]:

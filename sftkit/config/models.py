@@ -26,6 +26,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 _TEXT = Annotated[str, Field(pattern=PATTERN)]
 Duration = Annotated[float, Field(gt=0), BeforeValidator(as_seconds, json_schema_input_type=PositiveFloat | _TEXT)]
+LONGEST = 10 * 365 * 86400.0  # seconds, which every library can count
 _SET_NAME = re.compile(r"\w[\w .:+-]*")
 
 SET_NAME_FIX = "use letters, digits, spaces and any of _ . : + -"
@@ -174,6 +175,11 @@ class RunSection(Section):
         None,
         description="save and stop when the run has taken this long: seconds, or text such as 2h30m, 11:30:00 "
         "or 1-12:00:00",
+    )
+    timeout: Annotated[Duration, Field(le=LONGEST)] = Field(
+        600.0,
+        description="with several processes: time in which each of them has to do something, as for max_time; one that "
+        "is stuck for longer ends the run",
     )
     grace: Duration | None = Field(
         None,

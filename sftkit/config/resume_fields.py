@@ -37,7 +37,7 @@ FREE = EVALUATION | frozenset(
         # memory and waiting
         "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
         "activation_checkpointing_kwargs", "torch_empty_cache_steps", "use_cache", "ddp_find_unused_parameters",
-        "ddp_static_graph", "ddp_timeout",
+        "ddp_static_graph",
     )
 )  # fmt: skip
 #: The length of a run, which may grow.

@@ -66,7 +66,6 @@ BOUNDS: dict[str, Bounds] = {
             "eval_accumulation_steps",
             "dataloader_prefetch_factor",
             "ddp_bucket_cap_mb",
-            "ddp_timeout",
         ),
         _COUNT,
     ),

@@ -50,6 +50,7 @@ REFUSED = {
     "auto_find_batch_size": "remove it: batches that do not fit are halved, with the same gradients",
     "enable_jit_checkpoint": "remove it: a run always saves a checkpoint on SIGTERM",
     "local_rank": "remove it: torchrun sets it",
+    "ddp_timeout": "use run.timeout, such as run.timeout=10m",
     "parallelism_config": "remove it, and use train.fsdp or train.deepspeed to shard the model",
     **dict.fromkeys(
         ("bf16_full_eval", "fp16_full_eval"),

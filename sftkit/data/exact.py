@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 BLOCK = 1000  # rows
+#: Bytes of rows that are written together: opening a file reads a page of each of its batches.
+WRITTEN = 1 << 24
 JSON, NULL = "json", "null"
 _ENCODE = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 _OF_TYPES = {frozenset({kind}): name for kind, name in SCALARS.items()} | {frozenset[type](): NULL}
@@ -156,6 +158,7 @@ class _Part:
     def __init__(self, schema: dict[str, Storage], path: Path | None) -> None:
         self.schema, self._path = schema, path
         self._tables: list[pa.Table] = []
+        self._waiting = 0  # bytes of the tables
         self._writer: Any = None
 
     def write(self, arrays: Mapping[str, pa.Array], number: int) -> None:
@@ -165,15 +168,25 @@ class _Part:
         missing = {name: storage for name, storage in self.schema.items() if name not in arrays}
         nulls = {name: array_of([None] * number, storage) for name, storage in missing.items()}
         table = pa.table({name: arrays[name] if name in arrays else nulls[name] for name in self.schema})
-        if self._path is None:
-            self._tables.append(table)
+        self._tables.append(table)
+        self._waiting += table.nbytes
+        if self._path is not None and self._waiting >= WRITTEN:
+            self._write()
+
+    def _write(self) -> None:
+        import pyarrow as pa
+
+        tables, self._tables, self._waiting = self._tables, [], 0
+        if not tables:
             return
         if self._writer is None:
-            self._writer = pa.ipc.new_stream(self._path, table.schema)
-        self._writer.write_table(table)
+            self._writer = pa.ipc.new_stream(self._path, tables[0].schema)
+        self._writer.write_table(pa.concat_tables(tables).combine_chunks())
 
     def close(self) -> None:
         """Finish the file."""
+        if self._path is not None:
+            self._write()
         if self._writer is not None:
             self._writer.close()
 

@@ -1,17 +1,65 @@
-"""What a run says when it continues from an earlier one."""
+"""The run that a run continues: whether it may, and what it says."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sftkit.run.changes import schedule_note, version_changes
+from sftkit.errors import RunError
+from sftkit.run.changes import schedule_note, unknown_names, version_changes
 from sftkit.run.distributed import is_main_process
+from sftkit.run.manifest import DONE, new_manifest
 
 if TYPE_CHECKING:
-    from sftkit.run.directory import EarlierRun
+    from sftkit.config import RunConfig
+    from sftkit.plugin.selected import PluginSet
+    from sftkit.run.directory import EarlierRun, Resume, RunDirectory
 
 logger = logging.getLogger("sftkit")
+
+
+def earlier_run(
+    directory: RunDirectory,
+    config: RunConfig,
+    plugins: PluginSet,
+    resume: Resume,
+    allowed: Iterable[str],
+    contents: bool,
+) -> tuple[EarlierRun | None, dict[str, Any]]:
+    """The run to resume, if there is one, and the manifest of this one, without its data and weights.
+
+    Args:
+        directory: that of the run.
+        config: the run as resolved.
+        plugins: the selected plugins.
+        resume: as of `Pipeline`.
+        allowed: the changes that are allowed.
+        contents: verify every byte of the checkpoint that it continues from.
+
+    Raises:
+        RunError: if the configuration has changed, or there is nothing to continue from.
+    """
+    earlier, manifest = directory.earlier(resume, contents), new_manifest(config, plugins)
+    if earlier is not None and is_main_process():
+        names = {*earlier.manifest["plugins"], *manifest["plugins"]}
+        if problems := list(unknown_names(allowed, names)):
+            raise RunError(problems)
+        require_unchanged(earlier, manifest, allowed)
+        done = earlier.manifest["status"] == DONE
+        if done and earlier.checkpoint is None and not earlier.finished(manifest):
+            raise directory.no_checkpoint(earlier)
+    return earlier, manifest
+
+
+def require_unchanged(earlier: EarlierRun | None, manifest: dict[str, Any], allowed: Iterable[str]) -> None:
+    """Raises:
+    RunError: with every change since the earlier run that is not allowed.
+    """
+    if earlier is None or not is_main_process():
+        return
+    if problems := earlier.refusals(manifest, allowed):
+        raise RunError(problems)
 
 
 def announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, str]:

@@ -16,10 +16,10 @@ from sftkit.checkpoints import Choice, newest
 from sftkit.checkpoints.files import partial_of, write_text
 from sftkit.checkpoints.space import full_disk
 from sftkit.config.source import ConfigSource
-from sftkit.errors import Interrupted, Problem, RunError, SftkitError, TrainingError
+from sftkit.errors import Interrupted, OtherProcessError, Problem, RunError, SftkitError, TrainingError
 from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, waits, weight_changes
 from sftkit.run.config_file import CONFIG
-from sftkit.run.distributed import blamed, is_main_process
+from sftkit.run.distributed import is_main_process
 from sftkit.run.lock import LOCK, holder, locked
 from sftkit.run.manifest import (
     DONE,
@@ -32,6 +32,8 @@ from sftkit.run.manifest import (
     read_manifest,
     write_manifest,
 )
+from sftkit.run.place import launch
+from sftkit.run.processes import Processes
 from sftkit.run.written import remove_run, snapshot
 
 logger = logging.getLogger("sftkit")
@@ -177,7 +179,12 @@ class RunDirectory:
         return RunError(self._checkpoint_problems(earlier.choice, resume=True))
 
     def begin(
-        self, manifest: dict[str, Any], earlier: EarlierRun | None, changes: dict[str, str], config: str
+        self,
+        manifest: dict[str, Any],
+        earlier: EarlierRun | None,
+        changes: dict[str, str],
+        config: str,
+        processes: Processes,
     ) -> RunRecord:
         """Begin a run, or its next part, with everything loaded: what an earlier run has written is removed now.
 
@@ -186,8 +193,9 @@ class RunDirectory:
             earlier: the run that it continues, which is not removed.
             changes: what was changed since then, in words, by name.
             config: the text of ``config.yaml``.
+            processes: those of the run.
         """
-        record = RunRecord(self.path, dict(manifest))
+        record = RunRecord(self.path, dict(manifest), processes)
         if not is_main_process():
             return record
         parts, step = [], 0
@@ -200,7 +208,7 @@ class RunDirectory:
         elif (known := read_manifest(self.path)) is not None:
             remove_run(self.path, known)
         self.path.mkdir(parents=True, exist_ok=True)
-        record.values["parts"] = [*parts, new_part(manifest, step, changes)]
+        record.values["parts"] = [*parts, new_part(manifest, step, changes, launch())]
         if CONFIG in record.values["files"] or not (self.path / CONFIG).exists():
             record.values["files"] = sorted({*record.values["files"], CONFIG})
             write_manifest(self.path, record.values)
@@ -218,14 +226,17 @@ class RunRecord:
     Attributes:
         directory: the run's directory.
         values: the manifest.
+        processes: those of the run.
         steps: returns the number of the last step, once the training can begin.
     """
 
     directory: Path
     values: dict[str, Any]
+    processes: Processes
     steps: Callable[[], int] | None = None
 
     def __enter__(self) -> RunRecord:
+        self.processes.record = self
         return self
 
     def __exit__(
@@ -234,16 +245,18 @@ class RunRecord:
         """Raises:
         TrainingError: if another process failed or hangs, or the disk is full, in place of this process's error.
         """
+        self.processes.record = None
         if error is None:
             return
         if isinstance(error, Interrupted):
             error.directory = self.directory
-        other = blamed(error) if isinstance(error, Exception) else None
+        other = None if (first := self.processes.explained(error)) is error else first
         if (full := full_disk(error, self.directory)) is not None:
             other = TrainingError(full)
         named = isinstance(error, SftkitError | Interrupted)
         reason = str(error) if named else f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        stopped = stopped or (isinstance(other, OtherProcessError) and other.exit_code > OtherProcessError.exit_code)
         try:
             self.end(INTERRUPTED if stopped else FAILED, error=reason if other is None else str(other))
         except OSError as failed:  # such as a full disk, which may be what ended the run
@@ -254,6 +267,10 @@ class RunRecord:
     def writing(self) -> AbstractContextManager[Any]:
         """Inside, what is written into the directory is recorded as the run's."""
         return _Recorded(self) if is_main_process() else nullcontext()
+
+    def failed(self, reason: str) -> None:
+        """Record that the run has failed."""
+        self.end(FAILED, error=reason)
 
     def end(self, status: str, **values: Any) -> None:
         """Record the end of this part of the run.

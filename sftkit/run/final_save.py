@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from sftkit.errors import TrainingError
+from sftkit.errors import OtherProcessError, TrainingError
 from sftkit.training.finite import require_finite
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class SavesFirst(TrainerCallback):
             state = self._trainer.state
             trained = 0 < state.max_steps <= state.global_step
             gathers = self._trainer.sharded  # others may have failed too
-            if trained and not self._saved and not gathers and not isinstance(error, TrainingError):
+            own = isinstance(error, TrainingError) and not isinstance(error, OtherProcessError)
+            if trained and not self._saved and not gathers and not own:
                 self._save(alone=True)
             raise
 
@@ -49,3 +50,5 @@ class SavesFirst(TrainerCallback):
         with self._record.writing():
             self._trainer.save_model(str(self._record.directory))
         self._saved = True
+        if not alone:
+            self._record.processes.meet("the saved model")  # which takes longer than a collective may

@@ -10,12 +10,29 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import Interrupted
+from sftkit.run.distributed import is_main_process
 
 if TYPE_CHECKING:
     from sftkit.config.models import RunSection
 
 #: A signal that arrives again so soon is a copy: torchrun forwards what Slurm or a terminal sends to all processes.
 COPY_SECONDS = 5.0
+
+
+#: Those that are entered now.
+_entered: list[Interruption] = []
+
+
+def interrupt_runs(number: int) -> None:
+    """Ask the runs of this process to stop after the step, as a signal would, which reaches only the main thread's.
+
+    A run that is not training yet stops after its first step.
+
+    Args:
+        number: of the signal, which gives the exit code.
+    """
+    for interruption in _entered:
+        interruption.signal, interruption.at = number, time.monotonic()
 
 
 class Interruption:
@@ -30,6 +47,7 @@ class Interruption:
     Attributes:
         deferring: whether a signal waits for the end of the step.
         signal: the signal that asks the run to stop; None if there is none.
+        at: when it came, by `time.monotonic`.
         save: whether a signal asks for a checkpoint.
     """
 
@@ -37,12 +55,13 @@ class Interruption:
         self._settings = settings
         self._began = time.monotonic()
         self._before: dict[int, Any] = {}
-        self._at = 0.0
+        self.at = 0.0
         self.deferring = False
         self.signal: int | None = None
         self.save = False
 
     def __enter__(self) -> Interruption:
+        _entered.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._stop)
@@ -51,6 +70,7 @@ class Interruption:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _entered.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -60,16 +80,18 @@ class Interruption:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._at < COPY_SECONDS:
+            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.at < COPY_SECONDS:
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         name = signal.Signals(number).name
-        self.signal, self._at = number, time.monotonic()
+        self.signal, self.at = number, time.monotonic()
         if not self.deferring:
             raise Interrupted(f"{name}, before the training", 128 + number)
-        _say(f"{name}: saving after this step; a second one stops at once")
+        # torchrun sends it to all, also after an error.
+        if is_main_process() or "TORCHELASTIC_RUN_ID" not in os.environ:
+            _say(f"{name}: saving after this step; a second one stops at once")
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
         if not self.deferring:
@@ -85,7 +107,7 @@ class Interruption:
     def time_to_save(self, save_seconds: float) -> bool:
         """Whether a save that takes so long ends within ``run.grace``; always, if the run stops at its deadline."""
         grace = self._settings.grace if self._settings else None
-        return grace is None or self.signal is None or time.monotonic() - self._at + save_seconds <= grace
+        return grace is None or self.signal is None or time.monotonic() - self.at + save_seconds <= grace
 
 
 def _say(text: str) -> None:

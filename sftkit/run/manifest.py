@@ -92,13 +92,14 @@ def data_section(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: absolute_at(("data", name), value, base) for name, value in manifest["config"]["data"].items()}
 
 
-def new_part(manifest: dict[str, Any], step: int, changes: dict[str, str]) -> dict[str, Any]:
+def new_part(manifest: dict[str, Any], step: int, changes: dict[str, str], launch: str) -> dict[str, Any]:
     """A part of a run's life, from its start or a resumption to its end.
 
     Args:
         manifest: of the run as it is now configured.
         step: the step of the checkpoint that it continues from, or 0.
         changes: what was changed before it, in words, by name.
+        launch: what is the same for all that one torchrun starts; empty without torchrun.
     """
     return {
         "started": manifest["started"],
@@ -108,6 +109,7 @@ def new_part(manifest: dict[str, Any], step: int, changes: dict[str, str]) -> di
         "to_step": None,
         "host": socket.gethostname(),
         "process": os.getpid(),
+        "launch": launch,
         "world_size": world_size(),
         "device": _device(manifest),
         "versions": manifest["versions"],

@@ -14,16 +14,19 @@ from sftkit.config.source import ConfigSource, Place
 from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data, stage, working
 from sftkit.data.counts import note_lines, without_notes
-from sftkit.errors import ConfigError, Problem, RunError, SftkitError
+from sftkit.errors import ConfigError, Problem, SftkitError
 from sftkit.redact import hide
-from sftkit.run.changes import change_name, unknown_names
+from sftkit.run.changes import change_name
 from sftkit.run.config_file import WrittenConfig, write_config
-from sftkit.run.continuing import announce
-from sftkit.run.directory import EarlierRun, Resume, RunDirectory, RunRecord, default_directory
-from sftkit.run.distributed import from_main_process, is_main_process
+from sftkit.run.continuing import announce, earlier_run, require_unchanged
+from sftkit.run.directory import EarlierRun, Resume, RunDirectory, default_directory
+from sftkit.run.distributed import is_main_process
 from sftkit.run.inputs import Configuration, RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
-from sftkit.run.manifest import DONE, as_read, new_manifest
+from sftkit.run.launcher import launch_problems
+from sftkit.run.manifest import as_read
+from sftkit.run.place import agreed_place, require_seen, seen_by_all
+from sftkit.run.processes import Processes
 from sftkit.run.resolving import resolve_run
 from sftkit.run.result import Best, RunResult
 from sftkit.run.stages import PreparedRun, Stages
@@ -110,7 +113,8 @@ class Pipeline:
     def check(self) -> tuple[Problem, ...]:
         """Every problem that can be known before data or weights are read; empty if there is none."""
         try:
-            self._earlier(*self._resolve(self._directory_problems()), contents=False)
+            run = self._resolve([*launch_problems(), *self._directory_problems()])
+            earlier_run(self._directory, *run, self._resume, self._allowed, contents=False)
         except SftkitError as error:
             return error.problems if self.from_command else tuple(map(problem_in_python, error.problems))
         return ()
@@ -165,45 +169,66 @@ class Pipeline:
 
         return preview(self.prepare(), split, rows, row)
 
-    @for_the_caller
-    def run(self) -> RunResult:
+    def run(self, processes: Processes | None = None) -> RunResult:
         """Check, prepare the data, check it, load the model, train, save.
 
         A run without steps (``max_steps`` or ``num_train_epochs`` is 0) only evaluates the model, and saves none.
         Resuming a run that is finished does nothing.
+
+        Args:
+            processes: those of the run, if they have met already.
 
         Raises:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used, before weights are read.
             RunError: if another run holds the run directory, or the run that is resumed was another, before weights are
                 read; if the prepared run would be wrong; or if the device fails.
-            TrainingError: if the training fails, such as by a loss that is not finite.
+            TrainingError: if the training fails, such as by a loss that is not finite, also in another process.
             Interrupted: if a signal or the deadline ends the run; signals only in the main thread.
         """
+        if processes is not None:
+            return self._run_in(processes)
+        with Processes() as processes:
+            return self._run_in(processes)
+
+    @for_the_caller
+    def _run_in(self, processes: Processes) -> RunResult:
         quiet = not is_main_process()
         with Interruption() as interruption, working("checking the configuration", quiet=quiet):
+            directory, again = agreed_place(processes, self._directory.path, self.output_dir is not None)
+            self._directory = RunDirectory(directory)
+            if again:
+                self._resume, self._overwrite = "auto", False
             config, plugins = self._resolve(self._directory_problems())
             interruption.configure(config.run)
+            processes.watch(config.run.timeout)
             with self._directory.locked():
                 if problems := self._directory_problems():  # another run may have begun or ended since
                     raise ConfigError(problems)
-                earlier, manifest = self._earlier(config, plugins, contents=True)
-                return self._run(Stages(config, plugins, self._inputs), earlier, manifest, interruption)
+                chosen = config, plugins, self._resume, self._allowed
+                earlier, manifest = earlier_run(self._directory, *chosen, contents=True)
+                return self._run(Stages(config, plugins, self._inputs), earlier, manifest, interruption, processes)
 
     def _run(
-        self, stages: Stages, earlier: EarlierRun | None, manifest: dict[str, Any], interruption: Interruption
+        self,
+        stages: Stages,
+        earlier: EarlierRun | None,
+        manifest: dict[str, Any],
+        interruption: Interruption,
+        processes: Processes,
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
         from sftkit.models.identity import weights_identity
         from sftkit.run.sample_rows import sample_rows, write_sample_rows
         from sftkit.run.tracking import begin_trackers
-        from sftkit.run.training import make_trainer
+        from sftkit.run.training import make_trainer, train_or_evaluate
         from sftkit.training.arguments import training_arguments
 
         config, directory = stages.config, self._directory.path
+        require_seen(seen := seen_by_all(processes, directory), directory, earlier)
         prepared = stages.prepare()
         manifest["data"] = as_read(prepared.data.summary())
-        self._compare(earlier, manifest)
+        require_unchanged(earlier, manifest, self._allowed)
         if earlier is not None and earlier.finished(manifest):
             logger.info("the run in %s is finished: there is nothing to resume", directory)
             return RunResult.finished(earlier.manifest, directory)
@@ -218,25 +243,29 @@ class Pipeline:
         manifest["warnings"] = [as_read(asdict(verdict)) for verdict in verdicts if verdict.status == "warn"]
         manifest["columns"] = prepared.data.columns
         manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
-        self._compare(earlier, manifest)
+        require_unchanged(earlier, manifest, self._allowed)
         trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers:
             engine, metrics_function = stages.make_engine(), self._inputs.compute_metrics
+            require_seen(seen, directory, earlier, engine)
+            processes.meet("the prepared data")  # before they form a group, in which they wait for a limited time
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():
                 model = stages.load_model(prepared.vocabulary, copy.deepcopy(self._inputs.model), engine)
+            processes.meet("the loaded model")
             model = engine.place(model, arguments)
             rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed
             trainer = make_trainer(
-                stages, prepared, model, display, directory, interruption, trackers, arguments, engine
+                stages, prepared, model, display, directory, interruption, trackers, arguments, engine, processes
             )
+            trainer.saver.shared = seen
             changes = announce(earlier, manifest)
             written = write_config(config, stages.plugins, self._source, self._inputs, directory)
             stage("training")
-            with self._directory.begin(manifest, earlier, changes, written.text) as record:
+            with self._directory.begin(manifest, earlier, changes, written.text, processes) as record:
                 if rows:
                     write_sample_rows(directory, rows)
-                metrics = self._train(trainer, stages, prepared, record, earlier)
+                metrics = train_or_evaluate(trainer, stages, prepared, record, earlier)
                 trackers.finish(trainer, metrics)
         return RunResult(
             metrics,
@@ -249,24 +278,6 @@ class Pipeline:
             stopped=trainer.best.stopped,
         )
 
-    def _train(
-        self, trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, earlier: EarlierRun | None
-    ) -> dict[str, float]:
-        from sftkit.run.training import evaluate, export, train
-
-        record.steps = lambda: int(trainer.state.global_step)
-        if evaluates_only(stages.config):
-            metrics = evaluate(trainer, stages, prepared)
-        else:
-            checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
-            metrics = train(trainer, stages, prepared, record, checkpoint)
-            export(trainer, prepared, record)
-        best = Best.of(trainer)
-        ended: dict[str, Any] = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
-        ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
-        record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
-        return metrics
-
     def _directory_problems(self) -> list[Problem]:
         problems = self._directory.check(self._resume, self._overwrite)
         if self._resume not in (True, False, "auto"):
@@ -274,34 +285,6 @@ class Pipeline:
         if self._allowed and not self._resume:
             problems.append(Problem("nothing is resumed", "--allow-change", "use it with --resume"))
         return problems
-
-    def _earlier(
-        self, config: RunConfig, plugins: PluginSet, contents: bool
-    ) -> tuple[EarlierRun | None, dict[str, Any]]:
-        """The run to resume, if there is one, and the manifest of this one, without its data and weights.
-
-        Raises:
-            RunError: if the configuration has changed, or there is nothing to continue from.
-        """
-        earlier, manifest = self._directory.earlier(self._resume, contents), new_manifest(config, plugins)
-        if earlier is not None and is_main_process():
-            names = {*earlier.manifest["plugins"], *manifest["plugins"]}
-            if problems := list(unknown_names(self._allowed, names)):
-                raise RunError(problems)
-            self._compare(earlier, manifest)
-            done = earlier.manifest["status"] == DONE
-            if done and earlier.checkpoint is None and not earlier.finished(manifest):
-                raise self._directory.no_checkpoint(earlier)
-        return earlier, manifest
-
-    def _compare(self, earlier: EarlierRun | None, manifest: dict[str, Any]) -> None:
-        """Raises:
-        RunError: with every change since the earlier run that is not allowed.
-        """
-        if earlier is None or not is_main_process():
-            return
-        if problems := earlier.refusals(manifest, self._allowed):
-            raise RunError(problems)
 
     def _resolve(self, known: Iterable[Problem] = (), trains: bool = True) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins.

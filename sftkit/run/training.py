@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.run.distributed import from_main_process
 from sftkit.run.inputs import chosen_metrics, stops_early
+from sftkit.run.manifest import DONE
+from sftkit.run.result import Best
 from sftkit.run.saving import prepare_saving
 from sftkit.run.stages import reduced_activations
 from sftkit.run.written import LOG
@@ -19,8 +23,9 @@ if TYPE_CHECKING:
 
     from sftkit.console import Display
     from sftkit.data.prepare import PreparedData
-    from sftkit.run.directory import RunRecord
+    from sftkit.run.directory import EarlierRun, RunRecord
     from sftkit.run.interruption import Interruption
+    from sftkit.run.processes import Processes
     from sftkit.run.stages import PreparedRun, Stages
     from sftkit.training.engine import Engine
     from sftkit.training.loaders import RowSources
@@ -40,6 +45,7 @@ def make_trainer(
     trackers: Trackers,
     arguments: TrainingArguments,
     engine: Engine,
+    processes: Processes,
 ) -> Any:
     """The trainer of a run.
 
@@ -53,9 +59,11 @@ def make_trainer(
         trackers: those of ``train.report_to``, which have begun.
         arguments: from `training_arguments`, made before the model was loaded.
         engine: how the processes share the model.
+        processes: those of the run.
     """
     from transformers import PrinterCallback, set_seed
 
+    from sftkit.run.marks import Marks
     from sftkit.training.best import BestModel
     from sftkit.training.completion_metrics import CompletionMetrics
     from sftkit.training.finite import FiniteSteps
@@ -93,11 +101,12 @@ def make_trainer(
             eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
             processing_class=prepared.vocabulary.processor or prepared.tokenizer,
             compute_metrics=metrics,
-            callbacks=[progress, *trackers.callbacks, *callbacks],
+            callbacks=[Marks(processes), progress, *trackers.callbacks, *callbacks],
         )
     if sets:  # so that callbacks see it from the start, and not only after the first evaluation
         trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
     trainer.remove_callback(PrinterCallback)
+    trainer.saver.meet = processes.meet
     if not evaluates_only(config):
         prepare_saving(trainer, config)
     return trainer
@@ -140,6 +149,24 @@ def _hub_errors() -> Iterator[None]:
     except HfHubHTTPError as error:
         what = f"the hub refuses: {' '.join(str(error).split())}"
         raise RunError(Problem(what, "train.hub_model_id", "check the name, and the rights of the token")) from error
+
+
+def train_or_evaluate(
+    trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, earlier: EarlierRun | None
+) -> dict[str, float]:
+    """Train and export, or only evaluate, and record the end; returns the metrics. Arguments as of `train`."""
+    record.steps = lambda: int(trainer.state.global_step)
+    if evaluates_only(stages.config):
+        metrics = evaluate(trainer, stages, prepared)
+    else:
+        checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
+        metrics = train(trainer, stages, prepared, record, checkpoint)
+        export(trainer, prepared, record)
+    best = Best.of(trainer)
+    ended: dict[str, Any] = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
+    ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
+    record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
+    return metrics
 
 
 def train(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 PRELOADED = ("sftkit.run.training", "sftkit.training.trainer", "sftkit.testing")
@@ -101,6 +103,92 @@ def start_command(
     process = context.Process(target=_main, args=(arguments, cwd, printed, errors or printed, variables))
     process.start()
     return Command(process, printed)
+
+
+@dataclass
+class Group:
+    """The processes of one run. As a context, it kills what still runs at its end.
+
+    Attributes:
+        commands: the commands, by rank.
+    """
+
+    commands: list[Command]
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
+
+    @property
+    def outputs(self) -> list[str]:
+        """What each has printed so far, by rank."""
+        return [command.output for command in self.commands]
+
+    def wait(self, seconds: float = WAIT) -> list[int]:
+        """The exit codes, by rank, when all have ended; those of processes that a signal ended are negative.
+
+        Raises:
+            AssertionError: if one still runs after this time; all are killed then.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            return [command.wait(max(deadline - time.monotonic(), 0)) for command in self.commands]
+        except AssertionError as error:
+            raise AssertionError("\n".join(self.outputs)) from error
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Kill those that still run."""
+        for command in self.commands:
+            command.end()
+
+
+def start_group(
+    context: Any,
+    arguments: Sequence[str],
+    size: int = 2,
+    *,
+    cwd: Path | Sequence[Path],
+    printed: Path,
+    env: Mapping[str, str] | None = None,
+) -> Group:
+    """Start ``sftkit`` with these arguments in several processes, with the variables that torchrun sets for one run.
+
+    For gloo, give ``train.use_cpu=true`` among the arguments.
+
+    Args:
+        context: from `warm_processes`.
+        arguments: those of the command line.
+        size: how many processes.
+        cwd: the directory to run in; or one for each of several nodes, which have equal shares of the processes.
+        printed: a directory for what they print, which is made.
+        env: further variables of all processes.
+
+    Example:
+        >>> group = start_group(warm_processes(), ["run", "train.use_cpu=true"], cwd=path)  # doctest: +SKIP
+        >>> assert group.wait() == [0, 0], group.outputs  # doctest: +SKIP
+    """
+    places = [cwd] if isinstance(cwd, Path) else [*cwd]
+    local = size // len(places)
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": local, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    printed.mkdir(parents=True, exist_ok=True)
+    group = Group([])
+    for rank in range(size):
+        numbers = {**shared, "RANK": rank, "LOCAL_RANK": rank % local, "GROUP_RANK": rank // local}
+        variables = {**{name: str(number) for name, number in numbers.items()}, **(env or {})}
+        files = {"cwd": places[rank // local], "printed": printed / f"{rank}.txt"}
+        group.commands.append(start_command(context, [*arguments], env=variables, **files))
+    return group
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
 
 
 def _main(arguments: list[str], directory: Path, printed: Path, errors: Path, variables: dict[str, str]) -> None:

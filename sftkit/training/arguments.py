@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from sftkit.config import RunConfig
 
 logger = logging.getLogger("sftkit")
+
+LATER = 60  # seconds after run.timeout in which the processes end in order, before a collective gives up
 
 
 def argument_values(
@@ -49,6 +52,7 @@ def argument_values(
     values |= copy.deepcopy(dict(engine.arguments())) if engine is not None else {}
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         values.pop("ddp_backend", None)  # a single process would look for its group
+    values["ddp_timeout"] = math.ceil(config.run.timeout) + LATER
     values["do_eval"] = has_eval  # otherwise an evaluation strategy turns it on, even without data
     return values
 
@@ -74,13 +78,22 @@ def training_arguments(
 
 
 def _join_processes(values: dict[str, Any]) -> None:
-    """Form the group of processes on the CPU, where transformers would ignore ``ddp_timeout``."""
-    import torch.distributed as dist
+    """Form the group of processes where transformers would not, or not rightly.
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not values.get("use_cpu") or dist.is_initialized():
+    On the CPU it ignores the timeout. After a restart, torchrun may keep its store, in which the processes would find
+    the addresses of those that have ended.
+    """
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    restart, use_cpu = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), values.get("use_cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized() or not (use_cpu or restart != "0"):
         return
-    timeout = timedelta(seconds=values.get("ddp_timeout", 1800))
-    dist.init_process_group(values.get("ddp_backend") or "gloo", timeout=timeout)
+    timeout = timedelta(seconds=values["ddp_timeout"])
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    known = {"store": PrefixStore(f"sftkit/{restart}", store), "rank": rank, "world_size": size}
+    dist.init_process_group(values.get("ddp_backend") or ("gloo" if use_cpu else None), timeout=timeout, **known)
 
 
 def use_one_device(arguments: TrainingArguments) -> TrainingArguments:

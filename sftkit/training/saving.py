@@ -45,13 +45,16 @@ class Saver:
         background: whether large files are written while the training goes on.
         needed: estimated bytes of a checkpoint; after the first one, its bytes.
         last_seconds: how long the last save took, up to its end; None before the first.
+        meet: called where all processes wait for those that write, with the name of the place.
+        shared: whether all machines see what the main process writes.
         totals: of a training that has ended: its number of saves, the seconds that it has waited for them, and their
             share of its time; empty without saves.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self.background, self.needed = False, 0
+        self.background, self.needed, self.shared = False, 0, True
+        self.meet: Callable[[str], None] = lambda name: None
         self.last_seconds: float | None = None
         self.totals: dict[str, float] = {}
         self._blocked, self._saves, self._began = 0.0, 0, 0.0
@@ -88,10 +91,12 @@ class Saver:
                 trainer.state.best_model_checkpoint = str(final)
                 if trainer.args.should_save:
                     trainer.state.save_to_json(str(partial / STATE))
+            self.meet("a save")
             trainer.accelerator.wait_for_everyone()
             if trainer.args.should_save:
                 finish = functools.partial(self._finish, partial, final, later, self._details())
                 self._thread.start(finish) if self.background else finish()
+            self.meet("the end of a save")
         blocked = time.perf_counter() - began
         self._blocked, self._saves = self._blocked + blocked, self._saves + 1
         if not self.background:
@@ -128,6 +133,7 @@ class Saver:
         """
         began = time.perf_counter()
         self.wait()
+        self.meet("the last save")
         self._trainer.accelerator.wait_for_everyone()
         now = time.perf_counter()
         if self._saves:
@@ -163,10 +169,17 @@ class Saver:
             "versions": {name: metadata.version(name) for name in LIBRARIES},
         }
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether checkpoints are written on another machine, whose disk this process does not see."""
+        args = self._trainer.args
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+        return not self.shared and not args.save_on_each_node and args.process_index >= local
+
     def _ranks(self) -> list[int]:
         """The processes that save on this disk."""
         args = self._trainer.args
-        if not args.save_on_each_node:
+        if self.shared and not args.save_on_each_node:
             return list(range(args.world_size))
         first = args.process_index - args.local_process_index
         return list(range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

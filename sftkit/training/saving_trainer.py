@@ -115,6 +115,8 @@ class SavingTrainer(GuardedTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_rng_state(self, output_dir: str) -> None:
+        if self.saver.elsewhere:
+            return
         super()._save_rng_state(output_dir)
         if isinstance(self.train_dataset, Stream):
             batches = self.state.global_step * self.args.gradient_accumulation_steps

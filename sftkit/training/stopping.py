@@ -144,7 +144,7 @@ class StopCallback(TrainerCallback):
             step = trainer.state.global_step
             what = f"checkpoint-{step} is saved" if self.saved else "the step is not saved"
             reason = f"{self.stopped}, after step {step}: {what}" if step else f"{self.stopped}: nothing is saved"
-            raise Interrupted(reason, self.exit_code)
+            raise Interrupted(reason, self.exit_code, agreed=True)
 
     def _save_seconds(self) -> float:
         """The time that a save will take: as long as the last one, else from the size of what it writes."""

@@ -233,7 +233,10 @@ def test_any_executor_can_run_the_jobs(tmp_path, case):
 class Pickling(SameThread):
     """Runs jobs as another machine would: everything is pickled."""
 
+    jobs = 0
+
     def submit(self, fn, /, *arguments, **options):
+        self.jobs += 1
         return super().submit(*pickle.loads(pickle.dumps((fn, *arguments))))
 
 
@@ -288,6 +291,19 @@ def test_the_key_depends_on_contents_and_not_on_places(tmp_path, monkeypatch):
         found.append({path.name for path in (directory / "cache" / "data").iterdir() if path.is_dir()})
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+def test_the_command_takes_an_executor(tmp_path, monkeypatch, capsys):
+    from sftkit.api import run_command
+
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.jsonl", 50)
+    executor, arguments = Pickling(), ["model=demo", "data=train.jsonl", "--to", "prepared", "--json"]
+    run_command(["prepare", *arguments], executor=executor, size=2)
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["rows"] == 50
+    assert executor.jobs == 3
+    with pytest.raises(ConfigError, match="the workers are those of the cluster"):
+        run_command(["prepare", *arguments, "--workers", "2"], executor=executor, size=2)
 
 
 def test_the_command_writes_what_a_run_uses(tmp_path, cli):

@@ -35,7 +35,10 @@ class Poison(Plugin):
 
 @dataclass(frozen=True)
 class Fault(Plugin):
-    """Something happens in one process: in a step, in the second batch of an evaluation, or before the training."""
+    """Something happens in one process: in a step, in the second batch of an evaluation, or before the training.
+
+    If torchrun starts the processes again, it does not happen again.
+    """
 
     kind: str
     step: int = 3
@@ -64,6 +67,8 @@ class _Callback(TrainerCallback):
         kind = self.fault.kind
         if args.process_index != self.fault.process or state.global_step != self.fault.step:
             return
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            return
         if kind == "raise":
             raise ValueError("a fault of a plugin")
         if kind == "stall":
@@ -71,6 +76,10 @@ class _Callback(TrainerCallback):
         if kind == "group":
             os.killpg(0, signal.SIGTERM)
             time.sleep(0.5)  # until torch would notice that a worker has ended
+        if kind == "busy":
+            until = time.monotonic() + 8
+            while time.monotonic() < until:
+                pass
         if kind == "twice":
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)

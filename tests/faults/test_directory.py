@@ -322,7 +322,9 @@ def test_18_logging_saving_evaluation_and_more_steps_are_free_to_change(home, st
 
 
 def test_18_another_number_of_processes_is_refused(home, stopped, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    group = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, text in group.items():
+        monkeypatch.setenv(name, text)
     problems = pipeline(home, stopped, resume=True).check()
     assert [problem.where for problem in problems] == ["world_size"]
     assert "1 processes -> 2" in texts(problems)

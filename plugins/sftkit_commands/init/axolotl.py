@@ -275,7 +275,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("ray_run_name", "ray_num_workers", "resources_per_worker"), Always("it does nothing without use_ray")
     ),
-    **{name: To(f"train.{name}") for name in ("ddp_timeout", "ddp_bucket_cap_mb", "ddp_broadcast_buffers")},
+    "ddp_timeout": hf.WAITING,
+    **{name: To(f"train.{name}") for name in ("ddp_bucket_cap_mb", "ddp_broadcast_buffers")},
     "ddp_find_unused_parameters": To("train.ddp_find_unused_parameters"),
     **dict.fromkeys(("ddp", "world_size", "local_rank", "device"), Always("torchrun sets it")),
     "accelerator_config": To("train.accelerator_config"),

@@ -11,6 +11,7 @@ RESUME = Lost("a run is resumed on the command line", "sftkit run sft.yaml --res
 OVERWRITE = Lost("a run is replaced on the command line", "sftkit run sft.yaml --overwrite")
 HUB_TOKEN = Lost("secrets do not belong in a configuration", "set HF_TOKEN in the environment")
 STOPS_EARLY = "evaluate.patience, with evaluate.best"
+WAITING = To("run.timeout", note="a process that works is waited for, however long it takes")
 _GONE = Lost("it is gone in transformers 5", "remove it")
 _METRICS = Always("it only changes how predictions reach a function that computes metrics")
 
@@ -38,6 +39,7 @@ OWN: dict[str, Rule] = {
     "label_names": Always("the labels are always in labels"),
     "length_column_name": Always("the length of a row is the number of its tokens"),
     "local_rank": Always("torchrun sets it"),
+    "ddp_timeout": WAITING,
     "do_train": Handled("nothing; train.max_steps: 0 if it is false"),
     "do_eval": Always("data.eval and train.eval_strategy decide"),
     "do_predict": Lost("a run does not predict", "sftkit evaluate RUN"),

@@ -172,10 +172,11 @@ RULES: dict[str, Rule] = {
     **{f"swanlab_lark_{x}": Always("it does nothing by itself") for x in ("webhook_url", "secret")},
     **dict.fromkeys(
         ("ray_num_workers", "ray_init_kwargs", "ray_run_name", "ray_storage_path", "resources_per_worker"),
-        Lost("Ray is not supported", "torchrun --nproc_per_node N --no-python sftkit run sft.yaml"),
+        Lost("the command says where a run runs", "sftkit launch --on ray --nnodes M --nproc N run sft.yaml"),
     ),
     **dict.fromkeys(
-        ("placement_strategy", "ray_storage_filesystem", "master_addr", "master_port"), Lost("Ray is not supported")
+        ("placement_strategy", "ray_storage_filesystem", "master_addr", "master_port"),
+        Lost("sftkit launch sets it"),
     ),
     "enable_torch_profiler": Lost("there is no profiler"),
 }

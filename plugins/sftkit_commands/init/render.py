@@ -11,7 +11,7 @@ from sftkit_commands.init.translation import Entry, Kind, Translation
 if TYPE_CHECKING:
     from rich.console import Console
 
-SECTIONS = ("model", "data", "train", "evaluate", "plugins")
+SECTIONS = ("model", "data", "train", "evaluate", "run", "plugins")
 #: The keys that come first in their sections, in this order.
 ORDER = (
     *("name", "train", "mix", "mix_until", "subset", "split", "eval", "max_length", "truncation"),

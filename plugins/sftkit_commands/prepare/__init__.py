@@ -10,6 +10,7 @@ from sftkit.api import ConfigArguments, DataOption, JsonOption, ModelOption, Plu
 
 
 def prepare(
+    ctx: typer.Context,
     arguments: ConfigArguments = None,
     to: Annotated[
         str, typer.Option("--to", metavar="DIR", help="A directory, or the URL of one, such as s3://bucket/data.")
@@ -32,6 +33,7 @@ def prepare(
     """
     from sftkit.api import (
         ConfigError,
+        Pool,
         Problem,
         note_lines,
         prepare_to,
@@ -43,8 +45,13 @@ def prepare(
 
     if not to:
         raise ConfigError(Problem("the directory is missing", "sftkit prepare", "name it with --to DIR"))
+    given = ctx.obj or {}  # by `run_command`
+    pool = Pool(given["executor"], given["size"]) if "executor" in given else None
+    if pool is not None and workers:
+        what = "the workers are those of the cluster"
+        raise ConfigError(Problem(what, "--workers", "remove it"))
     with printing_json(json), working("reading the configuration"):
-        manifest = prepare_to(pipeline_from(arguments, plugin, model, data), to, workers)
+        manifest = prepare_to(pipeline_from(arguments, plugin, model, data), to, pool or workers)
     splits = {name: {**split["summary"], **split["counts"]} for name, split in manifest["splits"].items()}
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     size = sum(shard["bytes"] for shard in shards)

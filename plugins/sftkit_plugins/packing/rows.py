@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-AT_ONCE = 1 << 10  # pieces gathered in one step, so that their indices stay in the processor's cache
+AT_ONCE = 1 << 8  # pieces gathered in one step: reading each one maps the pages around it, too
 TABLE = 1 << 20  # approximate number of tokens of a table, and so in memory
 
 

@@ -166,7 +166,6 @@ OUT_OF_RANGE = {
     "eval_accumulation_steps": [0],
     "dataloader_num_workers": [-1, 10**9],
     "dataloader_prefetch_factor": [0],
-    "ddp_timeout": [0, 10**30],
     "ddp_bucket_cap_mb": [0],
 }
 ACCEPTED = {

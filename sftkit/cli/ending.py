@@ -1,0 +1,23 @@
+"""The end of a process after an error."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import NoReturn
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End the process after an error, with this exit code.
+
+    With several processes, the interpreter's own end would be aborted by threads of torch, which still wait for the
+    others.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not (dist.is_available() and dist.is_initialized()):
+        sys.exit(exit_code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(exit_code)
