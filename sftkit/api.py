@@ -98,6 +98,7 @@ if TYPE_CHECKING:
         is_weight as is_weight,
         with_documents as with_documents,
     )
+    from sftkit.data.jobs import Pool as Pool
     from sftkit.data.media import detach_image as detach_image
     from sftkit.data.packs import Packer as Packer
     from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
@@ -178,6 +179,7 @@ if TYPE_CHECKING:
     from sftkit.run.lock import holder as holder
     from sftkit.run.manifest import manifest_of as manifest_of
     from sftkit.run.pipeline import Pipeline as Pipeline
+    from sftkit.run.preparation import prepare_to as prepare_to
     from sftkit.run.result import RunResult as RunResult
     from sftkit.run.rows import (
         TOKEN_KINDS as TOKEN_KINDS,
@@ -262,6 +264,7 @@ _MODULES = {
     "data.stats": "DatasetStats hash_documents",
     "data.media": "detach_image",
     "data.build": "WEIGHTED_TOKENS",
+    "data.jobs": "Pool",
     "training.collate": "Collator",
     # Models
     "models.adapt": "NEEDS_ADAPTER",
@@ -300,6 +303,7 @@ _MODULES = {
     "run.config_file": "WrittenConfig",
     "run.manifest": "manifest_of",
     "run.pipeline": "Pipeline",
+    "run.preparation": "prepare_to",
     "run.result": "RunResult",
     "run.rows": "TOKEN_KINDS TokenKind TokenPiece TokenRow WEIGHT_MEANING read_batch",
     "run.stages": "PreparedRun Stages Vocabulary",

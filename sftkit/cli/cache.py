@@ -25,7 +25,14 @@ def list_entries(as_json: JsonOption = False) -> None:
         summary, parts = entry.info.get("summary", {}), entry.info.get("parts", {})
         made = datetime.fromtimestamp(entry.info.get("created", 0)).isoformat(" ", "minutes")
         described = {"made": made, "key": entry.directory.name[:8], "split": parts.get("split", "")}
-        entries.append({**described, "rows": summary.get("rows", 0), "bytes": entry.size, "source": _source(parts)})
+        entries.append(
+            {
+                **described,
+                "rows": summary.get("rows", 0),
+                "bytes": entry.size,
+                "source": _source(entry.info.get("names", [])),
+            }
+        )
     if as_json:
         show_json({"directory": str(cache.cache_directory()), "entries": entries})
         return
@@ -58,12 +65,6 @@ def clear(
         console().print(f"removed {number} entries, {size_text(size)}", markup=False)
 
 
-def _source(parts: dict) -> str:
+def _source(names: list[str]) -> str:
     """The source of prepared data, for people."""
-    names = []
-    for source in parts.get("sources", []):
-        while isinstance(source, dict) and "of" in source:
-            source = source["of"]
-        files = source.get("files") if isinstance(source, dict) else None
-        names += [str(file[0]) for file in files] if files else ["a loaded data set, or one from the hub"]
-    return ", ".join(names)
+    return ", ".join(name or "a loaded data set" for name in names)

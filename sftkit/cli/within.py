@@ -12,7 +12,7 @@ def run_command(arguments: Sequence[str], **given: Any) -> None:
     Args:
         arguments: those of ``sftkit``, the name of the command first.
         given: objects that the command takes besides, in ``ctx.obj``: ``run`` takes ``callbacks``, further
-            `transformers.TrainerCallback` objects.
+            `transformers.TrainerCallback` objects; ``prepare`` takes ``executor`` and ``size``, as a `Pool`.
 
     Raises:
         SftkitError: if it fails.

@@ -87,6 +87,10 @@ class DataSection(Section):
     eval: Where | Annotated[float, Field(gt=0, lt=1)] | dict[str, Where] | None = Field(
         None, description="evaluation data: like `train`, a fraction of the training data, or several sets by name"
     )
+    prepared: str | None = Field(
+        None,
+        description="directory or URL that `sftkit prepare` has written for this data, used in place of the files",
+    )
     subset: str | None = Field(None, description="configuration name of a hub data set")
     split: str = Field("train", description="split to train on, of a hub data set, a DatasetDict or files")
     max_length: PositiveInt = Field(1024, description="maximum number of tokens in a row")

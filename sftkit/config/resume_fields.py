@@ -59,7 +59,7 @@ FIXED = frozenset(
 ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")
 FOLLOWS_METRIC = ("reduce_lr_on_plateau", "greedy")
 #: Keys of the section ``data`` that do not change the rows.
-FREE_DATA = frozenset(("cache",))
+FREE_DATA = frozenset(("cache", "prepared"))
 
 
 def train_values(config: RunConfig) -> dict[str, Any]:

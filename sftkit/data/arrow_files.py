@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sftkit.data.opening import cannot_read, kind_of, open_binary
+from sftkit.data.opening import cannot_read, is_remote, kind_of, open_binary
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -66,8 +67,25 @@ def write_tables(names: Sequence[str], features: Features, path: Path, where: st
     return counts
 
 
-def tables_of(name: str, features: Features, where: str, start: int = 0) -> Iterator[pa.Table]:
-    """The rows of a file from the row ``start`` on, with null for columns that it lacks.
+def rows_of_groups(name: str, where: str) -> list[int] | None:
+    """The rows of each row group of a Parquet file, or record batch of an Arrow file.
+
+    None for an Arrow file that has to be read to know them: a stream, or one of a remote system.
+    """
+    with _opened(name, where) as file:
+        if kind_of(name) == "parquet":
+            return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    if is_remote(name) or not hasattr(file, "get_batch"):
+        return None
+    import pyarrow as pa
+
+    with pa.memory_map(name) as mapped:
+        file = pa.ipc.open_file(mapped)
+        return [file.get_batch(index).num_rows for index in range(file.num_record_batches)]
+
+
+def tables_of(name: str, features: Features, where: str, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:
+    """The rows of a file from the row ``start`` to ``stop``, with null for columns that it lacks.
 
     Raises:
         DataError: if the file cannot be read.
@@ -76,29 +94,42 @@ def tables_of(name: str, features: Features, where: str, start: int = 0) -> Iter
     from datasets.table import table_cast
 
     schema = features.arrow_schema
-    for batch in _batches(name, where, start):
+    for batch in _batches(name, where, start, stop):
         table = pa.Table.from_batches([batch])
         for column in set(schema.names) - set(table.column_names):
             table = table.append_column(column, pa.nulls(len(table), schema.field(column).type))
         yield table_cast(table.select(schema.names), schema)
 
 
-def _batches(name: str, where: str, start: int) -> Iterator[pa.RecordBatch]:
+def _batches(name: str, where: str, start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
+    left = sys.maxsize if stop is None else stop - start
     with _opened(name, where) as file:
         if kind_of(name) == "parquet":
-            sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-            first = 0
-            while first < len(sizes) and sizes[first] <= start:
-                start, first = start - sizes[first], first + 1
-            batches = file.iter_batches(batch_size=BATCH, row_groups=range(first, len(sizes)))
+            start, batches = _of_groups(file, start, left)
         elif hasattr(file, "get_batch"):
             batches = (file.get_batch(index) for index in range(file.num_record_batches))
         else:
             batches = file
         for batch in batches:
             if start < len(batch):
-                yield batch.slice(start)
+                some = batch.slice(start, left)
+                left -= len(some)
+                yield some
+            if left <= 0:
+                return
             start = max(start - len(batch), 0)
+
+
+def _of_groups(file: Any, start: int, number: int) -> tuple[int, Iterator[pa.RecordBatch]]:
+    """Batches of the row groups that have some rows, and where in the first of them the rows start."""
+    sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    first = 0
+    while first < len(sizes) and sizes[first] <= start:
+        start, first = start - sizes[first], first + 1
+    last, rows = first, 0
+    while last < len(sizes) and rows < start + number:
+        rows, last = rows + sizes[last], last + 1
+    return start, file.iter_batches(batch_size=BATCH, row_groups=range(first, last))
 
 
 @contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sftkit.data.batches import RowBatch, batches
 from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
 from sftkit.data.documents import (
@@ -22,8 +22,9 @@ from sftkit.data.documents import (
     find_invalid_text,
 )
 from sftkit.data.encode import NumberedDocuments, encode_stream
-from sftkit.data.length import NOTHING_TRAINED, check_length, drop_untrained, find_cut
-from sftkit.data.media import has_media, read_rows
+from sftkit.data.length import check_length, drop_untrained, find_cut
+from sftkit.data.media import read_rows
+from sftkit.data.problems import DROPPED, nothing_left, several_types
 from sftkit.data.reading import Read
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
@@ -33,7 +34,7 @@ from sftkit.errors import ConfigError, DataError, Problem
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from datasets import Dataset, Features
+    from datasets import Features
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
@@ -41,18 +42,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sftkit")
 
-BATCH = 4000
-MEDIA_BATCH = 256  # for rows with images, audio or video, which may take a megabyte each
 WEIGHTED_TOKENS = "trained tokens with a weight other than 1"
 WITH_EOS = "text already ends with EOS, so none is added"
 UNREADABLE = "unreadable lines skipped"
-DROPPED = "rows dropped: "  # followed by a reason
 SHOWN = 3  # skipped rows that are logged one by one
-#: Rows after which a memory-mapped source is opened again, to release the memory of pages that were read.
-REMAP = 12 * BATCH
 
-RowBatch = tuple["np.ndarray", dict[str, Any]]
-"""The numbers of some rows, and the rows as columns."""
 Place = Callable[[int], str]
 """Describes where the row of a number is, for error messages."""
 
@@ -62,23 +56,31 @@ class ExampleBuilder:
     """Makes the examples of one split and counts what happens to its rows.
 
     Args:
+        plugins: the selected plugins; None in a worker, which gets its formatter.
         processor: the processor that the tokenizer belongs to, if there is one.
         stats: statistics of the examples; None to compute none, as after the first window of a stream.
         columns: the columns of each source that was formatted, with their types, as `datasets.Features.to_dict`.
+        ahead: whether a thread tokenizes the next piece while one is processed.
+        trained: trained tokens, before anything was cut.
+        bad_rows: the number of rows and lines skipped so far.
+        skipped: gets the number of each skipped row and what is wrong with it, instead of the log.
+        first_row: the first row, for error messages.
     """
 
     split: str
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
-    plugins: PluginSet
+    plugins: PluginSet | None = None
     processor: Any = None
     counts: Counts = field(default_factory=Counts)
     stats: DatasetStats | None = field(default_factory=DatasetStats)
     columns: list[dict[str, Any]] = field(default_factory=list)
+    ahead: bool = True
+    trained: int = 0
+    bad_rows: int = 0
+    skipped: list[tuple[int, str]] | None = None
+    first_row: str = ""
     _special: frozenset[int] = frozenset()
-    _trained: int = 0
-    _bad_rows: int = 0
-    _first_row: str = ""
 
     def __post_init__(self) -> None:
         self._special = frozenset({*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids})
@@ -93,18 +95,26 @@ class ExampleBuilder:
         Raises:
             DataError: for a malformed row, or a source without rows.
         """
+        read, picked, formatter = self.begin(source)
+        named = None if first is None else lambda rows: first + source.named(rows)
+        encoded = self.encoded(batches(read.rows, picked), formatter, source.place, named=named)
+        return (examples for _, examples in encoded)
+
+    def begin(self, source: DataSource) -> tuple[Read, np.ndarray | None, Formatter]:
+        """A source's rows, the numbers of those to use (None for all), and their formatter; what was read is counted.
+
+        Raises:
+            DataError: for a source without rows, or one that cannot be read.
+        """
         read = source.load()
-        rows = read.rows
         self.note({**source.notes, **read.notes})
         if read.bad:
             self.skip(read.bad, UNREADABLE)
-        if not len(rows):
+        if not len(read.rows):
             raise DataError(Problem("the data has no rows", source.where, "use data with at least one row"))
-        picked = source.pick(len(rows)) if source.pick else None
-        self.counts.add(self.split, "rows read", len(rows) if picked is None else len(picked))
-        named = None if first is None else lambda rows: first + source.named(rows)
-        encoded = self.encoded(batches(rows, picked), self._formatter_of(read, source), source.place, named=named)
-        return (examples for _, examples in encoded)
+        picked = source.pick(len(read.rows)) if source.pick else None
+        self.counts.add(self.split, "rows read", len(read.rows) if picked is None else len(picked))
+        return read, picked, self._formatter_of(read, source)
 
     def note(self, notes: Mapping[str, int]) -> None:
         """Count what the user should know about a source."""
@@ -136,7 +146,9 @@ class ExampleBuilder:
         rendered = formatter.rendered_special_tokens
         special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
         labelled = (
-            token_stream(documents) if formatter.tokenized else encode_stream(documents, self.tokenizer, special_tokens)
+            token_stream(documents)
+            if formatter.tokenized
+            else encode_stream(documents, self.tokenizer, special_tokens, self.ahead)
         )
         for source, (examples, with_eos) in labelled:
             if with_eos:
@@ -151,18 +163,25 @@ class ExampleBuilder:
             self._count(examples, rendered=not formatter.adds_special_tokens)
             yield source.batch, drop_untrained(examples, self.split, self.counts)
 
+    def add(self, counts: Counts, stats: DatasetStats | None, trained: int, bad_rows: int, first_row: str) -> None:
+        """Add what a worker has counted, of the rows after those before.
+
+        Raises:
+            DataError: if more rows were skipped than ``data.max_bad_rows``.
+        """
+        for what, number in counts.by_split.get(self.split, {}).items():
+            self.counts.add(self.split, what, number)
+        if self.stats is not None and stats is not None:
+            self.stats.merge(stats)
+        self.trained += trained
+        self.first_row = self.first_row or first_row
+        self.bad_rows += bad_rows
+        self._check_bad_rows()
+
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""
-        where, counts = f"data.{self.split}", self.counts.by_split[self.split]
-        if self._trained:
-            fix = "increase data.max_length, or shorten the prompts"
-            what = f"no trained token is left within data.max_length={self.config.data.max_length}"
-            return DataError(Problem(what, where, fix))
-        reasons = [what.removeprefix(DROPPED) for what in counts if what.startswith(DROPPED)]
-        masked = ["every label is masked"] if counts[NOTHING_TRAINED] else []
-        why = "; ".join(reasons + masked) or "every row is empty or malformed"
-        fix = f"check what the formatter and the chat template train; the first row is {self._first_row!r}"
-        return DataError(Problem(f"no row can be trained on: {why}", where, fix))
+        limit = self.config.data.max_length
+        return nothing_left(self.split, self.counts.by_split[self.split], self.trained, limit, self.first_row)
 
     def _formatter_of(self, read: Read, source: DataSource) -> Formatter:
         try:
@@ -183,6 +202,7 @@ class ExampleBuilder:
         Raises:
             ConfigError: if no plugin formats them, or options of a plugin do not fit them.
         """
+        assert self.plugins is not None, "a worker gets its formatter"
         try:
             formatter = self.plugins.hook.make_formatter(
                 columns=columns, tokenizer=self.tokenizer, processor=self.processor, config=self.config
@@ -200,8 +220,8 @@ class ExampleBuilder:
 
     def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:
         numbers, columns = batch
-        if not self._first_row:
-            self._first_row = _shown(columns)
+        if not self.first_row:
+            self.first_row = _shown(columns)
         numbers, formatted = self._format(numbers, columns, formatter, place, capped)
         if formatter.columns_used is not None:
             for name in (name for name in columns if name not in formatter.columns_used):
@@ -240,7 +260,9 @@ class ExampleBuilder:
                 if self.config.data.on_bad_row == "error":
                     fix = "; or ".join([*([error.fix] if error.fix else []), "set data.on_bad_row=skip"])
                     raise DataError(Problem(error.message, where, fix)) from error
-                if capped and self._bad_rows < SHOWN:
+                if self.skipped is not None:
+                    self.skipped.append((int(numbers[at]), error.message))
+                elif capped and self.bad_rows < SHOWN:
                     logger.warning("skipped a bad row: %s: %s", where, error.message)
                 self.skip(1, "bad rows skipped", capped)
                 numbers = np.delete(numbers, at)
@@ -253,10 +275,13 @@ class ExampleBuilder:
         Raises:
             DataError: if those that are ``capped`` are more than ``data.max_bad_rows``.
         """
-        self._bad_rows += number * capped
+        self.bad_rows += number * capped
         self.counts.add(self.split, what, number)
+        self._check_bad_rows()
+
+    def _check_bad_rows(self) -> None:
         limit = self.config.data.max_bad_rows
-        if self._bad_rows > limit:
+        if self.bad_rows > limit:
             fix = "fix the data, or increase data.max_bad_rows"
             raise DataError(Problem(f"more than {limit} bad rows", f"data.{self.split}", fix))
 
@@ -282,7 +307,7 @@ class ExampleBuilder:
         return pa.array(values, kind)
 
     def _count(self, examples: Examples, rendered: bool) -> None:
-        self._trained += int(examples.trained_N.sum())
+        self.trained += int(examples.trained_N.sum())
         if self.stats is not None:
             bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
             self.stats.add(examples, bos, eos, self._special, rendered)
@@ -290,32 +315,6 @@ class ExampleBuilder:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
 
 
-def several_types(mixed: Mapping[str, Mapping[str, str]], where: str) -> list[Problem]:
-    """Problems for columns with values of several types, given the place of the first value of each type."""
-    return [
-        Problem(f"column {name!r} has several types: {places}", where, "give it one type")
-        for name, firsts in mixed.items()
-        if (places := "; ".join(f"{kind} ({place})" for kind, place in sorted(firsts.items())))
-    ]
-
-
 def _shown(columns: Mapping[str, Any]) -> str:
     """The first row of some columns, for error messages."""
     return str({name: values[0] for name, values in columns.items()})[:400]
-
-
-def batches(rows: Dataset, picked: np.ndarray | None) -> Iterator[RowBatch]:
-    """Some rows at a time, as columns with their numbers; memory use does not grow with the number of rows."""
-    import numpy as np
-
-    number = len(rows) if picked is None else len(picked)
-    size = MEDIA_BATCH if has_media(rows.features) else BATCH
-    mapped = bool(rows.cache_files)
-    for start in range(0, number, size):
-        if mapped and start and start % REMAP == 0:
-            rows = pickle.loads(pickle.dumps(rows))  # stores the names of the files, and opens them again
-        part = slice(start, min(start + size, number))
-        if picked is None:
-            yield np.arange(part.start, part.stop), read_rows(rows, part)
-        else:
-            yield picked[part], read_rows(rows, picked[part])

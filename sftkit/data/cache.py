@@ -1,7 +1,8 @@
 """Prepared data on disk, found again by everything that it depends on.
 
 An entry is a directory named by its key. It is built next to its final place and renamed when it is complete, under a
-lock that the system releases if its holder dies. Its rows are compared with their checksum before they are used.
+lock that the system releases if its holder dies. Its rows are compared with their checksum before they are used, by one
+process of each machine; the others trust the stamp that it leaves.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sftkit.data.node import Stamp, node_name as node_name
 from sftkit.data.store import checksum
-from sftkit.errors import Problem, RunError
+from sftkit.errors import Problem, RunError, SftkitError
 from sftkit.redact import without_secrets
 
 ENTRY = "entry.json"
@@ -40,12 +42,13 @@ def cache_directory() -> Path:
         raise RunError(Problem("there is no home directory for the cache", "SFTKIT_CACHE", CACHE_FIX)) from error
 
 
-def _made(directory: Path) -> Path:
-    """The directory, which is made if it does not exist.
+def made(name: str) -> Path:
+    """A directory in the cache, which is made if it does not exist.
 
     Raises:
         RunError: if nothing can be written there.
     """
+    directory = cache_directory() / name
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -65,7 +68,7 @@ class Scratch:
     def __init__(self) -> None:
         from filelock import FileLock
 
-        parent = _made(cache_directory() / "rows")
+        parent = made("rows")
         directory = tempfile.TemporaryDirectory(prefix="read-", dir=parent)
         lock = FileLock(f"{directory.name}.lock")
         lock.acquire()
@@ -111,16 +114,26 @@ class Entry:
 
 def find(directory: Path) -> Entry | None:
     """The entry in a directory, or None if it is incomplete or its rows do not match their checksum."""
+    entry = _read(directory)
+    try:
+        return entry if entry is not None and checksum(entry.rows) == entry.info["checksum"] else None
+    except (OSError, KeyError):
+        return None
+
+
+def _read(directory: Path) -> Entry | None:
+    """The entry in a directory, whose rows are not read; None if it is incomplete."""
     try:
         info = json.loads((directory / ENTRY).read_text(encoding="utf-8"))
-        intact = checksum(directory / ROWS) == info["checksum"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
-    return Entry(directory, info) if intact else None
+    return Entry(directory, info) if isinstance(info, dict) else None
 
 
 def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Entry, bool]:
     """The entry of a key; it is built if it does not exist or is damaged.
+
+    Of the processes of a launch on one machine, the first one does this, and the others wait for it.
 
     Args:
         key: the entry's name.
@@ -129,23 +142,81 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
 
     Returns:
         The entry, and whether it already existed.
+
+    Raises:
+        SftkitError: as ``build``, also in the processes that wait.
     """
     from filelock import FileLock
 
-    place = _made(cache_directory() / "data") / key
-    with FileLock(f"{place}.lock"):
-        if (entry := find(place)) is not None:
-            return entry, True
-        shutil.rmtree(place, ignore_errors=True)
-        partial = place.with_name(f"{key}.partial")  # only the holder of the lock writes here: an old one is left over
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    place = made("data") / key
+    lock, stamp = FileLock(f"{place}.lock"), stamp_of(key)
+    if stamp.awaited(lock) and (entry := _read(place)) is not None:
+        return entry, True
+    with lock:
         try:
-            info = build_entry(partial, parts, build).info
+            found = find(place)
+            entry = found or _build(place, parts, build)
+        except SftkitError as error:
+            stamp.write([], error)
+            raise
+        stamp.write([entry.rows, entry.directory / ENTRY])
+    return entry, found is not None
+
+
+def once_per_node(name: str, verify: Callable[[], Sequence[Path]]) -> None:
+    """Let one process of this machine verify files, which the others trust.
+
+    Args:
+        name: identifies the files and what they should be.
+        verify: verifies them, and returns their paths.
+
+    Raises:
+        SftkitError: as ``verify``, also in the processes that wait.
+    """
+    from filelock import FileLock
+
+    lock, stamp = FileLock(made("stamps") / f"{name}.lock"), stamp_of(name)
+    if stamp.awaited(lock):
+        return
+    with lock:
+        try:
+            stamp.write(verify())
+        except SftkitError as error:
+            stamp.write([], error)
+            raise
+
+
+def stamp_of(key: str) -> Stamp:
+    """The stamp of what this machine has verified under a key."""
+    return Stamp(cache_directory() / "stamps" / f"{key}.{node_name()}")
+
+
+def partial_of(place: Path) -> Path:
+    """Where an entry is built: only the holder of its lock on this machine writes there."""
+    return place.with_name(f"{place.name}.{node_name()}.partial")
+
+
+def _build(place: Path, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Entry:
+    """Build an entry, and give it its name.
+
+    A file system that is shared without working locks lets two machines build at once. The first one to finish gives
+    its entry the name, and the other one uses it.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    partial = partial_of(place)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        info = build_entry(partial, parts, build).info
+        try:
             partial.replace(place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return Entry(place, info), False
+        except OSError:
+            if (other := find(place)) is None:
+                raise
+            return other
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Entry(place, info)
 
 
 def build_entry(directory: Path, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Entry:
@@ -182,6 +253,9 @@ def clear(older_than: float = 0.0) -> tuple[int, int]:
     from filelock import FileLock, Timeout
 
     number = size = 0
+    for stamp in (cache_directory() / "stamps").glob("*"):
+        if time.time() - stamp.stat().st_mtime >= older_than:
+            stamp.unlink(missing_ok=True)
     for path in sorted([*(cache_directory() / "data").glob("*"), *(cache_directory() / "rows").glob("*")]):
         key = path.name.partition(".")[0]
         if path.name.endswith(".lock") or time.time() - path.stat().st_mtime < older_than:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from sftkit.data.columns import IGNORE_INDEX, Examples
 from sftkit.data.documents import Document
 from sftkit.data.regions import Texts
-from sftkit.data.threads import thread_ahead
+from sftkit.data.threads import SameThread, thread_ahead
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,9 +79,12 @@ class Labelled(NamedTuple):
 
 
 def encode_stream(
-    batches: Iterable[NumberedDocuments], tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens
+    batches: Iterable[NumberedDocuments],
+    tokenizer: PreTrainedTokenizerBase,
+    special_tokens: SpecialTokens,
+    ahead: bool = True,
 ) -> Iterator[tuple[NumberedDocuments, Labelled]]:
-    """`encode` batch by batch and piece by piece; a thread tokenizes the next piece while one is processed.
+    """`encode` batch by batch and piece by piece; ``ahead``, a thread tokenizes the next piece meanwhile.
 
     Yields:
         The documents of each piece, with the numbers of their rows, and what they became.
@@ -92,7 +95,7 @@ def encode_stream(
     def finish(source: NumberedDocuments, texts: Texts, encodings: Future[list[Any]]) -> Any:
         return source, encoder.label(texts, encodings.result())
 
-    with thread_ahead() as pool:
+    with thread_ahead() if ahead else SameThread() as pool:
         for numbers, documents, batch in batches:
             start = 0
             for texts in Texts.pieces_of(documents):

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftkit.data.build import BATCH, MEDIA_BATCH, UNREADABLE, ExampleBuilder, RowBatch, several_types
+from sftkit.data.batches import BATCH, MEDIA_BATCH, RowBatch
+from sftkit.data.build import UNREADABLE, ExampleBuilder
 from sftkit.data.columns import Examples
 from sftkit.data.media import has_media
+from sftkit.data.problems import several_types
 from sftkit.data.reading import report_of
 from sftkit.data.report import Report
 from sftkit.data.shapes import feature_of, kind_of_value, merged, shape_of

@@ -10,18 +10,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.data.sources import DataSource, StreamSource, source_labels
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.config import RunConfig
-    from sftkit.data.sources import DataSource, StreamSource
     from sftkit.plugin.selected import PluginSet
 
 #: Hooks that decide what the examples are. Plugins that load or change the tokenizer are covered by the tokenizer.
 HOOKS = ("make_formatter", "make_packer")
 LIBRARIES = ("datasets", "jinja2", "numpy", "pyarrow", "tokenizers", "transformers")
 #: Keys of the section ``data`` that only say where rows come from or how they are kept; the sources cover them.
-ELSEWHERE = frozenset({"train", "eval", "mix", "mix_until", "cache", "streaming", "subset", "split"})
+ELSEWHERE = frozenset({"train", "eval", "mix", "mix_until", "cache", "prepared", "streaming", "subset", "split"})
+OF_STREAMS = frozenset({"shuffle_buffer", "window"})
 
 
 def parts_of(
@@ -32,12 +34,16 @@ def parts_of(
     plugins: PluginSet,
     processor: Any = None,
 ) -> dict[str, Any]:
-    """Everything that the rows of a split depend on, as plain data."""
-    more = {} if processor is None else {"processor": processor.to_dict()}
+    """Everything that the rows of a split depend on, as plain data; neither paths nor the machine are part of it."""
+    more: dict[str, Any] = {} if processor is None else {"processor": processor.to_dict()}
+    labels = source_labels(sources)
+    if len(labels) > 1:
+        more["labels"] = labels
+    without = ELSEWHERE if config.data.streaming and split == "train" else ELSEWHERE | OF_STREAMS
     return more | {
         "split": split,
         "sources": [source.identity for source in sources],
-        "data": config.data.model_dump(mode="json", exclude=set(ELSEWHERE)),
+        "data": config.data.model_dump(mode="json", exclude=set(without)),
         "tokenizer": _tokenizer(tokenizer),
         "plugins": _plugins(plugins, config),
         "code": code_of("sftkit.data"),

@@ -56,6 +56,20 @@ def json_rows(name: str, lines: Lines, split: str | None, report: Report, place:
             yield TextRow(line.number, row, Place(count, line.number, line.end))
 
 
+def is_json_lines(name: str, where: str) -> bool:
+    """Whether each line of a file is a row.
+
+    Raises:
+        DataError: if it cannot be read, or is no text.
+    """
+    return _is_lines(name, list(_take((line for line in Lines(name, where) if line.text.strip()), 2)))
+
+
+def json_line(line: bytes, place: str, report: Report) -> Row | None:
+    """The row of a line of JSON lines; None if it is empty, or cannot be read and is reported."""
+    return _row_of_line(line, place, report) if line.strip() else None
+
+
 def _take(lines: Iterator[Line], number: int) -> Iterator[Line]:
     for _, line in zip(range(number), lines, strict=False):
         yield line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 from sftkit.data.opening import cannot_read, open_binary
@@ -36,12 +37,12 @@ class Line(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A place in a file, between two rows.
+    """A place in a file, or in a part of one, between two rows.
 
     Attributes:
         rows: the rows before it.
         lines: the lines before it; 0 in a file whose rows are not lines.
-        bytes: the bytes before it, without compression; 0 like the lines.
+        bytes: the bytes of the file before it, without compression; 0 like the lines.
     """
 
     rows: int
@@ -59,11 +60,13 @@ class TextRow(NamedTuple):
         line: its line, or 0 if that is not known.
         row: the row.
         after: the place behind it.
+        byte: in a part of a file, whose lines are not counted, the byte at which the row begins, from 0.
     """
 
     line: int
     row: dict[str, Any]
     after: Place
+    byte: int | None = None
 
 
 class Lines:
@@ -96,23 +99,47 @@ class Lines:
             self.seek(place)
         return self._lines
 
-    def _read(self) -> Iterator[Line]:
+    def within(self, part: tuple[int, int], place: Place) -> Iterator[Line]:
+        """The lines that begin in a part of the file, counted from its start.
+
+        Args:
+            part: the first byte of the part, and the first one after it.
+            place: where to start, in the part.
+        """
+        (begin, end), number = part, place.lines
+        with self._opened() as file:
+            if number:
+                begin = place.bytes
+            elif begin:
+                file.seek(begin - 1)
+                begin += len(file.readline()) - 1  # the rest of a line of the part before
+            file.seek(begin)
+            while begin < end and (line := file.readline()):
+                number, begin = number + 1, begin + len(line)
+                yield Line(number, begin, line.removeprefix(codecs.BOM_UTF8) if begin == len(line) else line)
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
         try:
             with open_binary(self._name, self._where) as file:
-                first = file.readline()
-                self._check(first)
-                number, end, line = 1, len(first), first.removeprefix(codecs.BOM_UTF8)
-                while line:
-                    yield Line(number, end, line)
-                    if self._sought is not None:
-                        _seek(file, end, self._sought.bytes)
-                        (_, number, end), self._sought = self._sought, None
-                    line = file.readline()
-                    number, end = number + 1, end + len(line)
+                yield file
         except DataError:
             raise
         except Exception as error:  # each file system and each compression has its own
             raise DataError(cannot_read(self._name, error, self._where)) from error
+
+    def _read(self) -> Iterator[Line]:
+        with self._opened() as file:
+            first = file.readline()
+            self._check(first)
+            number, end, line = 1, len(first), first.removeprefix(codecs.BOM_UTF8)
+            while line:
+                yield Line(number, end, line)
+                if self._sought is not None:
+                    _seek(file, end, self._sought.bytes)
+                    (_, number, end), self._sought = self._sought, None
+                line = file.readline()
+                number, end = number + 1, end + len(line)
 
     def _check(self, first: bytes) -> None:
         place = f"{self._where}, {self._name}"

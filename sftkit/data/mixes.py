@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftkit.errors import DataError, Problem
 
@@ -40,10 +40,15 @@ def mix(weighted: list[tuple[DataSource, float]], until: Literal["first", "all"]
 
         return pick
 
-    together = {"mix": [(source.identity, weight) for source, weight in weighted], "until": until, "seed": seed}
+    @functools.cache
+    def together() -> dict[str, Any]:
+        return {"mix": [(source.identity, weight) for source, weight in weighted], "until": until, "seed": seed}
+
+    def identifier(source: DataSource) -> Callable[[], Any]:
+        return lambda: {"of": source.identity, **together()}
+
     return [
-        dataclasses.replace(source, identity={"of": source.identity, **together}, pick=picker(weight))
-        for source, weight in weighted
+        dataclasses.replace(source, identify=identifier(source), pick=picker(weight)) for source, weight in weighted
     ]
 
 
@@ -74,5 +79,7 @@ def _part(source: DataSource, fraction: float, seed: int, held_out: bool) -> Dat
         out[np.random.default_rng(seed).permutation(len(rows))[:count]] = True
         return rows[out if held_out else ~out]
 
-    identity = {"of": source.identity, "fraction": fraction, "seed": seed, "held out": held_out}
-    return dataclasses.replace(source, identity=identity, pick=pick)
+    def identify() -> dict[str, Any]:
+        return {"of": source.identity, "fraction": fraction, "seed": seed, "held out": held_out}
+
+    return dataclasses.replace(source, identify=identify, pick=pick)

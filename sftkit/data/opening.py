@@ -90,8 +90,8 @@ def open_binary(name: str, where: str) -> Iterator[IO[bytes]]:
         yield io.BufferedReader(file) if compression == "zstd" else file
 
 
-def identity_of(name: str, where: str) -> list[Any]:
-    """What identifies a file's content without reading it: its name, size and times, or what a remote system tells.
+def state_of(name: str, where: str) -> list[Any]:
+    """What changes with a file, without reading it: its name, size and times, or what a remote system tells.
 
     Raises:
         DataError: if a remote file cannot be found.

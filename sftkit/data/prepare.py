@@ -18,6 +18,7 @@ from sftkit.data.build import ExampleBuilder
 from sftkit.data.columns import SOURCES, Examples
 from sftkit.data.counts import Counts
 from sftkit.data.identity import parts_of
+from sftkit.data.jobs import Pool, examples_in
 from sftkit.data.length import NOTHING_TRAINED, fit_length
 from sftkit.data.packs import check_packable, packed
 from sftkit.data.sources import DataSource, source_labels
@@ -46,6 +47,7 @@ class PreparedData:
         described: rows, tokens, trained tokens and a fingerprint of each split.
         formatted: the columns of the sources of each split, with their types, as they were formatted.
         cached: the splits that were found in the cache.
+        entries: the files of each split; of data that `sftkit prepare` has written, none.
         directory: the temporary directory of rows that are not cached. It is removed together with this object, so
             keep the object as long as rows are read.
         sources: of each split with several sources, the column ``sources`` of its rows; their names are in
@@ -58,6 +60,7 @@ class PreparedData:
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
     formatted: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
+    entries: dict[str, cache.Entry] = field(default_factory=dict)
     directory: tempfile.TemporaryDirectory[str] | None = None
     sources: dict[str, Dataset] = field(default_factory=dict)
 
@@ -70,6 +73,15 @@ class PreparedData:
     def eval(self) -> dict[str, Dataset]:
         """The evaluation sets by name."""
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
+
+    def held_out(self) -> PreparedData:
+        """This data without the examples to train on."""
+        names = ("splits", "stats", "described", "formatted", "sources")
+        kept: dict[str, Any] = {
+            name: {split: each for split, each in getattr(self, name).items() if split != "train"} for name in names
+        }
+        kept["counts"] = Counts({split: each for split, each in self.counts.by_split.items() if split != "train"})
+        return dataclasses.replace(self, **kept)
 
     def with_stream(self, stream: Stream) -> PreparedData:
         """This data, with a stream to train on, and the counts and statistics of its first window."""
@@ -101,6 +113,7 @@ def prepare(
     config: RunConfig,
     plugins: PluginSet,
     processor: Any = None,
+    pool: Pool | None = None,
 ) -> PreparedData:
     """Prepare every split, or find it in the cache.
 
@@ -110,6 +123,7 @@ def prepare(
         config: the run as resolved.
         plugins: the selected plugins.
         processor: the processor that the tokenizer belongs to, if there is one.
+        pool: workers that make the examples; None makes them here. The rows are the same.
 
     Raises:
         DataError: for a malformed row, or a split with nothing to train on.
@@ -118,15 +132,15 @@ def prepare(
     entries: dict[str, cache.Entry] = {}
     cached = set()
     for split, parts in sources.items():
-        build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor))
+        build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor), pool)
+        key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
         if directory is None:
-            key = parts_of(split, parts, tokenizer, config, plugins, processor)
             entries[split], existed = cache.get(cache.key_of(key), key, build)
             cached |= {split} if existed else set()
         else:
             place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
             place.mkdir()
-            entries[split] = cache.build_entry(place, {}, build)
+            entries[split] = cache.build_entry(place, key, build)
     return PreparedData(
         splits={split: open_rows(entry.rows) for split, entry in entries.items()},
         counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
@@ -134,6 +148,7 @@ def prepare(
         described={split: entry.info["summary"] for split, entry in entries.items()},
         formatted={split: entry.info["columns"] for split, entry in entries.items()},
         cached=frozenset(cached),
+        entries=entries,
         directory=directory,
         sources={
             split: open_sources(entry.rows) for split, entry in entries.items() if SOURCES in entry.info["summary"]
@@ -152,15 +167,17 @@ def _libraries_uncollected() -> Iterator[None]:
 
 
 @_libraries_uncollected()
-def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) -> dict[str, Any]:
+def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None, directory: Path) -> dict[str, Any]:
     """Write the rows of a split into a directory, and return the ``info`` of its cache entry."""
     split, config, counts, path = builder.split, builder.config, builder.counts, directory / cache.ROWS
+    assert builder.plugins is not None
     packer = builder.plugins.hook.make_packer(split=split, config=config, counts=counts)
     names = source_labels(sources)
     several = len(names) > 1
     firsts = [sum(len(source.names) for source in sources[:at]) for at in range(len(sources))]
     numbered = zip(firsts, sources, strict=True)
-    encoded = (part for first, source in numbered for part in builder.examples(source, first if several else None))
+    make = builder.examples if pool is None else functools.partial(examples_in, pool, builder)
+    encoded = (part for first, source in numbered for part in make(source, first if several else None))
     if packer is not None:
         summary = pack(encoded, packer, path, split, config, counts, names)
     else:
@@ -169,7 +186,8 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, directory: Path) 
     if not summary["rows"]:
         raise builder.nothing_left()
     stats = builder.stats.as_dict() if builder.stats else {}
-    return {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
+    info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
+    return {**info, "names": [name for source in sources for name in source.names]}
 
 
 def pack(

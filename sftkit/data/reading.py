@@ -123,7 +123,7 @@ def read_files(names: Sequence[str], split: str | None, data: DataSection, where
     report, table = report_of(data, where), ExactTable(scratch.path)
     for name in names:
         places.start_file(name)
-        for line, row, _ in text_rows(name, split, report):
+        for line, row, *_ in text_rows(name, split, report):
             places.add(line)
             table.add(row)
     rows = table.dataset()

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.models import SET_NAME_FIX, misnamed_sets
 from sftkit.config.train_fields import train_value
+from sftkit.data.contents import content_of
 from sftkit.data.files import Found, find_files
 from sftkit.data.hub import read_hub
 from sftkit.data.mixes import hold_out, mix
-from sftkit.data.opening import identity_of
+from sftkit.data.opening import state_of
 from sftkit.data.reading import Read, read_files, read_list
 from sftkit.data.splits import choose_split
 from sftkit.data.stream_rows import FileRows, LoadedRows, StreamRows
@@ -34,7 +35,8 @@ class DataSource:
 
     Attributes:
         where: the configuration key that names the source.
-        identity: identifies the data without reading it; can be stored as JSON.
+        identify: identifies the content of the data, wherever it is; called when it is needed. Its result can be
+            stored as JSON.
         load: reads the rows.
         notes: what of the source is not read, as counts by description.
         pick: chooses rows, given the number of rows; None uses all.
@@ -43,12 +45,17 @@ class DataSource:
     """
 
     where: str
-    identity: Any
+    identify: Callable[[], Any]
     load: Callable[[], Read]
     notes: Mapping[str, int] = field(default_factory=dict)
     pick: Callable[[int], np.ndarray] | None = None
     names: tuple[str, ...] = ("",)
     files: tuple[int, ...] = (1,)
+
+    @property
+    def identity(self) -> Any:
+        """Identifies the content of the data."""
+        return self.identify()
 
     def named(self, rows_N: np.ndarray) -> np.ndarray:  # noqa: N803 (a shape)
         """Which of the ``names`` each row is of (int64, N), by the numbers of the rows."""
@@ -171,7 +178,7 @@ def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSo
     if found is None:
         identity: Any = {"hub": [*listed, data.subset, data.split]}
         return StreamSource(where, identity, load, {}, data.shuffle_buffer, (", ".join(listed),))
-    identity = _identity(found, data.split, where)
+    identity = {"files": [state_of(name, where) for name in _files(found)], "split": data.split}
     return StreamSource(where, identity, load, found.notes, data.shuffle_buffer, (", ".join(listed),))
 
 
@@ -186,9 +193,16 @@ def _named(names: str | list[str], split: str | None, data: DataSection, where: 
         return Read.of(_saved(found, split, where)) if found.saved else read_files(found.names, split, data, where)
 
     if found is None:
-        return DataSource(where, {"fingerprint": load().rows._fingerprint}, load, names=tuple(listed))
-    identity = {**_identity(found, split, where), "on_bad_row": data.on_bad_row}
-    return DataSource(where, identity, load, found.notes, None, tuple(found.listed), tuple(found.listed.values()))
+        return DataSource(where, lambda: {"fingerprint": load().rows._fingerprint}, load, names=tuple(listed))
+
+    def identify() -> dict[str, Any]:
+        root = Path(found.names[0]) if found.saved else None  # saved data are named by their place in the directory
+        names = [name if root is None else Path(name).relative_to(root).as_posix() for name in _files(found)]
+        contents = [content_of(name, where) for name in _files(found)]
+        named = [[name, each] for name, each in zip(names, contents, strict=True)] if found.saved else contents
+        return {"files": named, "split": split, "on_bad_row": data.on_bad_row, "not read": dict(found.notes)}
+
+    return DataSource(where, identify, load, found.notes, None, tuple(found.listed), tuple(found.listed.values()))
 
 
 def _find(listed: list[str], split: str | None, where: str) -> Found | None:
@@ -210,12 +224,11 @@ def _find(listed: list[str], split: str | None, where: str) -> Found | None:
     return Found(tuple(name for each in files for name in each.names), files[0].saved, notes, numbers)
 
 
-def _identity(found: Found, split: str | None, where: str) -> dict[str, Any]:
-    """Identifies files without reading them."""
-    names: Iterable[str] = found.names
-    if found.saved:
-        names = sorted(str(path) for path in Path(found.names[0]).rglob("*") if path.is_file())
-    return {"files": [identity_of(name, where) for name in names], "split": split}
+def _files(found: Found) -> Sequence[str]:
+    """All files that belong to what was found."""
+    if not found.saved:
+        return found.names
+    return sorted(str(path) for path in Path(found.names[0]).rglob("*") if path.is_file())
 
 
 def _saved(found: Found, split: str | None, where: str) -> Dataset:
@@ -234,7 +247,7 @@ def _saved(found: Found, split: str | None, where: str) -> Dataset:
 
 def _loaded(value: Any, split: str | None, data: DataSection, where: str) -> DataSource:
     read = _read_object(value, split, data, where)
-    return DataSource(where, {"fingerprint": read.rows._fingerprint}, lambda: read)
+    return DataSource(where, lambda: {"fingerprint": read.rows._fingerprint}, lambda: read)
 
 
 def _read_object(value: Any, split: str | None, data: DataSection, where: str) -> Read:

@@ -89,6 +89,20 @@ class DatasetStats:
         self._counts_L = counts_L if self._counts_L is None else self._counts_L + counts_L
         self._hashes.append(hash_documents(ids_S, offsets_N1, examples.attached_N))
 
+    def merge(self, later: DatasetStats) -> None:
+        """Add those of later batches."""
+        import numpy as np
+
+        for name in ("rows", "tokens", "trained", "ended_twice", "rendered", "bos_doubled", "without_bos"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        self.longest = max(self.longest, later.longest)
+        for token, number in later.ends.items():
+            self.ends[token] = self.ends.get(token, 0) + number
+        if later._counts_L is not None:
+            zero = np.zeros(LONGEST + 1, np.int64)
+            self._counts_L = (zero if self._counts_L is None else self._counts_L) + later._counts_L
+        self._hashes += later._hashes
+
     def _add_ends(
         self, ids_S: np.ndarray, labels_S: np.ndarray, offsets_N1: np.ndarray, special: Collection[int]
     ) -> None:

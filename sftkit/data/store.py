@@ -143,19 +143,22 @@ def _with_weights(part: pa.Table) -> pa.Table:
     return made.append_column(ATTACHED, part[ATTACHED]) if ATTACHED in part.column_names else made
 
 
-def open_rows(path: Path) -> Dataset:
-    """The memory-mapped rows of a file that `write_rows` wrote; its columns give numpy arrays."""
-    from datasets import Dataset
-
-    rows = Dataset.from_file(str(path)).with_format("numpy")
+def open_rows(*paths: Path) -> Dataset:
+    """The memory-mapped rows of files that `write_rows` wrote, in their order; the columns give numpy arrays."""
+    rows = _opened(paths).with_format("numpy")
     return rows.remove_columns(SOURCES) if SOURCES in rows.column_names else rows
 
 
-def open_sources(path: Path) -> Dataset:
-    """The column ``sources`` of a file that `write_rows` wrote."""
-    from datasets import Dataset
+def open_sources(*paths: Path) -> Dataset:
+    """The column ``sources`` of files that `write_rows` wrote."""
+    return _opened(paths).select_columns(SOURCES).with_format("numpy")
 
-    return Dataset.from_file(str(path)).select_columns(SOURCES).with_format("numpy")
+
+def _opened(paths: Sequence[Path]) -> Dataset:
+    from datasets import Dataset, concatenate_datasets
+
+    files = [Dataset.from_file(str(path)) for path in paths]
+    return files[0] if len(files) == 1 else concatenate_datasets(files)
 
 
 def checksum(path: Path) -> str:

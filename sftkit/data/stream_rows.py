@@ -13,8 +13,9 @@ from sftkit.data.files import kind_of_all
 from sftkit.data.lines import START, Place
 from sftkit.data.media import has_media, read_rows, undecoded
 from sftkit.data.opening import TEXT_KINDS
+from sftkit.data.parts import Part, divide, divided
 from sftkit.data.report import Report
-from sftkit.data.text_files import text_rows
+from sftkit.data.text_files import byte_place, part_rows, text_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -72,12 +73,14 @@ class FileRows:
 
     Attributes:
         names: the files.
-        read: the rows of a file behind a place.
+        read: the rows of a file, or of a part of it, behind a place.
+        divide: the parts of a file for a number of processes; None if it has to be read as a whole.
         features: the columns, if the files name them.
     """
 
     names: Sequence[str]
-    read: Callable[[str, At, Report], Rows]
+    read: Callable[[str, Part | None, At, Report], Rows]
+    divide: Callable[[str, int], list[Part] | None]
     features: Features | None = None
     shuffles: bool = False
 
@@ -93,55 +96,84 @@ class FileRows:
         Raises:
             DataError: if the files are of several kinds, or the types of their columns differ.
         """
+        parts = functools.cache(functools.partial(divide, where=where))
         if kind_of_all(names, where) in TEXT_KINDS:
-            return cls(names, functools.partial(_text, split))
+            return cls(names, functools.partial(_text, split), parts)
         features = common_features(names, where)
-        return cls(names, functools.partial(_tables, features), features)
+        return cls(names, functools.partial(_tables, features), parts, features)
 
     @classmethod
     def of_saved(cls, name: str, saved: Dataset) -> FileRows:
         """The rows of a data set that was saved with ``save_to_disk``."""
-        return cls([name], functools.partial(_of_saved, saved), saved.features)
+        return cls(
+            [name], functools.partial(_of_saved, saved), lambda _, number: divided([len(saved)], number), saved.features
+        )
 
     def rows(self, of: Pass, report: Report, at: At) -> Rows:
-        """The rows of a pass behind a place. Processes share whole files if their number allows, else single rows."""
+        """The rows of a pass behind a place.
+
+        Processes share whole files if their number allows, else each reads its part of each file. Of a file without
+        parts, each reads all rows and uses every n-th one.
+        """
         import numpy as np
 
-        names = list(self.names)
+        order = [*range(len(self.names))]
         if of.shuffle_buffer:
-            names = [names[index] for index in np.random.default_rng([of.seed, of.number]).permutation(len(names))]
-        if whole := len(names) % of.world_size == 0:
-            names = names[of.rank :: of.world_size]
+            order = np.random.default_rng([of.seed, of.number]).permutation(len(order)).tolist()
+        if whole := len(order) % of.world_size == 0:
+            order = order[of.rank :: of.world_size]
         first, turn, *inside = at or [0, 0]
-        for number in range(first, len(names)):
-            for after, row in self.read(names[number], inside, report):
-                own = whole or turn == of.rank
-                turn = (turn + 1) % of.world_size
+        for number in range(first, len(order)):
+            part = None if whole else self._part(order[number], of)
+            shared = not whole and part is None
+            for after, row in self.read(self.names[order[number]], part, inside, report):
+                own = not shared or turn == of.rank
+                turn = (turn + 1) % of.world_size if shared else turn
                 if own:
                     yield [number, turn, *after], row
             inside = []
 
+    def _part(self, number: int, of: Pass) -> Part | None:
+        """The part of a file for this process; in each pass another one, if there is a shuffle buffer."""
+        import numpy as np
 
-def _text(split: str | None, name: str, at: At, report: Report) -> Rows:
-    for line, row, after in text_rows(name, split, report, Place(*at) if at else START):
+        parts = self.divide(self.names[number], of.world_size)
+        if parts is None:
+            return None
+        if of.shuffle_buffer:
+            return parts[np.random.default_rng([of.seed, of.number, number]).permutation(of.world_size)[of.rank]]
+        return parts[of.rank]
+
+
+def _text(split: str | None, name: str, part: Part | None, at: At, report: Report) -> Rows:
+    start = Place(*at) if at else START
+    if part is not None:
+        for _, row, after, byte in part_rows(name, part, report, start):
+            yield [*after], {**row, PLACE: byte_place(name, byte or 0)}
+        return
+    for line, row, after, _ in text_rows(name, split, report, start):
         yield [*after], {**row, PLACE: f"{name}:{line}" if line else f"{name}, row {after.rows}"}
 
 
-def _tables(features: Features, name: str, at: At, report: Report) -> Rows:
+def _tables(features: Features, name: str, part: Part | None, at: At, report: Report) -> Rows:
     from datasets import Dataset, DatasetInfo
 
-    (start,) = at or [0]
-    for table in tables_of(name, features, report.where, start):
-        part = Dataset(table, DatasetInfo(features=features), fingerprint=name)
-        yield from _numbered(name, start, read_rows(part, slice(None)))
+    first, stop = part or (0, None)
+    (start,) = at or [first]
+    if stop is not None and start >= stop:
+        return
+    for table in tables_of(name, features, report.where, start, stop):
+        some = Dataset(table, DatasetInfo(features=features), fingerprint=name)
+        yield from _numbered(name, start, read_rows(some, slice(None)))
         start += len(table)
 
 
-def _of_saved(saved: Dataset, name: str, at: At, report: Report) -> Rows:
+def _of_saved(saved: Dataset, name: str, part: Part | None, at: At, report: Report) -> Rows:
     size = MEDIA_SLICE if has_media(saved.features) else SLICE
-    (first,) = at or [0]
-    for start in range(first, len(saved), size):
-        yield from _numbered(name, start, read_rows(saved, slice(start, start + size)))
+    begin, stop = part or (0, len(saved))
+    (first,) = at or [begin]
+    for start in range(first, stop, size):
+        yield from _numbered(name, start, read_rows(saved, slice(start, min(start + size, stop))))
 
 
 def _numbered(name: str, start: int, columns: dict[str, Any]) -> Rows:

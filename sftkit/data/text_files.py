@@ -6,14 +6,16 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from threading import Lock
 
-from sftkit.data.json_files import json_rows
+from sftkit.data.json_files import json_line, json_rows
 from sftkit.data.lines import START, Line, Lines, Place, TextRow
 from sftkit.data.opening import kind_of, suffixes_of
 from sftkit.data.report import Report
 from sftkit.errors import DataError, Problem
 
 LARGEST_CELL = (1 << 31) - 1  # bytes; the default of the module csv is 131,072
+_LIMIT = Lock()  # of the module csv, which streams set in several threads
 
 
 def text_rows(name: str, split: str | None, report: Report, start: Place = START) -> Iterator[TextRow]:
@@ -36,6 +38,37 @@ def text_rows(name: str, split: str | None, report: Report, start: Place = START
         yield from _csv_rows(name, lines, "\t" if suffixes_of(name)[0] == ".tsv" else ",", report, start)
     else:
         yield from _texts(name, lines, report, start)
+
+
+def part_rows(name: str, part: tuple[int, int], report: Report, start: Place = START) -> Iterator[TextRow]:
+    """The rows that begin in a part of a file of JSON lines or plain text.
+
+    Args:
+        name: a path or URL.
+        part: the first byte of the part, and the first one after it.
+        report: gets the lines that cannot be read, each with its first byte.
+        start: where to start in the part: behind the row that had this place.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    rows, is_json = start.rows, kind_of(name) == "json"
+    for line in Lines(name, report.where).within(part, start):
+        byte = line.end - len(line.text)
+        place = byte_place(name, byte)
+        if is_json:
+            row = json_line(line.text, place, report)
+        else:
+            text = _decoded(line.text, place, report)
+            row = None if text is None else {"text": text.rstrip("\r\n")}
+        if row is not None:
+            rows += 1
+            yield TextRow(0, row, Place(rows, line.number, line.end), byte)
+
+
+def byte_place(name: str, byte: int) -> str:
+    """The place of a line whose number is not known."""
+    return f"{name}, the line at byte {byte}"
 
 
 def _texts(name: str, lines: Lines, report: Report, start: Place) -> Iterator[TextRow]:
@@ -65,40 +98,52 @@ def _csv_rows(name: str, lines: Lines, separator: str, report: Report, start: Pl
             yield _decoded(last.text, f"{name}:{last.number}", report)
 
     texts, rows = decoded(), start.rows
-    limit = csv.field_size_limit(LARGEST_CELL)
-    try:
-        reader = csv.reader(("\n" if text is None else text for text in texts), delimiter=separator, strict=True)
-        with report.repeated() if start.lines else nullcontext():
-            header = _header(reader, f"{report.where}, {name}:1")
-        if start.lines:
-            lines.seek(start)
-            last = Line(start.lines, start.bytes, b"")
-        while True:
-            first = last.number + 1
-            place = f"{name}:{first}"
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                report.unreadable(place, f"not valid CSV: {error}", "write a double quote inside quotes twice")
-                continue
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                what = f"the row has {len(cells)} cells, but the header has {len(header)}"
-                report.unreadable(place, what, "enclose cells that contain a separator in quotes")
-                continue
-            rows += 1
-            row = {column: cell or None for column, cell in zip(header, cells, strict=True)}
-            yield TextRow(first, row, Place(rows, last.number, last.end))
-    finally:
-        csv.field_size_limit(limit)
+    reader = csv.reader(("\n" if text is None else text for text in texts), delimiter=separator, strict=True)
+    with report.repeated() if start.lines else nullcontext():
+        header = _header(reader, f"{report.where}, {name}:1")
+    if start.lines:
+        lines.seek(start)
+        last = Line(start.lines, start.bytes, b"")
+    while True:
+        first = last.number + 1
+        place = f"{name}:{first}"
+        try:
+            cells = _cells(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            report.unreadable(place, f"not valid CSV: {error}", "write a double quote inside quotes twice")
+            continue
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            what = f"the row has {len(cells)} cells, but the header has {len(header)}"
+            report.unreadable(place, what, "enclose cells that contain a separator in quotes")
+            continue
+        rows += 1
+        row = {column: cell or None for column, cell in zip(header, cells, strict=True)}
+        yield TextRow(first, row, Place(rows, last.number, last.end))
+
+
+def _cells(reader: Iterator[list[str]]) -> list[str]:
+    """The next row, whose cells may be long. The limit is one of the process, so that it is not left changed.
+
+    Raises:
+        StopIteration: at the end of the file.
+    """
+    with _LIMIT:
+        limit = csv.field_size_limit(LARGEST_CELL)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _header(reader: Iterator[list[str]], place: str) -> list[str]:
     try:
-        names = next(reader, [])
+        names = _cells(reader)
+    except StopIteration:
+        names = []
     except csv.Error as error:
         raise DataError(Problem(f"not valid CSV: {error}", place, "save the file again as CSV")) from None
     if len(names) == 1 and (other := next((char for char in ";\t|" if char in names[0]), None)):

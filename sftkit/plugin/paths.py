@@ -44,6 +44,7 @@ _PLACES: dict[Key, Looks] = {
     ("data", "train"): is_data,
     ("data", "eval"): is_data,
     ("data", "mix"): is_data,
+    ("data", "prepared"): is_any,
     ("run", "modules"): is_any,
     **{("train", name): is_any for name in FILE_FIELDS},
 }

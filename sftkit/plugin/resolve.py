@@ -174,6 +174,9 @@ def _metric_problems(config: RunConfig, plugins: PluginSet, source: ConfigSource
 def _stream_problems(config: RunConfig) -> Iterator[Problem]:
     if not config.data.streaming:
         return
+    if config.data.prepared is not None:
+        what = "data.prepared is mapped from disk, and not streamed"
+        yield Problem(what, "data.streaming", "remove data.streaming or data.prepared", ("data", "streaming"))
     if int(config.train.get("max_steps", -1)) < 0 and not evaluates_only(config):
         what = "a stream has no end, and train.max_steps is not set"
         yield Problem(what, "train.max_steps", "set train.max_steps to the number of steps to train")

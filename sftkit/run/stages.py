@@ -17,6 +17,7 @@ from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
+    from sftkit.data.jobs import Pool
     from sftkit.data.prepare import PreparedData
     from sftkit.run.verdict import Verdict
     from sftkit.training.loss import HeadLoss
@@ -132,18 +133,23 @@ class Stages:
         new_token_ids = list(range(before, len(tokenizer)))
         return Vocabulary(tokenizer, new_token_ids, changed, processor, tokenizer.chat_template != template)
 
-    def prepare_data(self, tokenizer: Any, processor: Any = None) -> PreparedData:
-        """The examples to train on and those held out.
+    def prepare_data(self, tokenizer: Any, processor: Any = None, pool: Pool | None = None) -> PreparedData:
+        """The examples to train on and those held out, prepared by the workers of a pool, if there is one.
 
         Raises:
+            ConfigError: if `data.prepared` was prepared for another run.
             DataError: if the data cannot be used.
         """
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources, load_streams
 
+        if self.config.data.prepared is not None:
+            from sftkit.data.prepared import open_prepared
+
+            return open_prepared(self.config, tokenizer, self.plugins, processor)
         if not self.config.data.streaming:
             sources = load_sources(self.config, self.inputs.train, self.inputs.eval)
-            return prepare(sources, tokenizer, self.config, self.plugins, processor)
+            return prepare(sources, tokenizer, self.config, self.plugins, processor, pool)
         from sftkit.data.stream import Stream
 
         streams = load_streams(self.config, self.inputs.train)
@@ -157,6 +163,8 @@ class Stages:
         from sftkit.data.prepare import prepare
         from sftkit.data.sources import load_sources
 
+        if self.config.data.prepared is not None:
+            return self.prepare_data(tokenizer, processor).held_out()
         train = self.inputs.train if isinstance(self.config.data.eval, float) else []
         sources = load_sources(self.config, train, self.inputs.eval)
         del sources["train"]

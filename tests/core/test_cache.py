@@ -198,7 +198,7 @@ def test_a_damaged_entry_is_rebuilt(data, harm):
 def test_the_remains_of_a_killed_process_are_replaced(data):
     good = as_lists(prepare(data))
     (entry,) = cache.entries()
-    partial = entry.directory.with_name(f"{entry.directory.name}.partial")
+    partial = cache.partial_of(entry.directory)
     entry.directory.rename(partial)
     (partial / cache.ENTRY).unlink()
     assert as_lists(prepare(data)) == good

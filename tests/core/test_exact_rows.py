@@ -9,7 +9,7 @@ import math
 import pytest
 from datasets import Dataset, Features, Json, List, Value
 
-from sftkit.data.build import batches
+from sftkit.data.batches import batches
 from sftkit.data.exact import BLOCK
 from sftkit.data.reading import read_files, read_list
 from sftkit.errors import DataError

@@ -1,0 +1,239 @@
+"""The examples of a source, made by several processes: each job is one batch of rows, and any executor can run it.
+
+A job and its worker can be pickled, and need no file of the process that sends them, so that they can also run on
+another machine. The examples come in the order of the data and in the same pieces as without jobs, whatever the number
+of workers is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import pickle
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sftkit.data.batches import parts_of
+from sftkit.data.build import SHOWN, ExampleBuilder
+from sftkit.data.columns import Examples
+from sftkit.data.counts import Counts
+from sftkit.data.documents import Formatter
+from sftkit.data.media import read_rows
+from sftkit.data.sources import DataSource
+from sftkit.data.stats import DatasetStats
+from sftkit.errors import Problem, RunError, SftkitError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset, Features
+    from transformers import PreTrainedTokenizerBase
+
+    from sftkit.config import RunConfig
+
+logger = logging.getLogger("sftkit")
+
+AHEAD = 2  # jobs of each worker that are sent before their results are used
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers that run jobs.
+
+    Attributes:
+        executor: runs them: processes, or tasks of a cluster.
+        size: how many it runs at once.
+    """
+
+    executor: Executor
+    size: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work on one batch of rows.
+
+    Attributes:
+        rows: the rows, as an Arrow IPC stream.
+        features: how they are stored.
+        numbers: the number of each row in its source.
+        sources: the number of the source of each row; None if there is only one source.
+    """
+
+    rows: bytes
+    features: Features
+    numbers: np.ndarray
+    sources: np.ndarray | None
+
+    @classmethod
+    def of(cls, rows: Dataset, at: slice | np.ndarray, numbers: np.ndarray, sources: np.ndarray | None) -> Job:
+        """The job of some rows of a data set."""
+        import pyarrow as pa
+
+        table = rows.with_format("arrow")[at]
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return cls(sink.getvalue().to_pybytes(), rows.features, numbers, sources)
+
+    def columns(self) -> dict[str, Any]:
+        """The rows as columns of Python values."""
+        import pyarrow as pa
+        from datasets import Dataset, DatasetInfo
+
+        table = pa.ipc.open_stream(pa.py_buffer(self.rows)).read_all()
+        return read_rows(Dataset(table, DatasetInfo(features=self.features), fingerprint="job"), slice(None))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job has made.
+
+    Attributes:
+        parts: the examples, in pieces.
+        counts: what was done to the rows.
+        stats: statistics of the examples.
+        trained: trained tokens, before anything was cut.
+        skipped: the number of each skipped row in its source, with what is wrong with it.
+        first_row: the first row, for error messages.
+    """
+
+    parts: list[Examples]
+    counts: Counts
+    stats: DatasetStats | None
+    trained: int
+    skipped: list[tuple[int, str]]
+    first_row: str
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Makes the examples of the jobs of one source; called with a job, in whichever process.
+
+    Attributes:
+        split: the split.
+        tokenizer: the run's tokenizer.
+        config: the run as resolved.
+        formatter: formats the rows of the source.
+    """
+
+    split: str
+    tokenizer: PreTrainedTokenizerBase
+    config: RunConfig
+    formatter: Formatter
+
+    def __call__(self, job: Job) -> Done:
+        """Run a job.
+
+        Raises:
+            DataError: for a malformed row, whose number in its source takes the place of file and line.
+        """
+        import numpy as np
+
+        skipped: list[tuple[int, str]] = []
+        builder = ExampleBuilder(self.split, self.tokenizer, self.config, ahead=False, skipped=skipped)
+        order = {number: at for at, number in enumerate(job.numbers.tolist())}
+
+        def sources_of(rows_N: np.ndarray) -> np.ndarray:  # noqa: N803 (a shape)
+            assert job.sources is not None
+            return job.sources[np.fromiter((order[number] for number in rows_N.tolist()), np.int64, len(rows_N))]
+
+        batches = [(job.numbers, job.columns())]
+        named = None if job.sources is None else sources_of
+        encoded = builder.encoded(batches, self.formatter, lambda row: f"row {row + 1}", named=named)
+        parts = [examples for _, examples in encoded]
+        return Done(parts, builder.counts, builder.stats, builder.trained, skipped, builder.first_row)
+
+    @functools.cached_property
+    def _pickled(self) -> bytes:
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return pickle.dumps(values)
+
+    def __reduce__(self) -> Any:
+        """As bytes, which are pickled once for all jobs, and read once in each process that runs some."""
+        return _worker_of, (self._pickled,)
+
+
+@functools.lru_cache(maxsize=2)
+def _worker_of(pickled: bytes) -> Worker:
+    return Worker(**pickle.loads(pickled))
+
+
+@dataclass
+class _Sent:
+    """A job on its way, with what is known only here: where its rows are."""
+
+    job: Job
+    future: Future[Done] = field(repr=False)
+
+
+def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: int | None) -> Iterator[Examples]:
+    """As `ExampleBuilder.examples`, made by the workers of a pool.
+
+    Args:
+        pool: the workers.
+        builder: gets the counts and statistics.
+        source: the source.
+        first: the number of the first of its names among those of all sources; None if there is only one.
+
+    Raises:
+        DataError: for a malformed row, the first one of the data.
+        RunError: if a worker dies.
+    """
+    read, picked, formatter = builder.begin(source)
+    worker = Worker(builder.split, builder.tokenizer, builder.config, formatter)
+    for job, done in _run(pool, worker, _jobs(read.rows, picked, source, first)):
+        if isinstance(done, SftkitError):
+            _fail_here(builder, formatter, source, job)
+            raise done
+        for number, what in done.skipped[: max(SHOWN - builder.bad_rows, 0)]:
+            logger.warning("skipped a bad row: %s: %s", source.place(number), what)
+        builder.add(done.counts, done.stats, done.trained, len(done.skipped), done.first_row)
+        yield from done.parts
+
+
+def _jobs(rows: Dataset, picked: np.ndarray | None, source: DataSource, first: int | None) -> Iterator[Job]:
+    for part, at, numbers in parts_of(rows, picked):
+        yield Job.of(part, at, numbers, None if first is None else first + source.named(numbers))
+
+
+def _run(pool: Pool, worker: Worker, jobs: Iterator[Job]) -> Iterator[tuple[Job, Done | SftkitError]]:
+    """The jobs in their order, each with its outcome; only a few are under way at any time."""
+    sent: deque[_Sent] = deque()
+
+    def outcome() -> tuple[Job, Done | SftkitError]:
+        each = sent.popleft()
+        try:
+            return each.job, each.future.result()
+        except SftkitError as error:
+            return each.job, error
+
+    try:
+        for job in jobs:
+            sent.append(_Sent(job, pool.executor.submit(worker, job)))
+            if len(sent) >= pool.size * AHEAD:
+                yield outcome()
+        while sent:
+            yield outcome()
+    except BrokenExecutor as error:
+        what = "a worker process was killed, perhaps because memory ran out"
+        fix = "use fewer --workers, or free memory; nothing that was written is used"
+        raise RunError(Problem(what, "the preparation of the data", fix)) from error
+    finally:
+        for each in sent:
+            each.future.cancel()
+
+
+def _fail_here(builder: ExampleBuilder, formatter: Formatter, source: DataSource, job: Job) -> None:
+    """Run a job that has failed in this process, where files and lines are known.
+
+    Raises:
+        DataError: as the job did, with the place of the row.
+    """
+    again = ExampleBuilder(builder.split, builder.tokenizer, builder.config, ahead=False, skipped=[])
+    again.bad_rows = builder.bad_rows
+    for _ in again.encoded([(job.numbers, job.columns())], formatter, source.place):
+        pass
