@@ -38,7 +38,7 @@ def test_a_run_that_can_be_divided_is_not_refused():
 
 def test_a_single_process_is_refused_with_the_command(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert "--nproc_per_node 4" in problems(4)[0]
+    assert "--nproc 4" in problems(4)[0]
 
 
 def test_a_number_of_processes_that_groups_do_not_divide_is_refused(monkeypatch):
