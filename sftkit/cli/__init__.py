@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def main() -> None:
     from sftkit.redact import hide
 
     prepare_process()
-    place, first, several = place_of()
+    place, first = place_of()
     arguments = sys.argv[1:]
     shown: dict[str, Any] = {"as_json": "--json" in arguments and first, "place": place}
     try:
@@ -97,7 +98,7 @@ def main() -> None:
         show_problems([Problem(str(error))], label="interrupted", **shown)
         if error.directory is not None:
             again = resume_command(arguments, error.directory)
-            show_command("continue with", hide(f"{'torchrun ... ' * several}{again}"), place)
+            show_command("continue with", hide(again), place)
         end_process(error.exit_code)
     except KeyboardInterrupt:
         show_problems([Problem("by Ctrl-C")], label="interrupted", **shown)
@@ -125,4 +126,15 @@ def resume_command(arguments: list[str], directory: Path) -> str:
         kept += ["--output", str(directory)]
     if not any(item.partition("=")[0] == "--resume" for item in kept):
         kept += ["--resume"] if newest(directory, contents=False).path else ["--resume", "auto"]
-    return shlex.join(["sftkit", *kept])
+    return shlex.join(["sftkit", *_launcher(), *kept])
+
+
+def _launcher() -> list[str]:
+    """What starts as many processes as this run has."""
+    from sftkit.run.distributed import world_size
+
+    if (processes := world_size()) == 1:
+        return []
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+    nodes = [] if local == processes else ["--nnodes", str(processes // local)]
+    return ["launch", *nodes, "--nproc", str(local)]

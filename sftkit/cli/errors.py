@@ -50,8 +50,8 @@ def print_problems(problems: Sequence[Problem]) -> None:
     print(json.dumps({"error": shown}))  # noqa: T201
 
 
-def place_of() -> tuple[str, bool, bool]:
-    """How messages name this process, whether it is the first one, and whether there are several.
+def place_of() -> tuple[str, bool]:
+    """How messages name this process, and whether it is the first one.
 
     A launcher whose variables are wrong is an error of the command that needs them.
     """
@@ -59,9 +59,9 @@ def place_of() -> tuple[str, bool, bool]:
     from sftkit.run.distributed import is_main_process, rank, world_size
 
     try:
-        return f"process {rank()}: " * (world_size() > 1), is_main_process(), world_size() > 1
+        return f"process {rank()}: " * (world_size() > 1), is_main_process()
     except ConfigError:
-        return "", True, False
+        return "", True
 
 
 def show_command(label: str, command: str, place: str = "") -> None:

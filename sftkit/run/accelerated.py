@@ -25,7 +25,7 @@ _UNSUPPORTED = {
     "PARALLELISM_CONFIG_CP_SIZE": "context parallelism is not supported: use data.max_length, or tensor parallelism",
     "PARALLELISM_CONFIG_SP_SIZE": "sequence parallelism is not supported: use data.max_length, or tensor parallelism",
 }
-START = "start it with: torchrun --nproc_per_node N --no-python sftkit run ..."
+START = "start it with: sftkit launch --nproc N run ..."
 
 
 def accelerate_problems(config: RunConfig, variables: Mapping[str, str] | None = None) -> Iterator[Problem]:

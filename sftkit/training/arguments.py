@@ -100,7 +100,7 @@ def use_one_device(arguments: TrainingArguments) -> TrainingArguments:
     """Limit a process to one GPU, and log a warning if more are visible. Changes the arguments."""
     if arguments.n_gpu > 1:
         logger.warning(
-            "this process uses one of %d visible GPUs; to use all: torchrun --no-python --nproc_per_node %d sftkit",
+            "this process uses one of %d visible GPUs; to use all: sftkit launch --nproc %d run ...",
             *(arguments.n_gpu, arguments.n_gpu),
         )
         arguments._n_gpu = 1  # otherwise the Trainer wraps the model in DataParallel

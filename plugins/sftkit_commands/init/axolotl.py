@@ -26,7 +26,7 @@ OTHER_METHODS = ("rl", "reward_model", "process_reward_model")
 
 _SPEED = Lost("it changes speed and memory, and not the result")
 _CLASS = Always("the class follows from the model's own files")
-_ENGINE = Lost("it is not supported", "several GPUs: torchrun --nproc_per_node N --no-python sftkit run sft.yaml")
+_ENGINE = Lost("it is not supported", "several GPUs: sftkit launch --nproc N run sft.yaml")
 _PACKING = Always("documents are packed by best fit over all data")
 _CACHE = Always("prepared data is cached, in batches and on all cores")
 _CHUNKS = Always("logits are always computed chunk by chunk, for trained tokens only")
@@ -269,7 +269,8 @@ RULES: dict[str, Rule] = {
     "tensor_parallel_size": Handled("plugin tensor_parallel, size"),
     "dp_shard_size": Handled("plugin fsdp"),
     "dp_replicate_size": Lost(_ENGINE.reason, _ENGINE.fix, (1,)),
-    **dict.fromkeys(("heads_k_stride", "ring_attn_func", "deepcompile", "use_ray"), _ENGINE),
+    **dict.fromkeys(("heads_k_stride", "ring_attn_func", "deepcompile"), _ENGINE),
+    "use_ray": Lost("the command says where a run runs", "sftkit launch --on ray --nnodes M --nproc N run sft.yaml"),
     **dict.fromkeys(
         ("ray_run_name", "ray_num_workers", "resources_per_worker"), Always("it does nothing without use_ray")
     ),

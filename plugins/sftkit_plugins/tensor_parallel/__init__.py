@@ -68,7 +68,7 @@ class TensorParallel(Plugin):
             yield Problem(
                 what,
                 WHERE,
-                f"start several: sftkit launch --nproc {size} run ...; to check it before, WORLD_SIZE={size} sftkit check ...",
+                f"start several: sftkit launch --nproc {size} run ...; to check it, WORLD_SIZE={size} sftkit check ...",
             )
         elif processes % size:
             what = f"{processes} processes cannot form groups of {size}"
