@@ -24,6 +24,7 @@ from sftkit.data.packs import check_packable, packed
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.store import Spool, open_rows, open_sources, write_rows
+from sftkit.redact import without_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -187,7 +188,7 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
         raise builder.nothing_left()
     stats = builder.stats.as_dict() if builder.stats else {}
     info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
-    return {**info, "names": [name for source in sources for name in source.names]}
+    return {**info, "names": without_secrets([name for source in sources for name in source.names])}
 
 
 def pack(

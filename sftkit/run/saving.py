@@ -86,10 +86,13 @@ def _obstacle(trainer: Any) -> str:
     """What prevents saving in the background; empty if nothing does."""
     from transformers import TrainerCallback
 
+    from sftkit.run.marks import Marks
+
     if trainer.sharded:
         return "all processes write parts of a sharded model"
     if trainer.args.push_to_hub and trainer.args.hub_strategy != "end":
         return "train.push_to_hub uploads each checkpoint when it is saved"
-    others = [each for each in trainer.callback_handler.callbacks if each is not trainer.stopping]
+    own = (type(trainer.stopping), Marks)
+    others = [each for each in trainer.callback_handler.callbacks if not isinstance(each, own)]
     readers = [each for each in others if type(each).on_save is not TrainerCallback.on_save]
     return f"the callback {type(readers[0]).__name__} may read a checkpoint in on_save" if readers else ""

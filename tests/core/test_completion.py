@@ -36,7 +36,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_commands_and_options_are_completed():
-    assert complete("pre") == ["preview"]
+    assert complete("pre") == ["prepare", "preview"]
     assert "clear" in complete("cache ")
     assert "--allow-change" in complete("run --al")
     assert "--temperature" in complete("chat --t")

@@ -37,7 +37,7 @@ def test_early_stopping_loads_the_best_checkpoint(make, rows) -> None:
     options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 6}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     stop = EarlyStoppingCallback(early_stopping_patience=2)
-    trainer = make(args={**options, **best, "learning_rate": 1.0}, eval_dataset=rows, callbacks=[stop])
+    trainer = make(args={**options, **best, "learning_rate": 3.0}, eval_dataset=rows, callbacks=[stop])
     trainer.train()
     assert trainer.state.global_step < 6
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)

@@ -270,7 +270,7 @@ def test_a_resumed_run_completes_as_before_if_that_chooses_the_best(make_run, he
         train = {**LEARNS, "metric_for_best_model": metric, "load_best_model_at_end": True}
         stages = make_run(eval=held_out, train=train, evaluate={"metrics": ["exact_match"], **evaluate}).stages()
         made = new_manifest(stages.config, stages.plugins, stages.engine)
-        return {**made, "parts": [new_part(made, 0, {})]}
+        return {**made, "parts": [new_part(made, 0, {}, launch="")]}
 
     assert [change.name for change in configuration_changes(manifest(), manifest(rows=7))] == names
     assert not list(unknown_names(["evaluate", "evaluate.rows"], []))
