@@ -125,6 +125,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
+#: The logger for what concerns a single process. Of all other lines, commands show those of the main process alone.
+OF_ONE_PROCESS = "sftkit.process"
 #: Libraries that call sftkit back; their lines and sftkit's own are no place for a warning to the user.
 _LIBRARIES = ("accelerate", "contextlib", "datasets", "functools", "peft", "sftkit", "torch", "transformers")
 

@@ -13,6 +13,7 @@ FOR_DEVELOPERS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
 #: Log lines: the logger, and how they begin.
 LINES = (
     ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),  # of a kernel that is optional
+    ("DeepSpeed", "Setting accelerator to CPU"),  # accelerate imports it wherever it is installed
 )
 _PACKAGE = re.compile(r"[\\/](?:site|dist)-packages[\\/](\w+)")
 

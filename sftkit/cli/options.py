@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias
 
@@ -87,10 +86,11 @@ def pipeline_from(
     Raises:
         ConfigError: if the file or an argument cannot be read.
     """
+    from sftkit.cli.process import leave_lines_to_main_process
     from sftkit.run.distributed import is_main_process
 
     if not is_main_process():
-        logging.getLogger("sftkit").setLevel(logging.WARNING)  # the main process says the same
+        leave_lines_to_main_process()
     source, choices = gather(arguments or [], plugins or [], model, data, output)
 
     from sftkit.run.pipeline import Pipeline

@@ -12,7 +12,9 @@ from typing import Any
 
 from sftkit.cli.libraries import quiet_libraries
 from sftkit.console import Output, console, is_live, new_console, output
+from sftkit.errors import OF_ONE_PROCESS
 from sftkit.redact import hide
+from sftkit.run.launcher import number
 from sftkit.user_modules import keep_out_of_children
 
 
@@ -35,17 +37,25 @@ _LIBRARIES = {
 
 def show_log_lines() -> None:
     """Plain lines for warnings and sftkit's own messages, instead of the progress bars of libraries."""
-    logging.basicConfig(level=output().library_level, format="%(message)s", handlers=[_StandardError()])
+    logging.basicConfig(level=output().library_level, format="%(message)s", handlers=[LineHandler()])
     logging.getLogger("sftkit").setLevel(output().own_level)
     # Set here, since the configuration is checked before transformers is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
 
 
+def leave_lines_to_main_process() -> None:
+    """Log no warning that the main process logs as well; those of one process (`OF_ONE_PROCESS`) are shown."""
+    own = logging.getLogger("sftkit")
+    logging.getLogger(OF_ONE_PROCESS).setLevel(max(own.getEffectiveLevel(), logging.WARNING))
+    own.setLevel(logging.ERROR)
+
+
 @contextmanager
 def log_levels(shown: Output) -> Iterator[None]:
     """The log levels that a command was asked for, while it runs; without a request, those of `show_log_lines`."""
-    levels, variables = {"": shown.library_level, "sftkit": shown.own_level}, dict[str, str | None]()
+    levels = {"": shown.library_level, "sftkit": shown.own_level, OF_ONE_PROCESS: logging.NOTSET}
+    variables = dict[str, str | None]()
     if shown.quiet or shown.verbose or shown.log_level:
         levels |= dict.fromkeys(_LIBRARIES, shown.library_level)
         variables = {name: os.environ.get(name) for name in _LIBRARIES.values()}
@@ -63,8 +73,13 @@ def log_levels(shown: Output) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-class _StandardError(logging.StreamHandler):
+class LineHandler(logging.StreamHandler):
     """Writes to ``sys.stderr`` as it is when a line is logged; in a terminal above the live line, wrapped at spaces."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        rank = number("RANK", 0) if record.name == OF_ONE_PROCESS else 0
+        return f"process {rank}: {text}" if rank else text
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -29,7 +29,7 @@ from sftkit.data.reading import Read
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
 from sftkit.data.tokens import token_stream
-from sftkit.errors import ConfigError, DataError, Problem
+from sftkit.errors import OF_ONE_PROCESS, ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.selected import PluginSet
 
-logger = logging.getLogger("sftkit")
+logger = logging.getLogger(OF_ONE_PROCESS)
 
 WEIGHTED_TOKENS = "trained tokens with a weight other than 1"
 WITH_EOS = "text already ends with EOS, so none is added"

@@ -19,7 +19,7 @@ from sftkit.data.mixes import hold_out, mix
 from sftkit.data.opening import state_of
 from sftkit.data.reading import Read, read_files, read_list
 from sftkit.data.splits import choose_split
-from sftkit.data.stream_rows import FileRows, LoadedRows, StreamRows
+from sftkit.data.stream_rows import FileRows, LoadedRows, StreamRows, parts_by_file
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -167,13 +167,14 @@ def load_streams(config: RunConfig, train: Any = None) -> list[tuple[StreamSourc
 def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSource:
     listed = [names] if isinstance(names, str) else list(names)
     found = _find(listed, data.split, where)
+    parts = parts_by_file(where)  # of all passes
 
     def load() -> StreamRows:
         if found is None:
             return LoadedRows(read_hub(listed[0], data, where, streaming=True))
         if found.saved:
             return FileRows.of_saved(found.names[0], _saved(found, data.split, where))
-        return FileRows.of(found.names, data.split, where)
+        return FileRows.of(found.names, data.split, where, parts)
 
     if found is None:
         identity: Any = {"hub": [*listed, data.subset, data.split]}

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from sftkit.data.arrow_files import common_features, tables_of
 from sftkit.data.files import kind_of_all
@@ -65,6 +65,14 @@ class StreamRows(Protocol):
         """The rows of a pass behind a place; lines that are skipped are reported."""
 
 
+Parts: TypeAlias = Callable[[str, int], list[Part] | None]
+
+
+def parts_by_file(where: str) -> Parts:
+    """Divides a file by its name among a number of processes, and asks each file once."""
+    return functools.cache(functools.partial(divide, where=where))
+
+
 @dataclass(frozen=True)
 class FileRows:
     """The rows of files, which are not read again before a place.
@@ -80,23 +88,24 @@ class FileRows:
 
     names: Sequence[str]
     read: Callable[[str, Part | None, At, Report], Rows]
-    divide: Callable[[str, int], list[Part] | None]
+    divide: Parts
     features: Features | None = None
     shuffles: bool = False
 
     @classmethod
-    def of(cls, names: Sequence[str], split: str | None, where: str) -> FileRows:
+    def of(cls, names: Sequence[str], split: str | None, where: str, parts: Parts | None = None) -> FileRows:
         """The rows of files of one kind.
 
         Args:
             names: paths or URLs.
             split: the split to read, if a JSON file holds several.
             where: the configuration key, for errors.
+            parts: as of `parts_by_file`, if it is to be asked once for several passes.
 
         Raises:
             DataError: if the files are of several kinds, or the types of their columns differ.
         """
-        parts = functools.cache(functools.partial(divide, where=where))
+        parts = parts or parts_by_file(where)
         if kind_of_all(names, where) in TEXT_KINDS:
             return cls(names, functools.partial(_text, split), parts)
         features = common_features(names, where)

@@ -16,7 +16,7 @@ from sftkit.config.train_fields import MOVED, allowed_fields, check_train, evalu
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import wrong_value
 from sftkit.plugin.paths import locate_all, module_folders
-from sftkit.plugin.registry import plugin_advice
+from sftkit.plugin.registry import discover, plugin_advice
 from sftkit.user_modules import search_first
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
     source, problems = locate_all(source)
     search_first(module_folders(source))
     problems += [
-        Problem("no such section", source.where((key,)), nearest(key, RunConfig.model_fields) or _sections())
+        Problem("no such section", source.where((key,)), _instead_of(key))
         for key in source.values
         if key not in (*RunConfig.model_fields, NOT_WRITTEN)
     ]
@@ -84,8 +84,11 @@ def _not_written(source: ConfigSource) -> Iterator[Problem]:
         yield Problem(f"the run had {what}, which a file cannot hold", source.where((NOT_WRITTEN, str(name))), fix)
 
 
-def _sections() -> str:
-    return f"the sections are: {', '.join(RunConfig.model_fields)}"
+def _instead_of(section: str) -> str:
+    """What to write instead of a section that does not exist."""
+    if section in discover():
+        return f"it is a plugin: write it under plugins, as `plugins: {{{section}: {{}}}}`, or add -p {section}"
+    return nearest(section, RunConfig.model_fields) or f"the sections are: {', '.join(RunConfig.model_fields)}"
 
 
 def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any, list[Problem]]:

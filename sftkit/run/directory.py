@@ -115,7 +115,13 @@ class RunDirectory:
     def _problems(self, where: str, resume: Resume, overwrite: bool) -> list[Problem]:
         found = read_manifest(self.path)
         if resume is True and found is None:
-            return [Problem("there is no run to resume", where, "name the run's directory with --output")]
+            return [
+                Problem(
+                    "there is no run to resume",
+                    where,
+                    "name the run's directory with --output, or begin it without --resume",
+                )
+            ]
         if self.path.exists() and not self.path.is_dir():
             return [Problem("the output is a file", where, "choose a directory")]
         begun = {LOCK, partial_of(self.path / MANIFEST).name}  # all that a run has written if it is killed at once

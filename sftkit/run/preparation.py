@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sftkit.data.prepare import PreparedData
     from sftkit.run.pipeline import Pipeline
 
+logger = logging.getLogger("sftkit")
 WHERE = "--to"
 
 
@@ -71,6 +73,7 @@ def _prepare_to(pipeline: Pipeline, to: str, pool: Pool) -> dict[str, Any]:
         manifest = _write(data, directory)
         if there is not None:
             if _content(there) == _content(manifest):
+                logger.info("%s has this data already, and is kept", to)
                 return there
             what = f"{to} has other prepared data"
             raise ConfigError(Problem(what, WHERE, "choose another directory, or remove it first"))

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from sftkit.errors import Problem, RunError
+from sftkit.errors import OF_ONE_PROCESS, Problem, RunError
 from sftkit.training.batches import micro_batches, rows_of
 
-logger = logging.getLogger("sftkit")
+logger = logging.getLogger(OF_ONE_PROCESS)
 T = TypeVar("T")
 
 

@@ -61,7 +61,8 @@ def test_options_of_plugins_are_found_for_misplaced_keys(tmp_path):
         write(
             tmp_path,
             "model: demo\ndata:\n  train: a\n  loss: all\n"
-            "train: {packing: true, neftune_noise_alpha: 5, dataset_text_field: body, max_seq_length: 64}\n",
+            "train: {packing: true, neftune_noise_alpha: 5, dataset_text_field: body, max_seq_length: 64}\n"
+            "fsdp: true\n",
         )
     )
     assert "sft.yaml:4, data.loss: no such key -> it is an option of plugin formats: set plugins.formats.loss" in text
@@ -72,6 +73,7 @@ def test_options_of_plugins_are_found_for_misplaced_keys(tmp_path):
         in text
     )
     assert "train.max_seq_length: no such training argument -> use data.max_length" in text
+    assert "sft.yaml:6, fsdp: no such section -> it is a plugin: write it under plugins" in text
 
 
 def test_functions_are_named_in_a_configuration_as_json():

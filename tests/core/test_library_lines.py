@@ -1,4 +1,4 @@
-"""Lines of libraries that a user cannot act on do not reach the terminal; everything else does."""
+"""Lines of libraries that a user cannot act on, and repeats by other processes, do not reach the terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import warnings
 import pytest
 
 from sftkit.cli.libraries import FOR_DEVELOPERS, LINES, quiet_libraries
+from sftkit.cli.process import LineHandler, leave_lines_to_main_process, log_levels
+from sftkit.console import Output
+from sftkit.errors import OF_ONE_PROCESS
 
 LIBRARY = "/env/lib/python3.11/site-packages/peft/peft_model.py"
 
@@ -49,12 +52,22 @@ def test_other_warnings_and_those_of_the_users_modules_are_shown(given):
 
 
 @pytest.mark.parametrize(("name", "begins"), LINES)
-def test_a_known_line_is_dropped_and_others_of_its_logger_are_not(root_level, name, begins, caplog):
+def test_a_known_line_is_dropped_and_others_of_its_logger_are_not(root_level, name, begins, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     root_level(logging.WARNING)
     quiet_libraries()
     logging.getLogger(name).warning("%s: no module", begins)
     logging.getLogger(name).warning("something else")
     assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
+def test_other_processes_log_only_what_concerns_them_alone(monkeypatch, caplog):
+    monkeypatch.setenv("RANK", "1")
+    with log_levels(Output()):
+        leave_lines_to_main_process()
+        logging.getLogger("sftkit").warning("4 rows were cut")
+        logging.getLogger(OF_ONE_PROCESS).warning("out of memory")
+    assert [LineHandler().format(record) for record in caplog.records] == ["process 1: out of memory"]
 
 
 @pytest.mark.slow

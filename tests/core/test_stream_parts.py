@@ -14,8 +14,10 @@ from datasets import Dataset
 from sftkit.data.lines import Lines
 from sftkit.data.parts import divide, divided
 from sftkit.data.report import Report
+from sftkit.data.sources import load_streams
 from sftkit.data.stream_rows import PLACE, FileRows, Pass
 from sftkit.errors import DataError
+from sftkit.testing import tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +145,16 @@ def test_what_cannot_be_divided_is_read_by_all_and_logged(tmp_path, caplog):
     array = tmp_path / "a.json"
     array.write_text('[{"text": "a"}, {"text": "b"}]')
     assert divide(str(array), 2, "data.train") is None
+
+
+def test_what_cannot_be_divided_is_logged_once_for_all_passes(tmp_path, caplog):
+    array = tmp_path / "a.json"
+    array.write_text('[{"text": "a"}, {"text": "b"}]')
+    config = tiny_config(data={"train": str(array), "streaming": True}, train={"max_steps": 1})
+    ((source, _),) = load_streams(config)
+    with caplog.at_level(logging.INFO, "sftkit"):
+        assert [list(read(source.load(), rank, 2)) for rank in (0, 1, 0)]
+    assert len(caplog.messages) == 1
 
 
 def test_a_remote_file_is_divided(tmp_path):

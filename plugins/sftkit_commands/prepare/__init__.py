@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -16,9 +16,9 @@ def prepare(
         str, typer.Option("--to", metavar="DIR", help="A directory, or the URL of one, such as s3://bucket/data.")
     ] = "",
     workers: Annotated[
-        int,
-        typer.Option("--workers", "-w", min=0, metavar="N", help="Number of processes. Default: one per processor."),
-    ] = 0,
+        Optional[int],  # noqa: UP045
+        typer.Option("--workers", "-w", min=1, metavar="N", help="Number of processes. Default: one per processor."),
+    ] = None,
     plugin: PluginOption = None,
     model: ModelOption = "",
     data: DataOption = "",
@@ -51,7 +51,7 @@ def prepare(
         what = "the workers are those of the cluster"
         raise ConfigError(Problem(what, "--workers", "remove it"))
     with printing_json(json), working("reading the configuration"):
-        manifest = prepare_to(pipeline_from(arguments, plugin, model, data), to, pool or workers)
+        manifest = prepare_to(pipeline_from(arguments, plugin, model, data), to, pool or workers or 0)
     splits = {name: {**split["summary"], **split["counts"]} for name, split in manifest["splits"].items()}
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     size = sum(shard["bytes"] for shard in shards)
@@ -69,4 +69,4 @@ def _show(to: str, number: int, size: int, splits: dict[str, Any], notes: list[s
     for line in notes:
         screen.print(line, markup=False)
     files = "1 shard" if number == 1 else f"{number} shards"
-    screen.print(f"{files}, {size_text(size)}, written to {to}. Use them with data.prepared={to}", markup=False)
+    screen.print(f"{files}, {size_text(size)}, in {to}. Use them with data.prepared={to}", markup=False)

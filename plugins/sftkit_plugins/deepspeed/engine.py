@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pickle import UnpicklingError
 from typing import Any
 
@@ -93,6 +94,19 @@ class DeepSpeedEngine(Engine):
         os.environ.update(alone)
         dist.init_process_group("gloo" if on_cpu else None, store=HashStore(), rank=0, world_size=1)
         self._began_group = True
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """As in the base class. DeepSpeed joins the group of processes before: each prints what it has built for it."""
+        import deepspeed
+        import torch.distributed as dist
+        from deepspeed.accelerator import get_accelerator
+
+        if dist.is_initialized():
+            with redirect_stdout(io.StringIO()):
+                deepspeed.init_distributed(get_accelerator().communication_backend_name())
+        with super().loading():
+            yield
 
     def place(self, model: Any, arguments: Any) -> Any:
         """The model on its device; with stage 3, what was not partitioned when it was loaded follows later."""
