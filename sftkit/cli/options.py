@@ -87,7 +87,7 @@ def pipeline_from(
     Raises:
         ConfigError: if the file or an argument cannot be read.
     """
-    from sftkit.run.distributed import is_main_process
+    from sftkit.ranks import is_main_process
 
     if not is_main_process():
         logging.getLogger("sftkit").setLevel(logging.WARNING)  # the main process says the same

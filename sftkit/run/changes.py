@@ -14,7 +14,7 @@ from sftkit.config.train_fields import training_fields
 from sftkit.errors import Problem, nearest
 from sftkit.plugin.paths import absolute_at
 from sftkit.plugin.registry import discover, installed_name
-from sftkit.run.distributed import world_size
+from sftkit.ranks import world_size
 from sftkit.run.shares import BATCHES, differences, shares_of
 
 WEIGHTS, WORLD_SIZE = "model.weights", "world_size"

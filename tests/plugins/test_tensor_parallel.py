@@ -51,7 +51,7 @@ def test_plugins_that_need_whole_layers_are_refused_with_the_reason(name):
     assert REFUSED[name] in problems(plugins={name: {}})[0]
 
 
-@pytest.mark.parametrize("key", ["fp16", "torch_compile", "eval_use_gather_object", "bf16_full_eval"])
+@pytest.mark.parametrize("key", ["fp16", "torch_compile", "eval_use_gather_object"])
 def test_arguments_that_do_not_fit_are_refused(key):
     assert any(f"train.{key}" in problem for problem in problems(train={key: True}))
 
