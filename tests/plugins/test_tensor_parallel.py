@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoConfig
 
 from sftkit.testing import check_plugin, tiny_config, tiny_model
-from sftkit_plugins.tensor_parallel import OPTIMIZERS, REFUSED, TensorParallel
+from sftkit.training.sharding import OPTIMIZERS
+from sftkit_plugins.tensor_parallel import REFUSED, TensorParallel
 from sftkit_plugins.tensor_parallel.plan import plan_problems, rule_of
 
 
