@@ -53,6 +53,8 @@ weights were read, with the reason shown. `on a GPU` means that the technique ne
 LLaVA on drawn images. Liger's kernels were run with Triton's interpreter. This page is written by `scripts/make_compatibility.py`, and
 a test runs every cell again.
 
+The pages of [fsdp](plugins/fsdp.md), [deepspeed](plugins/deepspeed.md) and [tensor_parallel](plugins/tensor_parallel.md) say what works with several processes.
+
 """
 
 

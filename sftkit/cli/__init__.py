@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -131,10 +130,10 @@ def resume_command(arguments: list[str], directory: Path) -> str:
 
 def _launcher() -> list[str]:
     """What starts as many processes as this run has."""
-    from sftkit.run.distributed import world_size
+    from sftkit.ranks import local_world_size, world_size
 
     if (processes := world_size()) == 1:
         return []
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+    local = local_world_size()
     nodes = [] if local == processes else ["--nnodes", str(processes // local)]
     return ["launch", *nodes, "--nproc", str(local)]

@@ -56,7 +56,7 @@ def place_of() -> tuple[str, bool]:
     A launcher whose variables are wrong is an error of the command that needs them.
     """
     from sftkit.errors import ConfigError
-    from sftkit.run.distributed import is_main_process, rank, world_size
+    from sftkit.ranks import is_main_process, rank, world_size
 
     try:
         return f"process {rank()}: " * (world_size() > 1), is_main_process()

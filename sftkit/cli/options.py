@@ -87,7 +87,7 @@ def pipeline_from(
         ConfigError: if the file or an argument cannot be read.
     """
     from sftkit.cli.process import leave_lines_to_main_process
-    from sftkit.run.distributed import is_main_process
+    from sftkit.ranks import is_main_process
 
     if not is_main_process():
         leave_lines_to_main_process()

@@ -79,7 +79,8 @@ def run(
         sftkit run -m Qwen/Qwen3-0.6B -d train.jsonl -p peft
     """
     from sftkit.console import printing_json, show_json, working
-    from sftkit.run.distributed import end_process_group, is_main_process
+    from sftkit.ranks import is_main_process
+    from sftkit.run.distributed import end_process_group
     from sftkit.run.processes import Processes
 
     allowed = [name for names in allow_change or () for name in names.split(",")]

@@ -1,4 +1,4 @@
-"""What identifies the content of files, wherever they are: a digest, or what a remote system tells."""
+"""What identifies the content of files, wherever they are: a digest, or what a remote system reports."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SETTLED = 2_000_000_000
 def content_of(name: str, where: str) -> dict[str, Any]:
     """What identifies the content of a file, but not its place.
 
-    Of a remote file it is the tag that its system gives the content. If there is none, it is all that the system tells,
-    with the URL.
+    Of a remote file it is the tag that its system gives the content. If there is none, it is all that the system
+    reports, with the URL.
 
     Args:
         name: a path or URL.
@@ -43,9 +43,9 @@ def content_of(name: str, where: str) -> dict[str, Any]:
         info = system.info(path)
     except Exception as error:  # each file system has its own
         raise DataError(cannot_read(name, error, where)) from error
-    told = {key: str(value) for key, value in sorted(info.items()) if key != "name"}
-    tags = {key: value for key, value in told.items() if key.lower() in TAGS and info[key]}
-    return {"kind": kind, "size": info.get("size"), **(tags or {"url": name, **told})}
+    reported = {key: str(value) for key, value in sorted(info.items()) if key != "name"}
+    tags = {key: value for key, value in reported.items() if key.lower() in TAGS and info[key]}
+    return {"kind": kind, "size": info.get("size"), **(tags or {"url": name, **reported})}
 
 
 def digest_of(path: Path) -> dict[str, Any]:

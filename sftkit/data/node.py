@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit import errors
 from sftkit.errors import Problem, SftkitError
+from sftkit.ranks import local_rank, world_size
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -32,7 +33,7 @@ def node_name() -> str:
 
 def leads() -> bool:
     """Whether this process is the first one of the launch on its machine, or the only one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return local_rank() == 0
 
 
 def _launch() -> list[str | None]:
@@ -59,7 +60,7 @@ class Stamp:
 
     def write(self, files: Sequence[Path], error: SftkitError | None = None) -> None:
         """Vouch for files, or leave the reason why there are none; without other processes nothing is written."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if world_size() == 1:
             return
         import psutil
 

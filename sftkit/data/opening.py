@@ -91,7 +91,7 @@ def open_binary(name: str, where: str) -> Iterator[IO[bytes]]:
 
 
 def state_of(name: str, where: str) -> list[Any]:
-    """What changes with a file, without reading it: its name, size and times, or what a remote system tells.
+    """What changes with a file, without reading it: its name, size and times, or what a remote system reports.
 
     Raises:
         DataError: if a remote file cannot be found.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sftkit.ranks import local_rank
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,7 +42,7 @@ def device_of(config: RunConfig) -> torch.device:
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
-    return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(kind.type, local_rank())
 
 
 def memory_of(device: torch.device) -> DeviceMemory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.train_fields import train_value
 from sftkit.memory.device import DeviceMemory, device_of, fragments, memory_of
 from sftkit.memory.optimizer import state_bytes
+from sftkit.ranks import world_size
 from sftkit.units import size_text
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def estimate_memory(
     items["weights"] = sum(t.nbytes for t in tensors) if quantized is None else sum(quantized)
     items["optimizer state"] = state_bytes(train.get("optim"), trained)
     gradients = sum(t.nbytes for t in trained)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         items["gradients between processes"] = gradients
     at_peak = {"gradients": peak.gradients, "activations": peak.activations, "loss head": peak.head}
     if gradients > peak.total:  # the optimizer's step needs more than the backward

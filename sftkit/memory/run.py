@@ -28,7 +28,7 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
     from sftkit.memory.batch import largest_batch
 
     for name in prepared.plugins.fillers("make_engine"):
-        raise UnknownMemoryError(f"plugin {name} shares the weights or gradients out among processes")
+        raise UnknownMemoryError(f"plugin {name} divides weights or gradients among processes")
     batch = largest_batch(prepared)
     try:
         model, quantized = unloaded_model(prepared)

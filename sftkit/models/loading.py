@@ -12,6 +12,7 @@ from sftkit.config.train_fields import train_value
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.models.adapters import base_of, is_adapter
 from sftkit.models.embeddings import split_processor
+from sftkit.ranks import world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +38,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def model_problems(config: RunConfig) -> Iterator[Problem]:
     """Directories that do not exist or hold no model, and options that are keys of the section ``model``."""
     yield from misplaced_options(config.model.options, _PRETRAINED_KEYS)
-    if config.model.options.get("device_map") is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if config.model.options.get("device_map") is not None and world_size() > 1:
         what, fix = "each process trains on its own device", "remove it, or start a single process"
         yield Problem(what, "model.options.device_map", fix, ("model", "options", "device_map"))
     name = config.model.name

@@ -102,11 +102,7 @@ class Hooks:
 
     @hookspec(firstresult=True)
     def make_engine(self, config: RunConfig) -> Engine | None:
-        """Slot: how the processes share the model. Without a plugin here, each has a whole copy (DDP).
-
-        Called before anything is read. The engine sets training arguments, and how weights are loaded, sharded and
-        saved.
-        """
+        """Slot: how the processes share the model; by default each has a copy. Called before anything is read."""
 
     @hookspec(firstresult=True)
     def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase | ProcessorMixin | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sftkit.config.train_fields import SHARDING, train_value
 from sftkit.errors import Problem
 from sftkit.plugin.registry import plugin_advice
+from sftkit.ranks import LAUNCH
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -25,7 +26,6 @@ _UNSUPPORTED = {
     "PARALLELISM_CONFIG_CP_SIZE": "context parallelism is not supported: use data.max_length, or tensor parallelism",
     "PARALLELISM_CONFIG_SP_SIZE": "sequence parallelism is not supported: use data.max_length, or tensor parallelism",
 }
-START = "start it with: sftkit launch --nproc N run ..."
 
 
 def accelerate_problems(config: RunConfig, variables: Mapping[str, str] | None = None) -> Iterator[Problem]:
@@ -39,7 +39,7 @@ def accelerate_problems(config: RunConfig, variables: Mapping[str, str] | None =
     for name, (what, field) in _SWITCHES.items():
         if known.get(name, "").strip().lower() not in ("1", "true", "yes", "on", "y", "t"):
             continue
-        advice = f"{plugin_advice(field) or SHARDING[field]}; {START}" if field else f"remove it; {START}"
+        advice = f"{plugin_advice(field) or SHARDING[field]}; {LAUNCH}" if field else f"remove it; {LAUNCH}"
         sizes = [fix for size, fix in _UNSUPPORTED.items() if field == "parallelism_config" and _above_one(known, size)]
         yield Problem(f"accelerate launch asks for {what}", f"the variable {name}", sizes[0] if sizes else advice)
     precision = known.get("ACCELERATE_MIXED_PRECISION", "no").strip().lower()

@@ -14,7 +14,7 @@ from sftkit.config.train_fields import training_fields
 from sftkit.errors import Problem, nearest
 from sftkit.plugin.paths import absolute_at
 from sftkit.plugin.registry import discover, installed_name
-from sftkit.run.distributed import world_size
+from sftkit.ranks import world_size
 from sftkit.run.shares import BATCHES, differences, shares_of
 
 WEIGHTS, WORLD_SIZE = "model.weights", "world_size"
@@ -106,12 +106,14 @@ def configuration_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Ite
 
 
 def _share_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
-    """Another number of processes, unless they continue exactly."""
+    """Another number of processes, or of groups of them, unless they continue exactly."""
     before, now = shares_of(old, new, world_size())
-    if before.processes == now.processes:
+    if before.groups == now.groups:
         return
+    other = before.processes != now.processes
     what = f"{before.processes} processes -> {now.processes}"
-    if not new["engine"]["reshards"]:
+    what = what if other else f"{before.replicas} groups of processes -> {now.replicas}"
+    if other and not new["engine"]["reshards"]:
         of_each = f"the engine {new['engine']['name']} has divided the optimizer among {before.processes} processes"
         yield Change(WORLD_SIZE, f"{what}, and {of_each}", final=True)
     elif why := differences(old, new, now.processes):
@@ -126,7 +128,7 @@ def _train_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[C
         before.setdefault(name, old["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
         after.setdefault(name, new["config"]["train"].get(name, fields[name].default if name in fields else MISSING))
     shares, shared = shares_of(old, new, world_size())
-    elsewhere = shares.processes != shared.processes and shares.rows == shared.rows  # reported with the processes
+    elsewhere = shares.groups != shared.groups and shares.rows == shared.rows  # reported with the processes
     free = (*LENGTH, *BATCHES) if elsewhere or not differences(old, new, world_size()) else LENGTH
     chosen = [each["config"].get("evaluate", {}).get("best") for each in (old, new)]
     if any(chosen) and before["metric_for_best_model"] != after["metric_for_best_model"]:  # it sets both fields

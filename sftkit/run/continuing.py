@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import RunError
+from sftkit.ranks import is_main_process, world_size
 from sftkit.run.changes import schedule_note, unknown_names, version_changes
-from sftkit.run.distributed import is_main_process, world_size
 from sftkit.run.manifest import DONE, new_manifest
 from sftkit.run.shares import share_note
 

@@ -17,9 +17,9 @@ from sftkit.checkpoints.files import partial_of, write_text
 from sftkit.checkpoints.space import full_disk
 from sftkit.config.source import ConfigSource
 from sftkit.errors import Interrupted, OtherProcessError, Problem, RunError, SftkitError, TrainingError
+from sftkit.ranks import is_main_process
 from sftkit.run.changes import Change, allows, configuration_changes, data_changes, grown, waits, weight_changes
 from sftkit.run.config_file import CONFIG
-from sftkit.run.distributed import is_main_process
 from sftkit.run.lock import LOCK, holder, locked
 from sftkit.run.manifest import (
     DONE,

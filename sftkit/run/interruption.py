@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import Interrupted
-from sftkit.run.distributed import is_main_process
+from sftkit.ranks import is_main_process
 
 if TYPE_CHECKING:
     from sftkit.config.models import RunSection

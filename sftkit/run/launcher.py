@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from sftkit.errors import ConfigError, Problem
+from sftkit.errors import Problem
+from sftkit.ranks import LAUNCH, not_a_number
 
-TORCHRUN = "start it with: sftkit launch --nproc N run ..., or torchrun --nproc_per_node N --no-python sftkit run ..."
+TORCHRUN = f"{LAUNCH}, or torchrun --nproc_per_node N --no-python sftkit run ..."
 SLURM = (
     "start it with: sftkit launch --on slurm run ..., or one torchrun on each node: srun --ntasks-per-node 1 torchrun "
     "--nnodes $SLURM_NNODES --nproc_per_node N --rdzv_backend c10d --rdzv_endpoint FIRST_NODE:29500 --no-python "
@@ -22,20 +23,6 @@ _STARTERS = {
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
-def number(name: str, default: int) -> int:
-    """A number that the launcher sets.
-
-    Raises:
-        ConfigError: if it is not one.
-    """
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return default
-    if not text.isdecimal():
-        raise ConfigError(_no_number(name, text))
-    return int(text)
-
-
 def launch_problems(variables: Mapping[str, str] | None = None, planned: bool = False) -> list[Problem]:
     """What is wrong with the variables that say how many processes a run has, and which one this is.
 
@@ -44,7 +31,7 @@ def launch_problems(variables: Mapping[str, str] | None = None, planned: bool = 
         planned: whether WORLD_SIZE alone may say how many processes there will be, as for a check before the launch.
     """
     known = {name: text.strip() for name, text in (os.environ if variables is None else variables).items()}
-    wrong = [_no_number(name, known[name]) for name in _NUMBERS if known.get(name) and not known[name].isdecimal()]
+    wrong = [not_a_number(name, known[name]) for name in _NUMBERS if known.get(name) and not known[name].isdecimal()]
     return wrong or [*_contradictions(known, planned), *_unused_starts(known)]
 
 
@@ -52,10 +39,6 @@ def shows_launch_problems() -> bool:
     """Whether this is the first of the processes that the launcher has started, which shows what is wrong with it."""
     ranks = [os.environ.get(name, "") for name in ("RANK", *(rank for _, rank, _ in _STARTERS.values()))]
     return next((text for text in ranks if text), "0") in ("0", os.environ.get("WORLD_SIZE"))
-
-
-def _no_number(name: str, text: str) -> Problem:
-    return Problem(f"{text!r} is not a number", f"the variable {name}", f"unset it; {TORCHRUN}")
 
 
 def _contradictions(known: Mapping[str, str], planned: bool) -> Iterator[Problem]:

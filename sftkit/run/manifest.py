@@ -19,9 +19,9 @@ from sftkit.checkpoints.files import write_text
 from sftkit.config.resume_fields import train_values
 from sftkit.config.train_fields import data_seed, train_value
 from sftkit.plugin.paths import absolute_at
+from sftkit.ranks import world_size
 from sftkit.redact import without_secrets
 from sftkit.run.directories import MANIFEST as MANIFEST
-from sftkit.run.distributed import world_size
 from sftkit.user_modules import working_directory
 
 if TYPE_CHECKING:

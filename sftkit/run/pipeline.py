@@ -15,12 +15,12 @@ from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data, stage, working
 from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, SftkitError
+from sftkit.ranks import is_main_process
 from sftkit.redact import hide
 from sftkit.run.changes import change_name
 from sftkit.run.config_file import WrittenConfig, write_config
 from sftkit.run.continuing import announce, earlier_run, require_unchanged
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, default_directory
-from sftkit.run.distributed import is_main_process
 from sftkit.run.inputs import Configuration, RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
 from sftkit.run.launcher import launch_problems
@@ -218,7 +218,6 @@ class Pipeline:
         processes: Processes,
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
-        from sftkit.models.identity import weights_identity
         from sftkit.models.unloaded import copy_of
         from sftkit.run.sample_rows import sample_rows, write_sample_rows
         from sftkit.run.tracking import begin_trackers
@@ -234,16 +233,7 @@ class Pipeline:
             logger.info("the run in %s is finished: there is nothing to resume", directory)
             return RunResult.finished(earlier.manifest, directory)
         display = Display(quiet=not is_main_process())
-        if not display.quiet:
-            show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
-            for line in note_lines(manifest["data"]):
-                display.console.print(line, markup=False)
-        manifest["stats"] = as_read({split: stats.as_dict() for split, stats in prepared.data.stats.items()})
-        verdicts = prepared.verdicts()
-        stop_if_wrong(verdicts)
-        manifest["warnings"] = [as_read(asdict(verdict)) for verdict in verdicts if verdict.status == "warn"]
-        manifest["columns"] = prepared.data.columns
-        manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
+        self._check_prepared(prepared, manifest, display)
         require_unchanged(earlier, manifest, self._allowed)
         trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers, closing(prepared.engine) as engine:
@@ -278,6 +268,26 @@ class Pipeline:
             best=Best.of(trainer),
             stopped=trainer.best.stopped,
         )
+
+    def _check_prepared(self, prepared: PreparedRun, manifest: dict[str, Any], display: Display) -> None:
+        """Show the data, check it, and complete the manifest with what is known before weights are loaded.
+
+        Raises:
+            RunError: if the run would be wrong.
+        """
+        from sftkit.models.identity import weights_identity
+
+        config = prepared.config
+        if not display.quiet:
+            show_data(display.console, {split: without_notes(counts) for split, counts in manifest["data"].items()})
+            for line in note_lines(manifest["data"]):
+                display.console.print(line, markup=False)
+        manifest["stats"] = as_read({split: stats.as_dict() for split, stats in prepared.data.stats.items()})
+        verdicts = prepared.verdicts()
+        stop_if_wrong(verdicts)
+        manifest["warnings"] = [as_read(asdict(verdict)) for verdict in verdicts if verdict.status == "warn"]
+        manifest["columns"] = prepared.data.columns
+        manifest["weights"] = as_read(weights_identity(config, self._inputs.model, config.run.digest_weights))
 
     def _directory_problems(self) -> list[Problem]:
         problems = self._directory.check(self._resume, self._overwrite)

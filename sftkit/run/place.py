@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sftkit.errors import Problem, RunError
+from sftkit.ranks import local_rank
 from sftkit.run.directories import MANIFEST
 from sftkit.run.lock import LOCK
 from sftkit.run.manifest import read_manifest
@@ -70,7 +71,7 @@ def seen_by_all(processes: Processes, directory: Path) -> bool:
     if processes.size == 1:
         return True
     written = processes.from_main("the lock", (directory / LOCK).read_text("utf-8") if processes.is_main else "")
-    first = os.environ.get("LOCAL_RANK") == "0" and not processes.is_main
+    first = local_rank() == 0 and not processes.is_main
     unseen = processes.count("whether all see the directory", int(first and not _sees(directory / LOCK, written)))
     if unseen and processes.is_main:
         what = (

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from sftkit.errors import ConfigError, Interrupted, OtherProcessError, Problem, SftkitError, TrainingError
-from sftkit.run.distributed import rank, world_size
+from sftkit.ranks import rank, world_size
 from sftkit.run.launcher import launch_problems, shows_launch_problems
 from sftkit.run.meeting import JOIN_SECONDS, Meeting, Unreachable
 from sftkit.run.watch import Watch, described, waits
@@ -60,7 +60,7 @@ class Processes(AbstractContextManager["Processes"]):
         self._watch: Watch | None = None
         self._failure: Failure | None = None
         self._noticed, self._settled, self._lock = 0.0, False, threading.Lock()
-        self._sums = Counter[str]()
+        self._asked = Counter[str]()
         self.size = 1
         self.record: Any = None
 
@@ -112,10 +112,12 @@ class Processes(AbstractContextManager["Processes"]):
         """The main process's text, in every process."""
         if self._meeting is None:
             return text
+        self._asked[name] += 1
+        key = f"{name}/{self._asked[name]}"
         if self._rank == 0:
-            self._meeting.set(name, text)
+            self._meeting.set(key, text)
             return text
-        return self._wait(lambda meeting: meeting.get(name), f"{name} of process 0")
+        return self._wait(lambda meeting: meeting.get(key), f"{name} of process 0")
 
     def meet(self, name: str) -> None:
         """Wait until all processes are here, however long it takes one that is busy.
@@ -129,8 +131,8 @@ class Processes(AbstractContextManager["Processes"]):
         """The sum of the numbers of all processes, which wait for each other."""
         if self._meeting is None:
             return number
-        self._sums[name] += 1
-        key = f"{name}/{self._sums[name]}"
+        self._asked[name] += 1
+        key = f"{name}/{self._asked[name]}"
         self._meeting.count(f"sum/{key}", number)
         self._meeting.count(f"number/{key}", 1)
         self._wait(lambda meeting: meeting.count(f"number/{key}") >= self.size, name)
@@ -209,7 +211,7 @@ class Processes(AbstractContextManager["Processes"]):
             made = Failure(self._rank, what, exit_code)
             first = Failure(*json.loads(self._meeting.first(FAILED, json.dumps(made))))
         if first == made:
-            _tell_torchrun(what)
+            _report_to_torchrun(what)
         return first
 
     def _wait(self, found: Any, name: str) -> Any:
@@ -218,11 +220,11 @@ class Processes(AbstractContextManager["Processes"]):
             self._watch.waiting = True
         pause, until = 0.01, time.monotonic() + JOIN_SECONDS
         try:
-            while not (value := found(self._meeting)):
+            while (value := found(self._meeting)) in (None, False):
                 if (failure := self._failure or self._found()) is not None:
                     raise OtherProcessError(Problem(failure.what, "training"), failure.exit_code)
                 if self._watch is None and time.monotonic() > until:
-                    what = f"process {self._rank} waits for {name}, and not all processes have come"
+                    what = f"process {self._rank} waits for {name}, and not all processes have arrived"
                     raise TrainingError(Problem(what, "training", _FIX))
                 time.sleep(pause)
                 pause = min(2 * pause, 0.5)
@@ -234,7 +236,8 @@ class Processes(AbstractContextManager["Processes"]):
     def _look(self) -> None:
         """In the watch's thread: end this process if another has failed, and it does not notice itself."""
         assert self._meeting is not None
-        if self._failure is None and (found := self._found()) is not None:
+        # One that this process has claimed is its own error, which it raises.
+        if self._failure is None and (found := self._found()) is not None and found.rank != self._rank:
             self._failure, self._noticed = found, time.monotonic()
             self._meeting.count("noticed", 1)
         if self._failure is not None and not self._settled and time.monotonic() - self._noticed > GRACE:
@@ -281,7 +284,7 @@ class Processes(AbstractContextManager["Processes"]):
 _FIX = "read its output; a process has to do something within run.timeout, else it has failed"
 
 
-def _tell_torchrun(what: str) -> None:
+def _report_to_torchrun(what: str) -> None:
     """Write what has failed into the file from which torchrun takes the error in its summary."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"py_callstack": what, "timestamp": str(int(time.time()))}

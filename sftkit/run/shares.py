@@ -42,6 +42,11 @@ class Shares:
         return cls(processes, max(processes // sharing, 1), size, accumulation, exact)
 
     @property
+    def groups(self) -> tuple[int, int]:
+        """The numbers of processes and of their groups."""
+        return self.processes, self.replicas
+
+    @property
     def rows(self) -> int:
         """The rows of an optimizer step."""
         return self.size * self.replicas * self.accumulation
@@ -85,9 +90,8 @@ def shares_of(old: Mapping[str, Any], new: Mapping[str, Any], processes: int) ->
         new: that of its resumption.
         processes: of the resumption.
     """
-    sharing = new["engine"]["sharing"]
-    before = Shares.of(old["train"], old["parts"][-1]["world_size"], sharing)
-    return before, Shares.of(new["train"], processes, sharing)
+    before = Shares.of(old["train"], old["parts"][-1]["world_size"], old["engine"]["sharing"])
+    return before, Shares.of(new["train"], processes, new["engine"]["sharing"])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], processes: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data.counts import without_notes
-from sftkit.run.distributed import is_main_process
+from sftkit.ranks import is_main_process
 from sftkit.training import trackers
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
-from sftkit.run.distributed import from_main_process
 from sftkit.run.inputs import chosen_metrics, stops_early
 from sftkit.run.manifest import DONE
 from sftkit.run.result import Best
@@ -73,12 +72,7 @@ def make_trainer(
 
     config, data = prepared.config, prepared.data
     metrics = stages.inputs.compute_metrics
-    arguments.report_to = []  # the trackers are among the callbacks
-    if "use_cache" not in config.train:  # the Trainer writes it into the model's configuration, which is saved
-        arguments.use_cache = getattr(model.config, "use_cache", False)
-    if prepared.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
-        # A process whose batch has no image leaves the vision tower without gradients, and others would wait for them.
-        arguments.ddp_find_unused_parameters = True
+    _settle(arguments, model, prepared)
     set_seed(arguments.seed)
     sets = list(data.eval.values())
     loss, callbacks = stages.make_loss(model), [*stages.callbacks(), *stages.inputs.callbacks]
@@ -110,6 +104,16 @@ def make_trainer(
     if not evaluates_only(config):
         prepare_saving(trainer, config)
     return trainer
+
+
+def _settle(arguments: TrainingArguments, model: Any, prepared: PreparedRun) -> None:
+    """Set the arguments that depend on the model. Changes them."""
+    arguments.report_to = []  # the trackers are among the callbacks
+    if "use_cache" not in prepared.config.train:  # the Trainer writes it into the model's configuration, which is saved
+        arguments.use_cache = getattr(model.config, "use_cache", False)
+    if prepared.vocabulary.processor is not None and arguments.ddp_find_unused_parameters is None:
+        # A process whose batch has no image leaves the vision tower without gradients, and others would wait for them.
+        arguments.ddp_find_unused_parameters = True
 
 
 def _sources(data: PreparedData) -> list[RowSources]:
@@ -159,7 +163,8 @@ def train_or_evaluate(
     if evaluates_only(stages.config):
         metrics = evaluate(trainer, stages, prepared)
     else:
-        checkpoint = from_main_process(str(earlier.checkpoint) if earlier and earlier.checkpoint else None)
+        known = str(earlier.checkpoint) if earlier and earlier.checkpoint else ""
+        checkpoint = record.processes.from_main("the checkpoint", known) or None
         metrics = train(trainer, stages, prepared, record, checkpoint)
         export(trainer, prepared, record)
     best = Best.of(trainer)

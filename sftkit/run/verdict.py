@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from sftkit.errors import Problem, RunError
-from sftkit.run.distributed import is_main_process
+from sftkit.ranks import is_main_process
 
 logger = logging.getLogger("sftkit")
 

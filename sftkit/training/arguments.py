@@ -13,6 +13,7 @@ from sftkit.config.evaluation import fields_of
 from sftkit.config.train_checks import METRICS, best_metric
 from sftkit.config.train_fields import DEFAULTS, train_value
 from sftkit.errors import ConfigError, Problem
+from sftkit.ranks import world_size
 from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def argument_values(
         name: copy.deepcopy(value) for name, value in (config.train | fields_of(config)).items()
     }  # some are changed when they are read
     values |= copy.deepcopy(dict(engine.arguments())) if engine is not None else {}
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         values.pop("ddp_backend", None)  # a single process would look for its group
     values["ddp_timeout"] = math.ceil(config.run.timeout) + LATER
     values["do_eval"] = has_eval  # otherwise an evaluation strategy turns it on, even without data
@@ -88,7 +89,7 @@ def _join_processes(values: dict[str, Any]) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     restart, use_cpu = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), values.get("use_cpu")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized() or not (use_cpu or restart != "0"):
+    if world_size() == 1 or dist.is_initialized() or not (use_cpu or restart != "0"):
         return
     timeout = timedelta(seconds=values["ddp_timeout"])
     store, rank, size = next(rendezvous("env://", timeout=timeout))

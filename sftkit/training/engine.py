@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
+
+from sftkit.ranks import rank, world_size
 
 
 class Engine:
@@ -17,14 +18,13 @@ class Engine:
     Attributes:
         name: what it is called in messages and in the manifest.
         sharded: whether a process holds only a part of the weights, so that all must take part in a save.
-        reshards: whether a checkpoint can be resumed by another number of processes. A checkpoint of
-            this engine has the whole state; one that only as many processes can read sets this to False.
+        reshards: whether another number of processes can resume from a checkpoint.
         sharing: how many processes work on the same rows, as in tensor parallelism. The number of processes divided by
             it is the number of replicas, by which losses and counts are scaled.
         receives: whether this process builds the model without weights, on the meta device, and receives them in
             `place`.
-        whole: whether a checkpoint holds the model as ``save_pretrained`` writes it, beside what `save_state` writes.
-        restores: whether `load_state` reads the weights of a checkpoint as well; else the Trainer does.
+        restores: whether `save_state` writes the weights too, and `load_state` reads them; else a checkpoint holds the
+            model as ``save_pretrained`` writes it. That of an adapter is always there.
         wraps: whether the Trainer wraps the model, as in DDP, or the engine has done all there is to do in `place`.
     """
 
@@ -33,19 +33,18 @@ class Engine:
     reshards: bool = True
     sharing: int = 1
     receives: bool = False
-    whole: bool = True
     restores: bool = False
     wraps: bool = True
 
     @property
     def replicas(self) -> int:
         """The number of groups of processes that work on different rows."""
-        return max(int(os.environ.get("WORLD_SIZE", "1")) // self.sharing, 1)
+        return max(world_size() // self.sharing, 1)
 
     @property
     def replica(self) -> int:
         """The number of this process's group, from 0: processes of one group get the same rows and random numbers."""
-        return int(os.environ.get("RANK", "0")) // self.sharing
+        return rank() // self.sharing
 
     def arguments(self) -> Mapping[str, Any]:
         """Fields of `transformers.TrainingArguments`, which are made before weights are loaded."""
@@ -86,7 +85,7 @@ class Engine:
         return None
 
     def save_state(self, trainer: Any, directory: str) -> bool:
-        """Write the weights and the state of the optimizer for a resumption into a checkpoint.
+        """Write the state of the optimizer into a checkpoint; if the engine `restores`, the weights too.
 
         The trainer adds the schedule.
 

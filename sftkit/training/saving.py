@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from sftkit.checkpoints.manifest import STATE
 from sftkit.checkpoints.publish import PARTIAL, discard, publish, replace_files, rotate, tidy
 from sftkit.checkpoints.space import FREE_SPACE, failed_write, free_bytes, size_of
 from sftkit.errors import Problem, TrainingError
+from sftkit.ranks import local_world_size
 from sftkit.training.attributes import replaced
 from sftkit.units import size_text
 
@@ -174,8 +174,7 @@ class Saver:
     def elsewhere(self) -> bool:
         """Whether checkpoints are written on another machine, whose disk this process does not see."""
         args = self._trainer.args
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
-        return not self.shared and not args.save_on_each_node and args.process_index >= local
+        return not self.shared and not args.save_on_each_node and args.process_index >= local_world_size()
 
     def _ranks(self) -> list[int]:
         """The processes that save on this disk."""
@@ -183,7 +182,7 @@ class Saver:
         if self.shared and not args.save_on_each_node:
             return list(range(args.world_size))
         first = args.process_index - args.local_process_index
-        return list(range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        return list(range(first, first + local_world_size()))
 
     def _finish(self, partial: Path, final: Path, later: _Writes, details: dict[str, Any]) -> None:
         """Write what was put off, and make the checkpoint visible. May run in a thread."""

@@ -25,8 +25,6 @@ from sftkit.training.shared_trainer import SharedTrainer
 
 SCHEDULE = "scheduler.pt"  # as the Trainer names it
 
-SCHEDULE = "scheduler.pt"  # as the Trainer names it
-
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
@@ -80,17 +78,17 @@ class SavingTrainer(SharedTrainer):
             super()._move_model_to_device(model, device)
 
     def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: str | None) -> Any:
+        if not self.engine.wraps:
+            prepare = functools.partial(self.accelerator.prepare_model, device_placement=False, evaluation_mode=True)
+            with replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model)):
+                return super()._prepare_for_training(max_steps, loader, checkpoint)
         if self.engine.restores:
             prepared = super()._prepare_for_training(max_steps, loader, None)
             self._load_optimizer_and_scheduler(checkpoint)
             return prepared
-        if self.engine.wraps:
-            prepared = super()._prepare_for_training(max_steps, loader, checkpoint)
-            require_sharded(self)
-            return prepared
-        prepare = functools.partial(self.accelerator.prepare_model, device_placement=False, evaluation_mode=True)
-        with replaced(self.accelerator, "prepare_model", lambda model, **_: prepare(model)):
-            return super()._prepare_for_training(max_steps, loader, checkpoint)
+        prepared = super()._prepare_for_training(max_steps, loader, checkpoint)
+        require_sharded(self)
+        return prepared
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.saver.begin()
@@ -130,7 +128,7 @@ class SavingTrainer(SharedTrainer):
         """
         directory = Path(output_dir or self.args.output_dir)
         of_checkpoint = PARTIAL in directory.parts
-        if of_checkpoint and not (self.engine.whole or self.args.save_only_model or has_adapter(self.model)):
+        if of_checkpoint and self.engine.restores and not (self.args.save_only_model or has_adapter(self.model)):
             directory.mkdir(parents=True, exist_ok=True)  # the Trainer looks for it when this is the best model
             return  # the engine writes the weights with the state of the optimizer
         weights = self.engine.weights(self)
@@ -161,7 +159,7 @@ class SavingTrainer(SharedTrainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self.engine.wraps:
+        if self.engine.restores:
             return  # with the state of the optimizer
         with loading_all_weights(self, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -186,7 +184,7 @@ class SavingTrainer(SharedTrainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.engine.restores or not self.engine.wraps:
+        if self.engine.restores:
             self.engine.load_state(self, self.state.best_model_checkpoint)
             return
         with loading_all_weights(self, self.state.best_model_checkpoint):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.models.inspect import has_adapter
+from sftkit.ranks import is_main_process
 from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
@@ -22,14 +24,11 @@ class ShardedEngine(Engine):
     """
 
     sharded = True
-    reshards = True
-    whole = False
+    restores = True
     wraps = False
 
     def __init__(self) -> None:
-        import os
-
-        self.receives = int(os.environ.get("RANK", "0")) > 0
+        self.receives = not is_main_process()
 
     def loading(self) -> contextlib.AbstractContextManager[Any]:
         """The first process loads the weights; in the others, everything is on the meta device."""
@@ -57,6 +56,15 @@ class ShardedEngine(Engine):
         weights = take_weights(model)
         yield
         receive(model, {} if self.receives else weights, device, copies)
+
+    @staticmethod
+    def postpones_reduction(model: Any) -> None:
+        """Reduce the gradients of a model once a step, and not after each of its batches. Changes the model.
+
+        Args:
+            model: from `fully_shard`.
+        """
+        model.no_sync = functools.partial(_without_reduction, model)  # accelerate asks for it by this name
 
     def weights(self, trainer: Any) -> dict[str, Tensor]:
         """The whole weights in the main process; of a model with an adapter, those that are saved with it."""
@@ -88,6 +96,16 @@ class ShardedEngine(Engine):
         shards.load_weights(model, path, frozen=not has_adapter(model))
         shards.load_optimizer(model, _inner(trainer.optimizer), path)
         return True
+
+
+@contextlib.contextmanager
+def _without_reduction(model: Any) -> Iterator[None]:
+    """Inside, each process adds up its gradients; the next backward outside reduces their sums."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
 
 
 def _inner(optimizer: Any) -> Any:

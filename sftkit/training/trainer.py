@@ -91,7 +91,7 @@ class TokenLossTrainer(SavingTrainer):
     def _obstacle_to_splitting(self) -> str:
         if self._own_loss:
             return "batches with a custom compute_loss cannot be split"
-        if self.args.world_size > 1 or self.is_deepspeed_enabled:
+        if self.args.world_size > 1 or self.sharded:
             return f"process {self.args.process_index} cannot split its batches, since the others would wait for it"
         return ""
 

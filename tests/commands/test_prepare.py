@@ -191,7 +191,7 @@ def test_another_tokenizer_or_template_is_an_error(tmp_path):
         pipeline(tmp_path, tokenizer=other, prepared=str(tmp_path / "prepared")).prepare()
 
 
-def test_a_directory_that_is_none_is_an_error(tmp_path):
+def test_a_directory_without_prepared_data_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no prepared data in .*: it has no prepared\.json"):
         pipeline(tmp_path, prepared=str(tmp_path)).prepare()
 

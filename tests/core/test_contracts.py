@@ -43,9 +43,9 @@ def test_every_name_of_the_api_exists():
 
 
 def test_the_api_lists_for_type_checkers_what_it_loads():
-    tree = ast.parse((ROOT / "sftkit" / "api.py").read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    listed = {(node.module.removeprefix("sftkit."), name.name) for node in block.body for name in node.names}
+    tree = ast.parse((ROOT / "sftkit" / "api.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    listed = {(node.module.removeprefix("sftkit."), name.name) for node in imports for name in node.names}
     assert listed == {(module, name) for name, module in api._HOMES.items()}
 
 

@@ -83,7 +83,7 @@ def test_a_check_before_the_launch_needs_only_the_number_of_processes():
     assert launch_problems({"WORLD_SIZE": "8", "RANK": "0"}, planned=True) != []
 
 
-def test_a_rank_that_is_no_number_is_an_error_of_the_user(in_process, monkeypatch):
+def test_a_rank_that_is_not_a_number_is_an_error(in_process, monkeypatch):
     monkeypatch.setenv("RANK", "first")
     code, output = in_process("run")
     assert code == 2

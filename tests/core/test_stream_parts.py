@@ -71,7 +71,7 @@ def test_each_row_is_read_once_in_each_pass(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet", "arrow", "csv"])
-def test_a_part_continues_behind_each_of_its_rows(tmp_path, kind):
+def test_a_part_continues_after_each_of_its_rows(tmp_path, kind):
     names, _ = write(tmp_path, kind, [31, 12], random.Random(0))
     rows = FileRows.of(names, "train", "data.train")
     for rank in range(3):

@@ -131,7 +131,7 @@ def test_two_workers_on_two_nodes_equal_one_process(spared, place):
     assert f"saved to {directory}" in out
 
 
-def test_ray_is_told_of_every_checkpoint_and_of_the_end(spared):
+def test_every_checkpoint_and_the_end_are_reported_to_ray(spared):
     directory, _, err = spared
     [experiment] = (directory.parent / ".ray").glob("spared-2*")
     pointers = [json.loads(path.read_text())["path"] for path in sorted(experiment.glob("*/checkpoint.json"))]
@@ -181,7 +181,7 @@ def test_ctrl_c_saves_the_run_and_shows_how_it_continues(launch, place):
     assert (place / "spared-stopped" / f"checkpoint-{step}").is_dir()
 
 
-def test_a_launch_that_the_cluster_is_too_small_for_says_so_and_ends(launch):
+def test_a_launch_that_is_too_large_for_the_cluster_ends_with_the_reason(launch):
     process = launch("-o", "large", options=",cpus=2,wait=8")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err

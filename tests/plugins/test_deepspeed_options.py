@@ -28,7 +28,7 @@ REFUSED = {
     "batch": ({"config": {"train_batch_size": 3}}, {}, "train_batch_size is 3"),
     "precision": ({"config": {"bf16": {"enabled": True}}}, {}, "train.bf16 is False"),
     "stage": ({"stage": 3, "config": {"zero_optimization": {"stage": 2}}}, {}, "stage is 3"),
-    "no stage": ({"config": {"zero_optimization": {"stage": 7}}}, {}, "none of 1, 2 and 3"),
+    "no stage": ({"config": {"zero_optimization": {"stage": 7}}}, {}, "is not 1, 2 or 3"),
     "offload": ({"offload": "all"}, {}, "keeps all weights"),
     "two offloads": (
         {"offload": "optimizer", "config": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
@@ -38,6 +38,11 @@ REFUSED = {
     "no file": ({"config": "nowhere.json"}, {}, "No such file"),
     "no steps": ({}, {"max_steps": 0}, "without steps"),
     "matrices": ({}, {"optim": "adafactor"}, "flattens the weights"),
+    "no state for the best model": (
+        {},
+        {"save_only_model": True, "load_best_model_at_end": True},
+        "the best model is loaded from the shards",
+    ),
 }
 
 
@@ -53,6 +58,11 @@ def test_a_contradiction_is_refused_and_both_sides_are_named(tmp_path, name):
 def test_steps_cannot_be_skipped_and_saves_are_not_in_the_background(tmp_path):
     found = problems(tmp_path, {}, run={"on_nan": "skip", "save_in_background": True})
     assert [line.split(":")[0] for line in found] == ["run.on_nan", "run.save_in_background"]
+
+
+def test_quantized_weights_are_refused(tmp_path):
+    model = {"name": "demo", "options": {"quantization_config": {"load_in_4bit": True}}}
+    assert any("quantized weights cannot be sharded" in line for line in problems(tmp_path, {}, model=model))
 
 
 def test_values_that_agree_are_accepted(tmp_path):

@@ -30,7 +30,6 @@ def test_a_single_process_is_refused(monkeypatch):
     [
         ({"optim": "adafactor"}, "train.optim"),
         ({"fp16": True}, "train.fp16"),
-        ({"bf16_full_eval": True}, "train.bf16_full_eval"),
         ({"torch_compile": True}, "train.torch_compile"),
         ({"save_only_model": True, "load_best_model_at_end": True}, "train.save_only_model"),
     ],

@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoConfig
 
 from sftkit.testing import check_plugin, tiny_config, tiny_model
-from sftkit_plugins.tensor_parallel import OPTIMIZERS, REFUSED, TensorParallel
+from sftkit.training.sharding import OPTIMIZERS
+from sftkit_plugins.tensor_parallel import REFUSED, TensorParallel
 from sftkit_plugins.tensor_parallel.plan import plan_problems, rule_of
 
 
@@ -51,7 +52,7 @@ def test_plugins_that_need_whole_layers_are_refused_with_the_reason(name):
     assert REFUSED[name] in problems(plugins={name: {}})[0]
 
 
-@pytest.mark.parametrize("key", ["fp16", "torch_compile", "eval_use_gather_object", "bf16_full_eval"])
+@pytest.mark.parametrize("key", ["fp16", "torch_compile", "eval_use_gather_object"])
 def test_arguments_that_do_not_fit_are_refused(key):
     assert any(f"train.{key}" in problem for problem in problems(train={key: True}))
 

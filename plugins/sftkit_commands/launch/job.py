@@ -9,7 +9,7 @@ A target is a module with
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -77,7 +77,7 @@ class Job:
             output = f"{directory}/{self.name}"
             arguments += ["--output", output]
         if self.resume != "auto":
-            arguments = [*(item for item in arguments if item != "--resume"), "--resume", "auto"]
+            arguments = [*without_resume(arguments), "--resume", "auto"]
         return replace(self, arguments=tuple(arguments), output=output, resume="auto")
 
 
@@ -98,6 +98,25 @@ class Plan:
     start: Callable[[], int]
     notes: tuple[str, ...] = ()
     runs_here: bool = False
+
+
+def without_resume(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``--resume`` in all its forms."""
+    kept: list[str] = []
+    before = ""
+    for item in arguments:
+        value = item == "auto" and before == "--resume"
+        if not value and item not in ("--resume", "--resume=auto", "--resume-auto"):
+            kept.append(item)
+        before = item
+    return kept
+
+
+def file_option_problems(job: Job, target: str) -> Iterator[Problem]:
+    """Options for a job file, which the target does not write."""
+    if job.file or job.submit:
+        fix = "leave them out, or add --dry-run to see what would be done"
+        yield Problem("--file and --submit are for targets that write a file", f"--on {target}", fix)
 
 
 def job_name(text: str) -> str:

@@ -7,8 +7,8 @@ import shlex
 import sys
 from typing import Annotated, Any
 
-from sftkit.api import ConfigError, Field, Problem, dataclass, has_gpu
-from sftkit_commands.launch.job import Job, Plan
+from sftkit.api import ConfigError, Field, Problem, dataclass, has_gpu, processors
+from sftkit_commands.launch.job import Job, Plan, file_option_problems
 
 PORT = 29500
 
@@ -43,8 +43,8 @@ def plan(job: Job, options: Options) -> Plan:
     if nproc * job.nnodes > 1 and _on_cpu(job) and job.trains:
         sftkit += _cpu_settings(job)
     if nproc > 1 and "OMP_NUM_THREADS" not in {**os.environ, **variables}:
-        variables["OMP_NUM_THREADS"] = str(max(_cores() // nproc, 1))
-        notes.append(f"OMP_NUM_THREADS={variables['OMP_NUM_THREADS']}: {_cores()} cores for {nproc} processes")
+        variables["OMP_NUM_THREADS"] = str(max(processors() // nproc, 1))
+        notes.append(f"OMP_NUM_THREADS={variables['OMP_NUM_THREADS']}: {processors()} cores for {nproc} processes")
     if nproc * job.nnodes == 1 and not job.max_restarts:
         arguments: list[str] = []
         command = [sys.executable, "-m", "sftkit", *sftkit]
@@ -84,9 +84,7 @@ def _check(job: Job, options: Options) -> None:
     if options.node_rank is not None and options.node_rank >= job.nnodes:
         what = f"{options.node_rank} is not below --nnodes {job.nnodes}"
         problems.append(Problem(what, "--on local, node_rank", "count the nodes from 0"))
-    if job.file or job.submit:
-        what = "--file and --submit are for targets that write a file"
-        problems.append(Problem(what, "--on local", "leave them out, or add --dry-run to see the command"))
+    problems += file_option_problems(job, "local")
     if problems:
         raise ConfigError(problems)
 
@@ -123,12 +121,6 @@ def _cpu_settings(job: Job) -> list[str]:
     """What several processes need on a CPU and the configuration does not set."""
     needed = {"use_cpu": "true", "ddp_backend": "gloo"}
     return [f"train.{name}={value}" for name, value in needed.items() if _setting(job, name) is None]
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a container or Slurm leaves to this process
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _torchrun(job: Job, options: Options, nproc: int) -> list[str]:

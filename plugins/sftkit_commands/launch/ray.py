@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Optional
 
 from sftkit.api import ConfigError, Field, Problem, dataclass, requirement_problem
-from sftkit_commands.launch.job import Job, Plan
+from sftkit_commands.launch.job import Job, Plan, file_option_problems, without_resume
 
 REQUIRES = "ray[train]>=2.50"
 RESTARTS = 3  # unless the launch says how many
@@ -192,7 +192,7 @@ def launch_of(job: Job, options: Options) -> Launch:
     output = os.path.abspath(directory)
     first = [*job.arguments[1:], *([] if output == job.output else ["--output", output])]
     first += ["--json"] if job.as_json and "--json" not in first else []
-    kept = _without_resume(first)
+    kept = without_resume(first)
     section = job.values.get("train")
     cpu = isinstance(section, Mapping) and section.get("use_cpu") is True
     return Launch(
@@ -207,18 +207,6 @@ def launch_of(job: Job, options: Options) -> Launch:
         wait=options.wait,
         environment=dict(job.environment),
     )
-
-
-def _without_resume(arguments: list[str]) -> list[str]:
-    """The arguments without ``--resume`` in all its forms."""
-    kept: list[str] = []
-    before = ""
-    for item in arguments:
-        value = item == "auto" and before == "--resume"
-        if not value and item not in ("--resume", "--resume=auto", "--resume-auto"):
-            kept.append(item)
-        before = item
-    return kept
 
 
 def _problems(job: Job, options: Options) -> Iterator[Problem]:
@@ -236,8 +224,7 @@ def _problems(job: Job, options: Options) -> Iterator[Problem]:
     if options.submits and job.trains and not os.path.isabs(job.output):
         what = "the run directory must be an absolute path, on storage that all nodes of the cluster share"
         yield Problem(what, job.output or "--output", "give it with --output /SHARED/DIR")
-    if job.file or job.submit:
-        yield Problem("--file and --submit are for targets that write a file", WHERE, "leave them out")
+    yield from file_option_problems(job, "ray")
     if options.gpu and (job.values.get("train") or {}).get("use_cpu") is True:
         yield Problem("the run uses the CPU, so a process takes no GPU", "train.use_cpu", "remove it, or gpu=true")
 

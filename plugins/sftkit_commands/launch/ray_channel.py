@@ -16,7 +16,7 @@ class RunEnded(Exception):  # noqa: N818 (it may be no error)
 
 
 class Channel:
-    """What the launching process and the workers tell each other; as a Ray actor.
+    """What the launching process and the workers exchange; as a Ray actor.
 
     Attributes:
         starts: how often the workers have started.

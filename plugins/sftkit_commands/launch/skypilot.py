@@ -64,7 +64,7 @@ def _check(job: Job, options: Options) -> None:
     if not options.setup:
         problems.append(Problem("nothing installs sftkit on the machines", where, "add setup=COMMAND or setup=FILE"))
     if bool(options.bucket) == bool(options.volume):
-        what = "both a bucket and a volume are given" if options.bucket else "no bucket and no volume is given"
+        what = "both a bucket and a volume are given" if options.bucket else "neither a bucket nor a volume is given"
         fix = "add bucket=NAME or volume=NAME: machines that are lost take their disks along"
         problems.append(Problem(what, where, fix))
     elif options.bucket and job.nnodes > 1:

@@ -19,10 +19,10 @@ account acctg-freq batch bb bbf begin burst-buffer cluster-constraint clusters c
 core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency distribution
 exclude exclusive export export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node
 gpus-per-socket gpus-per-task gres gres-flags hint hold ignore-pbs input kill-on-invalid-dep licenses mail-type
-mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile nodelist oom-
-kill-step overcommit oversubscribe partition power prefer priority profile propagate qos quiet reboot
-reservation sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time time-min tmp tres-
-bind tres-per-task uid use-min-nodes verbose wait-all-nodes wckey x11
+mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile nodelist
+oom-kill-step overcommit oversubscribe partition power prefer priority profile propagate qos quiet reboot
+reservation sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time time-min tmp
+tres-bind tres-per-task uid use-min-nodes verbose wait-all-nodes wckey x11
 """
 SBATCH = frozenset(_NAMES.split())
 #: Those that the command sets itself, each with what to use instead.

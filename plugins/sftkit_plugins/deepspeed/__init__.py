@@ -7,7 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from sftkit.api import ConfigError, Field, Plugin, Problem, dataclass, evaluates_only, hookimpl, train_value
+from sftkit.api import (
+    ConfigError,
+    Field,
+    Plugin,
+    Problem,
+    dataclass,
+    evaluates_only,
+    hookimpl,
+    sharding_problems,
+    train_value,
+)
 
 if TYPE_CHECKING:
     from sftkit.api import Engine, PluginSet, RunConfig
@@ -76,6 +86,7 @@ class DeepSpeed(Plugin):
         if stage == 3 and config.data.streaming and plugins.fillers("make_packer"):
             what = "with packed rows of a stream, processes would wait for each other in different batches"
             yield Problem(what, "plugin deepspeed, option stage", "set stage=2, or data.streaming: false")
+        yield from sharding_problems(config)
         yield from _unsupported(config)
 
     @hookimpl(wrapper=True)

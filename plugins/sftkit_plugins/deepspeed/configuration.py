@@ -52,7 +52,7 @@ def read(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UnreadableError(" ".join(str(error).split())) from error
     if not isinstance(found, dict):
-        raise UnreadableError(f"{given} holds no JSON object")
+        raise UnreadableError(f"{given} does not hold a JSON object")
     return found
 
 
@@ -66,7 +66,7 @@ def problems(given: Mapping[str, Any], config: RunConfig, where: str) -> Iterato
     """
     zero = given.get("zero_optimization", {})
     if not isinstance(zero, Mapping) or zero.get("stage", DEFAULT_STAGE) not in STAGES:
-        yield Problem("zero_optimization.stage is none of 1, 2 and 3", where, "set it to 2 or 3")
+        yield Problem("zero_optimization.stage is not 1, 2 or 3", where, "set it to 2 or 3")
         return
     for name, fix in REFUSED.items():
         if given.get(name):
@@ -79,17 +79,12 @@ def problems(given: Mapping[str, Any], config: RunConfig, where: str) -> Iterato
         fix = f"set train.{argument}: {json.dumps(value)}, or {'.'.join(path)} to auto"
         yield Problem(what, where, fix)
     batch = given.get("train_batch_size", "auto")
-    factors = [int(train_value(config, SHARED[(name,)])) for name in list(map(first, SHARED))[:2]]
-    if batch != "auto" and batch != factors[0] * factors[1] * world_size():
-        what = f"train_batch_size is {batch}, but {factors[0]} rows × {factors[1]} steps × {world_size()} processes"
-        yield Problem(f"{what} are {factors[0] * factors[1] * world_size()}", where, "set train_batch_size to auto")
+    rows, batches = (int(train_value(config, name)) for name in list(SHARED.values())[:2])
+    if batch not in ("auto", rows * batches * world_size()):
+        what = f"train_batch_size is {batch}, but {rows} rows × {batches} batches × {world_size()} processes"
+        yield Problem(f"{what} are {rows * batches * world_size()}", where, "set train_batch_size to auto")
     if (given.get("checkpoint") or {}).get("writer") or (given.get("checkpoint") or {}).get("load_universal"):
         yield Problem("checkpoint.writer and load_universal read pickled objects", where, "remove them")
-
-
-def first(path: tuple[str, ...]) -> str:
-    """The first name of a path."""
-    return path[0]
 
 
 def complete(given: Mapping[str, Any], stage: int | None, offload: str) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class DeepSpeedEngine(Engine):
         with plain_objects_only(directory):
             path, _ = engine.load_checkpoint(directory, load_module_strict=not has_adapter(trainer.model))
         if path is None:
-            raise RunError(Problem("the checkpoint has no state of DeepSpeed", directory, "resume from another one"))
+            raise RunError(Problem("the checkpoint has no DeepSpeed state", directory, "resume from another one"))
         engine.optimizer.clip_grad = trainer.args.max_grad_norm  # the configured one, as of the optimizer
         return True
 

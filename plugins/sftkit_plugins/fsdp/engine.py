@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sftkit.api import Problem, RunError, ShardedEngine, base_model, parts_of, world_size
@@ -59,7 +58,7 @@ class FSDPEngine(ShardedEngine):
         if images:  # processes with and without images in their batches reduce the same gradients in the same order
             base_model(model).enable_input_require_grads()
             model.register_forward_hook(functools.partial(_with_gradients, images))
-        model.no_sync = functools.partial(_without_reduction, model)  # accelerate asks for it by this name
+        self.postpones_reduction(model)
         return model
 
     def _shard(self, model: nn.Module, mesh: Any, whole: set[nn.Module]) -> None:
@@ -163,16 +162,6 @@ def require_uniform(model: nn.Module, chosen: list[nn.Module]) -> None:
             found = " and ".join(f"{name} in {str(kind).removeprefix('torch.')}" for kind, name in kinds.items())
             what = f"trained weights of one block have several types: {found}"
             raise RunError(Problem(what, "model.dtype", "set model.dtype: float32, and option dtype of plugin fsdp"))
-
-
-@contextlib.contextmanager
-def _without_reduction(model: Any) -> Iterator[None]:
-    """Inside, gradients are added up in each process; the next backward outside reduces their sums."""
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)
 
 
 def _with_gradients(names: list[str], model: Any, arguments: Any, outputs: Any) -> Any:

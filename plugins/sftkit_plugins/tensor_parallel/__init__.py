@@ -12,10 +12,10 @@ from sftkit.api import (
     Problem,
     base_of,
     dataclass,
+    dtensor_problems,
     hookimpl,
+    launch_advice,
     model_config,
-    quantization_of,
-    train_value,
     world_size,
 )
 from sftkit_plugins.tensor_parallel.plan import WHERE, plan_problems
@@ -32,8 +32,6 @@ REFUSED = {
     "unsloth": "its kernels read whole layers",
     "vision": "no plan covers the part of a model that reads images",
 }
-#: Optimizers of torch that update each weight by itself, so that a process can update its part.
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,45 +51,30 @@ class TensorParallel(Plugin):
         for name in sorted(REFUSED.keys() & config.plugins.keys()):
             what = f"the plugins tensor_parallel and {name} cannot be used together: {REFUSED[name]}"
             yield Problem(what, f"plugin {name}", f"drop {name}, or shard the model in another way", ("plugins", name))
+        yield from dtensor_problems(config)
         yield from self._train_problems(config)
         name, _ = base_of(config.model.name, config.model.revision)
-        if quantization_of(config.model.name) or "quantization_config" in config.model.options:
-            fix = "use a model in full precision, or shard it in another way"
-            yield Problem("quantized weights cannot be divided", "model.name", fix, ("model", "name"))
-        elif (found := model_config(name, config.model.trust_remote_code)) is not None:
+        if (found := model_config(name, config.model.trust_remote_code)) is not None:
             yield from plan_problems(found, self.size)
 
     def _process_problems(self) -> Iterator[Problem]:
         processes, size = world_size(), self.size
         if processes == 1:
             what = f"a single process cannot divide a model into {size}"
-            yield Problem(
-                what,
-                WHERE,
-                f"start several: sftkit launch --nproc {size} run ...; to check it, WORLD_SIZE={size} sftkit check ...",
-            )
+            yield Problem(what, WHERE, launch_advice(size))
         elif processes % size:
             what = f"{processes} processes cannot form groups of {size}"
             yield Problem(what, f"{WHERE}, option size", f"start a multiple of {size} processes, or change the size")
 
     def _train_problems(self, config: RunConfig) -> Iterator[Problem]:
-        optimizer = str(train_value(config, "optim") or OPTIMIZERS[0])
-        if optimizer not in OPTIMIZERS:
-            what, fix = f"{optimizer} cannot update parts of a weight", f"choose one of {', '.join(OPTIMIZERS)}"
-            yield Problem(what, "train.optim", fix, ("train", "optim"))
         reasons = {
             "eval_use_gather_object": ("objects are gathered once for each process", "remove it"),
             "torch_compile": ("compiled layers cannot be divided", "remove it"),
             "fp16": ("gradients of parts are not scaled", "set train.bf16"),
-            "fp16_full_eval": ("divided weights cannot be converted", "set model.dtype: bfloat16"),
-            "bf16_full_eval": ("divided weights cannot be converted", "set model.dtype: bfloat16"),
         }
         for key, (what, fix) in reasons.items():
             if config.train.get(key):
                 yield Problem(what, f"train.{key}", fix, ("train", key))
-        if train_value(config, "save_only_model") and train_value(config, "load_best_model_at_end"):
-            what = "the best model is loaded from the shards of a checkpoint, which it would not have"
-            yield Problem(what, "train.save_only_model", "remove it", ("train", "save_only_model"))
 
     @hookimpl
     def make_engine(self) -> Engine:

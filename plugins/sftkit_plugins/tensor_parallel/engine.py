@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from sftkit.api import ConfigError, ShardedEngine, base_model
@@ -50,7 +47,7 @@ class TensorParallelEngine(ShardedEngine):
             self._share_among_groups(model, mesh["replicas"])
             if hasattr(model, "generate"):
                 register_fsdp_forward_method(model, "generate")
-            model.no_sync = functools.partial(_without_reduction, model)  # accelerate asks for it by this name
+            self.postpones_reduction(model)
         return model
 
     def _share_among_groups(self, model: Any, mesh: Any) -> None:
@@ -62,13 +59,3 @@ class TensorParallelEngine(ShardedEngine):
             fully_shard(layer, mesh=mesh)
         # The parameters of the model are always those of the optimizer, also after an evaluation.
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
-
-
-@contextlib.contextmanager
-def _without_reduction(model: Any) -> Iterator[None]:
-    """Inside, gradients are added up in each group; the next backward outside averages their sums."""
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)

@@ -110,7 +110,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     causal = base_model(model)
     embeddings, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     if type(head) is not nn.Linear or not isinstance(embeddings, nn.Embedding):
-        what = f"the output head or the embeddings of {type(causal).__name__} are no plain layers"
+        what = f"the output head or the embeddings of {type(causal).__name__} are not plain layers"
         raise ConfigError(Problem(what, WHERE, OTHER_WAY))
     tied = head.weight is embeddings.weight
     styles = dict(_styles(causal, embeddings, head))
@@ -150,7 +150,7 @@ def _style(plan: dict[str, str], name: str, module: nn.Module) -> ParallelStyle:
     if rule in ("", OF_HEADS):
         return Replicated(heads=rule == OF_HEADS)
     if not isinstance(module, nn.Linear):
-        raise ConfigError(Problem(f"{name} is no linear layer but {type(module).__name__}", WHERE, OTHER_WAY))
+        raise ConfigError(Problem(f"{name} is a {type(module).__name__}, and not a linear layer", WHERE, OTHER_WAY))
     if rule in (COLUMNS, COLUMNS_GATHERED) and part != "lora_A":
         return ColwiseParallel(output_layouts=Shard(-1) if rule == COLUMNS else Replicate())
     if rule in (ROWS, ROWS_OF_WHOLE) and part != "lora_B":

@@ -86,7 +86,7 @@ def test_what_fails_is_started_again(tmp_path):
     assert run_agent(workers(script, "--max-restarts", "1")) == 0
 
 
-def test_a_node_that_stays_alone_says_so():
+def test_a_node_that_finds_no_other_is_an_error():
     missing = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", "a"]
     missing += ["--rdzv-conf", "join_timeout=1,last_call_timeout=1", "--no-python", "true"]
     with pytest.raises(ConfigError, match=r"do not find each other.*check that every node has started"):

@@ -122,6 +122,14 @@ def test_a_batch_script_has_what_sbatch_and_the_run_need(rendered, tmp_path):
     assert "    run sft.yaml --output runs/sft --resume auto run.grace=90 || code=$?" in lines
 
 
+def test_every_long_option_of_sbatch_can_follow(rendered):
+    from sftkit_commands.launch.slurm import SBATCH
+
+    assert not [name for name in SBATCH if name.startswith("-") or name.endswith("-")]
+    text = rendered("slurm:oom-kill-step=1,tres-bind=gres/gpu:single:1", "--nproc", "8")["text"]
+    assert {"#SBATCH --oom-kill-step=1", "#SBATCH --tres-bind=gres/gpu:single:1"} <= {*text.splitlines()}
+
+
 def test_a_setup_file_is_read_on_the_node(rendered, tmp_path):
     (tmp_path / "setup.sh").write_text("module load cuda\n")
     lines = rendered("slurm:setup=setup.sh", "--nproc", "2")["text"].splitlines()
@@ -146,7 +154,7 @@ def test_another_command_is_one_process(rendered):
         ("kubernetes:image=i,volume=runs", ["--nproc", "2"], "'runs' is not CLAIM:/PATH"),
         ("kubernetes:image=i,volume=runs:/d", ["--nproc", "2", "--max-restarts", "3"], "use kind=jobset"),
         ("kubernetes:image=i,volume=runs:/d,kind=pod", ["--nproc", "2"], "'trainjob' or 'jobset'"),
-        ("skypilot:gpu=H100,setup=x", ["--nproc", "2"], "no bucket and no volume is given"),
+        ("skypilot:gpu=H100,setup=x", ["--nproc", "2"], "neither a bucket nor a volume is given"),
         ("skypilot:gpu=H100,setup=x,bucket=b", ["--nproc", "2", "--nnodes", "2"], "use volume=NAME"),
         ("skypilot:bucket=b,setup=x", ["--nproc", "2"], "add gpu=NAME"),
     ],

@@ -6,6 +6,7 @@ import torch
 
 from sftkit import Pipeline
 from sftkit.plugin.base import Plugin, dataclass, hookimpl
+from sftkit.run.shares import differences
 from sftkit.testing import tiny_conversations
 from sftkit.training.engine import Engine
 from sftkit.training.evaluation import gathering_once
@@ -66,6 +67,15 @@ def test_a_log_entry_counts_the_tokens_of_a_group_once():
     entry = measures.log_entry(FourProcesses(), 7, sharing=2)
     assert entry["trained_tokens"] == 7 + 12
     assert entry["token_accuracy"] == 0.5
+
+
+def test_a_resumption_with_groups_of_another_size_has_steps_of_other_rows():
+    train = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "average_tokens_across_devices": True}
+    train["dataloader_drop_last"] = False
+    run = {"train": train, "parts": [{"world_size": 4}], "config": {"data": {"streaming": False}}}
+    pairs, all_four = ({**run, "engine": {"sharing": sharing}} for sharing in (2, 4))
+    assert differences(pairs, pairs, 4) == ""
+    assert differences(pairs, all_four, 4) == "a step has 2 rows instead of 4"
 
 
 def test_the_plan_of_a_run_counts_groups(tmp_path, monkeypatch):

@@ -244,6 +244,13 @@ def test_resume_is_exact(runs, stage):
 
 
 @STAGES
+def test_a_checkpoint_has_the_parts_of_the_weights_and_no_whole_model(runs, stage):
+    files = {path.name for path in (runs / f"zero{stage}" / "checkpoint-2").rglob("*")}
+    assert MODEL not in files
+    assert len([name for name in files if name.endswith("optim_states.pt")]) == 2
+
+
+@STAGES
 def test_resume_with_another_number_of_processes(runs, in_process, monkeypatch, tmp_path, stage):
     """It is refused: DeepSpeed reshards only what a program of its own has converted, which reads pickled objects."""
     monkeypatch.chdir(runs)

@@ -190,7 +190,7 @@ def test_a_failing_process_ends_the_run(runs):
 def test_a_single_process_is_refused_with_the_command_that_starts_several(runs):
     codes, outputs = runs.start("alone", 1, *ROWS, *SHARDED)
     assert codes == [2]
-    assert "nproc_per_node 2" in outputs[0]
+    assert "sftkit launch --nproc N" in outputs[0]
 
 
 @pytest.mark.slow
