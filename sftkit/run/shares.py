@@ -85,9 +85,8 @@ def shares_of(old: Mapping[str, Any], new: Mapping[str, Any], processes: int) ->
         new: that of its resumption.
         processes: of the resumption.
     """
-    sharing = new["engine"]["sharing"]
-    before = Shares.of(old["train"], old["parts"][-1]["world_size"], sharing)
-    return before, Shares.of(new["train"], processes, sharing)
+    before = Shares.of(old["train"], old["parts"][-1]["world_size"], old["engine"]["sharing"])
+    return before, Shares.of(new["train"], processes, new["engine"]["sharing"])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], processes: int) -> str:
