@@ -102,6 +102,9 @@ def configuration_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Ite
         else:
             yield Change(f"plugins.{name}", "it was selected" if name in before else "it was not selected")
     yield from _train_changes(old, new)
+    if (engine := old["engine"]["name"]) != (other := new["engine"]["name"]):
+        what = f"the engine was {engine}, and is {other}"
+        yield Change("plugins", what, final=True, fix=f"use the engine {engine} again")
     yield from _share_changes(old, new)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -20,8 +21,13 @@ BEAT = 5.0  # seconds between the signs of life of a process, for long timeouts
 LOOK = 1.0  # seconds between looks at whether another process has failed
 BUSY = 0.02  # share of a core that a process uses which computes
 READS = 1e6  # bytes in a second that a process reads or writes which loads or saves
-#: Where a process is that waits for others: parts of the name of the file, in the innermost frame of Python.
-_WAITS = ("torch/distributed/", "torch/autograd/graph.py", "/filelock/", "sftkit/training/agreement.py")
+#: Where a process is that waits for others: parts of the name of the file, in the innermost frame of Python, or in the
+#: one before it where that is a call of an operator.
+_WAITS = (
+    *("torch/distributed/", "torch/nn/parallel/distributed.py", "torch/autograd/graph.py"),
+    *("/filelock/", "sftkit/training/agreement.py"),
+)
+_OPERATORS = "torch/_ops.py"
 
 
 @dataclass
@@ -111,13 +117,20 @@ class Watch:
         frame = sys._current_frames().get(self.watched)
         if frame is None:
             return "its end", False
-        file = frame.f_code.co_filename.replace(os.sep, "/")
+        file = _file(frame)
+        if file.endswith(_OPERATORS) and frame.f_back is not None:
+            frame = frame.f_back
+            file = _file(frame)
         waits = self.waiting or any(part in file for part in _WAITS)
         return f"{'/'.join(file.split('/')[-2:])}:{frame.f_lineno} in {frame.f_code.co_name}", waits
 
     def dead(self) -> list[int]:
         """The processes of this machine that have ended without a word."""
         return self._mates.dead(self.meeting)
+
+
+def _file(frame: FrameType) -> str:
+    return frame.f_code.co_filename.replace(os.sep, "/")
 
 
 def described(beat: str | None) -> str:

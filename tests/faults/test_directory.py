@@ -373,6 +373,7 @@ def test_18_a_state_of_one_number_of_processes_is_refused_for_another(home, stop
         manifest["config"]["data"] |= {"streaming": True}
         options: dict[str, Any] = {"data": {"train": str(home / "rows.jsonl"), "streaming": True}}
     else:
+        manifest["engine"]["name"] = "dividing"
         plugins, options = [Dividing()], {}
     (stopped / "manifest.json").write_text(json.dumps(manifest))
     for name, text in GROUP.items():
@@ -386,6 +387,12 @@ def test_18_a_state_of_one_number_of_processes_is_refused_for_another(home, stop
         "stream": "each of 1 processes has its own position in the stream",
     }
     assert f"another kind: 1 processes -> 2, and {why[kind]}" in texts(found)
+
+
+def test_18_the_state_of_another_engine_is_refused(home, stopped):
+    found = pipeline(home, stopped, resume=True, plugins=[Dividing()], allow_changes=["plugins"]).check()
+    assert [problem.where for problem in found] == ["plugins"]
+    assert "another kind: the engine was ddp, and is dividing" in texts(found)
 
 
 def test_18_changed_data_is_refused_before_weights_are_read(home, stopped, monkeypatch):

@@ -168,7 +168,8 @@ def test_resume_with_another_number_of_processes(run, place, finished, sizes):
     require_equal_weights(place / f"resized-{first}", finished(1))
 
 
-def test_a_failing_process_ends_the_run(run):
-    codes, lines = run(2, "failing", ends="fail")
-    assert 0 not in codes, lines
-    assert "this process fails" in lines[1]
+@both
+def test_a_failing_process_ends_the_run(run, size):
+    codes, lines = run(size, f"failing-{size}", ends="fail")
+    assert codes == [1] * size, lines
+    assert "".join(lines).count("ArithmeticError: this process fails") == 1
