@@ -13,8 +13,8 @@ from typing import Any
 from sftkit.cli.libraries import quiet_libraries
 from sftkit.console import Output, console, is_live, new_console, output
 from sftkit.errors import OF_ONE_PROCESS
-from sftkit.redact import hide
 from sftkit.ranks import number
+from sftkit.redact import hide
 from sftkit.user_modules import keep_out_of_children
 
 
