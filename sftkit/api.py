@@ -98,9 +98,9 @@ if TYPE_CHECKING:
         is_weight as is_weight,
         with_documents as with_documents,
     )
-    from sftkit.data.jobs import Pool as Pool
     from sftkit.data.media import detach_image as detach_image
     from sftkit.data.packs import Packer as Packer
+    from sftkit.data.pool import Pool as Pool
     from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
     from sftkit.errors import (
         ConfigError as ConfigError,
@@ -264,7 +264,7 @@ _MODULES = {
     "data.stats": "DatasetStats hash_documents",
     "data.media": "detach_image",
     "data.build": "WEIGHTED_TOKENS",
-    "data.jobs": "Pool",
+    "data.pool": "Pool",
     "training.collate": "Collator",
     # Models
     "models.adapt": "NEEDS_ADAPTER",
