@@ -39,7 +39,7 @@ _MODULES = {
     "data.stats": "DatasetStats hash_documents",
     "data.media": "detach_image",
     "data.build": "WEIGHTED_TOKENS",
-    "data.jobs": "Pool",
+    "data.pool": "Pool",
     "data.processes": "processors",
     "training.collate": "Collator",
     # Models

@@ -86,9 +86,9 @@ from sftkit.data.documents import (
     is_weight as is_weight,
     with_documents as with_documents,
 )
-from sftkit.data.jobs import Pool as Pool
 from sftkit.data.media import detach_image as detach_image
 from sftkit.data.packs import Packer as Packer
+from sftkit.data.pool import Pool as Pool
 from sftkit.data.processes import processors as processors
 from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
 from sftkit.errors import (

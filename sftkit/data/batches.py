@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, Features
 
-BATCH = 4000
+BATCH = 2000
 MEDIA_BATCH = 256  # for rows with images, audio or video, which may take a megabyte each
 #: Rows after which a memory-mapped source is opened again, to release the memory of pages that were read.
-REMAP = 12 * BATCH
+REMAP = 24 * BATCH
 
 RowBatch = tuple["np.ndarray", dict[str, Any]]
 """The numbers of some rows, and the rows as columns."""

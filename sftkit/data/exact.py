@@ -56,6 +56,67 @@ class _Column:
     firsts: dict[str, int] = field(default_factory=dict)
 
 
+class BlockColumn(NamedTuple):
+    """A column of some rows.
+
+    Attributes:
+        array: its values.
+        storage: how they are stored.
+        shape: what they are.
+        firsts: the position of the first value of each kind.
+    """
+
+    array: pa.Array
+    storage: Storage
+    shape: Shape
+    firsts: dict[str, int]
+
+
+class Block(NamedTuple):
+    """Some rows as columns. It can be made in another process than the table that it belongs to.
+
+    Attributes:
+        number: how many rows there are.
+        columns: their columns.
+    """
+
+    number: int
+    columns: dict[str, BlockColumn]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], known: Mapping[str, Storage]) -> Block:
+        """The block of some rows.
+
+        Args:
+            rows: the rows.
+            known: how columns are stored already.
+
+        Raises:
+            DataError: for a name that Arrow cannot have.
+            UnicodeEncodeError: for text that is not valid Unicode.
+            TypeError: for values that JSON does not have.
+        """
+        keys = dict.fromkeys(map(tuple, rows))
+        names = dict.fromkeys(chain.from_iterable(keys))
+        columns: Iterator[Sequence[Any]] = (
+            zip(*(row.values() for row in rows), strict=True)
+            if len(keys) == 1
+            else ([row.get(name) for row in rows] for name in names)
+        )
+        found = zip(names, columns, strict=True)
+        return cls(len(rows), {name: _column_of(name, values, known.get(name)) for name, values in found})
+
+
+def _column_of(name: str, values: Sequence[Any], known: Storage | None) -> BlockColumn:
+    if "\0" in name:  # which ends a name in Arrow's schema
+        raise DataError(Problem(f"the column {name!r} has a NUL character in its name", "data", "rename it"))
+    types = {*map(type, values)}
+    own = _storage_of(values, types - {type(None)})
+    storage = own if known is None else known.or_wider(own)
+    firsts = _first_kinds(values) if len(types) > 1 else {kind_of_value(values[0]): 0}
+    return BlockColumn(array_of(values, storage), storage, _shape_of(values, own), firsts)
+
+
 class ExactTable:
     """Collects rows.
 
@@ -83,41 +144,33 @@ class ExactTable:
     def flush(self) -> None:
         """Store the rows that were added."""
         rows, self._waiting = self._waiting, []
-        if not rows:
-            return
-        keys = dict.fromkeys(map(tuple, rows))
-        names = dict.fromkeys(chain.from_iterable(keys))
-        columns: Iterator[Sequence[Any]] = (
-            zip(*(row.values() for row in rows), strict=True)
-            if len(keys) == 1
-            else ([row.get(name) for row in rows] for name in names)
-        )
-        arrays = {name: self._array(name, values) for name, values in zip(names, columns, strict=True)}
-        schema = {name: column.storage for name, column in self._columns.items()}
+        if rows:
+            self.add_block(Block.of(rows, self.storages))
+
+    @property
+    def storages(self) -> dict[str, Storage]:
+        """How each column is stored so far."""
+        return {name: column.storage for name, column in self._columns.items()}
+
+    def add_block(self, block: Block) -> None:
+        """Store a block after those before; it has `BLOCK` rows unless it is the last one."""
+        arrays = {}
+        for name, found in block.columns.items():
+            column = self._columns.setdefault(name, _Column())
+            column.storage = column.storage.or_wider(found.storage)
+            column.shape = merged([column.shape, found.shape])
+            for kind, index in found.firsts.items():
+                column.firsts.setdefault(kind, self._rows + index)
+            as_it_is = column.storage == found.storage
+            arrays[name] = found.array if as_it_is else array_of(found.array.to_pylist(), column.storage)
+        schema = self.storages
         if not self._parts or self._parts[-1].schema != schema:
             if self._parts:
                 self._parts[-1].close()
             path = self._directory and self._directory / f"{len(self._parts)}.arrow"
             self._parts.append(_Part(schema, path))
-        self._parts[-1].write(arrays, len(rows))
-        self._rows += len(rows)
-
-    def _array(self, name: str, values: Sequence[Any]) -> pa.Array:
-        column = self._columns.get(name) or _Column()
-        if "\0" in name:  # which ends a name in Arrow's schema
-            raise DataError(Problem(f"the column {name!r} has a NUL character in its name", "data", "rename it"))
-        types = {*map(type, values)}
-        storage = _storage_of(values, types - {type(None)})
-        column.storage = column.storage.or_wider(storage)
-        array = array_of(values, column.storage)
-        column.shape = merged([column.shape, _shape_of(values, storage)])
-        if len(types) > 1 or not column.firsts:
-            for kind, index in _first_kinds(values).items():
-                column.firsts.setdefault(kind, self._rows + index)
-        else:
-            column.firsts.setdefault(kind_of_value(values[0]), self._rows)
-        self._columns[name] = column
-        return array
+        self._parts[-1].write(arrays, block.number)
+        self._rows += block.number
 
     @property
     def columns(self) -> Features:

@@ -11,10 +11,8 @@ import dataclasses
 import functools
 import logging
 import pickle
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data.batches import parts_of
@@ -23,9 +21,10 @@ from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
 from sftkit.data.documents import Formatter
 from sftkit.data.media import read_rows
+from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
-from sftkit.errors import Problem, RunError, SftkitError
+from sftkit.errors import SftkitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,21 +34,6 @@ if TYPE_CHECKING:
     from sftkit.config import RunConfig
 
 logger = logging.getLogger("sftkit")
-
-AHEAD = 2  # jobs of each worker that are sent before their results are used
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Workers that run jobs.
-
-    Attributes:
-        executor: runs them: processes, or tasks of a cluster.
-        size: how many it runs at once.
-    """
-
-    executor: Executor
-    size: int
 
 
 @dataclass(frozen=True)
@@ -162,14 +146,6 @@ def _worker_of(pickled: bytes) -> Worker:
     return Worker(**pickle.loads(pickled))
 
 
-@dataclass
-class _Sent:
-    """A job on its way, with what is known only here: where its rows are."""
-
-    job: Job
-    future: Future[Done] = field(repr=False)
-
-
 def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: int | None) -> Iterator[Examples]:
     """As `ExampleBuilder.examples`, made by the workers of a pool.
 
@@ -185,7 +161,7 @@ def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: 
     """
     read, picked, formatter = builder.begin(source)
     worker = Worker(builder.split, builder.tokenizer, builder.config, formatter)
-    for job, done in _run(pool, worker, _jobs(read.rows, picked, source, first)):
+    for job, done in pool.in_order(worker, _jobs(read.rows, picked, source, first)):
         if isinstance(done, SftkitError):
             _fail_here(builder, formatter, source, job)
             raise done
@@ -198,33 +174,6 @@ def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: 
 def _jobs(rows: Dataset, picked: np.ndarray | None, source: DataSource, first: int | None) -> Iterator[Job]:
     for part, at, numbers in parts_of(rows, picked):
         yield Job.of(part, at, numbers, None if first is None else first + source.named(numbers))
-
-
-def _run(pool: Pool, worker: Worker, jobs: Iterator[Job]) -> Iterator[tuple[Job, Done | SftkitError]]:
-    """The jobs in their order, each with its outcome; only a few are under way at any time."""
-    sent: deque[_Sent] = deque()
-
-    def outcome() -> tuple[Job, Done | SftkitError]:
-        each = sent.popleft()
-        try:
-            return each.job, each.future.result()
-        except SftkitError as error:
-            return each.job, error
-
-    try:
-        for job in jobs:
-            sent.append(_Sent(job, pool.executor.submit(worker, job)))
-            if len(sent) >= pool.size * AHEAD:
-                yield outcome()
-        while sent:
-            yield outcome()
-    except BrokenExecutor as error:
-        what = "a worker process was killed, perhaps because memory ran out"
-        fix = "use fewer --workers, or free memory; nothing that was written is used"
-        raise RunError(Problem(what, "the preparation of the data", fix)) from error
-    finally:
-        for each in sent:
-            each.future.cancel()
 
 
 def _fail_here(builder: ExampleBuilder, formatter: Formatter, source: DataSource, job: Job) -> None:

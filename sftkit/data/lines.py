@@ -118,6 +118,15 @@ class Lines:
                 number, begin = number + 1, begin + len(line)
                 yield Line(number, begin, line.removeprefix(codecs.BOM_UTF8) if begin == len(line) else line)
 
+    def many(self) -> Iterator[list[bytes]]:
+        """All lines, without a byte order mark, some at a time: the first alone, then about a megabyte each."""
+        with self._opened() as file:
+            first = file.readline()
+            self._check(first)
+            yield [first.removeprefix(codecs.BOM_UTF8)]
+            while lines := file.readlines(PIECE):
+                yield lines
+
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
         try:

@@ -18,9 +18,10 @@ from sftkit.data.build import ExampleBuilder
 from sftkit.data.columns import SOURCES, Examples
 from sftkit.data.counts import Counts
 from sftkit.data.identity import parts_of
-from sftkit.data.jobs import Pool, examples_in
+from sftkit.data.jobs import examples_in
 from sftkit.data.length import NOTHING_TRAINED, fit_length
 from sftkit.data.packs import check_packable, packed
+from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.store import Spool, open_rows, open_sources, write_rows

@@ -13,6 +13,7 @@ from sftkit.data import cache
 from sftkit.data.arrow_files import common_features, write_tables
 from sftkit.data.exact import ExactTable
 from sftkit.data.files import kind_of_all
+from sftkit.data.json_blocks import add_lines
 from sftkit.data.json_files import half_character
 from sftkit.data.media import detach_images, holds_files
 from sftkit.data.opening import TEXT_KINDS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
     from sftkit.config import DataSection
+    from sftkit.data.pool import Pool
 
 
 class Places:
@@ -50,6 +52,11 @@ class Places:
             self._rows.append(self._next)
             self._lines.append(line)
         self._next += 1
+
+    def add_lines(self, first: int, number: int) -> None:
+        """Add rows on lines one after the other."""
+        self.add(first)
+        self._next += number - 1
 
     def skip(self, number: int) -> None:
         """Add rows whose lines are not known."""
@@ -104,7 +111,9 @@ def report_of(data: DataSection, where: str) -> Report:
     return Report(where, data.on_bad_row == "skip", data.max_bad_rows)
 
 
-def read_files(names: Sequence[str], split: str | None, data: DataSection, where: str) -> Read:
+def read_files(
+    names: Sequence[str], split: str | None, data: DataSection, where: str, pool: Pool | None = None
+) -> Read:
     """Read files of one kind; a column that a file lacks is null in its rows.
 
     Args:
@@ -112,6 +121,7 @@ def read_files(names: Sequence[str], split: str | None, data: DataSection, where
         split: the split to read, if a JSON file holds several; None is for evaluation data.
         data: says what happens to lines that cannot be read.
         where: the configuration key, for errors.
+        pool: workers that read JSON lines; None reads them here. The result is the same.
 
     Raises:
         DataError: if the files are of several kinds or cannot be read; with file and line if known.
@@ -120,6 +130,8 @@ def read_files(names: Sequence[str], split: str | None, data: DataSection, where
     scratch, places = cache.Scratch(), Places()
     if kind not in TEXT_KINDS:
         return _read_arrow(names, places, scratch, where)
+    if kind == "json" and pool is not None and pool.size > 1 and (made := _read_lines(names, pool, where)) is not None:
+        return made
     report, table = report_of(data, where), ExactTable(scratch.path)
     for name in names:
         places.start_file(name)
@@ -128,6 +140,16 @@ def read_files(names: Sequence[str], split: str | None, data: DataSection, where
             table.add(row)
     rows = table.dataset()
     return Read(rows, table.columns, report.bad, report.notes, places, table.mixed, scratch)
+
+
+def _read_lines(names: Sequence[str], pool: Pool, where: str) -> Read | None:
+    """Files of JSON lines, read by workers; None if a line is not simply a row, which is for `text_rows` to tell."""
+    scratch, places = cache.Scratch(), Places()
+    table = ExactTable(scratch.path)
+    if not add_lines(names, pool, where, table, places):
+        return None
+    rows = table.dataset()
+    return Read(rows, table.columns, place=places, mixed=table.mixed, scratch=scratch)
 
 
 def _read_arrow(names: Sequence[str], places: Places, scratch: cache.Scratch, where: str) -> Read:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sftkit.config import DataSection, RunConfig
+    from sftkit.data.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,16 @@ def source_labels(sources: Sequence[DataSource | StreamSource]) -> list[str]:
     return short if len({*short}) == len(short) else [f"{at}_{name}" for at, name in enumerate(short, 1)]
 
 
-def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -> dict[str, list[DataSource]]:
+def load_sources(
+    config: RunConfig, train: Any = None, evaluation: Any = None, pool: Pool | None = None
+) -> dict[str, list[DataSource]]:
     """The sources of each split: ``train`` and the evaluation sets by name. A mixture has several sources.
 
     Args:
         config: the run as resolved.
         train: a loaded object in place of ``data.train``: a Dataset, a DatasetDict, or a list of rows.
         evaluation: the same in place of ``data.eval``, or a dict of several by name.
+        pool: workers that read files of JSON lines; None reads them here. The rows are the same.
 
     Raises:
         DataError: if a file does not exist or its type is not supported.
@@ -115,17 +119,17 @@ def load_sources(config: RunConfig, train: Any = None, evaluation: Any = None) -
     if train is not None:
         sources = [_loaded(train, data.split, data, "data.train")]
     elif data.mix:
-        weighted = [(_named(name, data.split, data, "data.mix"), weight) for name, weight in data.mix.items()]
+        weighted = [(_named(name, data.split, data, "data.mix", pool), weight) for name, weight in data.mix.items()]
         sources = mix(weighted, data.mix_until, seed)
     else:
-        sources = [_named(data.train or [], data.split, data, "data.train")]
+        sources = [_named(data.train or [], data.split, data, "data.train", pool)]
     if evaluation is None and isinstance(data.eval, float):
         sources, held_out = hold_out(sources, data.eval, seed)
         return {"train": sources, "eval": held_out}
     if evaluation is not None:
         sets = {name: _loaded(value, None, data, where) for name, where, value in _eval_sets(evaluation)}
     else:
-        sets = {name: _named(value, None, data, where) for name, where, value in _eval_sets(data.eval)}
+        sets = {name: _named(value, None, data, where, pool) for name, where, value in _eval_sets(data.eval)}
     return {"train": sources, **{name: [source] for name, source in sets.items()}}
 
 
@@ -183,7 +187,9 @@ def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSo
     return StreamSource(where, identity, load, found.notes, data.shuffle_buffer, (", ".join(listed),))
 
 
-def _named(names: str | list[str], split: str | None, data: DataSection, where: str) -> DataSource:
+def _named(
+    names: str | list[str], split: str | None, data: DataSection, where: str, pool: Pool | None = None
+) -> DataSource:
     listed = [names] if isinstance(names, str) else list(names)
     found = _find(listed, split, where)
 
@@ -191,7 +197,9 @@ def _named(names: str | list[str], split: str | None, data: DataSection, where: 
     def load() -> Read:
         if found is None:
             return Read.of(read_hub(listed[0], data, where))
-        return Read.of(_saved(found, split, where)) if found.saved else read_files(found.names, split, data, where)
+        if found.saved:
+            return Read.of(_saved(found, split, where))
+        return read_files(found.names, split, data, where, pool)
 
     if found is None:
         return DataSource(where, lambda: {"fingerprint": load().rows._fingerprint}, load, names=tuple(listed))

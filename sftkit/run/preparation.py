@@ -15,7 +15,7 @@ from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem, RunError
 
 if TYPE_CHECKING:
-    from sftkit.data.jobs import Pool
+    from sftkit.data.pool import Pool
     from sftkit.data.prepare import PreparedData
     from sftkit.run.pipeline import Pipeline
 
@@ -32,7 +32,8 @@ def prepare_to(pipeline: Pipeline, to: str, workers: int | Pool = 0) -> dict[str
     Args:
         pipeline: the run; no weights are read.
         to: a directory, or the URL of one.
-        workers: the number of processes that prepare, 0 for one per processor; or a pool. The result is the same.
+        workers: the number of processes that prepare, 0 for one per processor; or a pool. One is this process. The
+            result is the same.
 
     Returns:
         The manifest that was written.
@@ -42,12 +43,15 @@ def prepare_to(pipeline: Pipeline, to: str, workers: int | Pool = 0) -> dict[str
         DataError: if the data cannot be used.
         RunError: if a worker dies, or the directory cannot be written.
     """
-    from sftkit.data.jobs import Pool
+    from sftkit.data.pool import Pool
     from sftkit.data.processes import processors, worker_processes
+    from sftkit.data.threads import SameThread
 
     if isinstance(workers, Pool):
         return _prepare_to(pipeline, to, workers)
     number = workers or processors()
+    if number == 1:
+        return _prepare_to(pipeline, to, Pool(SameThread(), 1))
     with worker_processes(number) as executor:
         return _prepare_to(pipeline, to, Pool(executor, number))
 

@@ -17,7 +17,7 @@ from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
-    from sftkit.data.jobs import Pool
+    from sftkit.data.pool import Pool
     from sftkit.data.prepare import PreparedData
     from sftkit.run.verdict import Verdict
     from sftkit.training.loss import HeadLoss
@@ -148,7 +148,7 @@ class Stages:
 
             return open_prepared(self.config, tokenizer, self.plugins, processor)
         if not self.config.data.streaming:
-            sources = load_sources(self.config, self.inputs.train, self.inputs.eval)
+            sources = load_sources(self.config, self.inputs.train, self.inputs.eval, pool)
             return prepare(sources, tokenizer, self.config, self.plugins, processor, pool)
         from sftkit.data.stream import Stream
 

@@ -301,7 +301,7 @@ def test_the_command_takes_an_executor(tmp_path, monkeypatch, capsys):
     executor, arguments = Pickling(), ["model=demo", "data=train.jsonl", "--to", "prepared", "--json"]
     run_command(["prepare", *arguments], executor=executor, size=2)
     assert json.loads(capsys.readouterr().out)["splits"]["train"]["rows"] == 50
-    assert executor.jobs == 3
+    assert executor.jobs == 4  # one reads the lines
     with pytest.raises(ConfigError, match="the workers are those of the cluster"):
         run_command(["prepare", *arguments, "--workers", "2"], executor=executor, size=2)
 

@@ -1,14 +1,10 @@
 """Private memory of the order of the rows, per process: of torch's random sampler, and of sftkit's orders.
 
-    python benchmarks/sampler_memory.py --rows 10000000 100000000
-
 Each case runs in a process of its own, which goes through batches at the beginning, in the middle and at the end.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import time
 from typing import Any
@@ -78,18 +74,3 @@ def _measured(order: str, rows: int) -> dict[str, Any]:
                 next(batches)
             used = max(used, private_bytes() - before)
     return {"order": order, "rows": rows, "bytes": used, "per_row": used / rows, "first": first, "middle": middle}
-
-
-def main() -> None:
-    """Print a line of JSON for each order and number of rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000_000])
-    parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=ORDERS)
-    options = parser.parse_args()
-    for rows in options.rows:
-        for order in options.orders:
-            print(json.dumps(measure(order, rows)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

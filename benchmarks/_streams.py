@@ -1,13 +1,10 @@
 """What each of several processes reads of one file that they stream: bytes and seconds for one pass.
 
-    python benchmarks/stream_parts.py --rows 400000 --processes 8
-
 The same is measured for a file that cannot be divided (``.jsonl.gz``), which each process reads as a whole.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import tempfile
@@ -53,16 +50,3 @@ def stream_parts(rows: int, processes: int) -> dict[str, Any]:
             found[path.name] = {"bytes": size, "share read": shares, "rows": numbers, "seconds": seconds}
             assert sum(numbers) == rows
     return found
-
-
-def main() -> None:
-    """Measure, and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--processes", type=int, default=8)
-    options = parser.parse_args()
-    print(json.dumps(stream_parts(options.rows, options.processes), indent=1))
-
-
-if __name__ == "__main__":
-    main()
