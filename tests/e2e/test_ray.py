@@ -149,7 +149,8 @@ def test_a_killed_worker_leads_to_a_restart_that_ends_with_the_same_weights(spar
     assert "the run continues (restart 1 of 3)" in printed[1]
     assert f"resuming from {place / 'killed' / 'checkpoint-4'}" in printed[1]
     first, last = manifest(place / "killed")["parts"]
-    assert (first["status"], last["status"], last["from_step"], last["to_step"]) == ("interrupted", "done", 4, 8)
+    assert first["status"] in ("failed", "interrupted")  # by the other worker, unless it was stopped before it noticed
+    assert (last["status"], last["from_step"], last["to_step"]) == ("done", 4, 8)
     found, expected = ((path / "model.safetensors").read_bytes() for path in (place / "killed", spared[0]))
     assert found == expected
 

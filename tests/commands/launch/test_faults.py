@@ -107,7 +107,8 @@ def test_a_killed_worker_leads_to_a_restart_that_ends_with_the_same_weights(laun
     assert run.wait() == 0, run.output
     assert f"resuming from {output}/checkpoint-" in run.output
     first, last = parts(place / output)
-    assert (first["status"], last["status"]) in (("interrupted", "done"), ("failed", "done"))
+    assert first["status"] in ("failed", "interrupted")  # by the other worker, unless it was stopped before it noticed
+    assert last["status"] == "done"
     assert 20 <= last["from_step"] < last["to_step"] == STEPS
     assert weights(output)
 
