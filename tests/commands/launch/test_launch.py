@@ -25,7 +25,7 @@ def command_of(printed: str) -> list[str]:
 def cpu(monkeypatch):
     """A machine of eight cores without a GPU."""
     monkeypatch.setattr(local, "has_gpu", lambda: False)
-    monkeypatch.setattr(local, "_cores", lambda: 8)
+    monkeypatch.setattr(local, "processors", lambda: 8)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def gpus(monkeypatch):
     import torch
 
     monkeypatch.setattr(local, "has_gpu", lambda: True)
-    monkeypatch.setattr(local, "_cores", lambda: 32)
+    monkeypatch.setattr(local, "processors", lambda: 32)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
 
 
