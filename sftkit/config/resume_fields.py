@@ -37,7 +37,7 @@ FREE = EVALUATION | frozenset(
         # memory and waiting
         "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
         "activation_checkpointing_kwargs", "torch_empty_cache_steps", "use_cache", "ddp_find_unused_parameters",
-        "ddp_static_graph",
+        "ddp_static_graph", "ddp_backend",
     )
 )  # fmt: skip
 #: The length of a run, which may grow.
@@ -52,7 +52,7 @@ FIXED = frozenset(
         "torch_compile_mode", "full_determinism", "seed", "data_seed", "ignore_data_skip", "train_sampling_strategy",
         "length_column_name", "dataloader_drop_last", "dataloader_in_order", "accelerator_config",
         "metric_for_best_model", "greater_is_better",  # the best value so far is that of the old metric
-        "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_backend",
+        "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
     )
 )  # fmt: skip
 #: Schedules whose rates do not depend on the number of steps, and those that follow a metric.
