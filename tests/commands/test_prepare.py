@@ -113,6 +113,12 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
     assert sum(name.startswith("train-0") for name in found[0][0]) > 1
 
 
+def test_one_worker_is_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("sftkit.data.processes.worker_processes", lambda _: pytest.fail("a process was started"))
+    prepare_to(pipeline(tmp_path), str(tmp_path / "prepared"), 1)
+    assert (tmp_path / "prepared" / MANIFEST).exists()
+
+
 def test_packed_data_have_their_plan(tmp_path):
     manifest = prepare_to(pipeline(tmp_path, plugins=["packing"]), str(tmp_path / "prepared"), 1)
     split = manifest["splits"]["train"]
