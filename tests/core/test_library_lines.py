@@ -58,7 +58,7 @@ def test_a_known_line_is_dropped_and_others_of_its_logger_are_not(root_level, na
     quiet_libraries()
     logging.getLogger(name).warning("%s: no module", begins)
     logging.getLogger(name).warning("something else")
-    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    assert {record.getMessage() for record in caplog.records} == {"something else"}  # a library may add a handler
 
 
 def test_other_processes_log_only_what_concerns_them_alone(monkeypatch, caplog):

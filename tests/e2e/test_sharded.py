@@ -76,6 +76,7 @@ def equal(tmp_path_factory):
     return {path.name for path in place.glob("equal-*")}, done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_with_sharded_weights_get_the_gradients_of_one(equal, case):
     files, done = equal

@@ -151,6 +151,7 @@ def two_nodes(tmp_path):
     return places
 
 
+@pytest.mark.slow
 def test_machines_without_a_shared_directory_train_but_do_not_resume(group, configure, two_nodes):
     config = configure(train={"max_steps": 4})
     run = group(config=config, cwd=two_nodes)

@@ -80,7 +80,7 @@ def test_a_model_without_a_local_configuration_has_no_estimate(estimate):
 
 def test_a_run_that_shares_weights_among_devices_has_no_estimate(estimate):
     pytest.importorskip("deepspeed")
-    with pytest.raises(UnknownMemoryError, match="plugin deepspeed shares the weights"):
+    with pytest.raises(UnknownMemoryError, match="plugin deepspeed divides weights"):
         estimate(plugins=["deepspeed"])
 
 

@@ -16,6 +16,7 @@ from sftkit.testing import tiny_model, tiny_tokenizer
 from sftkit.testing.processes import free_port, start_group, warm_processes
 
 pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.slow  # its start takes half a minute
 
 MODEL = "model.safetensors"
 BATCH = "train.per_device_train_batch_size=4"

@@ -168,6 +168,7 @@ def test_resume_is_exact(runs, whole, half):
     require_equal(whole, resumed, exact=True)
 
 
+@pytest.mark.slow
 def test_resume_with_another_number_of_processes(runs, whole, half):
     """From two to four."""
     resumed = runs(runs.copied(half.name, "four"), 4, *ROWS, *SHARDED, *SAVING, *size(2), *steps(4), *CHANGED)
@@ -180,6 +181,7 @@ def test_four_processes_can_go_on_as_two(runs, whole):
     require_equal(whole, runs("from-four", 2, *ROWS, *SHARDED, *SAVING, *size(4), *steps(4), *CHANGED))
 
 
+@pytest.mark.slow
 def test_a_failing_process_ends_the_run(runs):
     codes, outputs = runs.start("failed", 2, *ROWS, *SHARDED, *size(4), *steps(4), "-p", "failing:Failing")
     assert codes == [1, 1], outputs

@@ -147,6 +147,7 @@ def test_the_saved_model_loads_in_transformers(finished, size):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 @both
 def test_resume_is_exact(run, place, finished, size):
     codes, lines = run(size, f"resumed-{size}", ends="stop")
@@ -168,6 +169,7 @@ def test_resume_with_another_number_of_processes(run, place, finished, sizes):
     require_equal_weights(place / f"resized-{first}", finished(1))
 
 
+@pytest.mark.slow
 @both
 def test_a_failing_process_ends_the_run(run, size):
     codes, lines = run(size, f"failing-{size}", ends="fail")
