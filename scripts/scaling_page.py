@@ -75,7 +75,7 @@ def pieces(folder: Path) -> Pieces:
     saves = [entry for name, entry in own["save"].items() if name.endswith("fsdp")]
     rate = max(entry["GB"] * 1e9 / entry["save s"] for entry in saves) / 2  # of two processes
     sampler = min(entry["bytes per row"] for name, entry in own["sampler"].items() if name.startswith("random"))
-    return Pieces(min(steps), gpu["card"], rate, own["prepare"]["tokens per second of a core"], sampler)
+    return Pieces(min(steps), gpu["card"], rate, own["prepare"]["tokens per second of one core"], sampler)
 
 
 def memory(gpus: int) -> float:
@@ -116,7 +116,7 @@ def block(folder: Path) -> str:
         "an epoch of 100M rows of 512 tokens", *(f"{DATA_ROWS * DATA_TOKENS / rate / 86400:.1f} days" for rate in rates)
     )
     row("prepared data that is read", *(f"{rate * 8 / 1e6:,.1f} MB/s" for rate in rates))
-    row("cores that a stream without preparation needs", *(f"{-(-rate // found.prepare):,.0f}" for rate in rates))
+    row("cores for a stream that is prepared during the run", *(f"{-(-rate // found.prepare):,.0f}" for rate in rates))
     row("a sharded checkpoint of weights and AdamW", *(f"{saving(n, found.save):.1f} s" for n in SIZES))
     row(
         "memory of the order of 100M rows, all processes",

@@ -57,3 +57,11 @@ def test_figures_of_a_gpu_are_quoted_nowhere_else(root, script):
     pages = {"README.md": outside}
     pages |= {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in root.glob("docs/**/*.md")}
     assert {name: found for name, text in pages.items() if (found := QUOTED.findall(text))} == {}
+
+
+def test_the_page_on_scaling_has_what_its_script_computes(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    page = importlib.import_module("scaling_page")
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(text, page.RESULTS) == text
+    assert page.communication(16, page.SLOW) > page.communication(16, page.FAST)
