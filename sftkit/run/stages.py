@@ -187,7 +187,7 @@ class Stages:
 
         Args:
             loaded: an already loaded model; it is changed.
-            engine: how the processes share the model; it shards it afterwards, in `Engine.place`. In a process that
+            engine: how the processes share the model, DDP by default; `Engine.place` shards it later. In a process that
                 receives the weights there, the model is built without them.
         """
         from transformers import set_seed
@@ -202,17 +202,16 @@ class Stages:
         config, plugins = self.config, self.plugins
         set_seed(int(train_value(config, "seed")))  # for new weights, such as an adapter's
         tokenizer, new_token_ids, changed = vocabulary[:3]
-        model = loaded
+        model, engine = loaded, engine or Engine()
         if model is None:
-            options = {**plugins.model_options(config), **(engine.model_options() if engine else {})}
-            if engine is not None and engine.receives:
+            options = plugins.model_options(config)
+            if engine.receives:
                 model = base_without_weights(config, options, vocabulary.processor is not None)
             else:
                 model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
             if is_adapter(config.model.name):
                 model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter")
-        if engine is not None:
-            engine.gather_tables(model)
+        engine.gather_tables(model)
         rows = model.get_input_embeddings().weight.shape[0]
         new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
         plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)

@@ -50,10 +50,6 @@ class Engine:
         """Fields of `transformers.TrainingArguments`, which are made before weights are loaded."""
         return {}
 
-    def model_options(self) -> Mapping[str, Any]:
-        """Keyword arguments for ``from_pretrained``, beside those of the plugins."""
-        return {}
-
     def loading(self) -> AbstractContextManager[Any]:
         """Context in which the model is loaded, patched and adapted."""
         return nullcontext()
