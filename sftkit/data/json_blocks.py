@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from sftkit.data.exact import BLOCK, Block, ExactTable, Storage
+from sftkit.data.blocks import Block, Storage
+from sftkit.data.exact import BLOCK, ExactTable
 from sftkit.data.json_files import is_json_lines, json_line
 from sftkit.data.lines import PIECE, Lines
 from sftkit.data.pool import Pool
