@@ -1,4 +1,4 @@
-"""The end of a process after an error."""
+"""The end of a process, and of the group that it is in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ import atexit
 import os
 import sys
 from typing import NoReturn
+
+
+def end_process_group() -> None:
+    """Wait for the other processes, if there are any, and destroy the process group.
+
+    If this is left to the interpreter's exit, gloo's threads may release tensors after Python has gone, and abort.
+    """
+    import gc
+
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        gc.collect()  # the trainer's wrapped model holds the group
+        dist.destroy_process_group()
 
 
 def end_process(exit_code: int) -> NoReturn:

@@ -78,9 +78,9 @@ def run(
         sftkit run sft.yaml -p packing train.max_steps=200
         sftkit run -m Qwen/Qwen3-0.6B -d train.jsonl -p peft
     """
+    from sftkit.cli.ending import end_process_group
     from sftkit.console import printing_json, show_json, working
     from sftkit.ranks import is_main_process
-    from sftkit.run.distributed import end_process_group
     from sftkit.run.processes import Processes
 
     allowed = [name for names in allow_change or () for name in names.split(",")]
