@@ -181,13 +181,14 @@ def test_a_sought_stream_reads_no_earlier_rows(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(FileRows, "rows", counting(FileRows.rows, read))
     stream.seek(position)
     list(islice(stream, 10))
-    assert 0 < len(read) < 700
+    first = [number for number in read if number == 0]  # of the first pass; more passes may be read ahead
+    assert 0 < len(first) < 700
 
 
 def counting(rows, read):
-    def counted(self, *arguments):
-        for row in rows(self, *arguments):
-            read.append(row)
+    def counted(self, this, *arguments):
+        for row in rows(self, this, *arguments):
+            read.append(this.number)
             yield row
 
     return counted
