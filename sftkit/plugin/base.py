@@ -25,7 +25,7 @@ class Plugin:
 
     Write a subclass with ``@dataclass(frozen=True, kw_only=True)``: its fields are the plugin's options (validated by
     pydantic, described with ``Annotated[..., Field(description=...)]``), its docstring's first line is the summary in
-    ``sftkit plugins``, and its methods marked ``@hookimpl`` fill the hooks of :mod:`sftkit.plugin.hookspecs`.
+    ``sftkit plugins``, and its methods marked ``@hookimpl`` fill the hooks of `sftkit.plugin.hookspecs`.
 
     Raises:
         ConfigError: from the constructor, for an unknown option (with the nearest name) or a value of a wrong type.

@@ -87,8 +87,6 @@ class Hooks:
     def metrics(self, config: RunConfig) -> Mapping[str, Metric]:
         """Broadcast, merged: the metrics that ``evaluate.metrics`` may name. One name from two plugins is an error.
 
-        Args:
-
         Returns:
             Functions by name. Each takes a sequence of `Completion` and returns a number, or numbers by name. It may
             have an attribute ``names``, the names of what it returns.

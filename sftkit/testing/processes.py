@@ -167,7 +167,7 @@ def start_group(
         printed: a directory for what they print, which is made.
         env: further variables of all processes.
 
-    Example:
+    Examples:
         >>> group = start_group(warm_processes(), ["run", "train.use_cpu=true"], cwd=path)  # doctest: +SKIP
         >>> assert group.wait() == [0, 0], group.outputs  # doctest: +SKIP
     """
