@@ -27,7 +27,7 @@ STYLE = """
     .label, .label p, .nodeLabel, .cluster-label, text, span { color: currentColor !important; fill: currentColor; }
 """
 DRAW = """async ([source, style]) => {
-    mermaid.initialize({startOnLoad: false, theme: "neutral", themeCSS: style, flowchart: {htmlLabels: false, nodeSpacing: 30, rankSpacing: 32, padding: 10},
+    mermaid.initialize({startOnLoad: false, theme: "neutral", themeCSS: style, flowchart: {htmlLabels: false, nodeSpacing: 30, rankSpacing: 32, padding: 10, wrappingWidth: 400},
                         fontFamily: "system-ui, sans-serif", deterministicIds: true});
     return (await mermaid.render("diagram", source)).svg;
 }"""

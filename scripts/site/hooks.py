@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -50,6 +52,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links lead to pages of the site, and put drawings in place of diagrams."""
     if page.is_homepage:
         page.meta["hide"] = ["navigation"]
+    if page.file.src_uri.startswith("source/"):
+        page.meta["search"] = {"exclude": True}
     if (path := path_of(page.file.src_uri)) is None:
         return markdown
     return MERMAID.sub(lambda found: drawing(found[1], path), site_links(markdown, path))
@@ -70,7 +74,19 @@ def navigation() -> list[Any]:
             entries += reference.navigation()
         if entries:
             nav.append({title: entries})
+    if twice := [uri for uri, times in Counter(uris(nav)).items() if times > 1]:
+        raise PluginError(f"{LIST} has these pages twice: {', '.join(twice)}")
     return nav
+
+
+def uris(entries: list[Any]) -> Iterator[str]:
+    """The pages below some entries of the navigation."""
+    for entry in entries:
+        for value in [entry] if isinstance(entry, str) else entry.values():
+            if isinstance(value, str):
+                yield value
+            else:
+                yield from uris(value)
 
 
 def listed(text: str, path: str) -> list[Any]:

@@ -105,7 +105,9 @@ def commands_page() -> str:
     group = typer.main.get_command(app)
     parent = group.make_context("sftkit", [], resilient_parsing=True)
     text = ["# Commands and options", "What `sftkit COMMAND --help` shows. See [the command line](../command-line.md)."]
-    text += [f"## Every command\n\n{table(sections(group.get_command(parent, 'run'), parent)['every command'], 'options')}"]
+    text += [
+        f"## Every command\n\n{table(sections(group.get_command(parent, 'run'), parent)['every command'], 'options')}"
+    ]
     for name in sorted([*group.commands, *entry_points("sftkit.commands")]):
         text += command_text(group.get_command(parent, name), name, parent, "##")
     return "\n\n".join(text) + "\n"

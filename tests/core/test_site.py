@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import runpy
 import shutil
@@ -16,7 +17,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SITE = ROOT / "scripts" / "site"
 PAGES = sorted(
     [*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 )
@@ -25,14 +25,20 @@ needs_mkdocs = pytest.mark.skipif(
 )
 
 
+def build(root: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of a checkout as `make docs` does."""
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(root / "scripts" / "site" / "mkdocs.yml")]
+    variables = {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": os.pathsep.join([str(root), str(root / "plugins")])}
+    return subprocess.run(
+        [*command, "-d", str(directory)], env=os.environ | variables, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The site, built as `make docs` does; its log."""
+    """The site."""
     directory = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(SITE / "mkdocs.yml"), "-d", str(directory)]
-    environment = {"NO_MKDOCS_2_WARNING": "1", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    environment["PYTHONPATH"] = ":".join(sys.path)
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    made = build(ROOT, directory)
     assert made.returncode == 0, made.stderr
     return directory
 
@@ -90,28 +96,33 @@ def test_a_file_that_a_page_links_is_shown(built, name):
     assert "def " in re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of what the site is built from."""
+    for name in ("docs", "examples", "benchmarks", "scripts", "sftkit", "tests", "plugins"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "pyproject.toml"]:
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
 @needs_mkdocs
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "reported"),
+    ("page", "added", "reported"),
     [
-        ("[no page](nowhere.md)", "nowhere.md"),
-        ("[no heading](data.md#no-such-heading)", "no-such-heading"),
-        ("```mermaid\nflowchart TB\n    a --> b\n```", "scripts/site/draw.py"),
-        (None, "not included in the"),
+        ("memory.md", "[no page](nowhere.md)", "nowhere.md"),
+        ("memory.md", "[no file](../sftkit/nowhere.py)", "../sftkit/nowhere.py"),
+        ("memory.md", "[no heading](data.md#no-such-heading)", "no-such-heading"),
+        ("memory.md", "```mermaid\nflowchart TB\n    a --> b\n```", "scripts/site/draw.py"),
+        ("notes.md", "# A page that is not in the list", "notes.md"),
+        ("README.md", "- [Memory again](memory.md)", "has these pages twice: memory.md"),
     ],
 )
-def test_a_mistake_in_a_page_fails_the_build(tmp_path, change, reported):
-    for name in ("docs", "examples", "benchmarks", "scripts", "sftkit", "tests", "plugins"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    page = tmp_path / "docs" / ("notes.md" if change is None else "memory.md")
-    page.write_text(f"{page.read_text() if page.exists() else '# Notes'}\n\n{change or ''}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(tmp_path / "scripts" / "site" / "mkdocs.yml")]
-    made = subprocess.run(
-        command, env={"PYTHONPATH": f"{tmp_path}:{tmp_path}/plugins"}, capture_output=True, text=True, check=False
-    )
+def test_a_mistake_in_a_page_fails_the_build(copied, page, added, reported):
+    with (copied / "docs" / page).open("a", encoding="utf-8") as file:
+        file.write(f"\n{added}\n")
+    made = build(copied, copied / "site")
     assert made.returncode != 0
     assert reported in made.stderr
 
