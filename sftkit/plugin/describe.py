@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hooks_filled
+from sftkit.plugin.option_types import as_yaml, extras_of, option_type
 from sftkit.plugin.registry import check_class, discover, installed_name, load_class
 
 
@@ -70,21 +71,16 @@ def _options(cls: type[Plugin]) -> list[dict[str, str]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     options = []
     for field in dataclasses.fields(cls):
-        annotation = hints[field.name]
-        description = ""
-        if typing.get_origin(annotation) is typing.Annotated:
-            annotation, *extras = typing.get_args(annotation)
-            described = [e.description for e in extras if isinstance(e, FieldInfo) and e.description]
-            description = " ".join(described)
-        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
+        described = [e.description for e in extras_of(hints[field.name]) if isinstance(e, FieldInfo) and e.description]
+        default: Any = field.default
         if field.default_factory is not dataclasses.MISSING:
-            default = repr(field.default_factory())
+            default = field.default_factory()
         options.append(
-            {"name": field.name, "type": _type_name(annotation), "default": default, "description": description}
+            {
+                "name": field.name,
+                "type": option_type(hints[field.name]),
+                "default": "required" if default is dataclasses.MISSING else as_yaml(default),
+                "description": " ".join(described),
+            }
         )
     return options
-
-
-def _type_name(annotation: Any) -> str:
-    name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
-    return name.replace("typing.", "").replace("NoneType", "None")
