@@ -10,12 +10,10 @@ runs with and without the plugin are compared.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import inspect
 import re
 import sys
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,8 @@ from plugin_figures import measured
 
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hooks_filled
-from sftkit.plugin.describe import one_plugin
+from sftkit.plugin.describe import options_of
 from sftkit.plugin.hookspecs import Hooks
-from sftkit.plugin.option_types import option_type
 from sftkit.plugin.selected import DEFAULTS
 
 try:
@@ -107,16 +104,14 @@ def facts(name: str, cls: type[Plugin]) -> str:
 
 def options(cls: type[Plugin]) -> str:
     """The table of a plugin's options."""
-    described = _described(cls)["options"]
+    described = options_of(cls, "`{}`".format)
     if not described:
         return "It has no options."
-    hints = typing.get_type_hints(cls, include_extras=True)
     rows = ["| option | values | default | description |", "|---|---|---|---|"]
     for option in described:
         default = option["default"]
         shown = default if default in ("", "required") else f"`{default}`"
-        values = option_type(hints[option["name"]], "`{}`".format)
-        rows.append(_row(f"`{option['name']}`", values, shown, option["description"]))
+        rows.append(_row(f"`{option['name']}`", option["type"], shown, option["description"]))
     return "\n".join(rows)
 
 
@@ -129,7 +124,7 @@ def index() -> str:
         for name in names:
             hooks = ", ".join(f"`{hook}`" for hook in hooks_filled(plugins[name]) if hook != "check_run")
             extra = f"`{found}`" if (found := extra_of(plugins[name])) else ""
-            summary = _described(plugins[name])["summary"].rstrip(".")
+            summary = inspect.cleandoc(plugins[name].__doc__ or "").splitlines()[0].rstrip(".")
             lines.append(_row(f"[{name}](plugins/{name}.md)", summary, hooks, extra))
         lines.append("")
     return "\n".join(lines).rstrip()
@@ -161,7 +156,7 @@ def pages() -> dict[Path, str]:
 
 
 def _facts(name: str, cls: type[Plugin]) -> Iterator[str]:
-    required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
+    required = [each["name"] for each in options_of(cls) if each["default"] == "required"]
     needed = ":" + ",".join(f"{each}=..." for each in required) if required else ""
     if name in DEFAULTS:
         yield f"**Selected by default**; `-p no:{name}` drops it."
@@ -193,14 +188,6 @@ def _row(*cells: str) -> str:
 
 def _links(names: tuple[str, ...]) -> str:
     return ", ".join(f"[{name}]({name}.md)" for name in sorted(names))
-
-
-def _is_required(field: Any) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _described(cls: type[Plugin]) -> dict[str, Any]:
-    return one_plugin(f"{cls.__module__}:{cls.__qualname__}")
 
 
 def _project() -> dict[str, Any]:

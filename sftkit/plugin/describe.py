@@ -6,10 +6,12 @@ import dataclasses
 import inspect
 import re
 import typing
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
@@ -36,7 +38,7 @@ def one_plugin(name: str) -> dict[str, Any]:
         load_class(name, known)
     info, cls = _describe(name, known)
     documentation = inspect.cleandoc(cls.__doc__ or "") if cls else info["summary"]
-    return {**info, "documentation": documentation, "options": _options(cls) if cls else []}
+    return {**info, "documentation": documentation, "options": options_of(cls) if cls else []}
 
 
 def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[dict[str, Any], type[Plugin] | None]:
@@ -67,20 +69,35 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
     return info, cls
 
 
-def _options(cls: type[Plugin]) -> list[dict[str, str]]:
+def options_of(cls: type[Plugin], mark: Callable[[str], str] = str) -> list[dict[str, str]]:
+    """Name, type, default and description of each option, as text.
+
+    Args:
+        cls: the plugin.
+        mark: changes each single value that an option takes, such as for Markdown.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     options = []
     for field in dataclasses.fields(cls):
-        described = [e.description for e in extras_of(hints[field.name]) if isinstance(e, FieldInfo) and e.description]
-        default: Any = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        annotation = hints[field.name]
+        if isinstance(field.default, FieldInfo):
+            annotation = typing.Annotated[annotation, field.default]
+        described = [e.description for e in extras_of(annotation) if isinstance(e, FieldInfo) and e.description]
         options.append(
             {
                 "name": field.name,
-                "type": option_type(hints[field.name]),
-                "default": "required" if default is dataclasses.MISSING else as_yaml(default),
+                "type": option_type(annotation, mark),
+                "default": _default(field),
                 "description": " ".join(described),
             }
         )
     return options
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    default: Any = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    if isinstance(default, FieldInfo):  # pydantic's Field as the default
+        default = default.get_default(call_default_factory=True)
+    return "required" if default in (dataclasses.MISSING, PydanticUndefined) else as_yaml(default)

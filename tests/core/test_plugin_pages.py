@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 
 from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
+from sftkit.plugin.describe import options_of
 from sftkit.plugin.option_types import as_yaml, option_type
 
 SECTIONS = ["When to use it", "Options", "Example", "Cost and gain", "Source"]
@@ -99,6 +100,17 @@ def test_figures_compare_runs_that_differ_by_the_plugin_alone(script, tmp_path):
     assert table.count("×") == 2
     assert "On one X (torch 2.11;" in table
     assert script.measured("compile", tmp_path) == "Not measured on a GPU."
+
+
+def test_a_default_and_a_description_may_be_those_of_pydantics_field():
+    @dataclass(frozen=True, kw_only=True)
+    class Written(Plugin):
+        names: list[str] = Field(default_factory=lambda: ["a"], description="names")
+        size: int = Field(gt=0, description="size")
+
+    names, size = options_of(Written)
+    assert (names["default"], names["description"]) == ("[a]", "names")
+    assert (size["default"], size["type"], size["description"]) == ("required", "int above 0", "size")
 
 
 @pytest.mark.parametrize(
