@@ -22,7 +22,7 @@ from plugin_figures import measured
 
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hooks_filled
-from sftkit.plugin.describe import options_of
+from sftkit.plugin.describe import describe_options
 from sftkit.plugin.hookspecs import Hooks
 from sftkit.plugin.selected import DEFAULTS
 
@@ -104,7 +104,7 @@ def facts(name: str, cls: type[Plugin]) -> str:
 
 def options(cls: type[Plugin]) -> str:
     """The table of a plugin's options."""
-    described = options_of(cls, "`{}`".format)
+    described = describe_options(cls, "`{}`".format)
     if not described:
         return "It has no options."
     rows = ["| option | values | default | description |", "|---|---|---|---|"]
@@ -156,7 +156,7 @@ def pages() -> dict[Path, str]:
 
 
 def _facts(name: str, cls: type[Plugin]) -> Iterator[str]:
-    required = [each["name"] for each in options_of(cls) if each["default"] == "required"]
+    required = [each["name"] for each in describe_options(cls) if each["default"] == "required"]
     needed = ":" + ",".join(f"{each}=..." for each in required) if required else ""
     if name in DEFAULTS:
         yield f"**Selected by default**; `-p no:{name}` drops it."

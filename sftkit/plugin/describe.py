@@ -38,7 +38,7 @@ def one_plugin(name: str) -> dict[str, Any]:
         load_class(name, known)
     info, cls = _describe(name, known)
     documentation = inspect.cleandoc(cls.__doc__ or "") if cls else info["summary"]
-    return {**info, "documentation": documentation, "options": options_of(cls) if cls else []}
+    return {**info, "documentation": documentation, "options": describe_options(cls) if cls else []}
 
 
 def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[dict[str, Any], type[Plugin] | None]:
@@ -69,7 +69,7 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
     return info, cls
 
 
-def options_of(cls: type[Plugin], mark: Callable[[str], str] = str) -> list[dict[str, str]]:
+def describe_options(cls: type[Plugin], mark: Callable[[str], str] = str) -> list[dict[str, str]]:
     """Name, type, default and description of each option, as text.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 
 from sftkit.plugin.base import Field, Plugin, dataclass, hookimpl
-from sftkit.plugin.describe import options_of
+from sftkit.plugin.describe import describe_options
 from sftkit.plugin.option_types import as_yaml, option_type
 
 SECTIONS = ["When to use it", "Options", "Example", "Cost and gain", "Source"]
@@ -108,7 +108,7 @@ def test_a_default_and_a_description_may_be_those_of_pydantics_field():
         names: list[str] = Field(default_factory=lambda: ["a"], description="names")
         size: int = Field(gt=0, description="size")
 
-    names, size = options_of(Written)
+    names, size = describe_options(Written)
     assert (names["default"], names["description"]) == ("[a]", "names")
     assert (size["default"], size["type"], size["description"]) == ("required", "int above 0", "size")
 
