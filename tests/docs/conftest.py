@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from blocks import ROOT
+from doc_blocks import ROOT
 
 from sftkit.testing import CHATML, tiny_conversations, tiny_model, tiny_tokenizer
 

@@ -10,7 +10,6 @@ import json
 import re
 import shlex
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import jinja2
 import pytest
 import typer
 import yaml
-from blocks import PAGES, ROOT, Block, blocks, modules
+from doc_blocks import PAGES, ROOT, Block, blocks, modules
 
 from sftkit import Pipeline
 from sftkit.api import pipeline_from
@@ -27,6 +26,7 @@ from sftkit.cli import app
 from sftkit.config import RunConfig
 from sftkit.errors import SftkitError
 
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
 GROUP = typer.main.get_command(app)
 LANGUAGES = {"", "sh", "console", "text", "python", "yaml", "json", "toml", "jinja", "mermaid", "diff"}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
@@ -83,7 +83,7 @@ def problems_of_yaml(text: str) -> Iterator[str]:
         for name in ("model", "data"):
             if name in values and not (isinstance(values[name], dict) and not values[name].keys() & MAIN_KEYS):
                 del missing[name]
-        if isinstance(values.get("data"), dict) and "eval" in values["data"] or "data" not in missing:
+        if (isinstance(values.get("data"), dict) and "eval" in values["data"]) or "data" not in missing:
             del missing["eval"]
         pipeline = Pipeline(config="block.yaml", **missing)
         yield from (str(problem) for problem in pipeline.check() if not OF_THIS_MACHINE.search(str(problem)))

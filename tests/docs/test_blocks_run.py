@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blocks import PAGES, RUN_ELSEWHERE, Block, blocks, modules
+from doc_blocks import PAGES, RUN_ELSEWHERE, Block, blocks, modules
 
 pytestmark = pytest.mark.slow
 
