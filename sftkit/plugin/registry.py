@@ -18,9 +18,11 @@ GROUP = "sftkit"
 def discover() -> dict[str, list[metadata.EntryPoint]]:
     """The installed plugins' entry points by name; nothing is imported."""
     found: dict[str, dict[tuple[str, str], metadata.EntryPoint]] = {}
+    names: dict[int, str] = {}  # reading the name of a distribution parses all its metadata
     for point in metadata.entry_points(group=GROUP):
-        distribution = point.dist.name if point.dist else ""
-        found.setdefault(point.name, {}).setdefault((distribution, point.value), point)
+        if id(point.dist) not in names:
+            names[id(point.dist)] = point.dist.name if point.dist else ""
+        found.setdefault(point.name, {}).setdefault((names[id(point.dist)], point.value), point)
     return {name: list(points.values()) for name, points in sorted(found.items())}
 
 

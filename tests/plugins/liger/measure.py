@@ -266,7 +266,7 @@ def run(*plugins):
                 plugins=[*plugins, *more, "no:checks"],  # the held-out rows are training rows
                 train={
                     "output_dir": directory,
-                    "max_steps": 2,
+                    "max_steps": 1,
                     "per_device_train_batch_size": 2,
                     "logging_steps": 1,
                     "learning_rate": 1e-2,
