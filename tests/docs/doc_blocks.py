@@ -16,7 +16,9 @@ PAGES = sorted(
 RUN_ELSEWHERE = {
     "docs/from-trl.md": "tests/e2e/test_from_trl.py",
     "docs/hooks.md": "tests/core/test_hook_examples.py",
+    "docs/quickstart.md": "tests/e2e/test_quickstart.py",
     "docs/vision.md": "tests/e2e/test_vision_docs.py",
+    "docs/zh/quickstart.md": "tests/core/test_site.py",  # has the same blocks
 }
 PROGRAMS = ("sftkit", "make", "pip", "pytest", "torchrun", "python")
 _FENCE = re.compile(
