@@ -1,0 +1,33 @@
+"""The collator of a run is tried on each split before weights are loaded."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sftkit.run.stages import PreparedRun
+
+FIRST = 64  # rows of which the shortest and the longest are in the batch, so that there is padding
+MOST = 4  # rows of the batch
+
+
+def try_collator(run: PreparedRun) -> None:
+    """Make a batch of the first rows of each split, as the data loaders will; the collator checks it.
+
+    Raises:
+        HookError: if the collator of a plugin fails.
+        RunError: if the collator of the run's inputs fails, or a batch does not keep the contract of collators.
+    """
+    for rows in run.data.splits.values():
+        if examples := _some(rows):
+            run.collator(examples)
+
+
+def _some(rows: Any) -> list[dict[str, Any]]:
+    """The first two rows, and the shortest and the longest of the first ones."""
+    if not hasattr(rows, "column_names"):
+        return [*islice(iter(rows), MOST)]
+    lengths = [len(ids) for ids in rows[:FIRST]["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    return [rows[index] for index in dict.fromkeys([*range(len(lengths))[:2], *order[:1], *order[-1:]])]
