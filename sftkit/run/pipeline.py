@@ -21,7 +21,6 @@ from sftkit.run.changes import change_name
 from sftkit.run.config_file import WrittenConfig, write_config
 from sftkit.run.continuing import announce, earlier_run, require_unchanged
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, default_directory
-from sftkit.run.guards.batches import try_collator
 from sftkit.run.inputs import Configuration, RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
 from sftkit.run.launcher import launch_problems
@@ -284,7 +283,6 @@ class Pipeline:
             for line in note_lines(manifest["data"]):
                 display.console.print(line, markup=False)
         manifest["stats"] = as_read({split: stats.as_dict() for split, stats in prepared.data.stats.items()})
-        try_collator(prepared)
         verdicts = prepared.verdicts()
         stop_if_wrong(verdicts)
         manifest["warnings"] = [as_read(asdict(verdict)) for verdict in verdicts if verdict.status == "warn"]

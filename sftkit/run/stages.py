@@ -66,7 +66,7 @@ class PreparedRun:
     plugins: PluginSet
     tokenizer: Any
     data: PreparedData
-    collator: Callable[[list[dict[str, Any]]], Any]
+    collator: CheckedCollator
     vocabulary: Vocabulary
     model: Any = None
     engine: Engine = field(default_factory=Engine)
@@ -80,11 +80,17 @@ class PreparedRun:
         return "\n".join([f"PreparedRun: model {self.config.model.name}, plugins {names}", *splits])
 
     def verdicts(self) -> list[Verdict]:
-        """The plugins' verdicts on this run, and those on the completion of held-out rows."""
+        """The plugins' verdicts on this run, and those on the completion of held-out rows.
+
+        If the collator breaks its contract, there are no others, since they need its batches.
+        """
         from sftkit.run.completing import completion_problems
+        from sftkit.run.guards.batches import collator_verdicts
         from sftkit.run.verdict import Verdict
 
         stage("checking the run")
+        if wrong := collator_verdicts(self):
+            return wrong
         found = [verdict for _, found in self.plugins.hook.check_prepared(run=self) for verdict in found or ()]
         if self.config.evaluate.metrics:
             problems = completion_problems(self, self.config.evaluate.rows, self.data.eval)

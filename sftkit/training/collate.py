@@ -57,11 +57,18 @@ class CheckedCollator:
             HookError: if the collator of a plugin fails.
             RunError: if the collator of the run's inputs fails, or a batch does not keep the contract.
         """
-        from sftkit.training.contract import Given, form_problem, trained_fewer, value_problem
-
         kind = tuple(name in examples[0] for name in ("position_ids", LOSS_WEIGHTS, ATTACHED)) if examples else ()
         number = self._made[kind] = self._made.get(kind, 0) + 1
-        given = Given.of(examples) if number & (number - 1) == 0 else None
+        return self._checked(examples, values=number & (number - 1) == 0)
+
+    def try_on(self, examples: list[dict[str, Any]]) -> None:
+        """Make a batch, and compare it value by value; raises as a call does."""
+        self._checked(examples, values=True)
+
+    def _checked(self, examples: list[dict[str, Any]], values: bool) -> dict[str, Tensor]:
+        from sftkit.training.contract import Given, form_problem, trained_fewer, value_problem
+
+        given = Given.of(examples) if values else None
         batch = self._batch(examples)
         problem = form_problem(batch, examples if given is None else given.examples)
         if problem is None and given is not None:

@@ -23,7 +23,7 @@ POSITIONS = "position_ids"
 COLUMNS = ("input_ids", "labels", POSITIONS, LOSS_WEIGHTS, MASK)
 FIX_ROWS = "keep the tokens and the order of the examples; change texts in a formatter"
 FIX_LABELS = "copy the examples' labels; -100 for tokens that are not trained, and for padding"
-FIX_POSITIONS = "return position_ids, which restart at each document, and no attention_mask"
+FIX_POSITIONS = "use a collator that keeps position_ids, and returns no attention_mask beside them"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from sftkit.errors import SftkitError
+from sftkit.run.verdict import Verdict
+
 if TYPE_CHECKING:
     from sftkit.run.stages import PreparedRun
 
@@ -12,16 +15,22 @@ FIRST = 64  # rows of which the shortest and the longest are in the batch, so th
 MOST = 4  # rows of the batch
 
 
-def try_collator(run: PreparedRun) -> None:
-    """Make a batch of the first rows of each split, as the data loaders will; the collator checks it.
+def collator_verdicts(run: PreparedRun) -> list[Verdict]:
+    """Make a batch of a few rows of each split, and compare it with them.
+
+    Returns:
+        A verdict on each problem of the first batch that does not keep the contract of collators.
 
     Raises:
         HookError: if the collator of a plugin fails.
-        RunError: if the collator of the run's inputs fails, or a batch does not keep the contract of collators.
     """
-    for rows in run.data.splits.values():
-        if examples := _some(rows):
-            run.collator(examples)
+    try:
+        for rows in run.data.splits.values():
+            if examples := _some(rows):
+                run.collator.try_on(examples)
+    except SftkitError as error:
+        return [Verdict("collator", "wrong", each.what, each.fix, each.where) for each in error.problems]
+    return []
 
 
 def _some(rows: Any) -> list[dict[str, Any]]:

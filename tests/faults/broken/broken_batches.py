@@ -174,14 +174,38 @@ def cut_examples(examples):
 EXAMPLES = {"overwrites the labels of its examples": pop_labels, "removes an example": cut_examples}
 
 
+def only_last(examples):
+    """Trains the last token of each row, as a collator of the user may."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = [torch.as_tensor(example["input_ids"]).long() for example in examples]
+    labels = [row.clone().index_fill(0, torch.arange(len(row) - 1), -100) for row in ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=2),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+    }
+
+
+#: The mistakes that only some batches have: whether one has it, from its number and its examples.
+SOMETIMES = {
+    "labels on padding, later": lambda number, examples: number > 2,
+    "labels on padding, of short rows": lambda number, examples: all(len(each["input_ids"]) < 20 for each in examples),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Changed:
     """A collator that spoils the batches of another."""
 
     inner: Callable
     how: str
+    calls: list = dataclasses.field(default_factory=list)
 
     def __call__(self, examples):
+        self.calls.append(1)
+        if self.how in SOMETIMES:
+            batch = dict(self.inner(examples))
+            return labels_on_padding(batch, examples) if SOMETIMES[self.how](len(self.calls), examples) else batch
         if self.how in EXAMPLES:
             batch = self.inner([dict(example) for example in examples])
             EXAMPLES[self.how](examples)

@@ -333,3 +333,20 @@ class Callbacks(Plugin):
     @hookimpl
     def trainer_callbacks(self):
         return CALLBACKS[self.how]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harmless(Plugin):
+    """A kernel that replaces a forward, as it should."""
+
+    @hookimpl
+    def patch_kernels(self, model):
+        plain = model.model.norm.forward
+        model.model.norm.forward = lambda states: plain(states)
+
+
+class Failing(TrainerCallback):
+    """Fails after the first step."""
+
+    def on_step_end(self, *_, **__):
+        raise ZeroDivisionError("a fault of the training")

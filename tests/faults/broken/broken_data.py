@@ -55,7 +55,7 @@ class Rows(Formatter):
         if self.how == "returns None":
             return None
         if self.tokenized:
-            return [TokenDocument([1, 9_999_999], [-100, 9_999_999]) for _ in pairs]
+            return [TokenDocument([1, 9_000 + at], [-100, 9_000 + at]) for at, _ in enumerate(rows["prompt"])]
         return [ROWS[self.how](*pair) for pair in pairs]
 
 
