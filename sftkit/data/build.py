@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -147,7 +147,7 @@ class ExampleBuilder:
         )
         for source, (examples, with_eos) in labelled:
             if formatter.tokenized and (wrong := wrong_ids(examples, len(self.tokenizer))):
-                self._fail(wrong, place)
+                self._fail(wrong)
             if with_eos:
                 self.counts.note(self.split, WITH_EOS, with_eos)
             self._check_length(examples, source, formatter, place)
@@ -178,7 +178,9 @@ class ExampleBuilder:
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""
         limit = self.config.data.max_length
-        return nothing_left(self.split, self.counts.by_split[self.split], self.trained, limit, self.first_row, self.made_by)
+        return nothing_left(
+            self.split, self.counts.by_split[self.split], self.trained, limit, self.first_row, self.made_by
+        )
 
     def _formatter_of(self, read: Read, source: DataSource) -> Formatter:
         try:
@@ -213,7 +215,7 @@ class ExampleBuilder:
             raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
         self.made_by, self._tried = self.plugins.responsible("make_formatter"), False
         if not isinstance(formatter, Formatter):
-            self._fail(Wrong(f"it returns an object of type {type(formatter).__name__}", "return a Formatter"), str)
+            self._fail(Wrong(f"it returns an object of type {type(formatter).__name__}", "return a Formatter"))
         if (described := columns.to_dict()) not in self.columns:
             self.columns.append(described)
         return formatter
@@ -245,7 +247,7 @@ class ExampleBuilder:
                 if wrong is None and not self._tried:
                     wrong, self._tried = wrong_state(outcomes, columns, formatter), True
                 if wrong is not None:
-                    self._fail(wrong, lambda row: place(int(numbers[row])))
+                    self._fail(wrong, place, numbers)
                 if (invalid := find_invalid_text(outcomes)) is not None:
                     fix = "fix the text, or remove the row"
                     raise RowError(invalid, "the text has half of a surrogate pair, such as half an emoji", fix)
@@ -264,9 +266,9 @@ class ExampleBuilder:
                 columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
         return numbers, []
 
-    def _fail(self, wrong: Wrong, place: Place) -> NoReturn:
-        """Raise a DataError for a mistake of the formatter."""
-        row = "" if wrong.row is None else f" ({place(wrong.row)})"
+    def _fail(self, wrong: Wrong, place: Place | None = None, numbers: Sequence[int] | np.ndarray = ()) -> NoReturn:
+        """Raise a DataError for a mistake of the formatter, in the row of these numbers that it is about."""
+        row = "" if wrong.row is None or place is None else f" ({place(int(numbers[wrong.row]))})"
         raise DataError(Problem(f"{wrong.what}{row}", self.made_by, wrong.fix))
 
     def skip(self, number: int, what: str, capped: bool = True) -> None:

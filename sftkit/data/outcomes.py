@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: Rows of a batch below which equal documents may be a coincidence.
 FEW = 4
 FIX_TYPE = "return a list of Span objects for each row, Formatted for several documents, or Skipped with a reason"
+FIX_SAME = "use the values of each row; if the rows differ elsewhere, name the columns that are used in columns_used"
 FIX_STATE = "make the document of a row from that row alone, without randomness"
 
 
@@ -53,7 +54,9 @@ def wrong_outcomes(outcomes: Any, rows: int, formatter: Formatter) -> Wrong | No
         formatter: the formatter.
     """
     if not isinstance(outcomes, Sequence) or isinstance(outcomes, str):
-        return Wrong(f"the formatter returns an object of type {type(outcomes).__name__}", "return one outcome for each row")
+        return Wrong(
+            f"the formatter returns an object of type {type(outcomes).__name__}", "return one outcome for each row"
+        )
     if len(outcomes) != rows:
         what = f"the formatter returns {len(outcomes):,} outcomes for {rows:,} rows"
         return Wrong(what, "return one outcome for each row; Skipped with a reason for a row without documents")
@@ -100,9 +103,9 @@ def wrong_state(outcomes: Sequence[Outcome], rows: Columns, formatter: Formatter
         return None
     used = formatter.columns_used
     columns = {name: values for name, values in rows.items() if used is None or name in used}
-    if last + 1 >= FEW and _has_text(outcomes[0]) and all(_same(outcomes[0], each) for each in outcomes[1:]):
-        if any(value != values[0] for values in columns.values() for value in values):
-            return Wrong(f"the formatter makes the same document of {last + 1:,} different rows", FIX_STATE)
+    differ = any(value != values[0] for values in columns.values() for value in values)
+    if last + 1 >= FEW and differ and _has_text(outcomes[0]) and all(_same(outcomes[0], each) for each in outcomes[1:]):
+        return Wrong(f"the formatter makes the same document of {last + 1:,} different rows", FIX_SAME)
     alone = formatter({name: values[last:] for name, values in rows.items()})
     if len(alone) != 1 or not _same(alone[0], outcomes[last]):
         return Wrong("the formatter makes another document of a row when it is given alone", FIX_STATE, last)
@@ -139,7 +142,9 @@ def wrong_ids(examples: Examples, tokens: int) -> Wrong | None:
     return None
 
 
-def kept_documents(numbers: Sequence[int], outcomes: Sequence[Outcome], split: str, counts: Counts) -> NumberedDocuments:
+def kept_documents(
+    numbers: Sequence[int], outcomes: Sequence[Outcome], split: str, counts: Counts
+) -> NumberedDocuments:
     """The documents of rows, each with the number of its row; skipped rows and notes are counted."""
     kept: list[tuple[int, Document]] = []
     for number, made in zip(numbers, outcomes, strict=True):

@@ -108,7 +108,9 @@ class _Content:
         labels_S, positions_S = (flatten_column(table, name)[0] for name in ("labels", "position_ids"))
         longest = int(np.diff(offsets_R1).max(initial=0))
         if longest > max_length:
-            return Problem(f"makes a row of {longest:,} tokens, and data.max_length is {max_length:,}", fix="keep rows shorter")
+            return Problem(
+                f"makes a row of {longest:,} tokens, and data.max_length is {max_length:,}", fix="keep rows shorter"
+            )
         starts_S = np.zeros(len(ids_S), bool)
         starts_S[offsets_R1[:-1][np.diff(offsets_R1) > 0]] = True
         goes_on_S = np.diff(positions_S, prepend=0) == 1

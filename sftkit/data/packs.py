@@ -12,6 +12,7 @@ from sftkit.data.columns import Examples
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
 @dataclass(frozen=True)
 class Packer(ABC):
     """Rearranges examples into rows of at most ``data.max_length`` tokens.

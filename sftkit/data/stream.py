@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.counts import Counts
+    from sftkit.data.packs import Packer
     from sftkit.plugin.selected import PluginSet
 
 Position = dict[str, Any]

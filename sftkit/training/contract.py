@@ -1,4 +1,4 @@
-# ruff: noqa: N806, N803 (suffixes are shapes)
+# ruff: noqa: N803, N806, N815 (suffixes are shapes)
 """Whether a batch is made of its examples: the contract of a collator, as ``docs/collator.md`` describes it.
 
 Legend: B rows, T positions, L tokens of an example.
@@ -145,7 +145,9 @@ def _form_problems(batch: Any, examples: Sequence[Mapping[str, Any]]) -> Iterato
         what = "it joins examples in one row without position_ids, so that they see each other"
         yield Problem(what, fix=FIX_POSITIONS)
     if packed and _is_2d(batch.get(MASK)):
-        what = "it returns an attention_mask beside the position_ids of packed rows, whose documents then see each other"
+        what = (
+            "it returns an attention_mask beside the position_ids of packed rows, whose documents then see each other"
+        )
         yield Problem(what, fix=FIX_POSITIONS)
     if LOSS_WEIGHTS not in batch and any(LOSS_WEIGHTS in example for example in examples):
         what = f"the data has a weight for each token, and the batch has no {LOSS_WEIGHTS}"
@@ -233,9 +235,9 @@ def _value_problems(
     if LOSS_WEIGHTS in values:
         yield from _weight_problems(values[LOSS_WEIGHTS], values["labels"], placed)
     for name, value in batch.items():
-        if torch.is_tensor(value) and value.is_floating_point() and not _is_mask(name, value):
-            if not bool(value.isfinite().all()):
-                yield Problem(f"{name} has values that are not finite", fix=f"compute {name} without NaN and infinity")
+        checked = torch.is_tensor(value) and value.is_floating_point() and not _is_mask(name, value)
+        if checked and not bool(value.isfinite().all()):
+            yield Problem(f"{name} has values that are not finite", fix=f"compute {name} without NaN and infinity")
     for name, share_B in (batch.get("row_shares") or {}).items():
         if share_B is not None and int(share_B.sum()) != len(batch[name]):
             what = f"row_shares has {int(share_B.sum())} entries of {name}, and the batch {len(batch[name])}"

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from sftkit import ConfigError, DataError, Formatter, Pipeline, Plugin, Span, hookimpl

@@ -1,4 +1,4 @@
-"""Plugins with a mistake: the run stops, and names the plugin and the hook. Each table of mistakes is beside its hooks."""
+"""Plugins with a mistake: the run stops, and names plugin and hook. The tables of mistakes are in the folder broken."""
 
 from __future__ import annotations
 

@@ -71,7 +71,10 @@ class Weights:
         old, new = self.tensors, after.tensors
         both = [name for name in old if name in new]
         pairs = {name: (old[name], new[name]) for name in both}
-        found = [("removes", [name for name in old if name not in new]), ("adds", [name for name in new if name not in old])]
+        found = [
+            ("removes", [name for name in old if name not in new]),
+            ("adds", [name for name in new if name not in old]),
+        ]
         found.append(("freezes", [name for name, (a, b) in pairs.items() if a.trained and not b.trained]))
         found.append(("unfreezes", [name for name, (a, b) in pairs.items() if b.trained and not a.trained]))
         by_dtype: dict[str, list[str]] = defaultdict(list)
@@ -149,7 +152,7 @@ def _of_bytes(tensor: Tensor) -> int:
     import torch
     import xxhash
 
-    return int(xxhash.xxh3_64_intdigest(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return int(xxhash.xxh3_64_intdigest(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data))
 
 
 def _on_device(tensor: Tensor) -> Tensor:

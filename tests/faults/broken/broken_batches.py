@@ -1,4 +1,4 @@
-# ruff: noqa: N806 (suffixes are shapes)
+# ruff: noqa: N803, N806 (suffixes are shapes)
 """Collators with the mistakes that their authors make. Each changes a good batch, or the examples before it is made.
 
 Legend: B rows, T positions.

@@ -1,4 +1,4 @@
-# ruff: noqa: N802, N806 (suffixes are shapes)
+# ruff: noqa: N806 (suffixes are shapes)
 """Formatters, packers, tokenizers and metrics with the mistakes that their authors make."""
 
 from __future__ import annotations

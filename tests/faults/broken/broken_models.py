@@ -1,3 +1,4 @@
+# ruff: noqa: N803, N806 (suffixes are shapes)
 """Plugins with the mistakes that their authors make: in hooks that get the model."""
 
 from __future__ import annotations
