@@ -66,7 +66,8 @@ class CheckedCollator:
         self._checked(examples, values=True)
 
     def _checked(self, examples: list[dict[str, Any]], values: bool) -> dict[str, Tensor]:
-        from sftkit.training.contract import Given, form_problem, trained_fewer, value_problem
+        from sftkit.training.contract import form_problem, trained_fewer, value_problem
+        from sftkit.training.placed import Given
 
         given = Given.of(examples) if values else None
         batch = self._batch(examples)

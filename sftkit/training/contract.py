@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806, N815 (suffixes are shapes)
+# ruff: noqa: N803, N806 (suffixes are shapes)
 """Whether a batch is made of its examples: the contract of a collator, as ``docs/collator.md`` describes it.
 
 Legend: B rows, T positions, L tokens of an example.
@@ -7,76 +7,19 @@ Legend: B rows, T positions, L tokens of an example.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from sftkit.data.columns import IGNORE_INDEX, LOSS_WEIGHTS
 from sftkit.errors import Problem
+from sftkit.training.placed import COLUMNS, MASK, POSITIONS, Given, NotPlacedError, Placed, placed_examples
 
 ROW_LENGTHS = "row_lengths"
-MASK = "attention_mask"
-POSITIONS = "position_ids"
-#: Columns that a batch holds as they are, besides the tokens.
-COLUMNS = ("input_ids", "labels", POSITIONS, LOSS_WEIGHTS, MASK)
 FIX_ROWS = "keep the tokens and the order of the examples; change texts in a formatter"
 FIX_LABELS = "copy the examples' labels; -100 for tokens that are not trained, and for padding"
 FIX_POSITIONS = "use a collator that keeps position_ids, and returns no attention_mask beside them"
-
-
-@dataclass(frozen=True)
-class Given:
-    """The examples of a batch, as they were before the collator got them.
-
-    Attributes:
-        examples: each with its columns as arrays.
-    """
-
-    examples: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, examples: Sequence[Mapping[str, Any]]) -> Given:
-        """A copy of the examples."""
-        return cls(
-            [
-                {name: np.array(value) if name in COLUMNS else value for name, value in example.items()}
-                for example in examples
-            ]
-        )
-
-    def changed(self, examples: Sequence[Mapping[str, Any]]) -> str:
-        """What the collator has changed in its examples; empty if nothing."""
-        if len(examples) != len(self.examples):
-            return f"it was given {len(self.examples)} examples, and leaves {len(examples)} in the list"
-        for before, now in zip(self.examples, examples, strict=True):
-            for name, value in before.items():
-                if name not in now:
-                    return f"it removes {name} from its examples"
-                if name in COLUMNS and not np.array_equal(value, np.asarray(now[name])):
-                    return f"it changes {name} of its examples"
-        return ""
-
-
-class Placed(NamedTuple):
-    """Where an example is in a batch.
-
-    Attributes:
-        example: the example, without the tokens that its own attention mask hides.
-        row: its row.
-        at_L: the positions of its tokens.
-        joined: whether another example precedes it in the row.
-    """
-
-    example: dict[str, np.ndarray]
-    row: int
-    at_L: np.ndarray
-    joined: bool
-
-
-class NotPlacedError(Exception):
-    """The tokens of an example are not in the batch."""
 
 
 def form_problem(batch: Any, examples: Sequence[Mapping[str, Any]]) -> Problem | None:
@@ -96,7 +39,7 @@ def value_problem(batch: Mapping[str, Any], given: Given, examples: Sequence[Map
         return Problem(changed, fix="copy what is changed: other batches are made of the same examples")
     values = {name: value.detach().cpu().numpy() for name, value in batch.items() if name in COLUMNS and _is_2d(value)}
     try:
-        placed = list(_placed(values, given.examples, "row_lengths" in batch))
+        placed = list(placed_examples(values, given.examples, ROW_LENGTHS in batch))
     except NotPlacedError as error:
         return Problem(str(error), fix=FIX_ROWS)
     return next(_value_problems(batch, values, placed), None)
@@ -168,61 +111,6 @@ def _not_of(value: Any, dtype: torch.dtype) -> str:
     return "" if value.dtype == dtype else f"of type {str(value.dtype).removeprefix('torch.')}"
 
 
-def _placed(
-    values: Mapping[str, np.ndarray], examples: Sequence[dict[str, np.ndarray]], row_lengths: bool
-) -> Iterator[Placed]:
-    """Where each example is: by the attention mask, else at the start or the end of its row, or after the one before.
-
-    Raises:
-        NotPlacedError: if the tokens of an example are not where they should be.
-    """
-    ids_BT, mask_BT = values["input_ids"], values.get(MASK)
-    real = [_real(example) for example in examples]
-    joined = row_lengths or (len(ids_BT) == 1 and len(examples) > 1)
-    start = 0
-    for number, example in enumerate(real):
-        ids_L, row = example["input_ids"], 0 if joined else number
-        if joined:
-            at_L = np.arange(start, start + len(ids_L))
-            start += len(ids_L)
-        elif mask_BT is not None and (shown := np.flatnonzero(mask_BT[row])).size == len(ids_L):
-            at_L = shown
-        else:
-            at_L = _at_an_end(ids_BT[row], ids_L, number)
-        if (at_L >= ids_BT.shape[1]).any() or not np.array_equal(ids_BT[row, at_L], ids_L):
-            raise NotPlacedError(_misplaced(number, ids_BT[row], real))
-        yield Placed(example, row, at_L, joined and number > 0)
-
-
-def _real(example: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The columns of an example, without the tokens that its own attention mask hides."""
-    columns = {name: value for name, value in example.items() if name in COLUMNS}
-    columns.setdefault("labels", columns["input_ids"])
-    if MASK in columns:
-        shown = columns[MASK] != 0
-        columns = {name: value[shown] for name, value in columns.items()}
-    return columns
-
-
-def _at_an_end(ids_T: np.ndarray, ids_L: np.ndarray, number: int) -> np.ndarray:
-    """The positions of the tokens at the start or at the end of a row."""
-    if len(ids_L) > len(ids_T):
-        what = f"row {number + 1} of a batch has {len(ids_T)} positions, and its example {len(ids_L)} tokens"
-        raise NotPlacedError(what)
-    last = len(ids_T) - len(ids_L)
-    at_start = np.array_equal(ids_T[: len(ids_L)], ids_L)
-    return np.arange(len(ids_L)) + (0 if at_start else last)
-
-
-def _misplaced(number: int, ids_T: np.ndarray, examples: list[dict[str, np.ndarray]]) -> str:
-    for other, example in enumerate(examples):
-        ids_L = example["input_ids"]
-        ends = (ids_T[: len(ids_L)], ids_T[len(ids_T) - len(ids_L) :])
-        if other != number and any(np.array_equal(part, ids_L) for part in ends):
-            return f"row {number + 1} of a batch holds the tokens of example {other + 1}: rows are in another order"
-    return f"input_ids of row {number + 1} of a batch are not the tokens of its example"
-
-
 def _value_problems(
     batch: Mapping[str, Any], values: Mapping[str, np.ndarray], placed: Sequence[Placed]
 ) -> Iterator[Problem]:
@@ -250,8 +138,9 @@ def _is_mask(name: str, value: Any) -> bool:
 
 def _mask_problems(values: Mapping[str, np.ndarray], inside_BT: np.ndarray) -> Iterator[Problem]:
     if MASK not in values:
-        first_B = inside_BT.argmax(1)
-        if (first_B > 0).any():
+        if (
+            POSITIONS not in values and (inside_BT.argmax(1) > 0).any()
+        ):  # with positions, padding is a document of its own
             what = "rows are padded on the left without an attention_mask, so that tokens see the padding"
             yield Problem(what, fix="return an attention_mask, 0 for padding, or pad on the right")
         return
