@@ -138,9 +138,8 @@ def _is_mask(name: str, value: Any) -> bool:
 
 def _mask_problems(values: Mapping[str, np.ndarray], inside_BT: np.ndarray) -> Iterator[Problem]:
     if MASK not in values:
-        if (
-            POSITIONS not in values and (inside_BT.argmax(1) > 0).any()
-        ):  # with positions, padding is a document of its own
+        # with positions, padding is a document of its own
+        if POSITIONS not in values and (inside_BT.argmax(1) > 0).any():
             what = "rows are padded on the left without an attention_mask, so that tokens see the padding"
             yield Problem(what, fix="return an attention_mask, 0 for padding, or pad on the right")
         return
