@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem
@@ -245,10 +245,7 @@ class Stages:
         from sftkit.training.loss import HeadLoss
 
         loss = self.plugins.hook.make_loss(model=model, config=self.config)
-        if loss is None:
-            return HeadLoss()
-        require_loss(loss, model, self.plugins)
-        return cast("HeadLoss", loss)
+        return HeadLoss() if loss is None else require_loss(loss, self.plugins)
 
     def callbacks(self) -> list[Any]:
         """The plugins' `TrainerCallback` objects."""

@@ -8,46 +8,59 @@ from typing import TYPE_CHECKING, Any
 from sftkit.errors import HookError, Problem, RunError, SftkitError
 
 if TYPE_CHECKING:
+    import torch
+
     from sftkit.plugin.selected import PluginSet
     from sftkit.training.loss import HeadLoss
 
-TOKENS, VOCABULARY = 4, 32  # of the logits on which a loss is tried; the vocabulary is the model's if there is one
+TOKENS = 4  # of the logits on which a loss is tried
+FIX_LOSS = "return each token's loss, and its gradient by the logits if it is requested"
 
 
-def require_loss(loss: Any, model: Any, plugins: PluginSet) -> None:
-    """Check what ``make_loss`` returned, and try its ``tokens`` on random logits.
-
-    Args:
-        loss: what it returned.
-        model: the model to train, if it is loaded.
-        plugins: the selected plugins.
+def require_loss(loss: Any, plugins: PluginSet) -> HeadLoss:
+    """What ``make_loss`` returned.
 
     Raises:
-        RunError: if it is no `HeadLoss`, or what it computes has the wrong shape, is not finite, or has no gradient.
+        RunError: if it is no `HeadLoss`.
     """
     from sftkit.training.loss import HeadLoss
 
-    if not isinstance(loss, HeadLoss):
-        what = f"it returns an object of type {type(loss).__name__}"
-        raise RunError(Problem(what, plugins.responsible("make_loss"), "return a HeadLoss of sftkit.api"))
-    if type(loss).run is not HeadLoss.run:  # it may need more than logits
+    if isinstance(loss, HeadLoss):
+        return loss
+    what = f"it returns an object of type {type(loss).__name__}"
+    raise RunError(Problem(what, plugins.responsible("make_loss"), "return a HeadLoss of sftkit.api"))
+
+
+def try_loss(loss: HeadLoss, model: Any, device: torch.device, plugins: PluginSet) -> None:
+    """Compute a plugin's loss of random logits, before the first step; one that overrides ``run`` may need more.
+
+    Args:
+        loss: the loss.
+        model: the model to train, for its vocabulary.
+        device: the device of the training: kernels may compute on no other.
+        plugins: the selected plugins.
+
+    Raises:
+        HookError: if the loss fails.
+        RunError: if what it computes has the wrong shape, is not finite, or has no gradient.
+    """
+    from sftkit.training.loss import HeadLoss
+
+    if type(loss).tokens is HeadLoss.tokens or type(loss).run is not HeadLoss.run:
         return
     try:
-        what = _wrong_losses(loss, model)
+        what = _wrong_losses(loss, model.config.get_text_config().vocab_size, device)
     except SftkitError:
         raise
     except Exception as error:  # a plugin's code
         raise HookError(plugins.first_filler("make_loss"), "make_loss", error) from error
     if what:
-        fix = "return each token's loss, and its gradient by the logits if it is requested"
-        raise RunError(Problem(what, plugins.responsible("make_loss"), fix))
+        raise RunError(Problem(what, plugins.responsible("make_loss"), FIX_LOSS))
 
 
-def _wrong_losses(loss: HeadLoss, model: Any) -> str:
+def _wrong_losses(loss: HeadLoss, vocabulary: int, device: torch.device) -> str:
     import torch
 
-    device = torch.device("cpu") if model is None else next(model.parameters()).device
-    vocabulary = VOCABULARY if model is None else model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     logits_KV = torch.randn(TOKENS, vocabulary, generator=generator).to(device)  # noqa: N806 (suffixes are shapes)
     made = loss.tokens(logits_KV.clone(), torch.arange(TOKENS, device=device), True)
