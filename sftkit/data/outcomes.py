@@ -10,6 +10,7 @@ from sftkit.data.documents import (
     WEIGHT_FIX,
     Columns,
     Document,
+    DocumentWithAttachment,
     Formatted,
     Formatter,
     Outcome,
@@ -104,7 +105,12 @@ def wrong_state(outcomes: Sequence[Outcome], rows: Columns, formatter: Formatter
     used = formatter.columns_used
     columns = {name: values for name, values in rows.items() if used is None or name in used}
     differ = any(value != values[0] for values in columns.values() for value in values)
-    if last + 1 >= FEW and differ and _has_text(outcomes[0]) and all(_same(outcomes[0], each) for each in outcomes[1:]):
+    if (
+        last + 1 >= FEW
+        and differ
+        and _only_text(outcomes[0])
+        and all(_same(outcomes[0], each) for each in outcomes[1:])
+    ):
         return Wrong(f"the formatter makes the same document of {last + 1:,} different rows", FIX_SAME)
     alone = formatter({name: values[last:] for name, values in rows.items()})
     if len(alone) != 1 or not _same(alone[0], outcomes[last]):
@@ -112,8 +118,11 @@ def wrong_state(outcomes: Sequence[Outcome], rows: Columns, formatter: Formatter
     return None
 
 
-def _has_text(outcome: Outcome) -> bool:
+def _only_text(outcome: Outcome) -> bool:
+    """Whether a row has text or tokens, and nothing attached in which it may differ from others."""
     documents = list(documents_of([outcome]))
+    if any(isinstance(document, DocumentWithAttachment) for document in documents):
+        return False
     return any(isinstance(each, TokenDocument) or any(span[0] for span in each) for each in documents)
 
 
