@@ -105,12 +105,7 @@ def wrong_state(outcomes: Sequence[Outcome], rows: Columns, formatter: Formatter
     used = formatter.columns_used
     columns = {name: values for name, values in rows.items() if used is None or name in used}
     differ = any(value != values[0] for values in columns.values() for value in values)
-    if (
-        last + 1 >= FEW
-        and differ
-        and _only_text(outcomes[0])
-        and all(_same(outcomes[0], each) for each in outcomes[1:])
-    ):
+    if last + 1 >= FEW and differ and _only_text(outcomes[0]) and all(_same(outcomes[0], each) for each in outcomes):
         return Wrong(f"the formatter makes the same document of {last + 1:,} different rows", FIX_SAME)
     alone = formatter({name: values[last:] for name, values in rows.items()})
     if len(alone) != 1 or not _same(alone[0], outcomes[last]):
