@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sftkit.data.batches import RowBatch, batches
 from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
-from sftkit.data.documents import (
-    Document,
-    DocumentWithAttachment,
-    Formatted,
-    Formatter,
-    Outcome,
-    RowError,
-    Skipped,
-    find_invalid_text,
-)
+from sftkit.data.documents import Document, DocumentWithAttachment, Formatter, Outcome, RowError, find_invalid_text
 from sftkit.data.encode import NumberedDocuments, encode_stream
 from sftkit.data.length import check_length, drop_untrained, find_cut
 from sftkit.data.media import read_rows
-from sftkit.data.problems import DROPPED, nothing_left, several_types
+from sftkit.data.outcomes import Wrong, kept_documents, shown, wrong_ids, wrong_outcomes, wrong_state
+from sftkit.data.problems import nothing_left, several_types
 from sftkit.data.reading import Read
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
@@ -65,6 +57,7 @@ class ExampleBuilder:
         bad_rows: the number of rows and lines skipped so far.
         skipped: gets the number of each skipped row and what is wrong with it, instead of the log.
         first_row: the first row, for error messages.
+        made_by: the plugin and the hook that made the formatter.
     """
 
     split: str
@@ -80,6 +73,8 @@ class ExampleBuilder:
     bad_rows: int = 0
     skipped: list[tuple[int, str]] | None = None
     first_row: str = ""
+    made_by: str = "the formatter"
+    _tried: bool = False
     _special: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -151,6 +146,8 @@ class ExampleBuilder:
             else encode_stream(documents, self.tokenizer, special_tokens, self.ahead)
         )
         for source, (examples, with_eos) in labelled:
+            if formatter.tokenized and (wrong := wrong_ids(examples, len(self.tokenizer))):
+                self._fail(wrong)
             if with_eos:
                 self.counts.note(self.split, WITH_EOS, with_eos)
             self._check_length(examples, source, formatter, place)
@@ -181,7 +178,9 @@ class ExampleBuilder:
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""
         limit = self.config.data.max_length
-        return nothing_left(self.split, self.counts.by_split[self.split], self.trained, limit, self.first_row)
+        return nothing_left(
+            self.split, self.counts.by_split[self.split], self.trained, limit, self.first_row, self.made_by
+        )
 
     def _formatter_of(self, read: Read, source: DataSource) -> Formatter:
         try:
@@ -209,11 +208,14 @@ class ExampleBuilder:
             )
         except ConfigError as error:
             *others, last = error.problems
-            what = f"{last.what}; the first row is {_shown(first())!r}"
+            what = f"{last.what}; the first row is {shown(first())!r}"
             raise ConfigError([*others, dataclasses.replace(last, what=what)]) from error
         if formatter is None:
             fix = "select a plugin that formats them, or keep the default plugins"
             raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
+        self.made_by, self._tried = self.plugins.responsible("make_formatter"), False
+        if not isinstance(formatter, Formatter):
+            self._fail(Wrong(f"it returns an object of type {type(formatter).__name__}", "return a Formatter"))
         if (described := columns.to_dict()) not in self.columns:
             self.columns.append(described)
         return formatter
@@ -221,23 +223,13 @@ class ExampleBuilder:
     def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:
         numbers, columns = batch
         if not self.first_row:
-            self.first_row = _shown(columns)
+            self.first_row = shown(columns)
         numbers, formatted = self._format(numbers, columns, formatter, place, capped)
         if formatter.columns_used is not None:
             for name in (name for name in columns if name not in formatter.columns_used):
                 if filled := sum(value is not None for value in columns[name]):
                     self.counts.note(self.split, f"column {name} ignored", filled)
-        kept: list[tuple[int, Document]] = []
-        for number, made in zip(numbers.tolist(), formatted, strict=True):
-            if isinstance(made, Skipped):
-                self.counts.add(self.split, f"{DROPPED}{made.reason}")
-            elif isinstance(made, Formatted):
-                kept += [(number, document) for document in made.documents]
-                for note in made.notes:
-                    self.counts.note(self.split, note)
-            else:
-                kept.append((number, made))
-        return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
+        return kept_documents(numbers.tolist(), formatted, self.split, self.counts)
 
     def _format(
         self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place, capped: bool
@@ -251,6 +243,11 @@ class ExampleBuilder:
         while len(numbers):
             try:
                 outcomes = formatter(columns)
+                wrong = wrong_outcomes(outcomes, len(numbers), formatter)
+                if wrong is None and not self._tried:
+                    wrong, self._tried = wrong_state(outcomes, columns, formatter), True
+                if wrong is not None:
+                    self._fail(wrong, place, numbers)
                 if (invalid := find_invalid_text(outcomes)) is not None:
                     fix = "fix the text, or remove the row"
                     raise RowError(invalid, "the text has half of a surrogate pair, such as half an emoji", fix)
@@ -268,6 +265,11 @@ class ExampleBuilder:
                 numbers = np.delete(numbers, at)
                 columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
         return numbers, []
+
+    def _fail(self, wrong: Wrong, place: Place | None = None, numbers: Sequence[int] | np.ndarray = ()) -> NoReturn:
+        """Raise a DataError for a mistake of the formatter, in the row of these numbers that it is about."""
+        row = "" if wrong.row is None or place is None else f" ({place(int(numbers[wrong.row]))})"
+        raise DataError(Problem(f"{wrong.what}{row}", self.made_by, wrong.fix))
 
     def skip(self, number: int, what: str, capped: bool = True) -> None:
         """Count rows or lines that are skipped.
@@ -313,8 +315,3 @@ class ExampleBuilder:
             self.stats.add(examples, bos, eos, self._special, rendered)
         if weighted := examples.weighted:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
-
-
-def _shown(columns: Mapping[str, Any]) -> str:
-    """The first row of some columns, for error messages."""
-    return str({name: values[0] for name, values in columns.items()})[:400]

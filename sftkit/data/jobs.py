@@ -102,12 +102,14 @@ class Worker:
         tokenizer: the run's tokenizer.
         config: the run as resolved.
         formatter: formats the rows of the source.
+        made_by: the plugin and the hook that made the formatter.
     """
 
     split: str
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
     formatter: Formatter
+    made_by: str
 
     def __call__(self, job: Job) -> Done:
         """Run a job.
@@ -118,7 +120,9 @@ class Worker:
         import numpy as np
 
         skipped: list[tuple[int, str]] = []
-        builder = ExampleBuilder(self.split, self.tokenizer, self.config, ahead=False, skipped=skipped)
+        builder = ExampleBuilder(
+            self.split, self.tokenizer, self.config, ahead=False, skipped=skipped, made_by=self.made_by
+        )
         order = {number: at for at, number in enumerate(job.numbers.tolist())}
 
         def sources_of(rows_N: np.ndarray) -> np.ndarray:  # noqa: N803 (a shape)
@@ -160,7 +164,7 @@ def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: 
         RunError: if a worker dies.
     """
     read, picked, formatter = builder.begin(source)
-    worker = Worker(builder.split, builder.tokenizer, builder.config, formatter)
+    worker = Worker(builder.split, builder.tokenizer, builder.config, formatter, builder.made_by)
     for job, done in pool.in_order(worker, _jobs(read.rows, picked, source, first)):
         if isinstance(done, SftkitError):
             _fail_here(builder, formatter, source, job)
@@ -183,6 +187,6 @@ def _fail_here(builder: ExampleBuilder, formatter: Formatter, source: DataSource
         DataError: as the job did, with the place of the row.
     """
     again = ExampleBuilder(builder.split, builder.tokenizer, builder.config, ahead=False, skipped=[])
-    again.bad_rows = builder.bad_rows
+    again.bad_rows, again.made_by = builder.bad_rows, builder.made_by
     for _ in again.encoded([(job.numbers, job.columns())], formatter, source.place):
         pass

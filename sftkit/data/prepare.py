@@ -20,7 +20,7 @@ from sftkit.data.counts import Counts
 from sftkit.data.identity import parts_of
 from sftkit.data.jobs import examples_in
 from sftkit.data.length import NOTHING_TRAINED, fit_length
-from sftkit.data.packs import check_packable, packed
+from sftkit.data.packed import check_packable, packed
 from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
@@ -181,7 +181,8 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
     make = builder.examples if pool is None else functools.partial(examples_in, pool, builder)
     encoded = (part for first, source in numbered for part in make(source, first if several else None))
     if packer is not None:
-        summary = pack(encoded, packer, path, split, config, counts, names)
+        made_by = builder.plugins.responsible("make_packer")
+        summary = pack(encoded, packer, path, split, config, counts, names, made_by)
     else:
         summary = write_rows(path, (fit_length(part, split, config.data, counts).table() for part in encoded), names)
         summary.pop("untrained")
@@ -200,13 +201,14 @@ def pack(
     config: RunConfig,
     counts: Counts,
     sources: Sequence[str] = (),
+    made_by: str = "the packing plugin",
 ) -> dict[str, Any]:
     """Write the packer's rows of all examples; returns the totals of `write_rows`, without ``untrained``."""
     whole = packer.cuts_documents and config.data.truncation == "keep_start"
 
     def tables(examples: Examples) -> Iterator[pa.Table]:
         if len(examples):
-            for table in packed(packer, examples):
+            for table in packed(packer, examples, config.data.max_length, made_by):
                 yield table
                 examples.release()
 

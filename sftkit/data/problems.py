@@ -10,7 +10,9 @@ from sftkit.errors import DataError, Problem
 DROPPED = "rows dropped: "  # followed by a reason
 
 
-def nothing_left(split: str, counts: Mapping[str, int], trained: int, limit: int, first_row: str) -> DataError:
+def nothing_left(
+    split: str, counts: Mapping[str, int], trained: int, limit: int, first_row: str, made_by: str
+) -> DataError:
     """The error for a split without examples, with the reasons.
 
     Args:
@@ -19,6 +21,7 @@ def nothing_left(split: str, counts: Mapping[str, int], trained: int, limit: int
         trained: the trained tokens, before anything was cut.
         limit: ``data.max_length``.
         first_row: its first row.
+        made_by: the plugin and the hook that made the formatter.
     """
     where = f"data.{split}"
     if trained:
@@ -27,7 +30,7 @@ def nothing_left(split: str, counts: Mapping[str, int], trained: int, limit: int
     reasons = [what.removeprefix(DROPPED) for what in counts if what.startswith(DROPPED)]
     masked = ["every label is masked"] if counts.get(NOTHING_TRAINED) else []
     why = "; ".join(reasons + masked) or "every row is empty or malformed"
-    fix = f"check what the formatter and the chat template train; the first row is {first_row!r}"
+    fix = f"check what the formatter ({made_by}) and the chat template train; the first row is {first_row!r}"
     return DataError(Problem(f"no row can be trained on: {why}", where, fix))
 
 

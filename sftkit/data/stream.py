@@ -17,7 +17,7 @@ from sftkit.data.columns import ATTACHED, SOURCES, Examples, flatten_column
 from sftkit.data.feed import SPLIT, Feed
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
-from sftkit.data.packs import packed
+from sftkit.data.packed import packed
 from sftkit.data.sources import StreamSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.counts import Counts
+    from sftkit.data.packs import Packer
     from sftkit.plugin.selected import PluginSet
 
 Position = dict[str, Any]
@@ -183,12 +184,17 @@ class Stream(IterableDataset):
                 if self.first is None:
                     raise builder.nothing_left()
                 continue  # an unlucky window: its rows are counted
-            tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
+            tables = [fitted.table()] if packer is None else self._packed(packer, fitted)
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
                 shown = [_without_sources(row) for table in tables for row in _rows(table.slice(0, SHOWN))][:SHOWN]
                 self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT]), shown), None
             yield position, tables
+
+    def _packed(self, packer: Packer, examples: Examples) -> list[pa.Table]:
+        made_by = self._plugins.responsible("make_packer")
+        tables = packed(packer, examples, self._config.data.max_length, made_by)
+        return [table for table in tables if len(table)]
 
 
 def _without_sources(row: dict[str, Any]) -> dict[str, Any]:

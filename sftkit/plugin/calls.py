@@ -75,7 +75,7 @@ def _named_call(plugin: str, hook: str, method: Callable[..., Any]) -> Callable[
             if isinstance(value, Iterator) and not isinstance(value, AbstractContextManager):
                 value = list(value)
         if isinstance(value, AbstractContextManager):
-            value = _NamedContext(plugin, hook, value)
+            value = NamedContext(plugin, hook, value)
         return value if is_slot(hook) else NamedResult(plugin, value)
 
     return called
@@ -90,20 +90,24 @@ class _naming_errors(AbstractContextManager[None]):  # noqa: N801 (used as a fun
             raise HookError(self._plugin, self._hook, error) from error
 
 
-class _NamedContext(AbstractContextManager[Any]):
-    """A plugin's context manager, whose own errors name the plugin."""
+class NamedContext(AbstractContextManager[Any]):
+    """A plugin's context manager, whose own errors name the plugin.
+
+    Attributes:
+        plugin: the plugin's name.
+    """
 
     def __init__(self, plugin: str, hook: str, context: AbstractContextManager[Any]) -> None:
-        self._plugin, self._hook, self._context = plugin, hook, context
+        self.plugin, self._hook, self._context = plugin, hook, context
 
     def __enter__(self) -> Any:
-        with _naming_errors(self._plugin, self._hook):
+        with _naming_errors(self.plugin, self._hook):
             return self._context.__enter__()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         if error is not None:
             return self._context.__exit__(kind, error, trace)
-        with _naming_errors(self._plugin, self._hook):
+        with _naming_errors(self.plugin, self._hook):
             return self._context.__exit__(None, None, None)
 
 

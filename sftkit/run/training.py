@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.run.guards.training import try_loss
 from sftkit.run.inputs import chosen_metrics, stops_early
 from sftkit.run.manifest import DONE
 from sftkit.run.result import Best
@@ -97,6 +98,7 @@ def make_trainer(
             compute_metrics=metrics,
             callbacks=[Marks(processes), progress, *trackers.callbacks, *callbacks],
         )
+    try_loss(loss, model, arguments.device, prepared.plugins)
     if sets:  # so that callbacks see it from the start, and not only after the first evaluation
         trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
     trainer.remove_callback(PrinterCallback)
