@@ -61,13 +61,11 @@ class ScheduleFree(Plugin):
 
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         decayed, decay = decayed_names(model), float(train_value(config, "weight_decay"))
+        chosen = [weight for name, weight in trained.items() if name in decayed]
+        others = [weight for name, weight in trained.items() if name not in decayed]
         groups: list[dict[str, Any]] = [
-            {
-                "params": [trained[name] for name in trained if name in decayed],
-                "weight_decay": decay,
-                "name": "decayed",
-            },
-            {"params": [trained[name] for name in trained if name not in decayed], "name": "not decayed"},
+            {"params": chosen, "weight_decay": decay, "name": "decayed"},
+            {"params": others, "weight_decay": 0.0, "name": "others"},
         ]
         beta1, beta2, eps, rate = (
             float(train_value(config, name)) for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.errors import SftkitError
 from sftkit.memory.optimizer import state_bytes
 from sftkit.memory.unloaded import UnknownMemoryError, unloaded_model
-from sftkit.models.unloaded import without_weights
+from sftkit.models.unloaded import without_data
 from sftkit.training.groups import OptimizerMaker, WeightGroup, weight_groups
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def optimizer_bytes(model: Any, config: RunConfig, plugins: PluginSet | None = N
     name = config.train.get("optim")
     if plugins is None or not (maker := OptimizerMaker(plugins, config)).plugin:
         return state_bytes(name, trained)
-    on_meta = all(weight.is_meta for weight in model.parameters())
-    made = maker(model if on_meta else without_weights(model))
-    if made is None or _is_configured(made, config, model):
-        return state_bytes(name, trained)
+    with without_data(model):
+        made = maker(model)
+        if made is None or _is_configured(made, config, model):
+            return state_bytes(name, trained)
     try:
         return _state_after_step(made)
     except Exception as error:  # an optimizer may do anything that the meta device has no kernel for
@@ -81,10 +81,6 @@ def _state_after_step(optimizer: Any) -> int:
         optimizer.train()
     for weight in weights:
         weight.grad = torch.empty_like(weight)
-    try:
-        optimizer.step()
-    finally:
-        for weight in weights:
-            weight.grad = None
+    optimizer.step()
     values = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.nbytes for value in values if torch.is_tensor(value))

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sftkit.errors import ConfigError, Problem, RunError
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from sftkit.training.engine import Engine
 
 #: Optimizers of torch that update each element of a weight by itself, so that a process can update its shard.
-BY_ELEMENT = (torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad)
+BY_ELEMENT = ("AdamW", "SGD", "RMSprop", "Adagrad")
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,23 @@ class OptimizerMaker:
         where = f"plugin {self.plugin or '?'}, hook make_optimizer"
         if problem := next(_problems(made, model), None):
             raise RunError(Problem(problem[0], where, problem[1]))
-        if self.engine is not None and self.engine.sharded and not isinstance(made, BY_ELEMENT):
+        if self.engine is not None and self.engine.sharded and not _updates_by_element(made):
             what = f"{type(made).__name__} may need whole weights, and the engine {self.engine.name} shards them"
-            known = ", ".join(kind.__name__ for kind in BY_ELEMENT)
-            fix = f"train without the plugin that shards the model, or use one of {known}"
+            fix = f"train without the plugin that shards the model, or use one of torch's {', '.join(BY_ELEMENT)}"
             raise ConfigError(Problem(what, where, fix))
         return made
 
 
+def _updates_by_element(made: Any) -> bool:
+    import torch
+
+    return isinstance(made, tuple(getattr(torch.optim, name) for name in BY_ELEMENT))
+
+
 def _problems(made: Any, model: Any) -> Iterator[tuple[str, str]]:
     """What is wrong with the result of the hook, and the fix."""
+    import torch
+
     if not isinstance(made, torch.optim.Optimizer):
         yield f"it returned {type(made).__name__}", "return a torch.optim.Optimizer, or None"
         return

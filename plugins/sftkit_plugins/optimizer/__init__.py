@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import ConfigDict
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sftkit.api import OWN_GROUPS, Field, Plugin, Problem, dataclass, hookimpl, is_adapter, train_value
 
@@ -18,16 +15,7 @@ if TYPE_CHECKING:
     from sftkit.api import PluginSet, RunConfig
 
 WHERE = "plugin optimizer"
-
-
-class GroupSettings(TypedDict, total=False):
-    """What a group of weights has of its own."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Setting = Literal["learning_rate", "factor", "weight_decay"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +29,7 @@ class Optimizer(Plugin):
     """
 
     groups: Annotated[
-        dict[str, GroupSettings],
+        dict[str, dict[Setting, Annotated[float, Field(ge=0, allow_inf_nan=False)]]],
         Field(
             description="regular expressions of names of weights, each with `learning_rate` or `factor` (of "
             "train.learning_rate), and `weight_decay`; the first that is found in a name counts"
@@ -71,6 +59,8 @@ class Optimizer(Plugin):
                 yield Problem(f"{pattern!r} changes nothing", where, fix, key)
             elif {"learning_rate", "factor"} <= {*settings}:
                 yield Problem(f"{pattern!r} has both learning_rate and factor", where, "remove one of them", key)
+            elif 0 in (settings.get("learning_rate"), settings.get("factor")):
+                yield Problem(f"{pattern!r} would not be trained", where, "give it a rate above 0", key)
         adapted = plugins.fillers("adapt_model") or is_adapter(config.model.name) or config.model.loaded
         if self.lora_plus is not None and not adapted:
             fix = "select a plugin that adds an adapter, as with -p peft, or remove it"

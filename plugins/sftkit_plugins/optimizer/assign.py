@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftkit.api import ConfigError, Problem, base_model, decayed_names
-from sftkit_plugins.optimizer import WHERE, GroupSettings
+from sftkit_plugins.optimizer import WHERE, Setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,7 @@ def groups_of(
     model: Any,
     rate: float,
     decay: float,
-    patterns: Mapping[str, GroupSettings],
+    patterns: Mapping[str, Mapping[Setting, float]],
     layer_decay: float | None,
     lora_plus: float | None,
 ) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def groups_of(
         trained, key=lambda name: name not in decayed
     ):  # first those that are decayed, as in the Trainer
         pattern, names, scaled = found[name], [], rate
-        settings = patterns[pattern] if pattern is not None else GroupSettings()
+        settings: Mapping[Setting, float] = patterns[pattern] if pattern is not None else {}
         if layer_decay is not None and "learning_rate" not in settings:
             place, depth = depths[name]
             names, scaled = [place], scaled * layer_decay**depth

@@ -67,7 +67,7 @@ def test_a_resumed_run_is_exact(tmp_path, train):
 def test_a_checkpoint_has_the_average_that_is_evaluated(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 2, **CONSTANT}
     trained(tmp_path / "long", [ScheduleFree()], **saving)
-    two, recorder = trained(tmp_path / "two", [ScheduleFree()], **{**saving, "max_steps": 2})
+    two, _ = trained(tmp_path / "two", [ScheduleFree()], **{**saving, "max_steps": 2})
     saved = load_file(tmp_path / "long" / "checkpoint-2" / "model.safetensors")
     assert all(torch.equal(saved[name], weight) for name, weight in two.named_parameters() if name in saved)
 
