@@ -23,6 +23,8 @@ class Checks(Plugin):
         yield from data_verdicts(run)
         plan = plan_of(run)
         yield from plan_verdicts(run, plan)
-        yield from optimizer_verdicts(run)
+        optimizer = list(optimizer_verdicts(run))
+        yield from optimizer
         yield from disk_verdicts(run, plan)
-        yield from memory_verdicts(run)
+        if all(verdict.status == "ok" for verdict in optimizer):  # else its problem would be found again
+            yield from memory_verdicts(run)

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from sftkit import Plugin, dataclass, hookimpl
 from sftkit.memory.made import optimizer_bytes
 from sftkit.memory.optimizer import STATES, state_bytes
-from sftkit.models.unloaded import without_weights
+from sftkit.models.unloaded import without_data, without_weights
 from sftkit.plugin.registry import discover, load_class
 from sftkit.testing import check_plugin, tiny_config
 from sftkit.training.groups import OptimizerMaker
@@ -83,3 +83,20 @@ def test_a_state_that_is_not_known_counts_as_adamw_with_a_warning(make_model, ca
     model, plugins = make_model(), check_plugin(NeedsData())
     assert optimizer_bytes(model, tiny_config(), plugins) == state_bytes(None, list(model.parameters()))
     assert "NeedsData is not known" in caplog.text
+
+
+def test_a_model_has_its_weights_again_also_after_an_error(make_model):
+    model = make_model(tie_word_embeddings=True)
+    before = dict(model.named_parameters(remove_duplicate=False))
+
+    def fail():
+        with without_data(model):
+            inside = dict(model.named_parameters(remove_duplicate=False))
+            assert all(weight.is_meta for weight in inside.values())
+            assert inside["lm_head.weight"] is inside["model.embed_tokens.weight"]
+            raise ValueError("that is enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        fail()
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is weight for name, weight in before.items())
