@@ -57,6 +57,8 @@ _MODULES = {
     "training.documents": "difference_from_alone",
     "training.trials": "Trial UnsuitedBatchError document_trials",
     "training.engine": "Engine",
+    "training.configured": "OWN_GROUPS configured_optimizer decayed_names",
+    "training.groups": "WeightGroup",
     "training.sharded": "ShardedEngine",
     "training.sharding": "dtensor_problems sharding_problems",
     "training.whole": "mesh_device",
@@ -66,6 +68,7 @@ _MODULES = {
     # Memory
     "memory": "MemoryEstimate device_of estimate_memory",
     "memory.run": "estimate_run",
+    "memory.made": "optimizer_groups",
     "memory.unloaded": "UnknownMemoryError auto_class model_config",
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs

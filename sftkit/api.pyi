@@ -115,6 +115,7 @@ from sftkit.memory.checkpointing import (
     offloaded_checkpointing as offloaded_checkpointing,
     selective_checkpointing as selective_checkpointing,
 )
+from sftkit.memory.made import optimizer_groups as optimizer_groups
 from sftkit.memory.run import estimate_run as estimate_run
 from sftkit.memory.unloaded import (
     UnknownMemoryError as UnknownMemoryError,
@@ -206,8 +207,14 @@ from sftkit.training.completions import (
     HeldOut as HeldOut,
     complete_prompts as complete_prompts,
 )
+from sftkit.training.configured import (
+    OWN_GROUPS as OWN_GROUPS,
+    configured_optimizer as configured_optimizer,
+    decayed_names as decayed_names,
+)
 from sftkit.training.documents import difference_from_alone as difference_from_alone
 from sftkit.training.engine import Engine as Engine
+from sftkit.training.groups import WeightGroup as WeightGroup
 from sftkit.training.intercept import replaced_forward as replaced_forward
 from sftkit.training.loss import (
     HeadLoss as HeadLoss,

@@ -25,6 +25,7 @@ A run calls them like this; a test holds this listing against a real run::
     trainer_callbacks
     with reduce_activations:
         with inject_noise, training_context:
+            make_optimizer              # its schedule is that of train.lr_scheduler_type
             train
             save the model, before anything else can fail
             evaluate, if the last step was not
@@ -52,6 +53,7 @@ import pluggy
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from torch import Tensor
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from sftkit.config import RunConfig
@@ -86,8 +88,6 @@ class Hooks:
     @hookspec
     def metrics(self, config: RunConfig) -> Mapping[str, Metric]:
         """Broadcast, merged: the metrics that ``evaluate.metrics`` may name. One name from two plugins is an error.
-
-        Args:
 
         Returns:
             Functions by name. Each takes a sequence of `Completion` and returns a number, or numbers by name. It may
@@ -252,7 +252,7 @@ class Hooks:
 
     @hookspec(firstresult=True)
     def reduce_activations(
-        self, model: Any, config: RunConfig, batch: Mapping[str, Any]
+        self, model: Any, config: RunConfig, batch: Mapping[str, Any], plugins: PluginSet
     ) -> AbstractContextManager[Any] | None:
         """Slot: a context manager held during training that keeps fewer activations for the backward pass.
 
@@ -261,6 +261,7 @@ class Hooks:
         Args:
             model: the model to train, on its device.
             batch: the largest batch there is, as the collator makes it.
+            plugins: the selected plugins, of which one may make the optimizer; `estimate_memory` takes them.
         """
 
     @hookspec
@@ -284,6 +285,21 @@ class Hooks:
             collator: makes a batch of some rows; None together with ``rows``.
         """
         raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def make_optimizer(self, model: Any, config: RunConfig) -> Optimizer | None:
+        """Slot: what updates the weights; None leaves it to ``train.optim``. A schedule scales each group's own ``lr``.
+
+        Checks and estimates of memory call it too, with a model without weights (on the meta device).
+
+        Args:
+            model: the model to train, on its device, and sharded if an engine shards it.
+
+        Returns:
+            An optimizer in which each weight with ``requires_grad`` is once, and no other. An entry ``name`` of a group
+            is its name in the log. If it has methods ``eval`` and ``train``, they are called as weights are evaluated
+            or saved, and before they are trained.
+        """
 
     @hookspec
     def export_model(self, model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

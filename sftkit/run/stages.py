@@ -273,8 +273,8 @@ def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextMan
         return nullcontext()
     from sftkit.memory.batch import largest_batch
 
-    batch = largest_batch(prepared)
-    found = prepared.plugins.hook.reduce_activations(model=model, config=prepared.config, batch=batch)
+    known = {"model": model, "config": prepared.config, "batch": largest_batch(prepared), "plugins": prepared.plugins}
+    found = prepared.plugins.hook.reduce_activations(**known)
     return nullcontext() if found is None else activation_context(found, prepared.plugins, model)
 
 

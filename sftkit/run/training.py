@@ -67,6 +67,7 @@ def make_trainer(
     from sftkit.training.best import BestModel
     from sftkit.training.completion_metrics import CompletionMetrics
     from sftkit.training.finite import FiniteSteps
+    from sftkit.training.groups import OptimizerMaker
     from sftkit.training.progress import ProgressCallback
     from sftkit.training.stopping import StopCallback
     from sftkit.training.trainer import TokenLossTrainer
@@ -84,6 +85,7 @@ def make_trainer(
         trainer = TokenLossTrainer(
             loss=loss,
             engine=engine,
+            make_optimizer=OptimizerMaker(prepared.plugins, config, engine),
             completing=CompletionMetrics(functions, config.evaluate) if functions else None,
             model=model,
             args=arguments,
@@ -104,7 +106,7 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.saver.meet = processes.meet
     if not evaluates_only(config):
-        prepare_saving(trainer, config)
+        prepare_saving(trainer, config, prepared.plugins)
     return trainer
 
 
