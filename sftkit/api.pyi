@@ -92,6 +92,7 @@ from sftkit.data.filtering import data_batches as data_batches
 from sftkit.data.media import detach_image as detach_image
 from sftkit.data.packs import Packer as Packer
 from sftkit.data.pool import Pool as Pool
+from sftkit.data.problems import FILTERED as FILTERED
 from sftkit.data.processes import processors as processors
 from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
 from sftkit.data.words import (

@@ -167,7 +167,7 @@ class _Pass:
         for at, row, number, earlier in self._repeats:
             dropped = found[at].dropped
             place = self._place(number, earlier)
-            repeated = f"as {place}"
+            repeated = f"repeats {place}"
             detail = "; ".join(each for each in (dropped[row].detail, repeated) if each)
             dropped[row] = dropped[row]._replace(detail=detail)
         return found
