@@ -38,6 +38,8 @@ TECHNIQUES: dict[str, list[str]] = {
     "compile": ["compile:backend=aot_eager"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
+    "dedup": ["dedup:near=0.9"],
+    "decontaminate": ["decontaminate"],
     "vision": ["vision"],
 }
 WITH: dict[str, list[str]] = {"alone": [], "packing": ["packing"], "neftune": ["neftune"], "peft": ["peft:r=4"]}

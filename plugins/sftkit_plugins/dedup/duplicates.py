@@ -55,7 +55,7 @@ class Duplicates(RowFilter):
         some = [dict(zip(names, values, strict=True)) for values in zip(*(rows[name] for name in names), strict=True)]
         first = self._seen.number
         earlier = self._seen.add([_digest(self.normal(row)) for row in some])
-        decided = []
+        decided: list[Skipped | None] = []
         for number, (row, known) in enumerate(zip(some, earlier, strict=True), start=first):
             if known is not None:
                 decided.append(Skipped("duplicate", earlier=known))

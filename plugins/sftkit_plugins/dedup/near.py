@@ -8,7 +8,7 @@ from typing import Any
 from sftkit.api import hash_ngrams, texts_of, words_of
 
 #: Of the two errors of the index, only a pair that it misses is one of the result: all that it proposes are compared.
-WEIGHTS = (0.05, 0.95)  # of pairs that are proposed in vain, and of pairs that are missed
+WEIGHTS = (0.01, 0.99)  # of pairs that are proposed in vain, and of pairs that are missed
 
 
 class NearDuplicates:
