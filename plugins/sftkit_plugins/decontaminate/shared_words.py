@@ -60,21 +60,26 @@ class SharedWords(RowFilter):
 
     def __call__(self, rows: Columns) -> list[Skipped | None]:
         """Drop the rows that share a run of words."""
-        names = chosen_columns(rows, self.columns, "plugin decontaminate, option columns")
-        return [self._decide(values) for values in zip(*(rows[name] for name in names), strict=True)]
-
-    def _decide(self, values: Any) -> Skipped | None:
         import numpy as np
 
         known_G, sets_G = self._known()
-        for words in map(words_of, texts_of(values)) if len(known_G) else ():
-            runs_P = hash_ngrams(words, self.n)
-            at_P = np.minimum(np.searchsorted(known_G, runs_P), len(known_G) - 1)
-            if len(shared := np.flatnonzero(known_G[at_P] == runs_P)):
-                first = int(shared[0])
-                reason = f"shares {self.n} words with {self._sets[sets_G[at_P[first]]]}"
-                return Skipped(reason, f"“{' '.join(words[first : first + self.n])}”")
-        return None
+        names = chosen_columns(rows, self.columns, "plugin decontaminate, option columns")
+        values = list(zip(*(rows[name] for name in names), strict=True))
+        decided: list[Skipped | None] = [None] * len(values)
+        texts = [(at, words_of(text)) for at, row in enumerate(values) for text in texts_of(row)]
+        words = [word for _, some in texts for word in some]
+        runs_P = hash_ngrams(words, self.n)
+        if not len(known_G) or not len(runs_P):
+            return decided
+        text_W = np.repeat(np.arange(len(texts)), [len(some) for _, some in texts])
+        whole_P = text_W[: len(runs_P)] == text_W[self.n - 1 :]  # within one text
+        at_P = np.minimum(np.searchsorted(known_G, runs_P), len(known_G) - 1)
+        for place in np.flatnonzero(whole_P & (known_G[at_P] == runs_P)).tolist():
+            row = texts[text_W[place]][0]
+            if decided[row] is None:
+                reason = f"shares {self.n} words with {self._sets[sets_G[at_P[place]]]}"
+                decided[row] = Skipped(reason, f"“{' '.join(words[place : place + self.n])}”")
+        return decided
 
     def _known(self) -> tuple[Any, Any]:
         """The runs of words to look for, sorted, and the number of the first set that has each."""
