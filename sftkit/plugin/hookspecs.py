@@ -89,8 +89,7 @@ class Hooks:
         """Broadcast, merged: the metrics that ``evaluate.metrics`` may name. One name from two plugins is an error.
 
         Returns:
-            Functions by name. Each takes a sequence of `Completion` and returns a number, or numbers by name. It may
-            have an attribute ``names``, the names of what it returns.
+            Functions by name, from a sequence of `Completion` to a number, or numbers by name; see ``docs/hooks.md``.
         """
         raise NotImplementedError
 
