@@ -41,6 +41,8 @@ TECHNIQUES: dict[str, list[str]] = {
     "schedule_free": ["schedule_free"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
+    "dedup": ["dedup:near=0.9"],
+    "decontaminate": ["decontaminate"],
     "vision": ["vision"],
 }
 WITH: dict[str, list[str]] = {"alone": [], "packing": ["packing"], "neftune": ["neftune"], "peft": ["peft:r=4"]}

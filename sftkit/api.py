@@ -31,15 +31,19 @@ _MODULES = {
     "checkpoints.publish": "new_directory",
     "checkpoints.space": "free_bytes",
     # Data
-    "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
-    "TokenDocument WEIGHT_FIX documents_of is_weight with_documents",
+    "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError RowFilter Skipped "
+    "Span TokenDocument WEIGHT_FIX documents_of is_weight with_documents",
     "data.columns": "ATTACHED Examples IGNORE_INDEX LOSS_WEIGHTS examples_table flatten_column",
     "data.packs": "Packer",
+    "data.filtering": "data_batches",
+    "data.words": "chosen_columns hash_ngrams texts_of words_of",
+    "data.dropped": "DroppedRow",
     "data.counts": "Counts describe_notes note_lines notes_of without_fix without_notes",
     "data.stats": "DatasetStats hash_documents",
     "data.media": "detach_image",
     "data.build": "WEIGHTED_TOKENS",
     "data.pool": "Pool",
+    "data.problems": "FILTERED",
     "data.processes": "processors",
     "training.collate": "Collator",
     # Models

@@ -79,6 +79,7 @@ from sftkit.data.documents import (
     Formatter as Formatter,
     Outcome as Outcome,
     RowError as RowError,
+    RowFilter as RowFilter,
     Skipped as Skipped,
     Span as Span,
     TokenDocument as TokenDocument,
@@ -86,11 +87,20 @@ from sftkit.data.documents import (
     is_weight as is_weight,
     with_documents as with_documents,
 )
+from sftkit.data.dropped import DroppedRow as DroppedRow
+from sftkit.data.filtering import data_batches as data_batches
 from sftkit.data.media import detach_image as detach_image
 from sftkit.data.packs import Packer as Packer
 from sftkit.data.pool import Pool as Pool
+from sftkit.data.problems import FILTERED as FILTERED
 from sftkit.data.processes import processors as processors
 from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
+from sftkit.data.words import (
+    chosen_columns as chosen_columns,
+    hash_ngrams as hash_ngrams,
+    texts_of as texts_of,
+    words_of as words_of,
+)
 from sftkit.errors import (
     ConfigError as ConfigError,
     DataError as DataError,

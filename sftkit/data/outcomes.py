@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.counts import Counts
@@ -146,23 +146,30 @@ def wrong_ids(examples: Examples, tokens: int) -> Wrong | None:
     return None
 
 
-def kept_documents(
-    numbers: Sequence[int], outcomes: Sequence[Outcome], split: str, counts: Counts
-) -> NumberedDocuments:
-    """The documents of rows, each with the number of its row; skipped rows and notes are counted."""
+class Kept(NamedTuple):
+    """The documents of rows, and the rows without one.
+
+    Attributes:
+        documents: each with the number of its row.
+        dropped: the position of each row that was dropped, why, as it is counted, and what is particular to the row.
+    """
+
+    documents: NumberedDocuments
+    dropped: list[tuple[int, str, str]]
+
+
+def kept_documents(numbers: Sequence[int], outcomes: Sequence[Outcome], split: str, counts: Counts) -> Kept:
+    """The documents of rows; dropped rows and notes are counted."""
     kept: list[tuple[int, Document]] = []
-    for number, made in zip(numbers, outcomes, strict=True):
+    dropped: list[tuple[int, str, str]] = []
+    for at, (number, made) in enumerate(zip(numbers, outcomes, strict=True)):
         if isinstance(made, Skipped):
-            counts.add(split, f"{DROPPED}{made.reason}")
+            counts.add(split, what := f"{DROPPED}{made.reason}")
+            dropped.append((at, what, made.detail))
         elif isinstance(made, Formatted):
             kept += [(number, document) for document in made.documents]
             for note in made.notes:
                 counts.note(split, note)
         else:
             kept.append((number, made))
-    return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
-
-
-def shown(columns: Mapping[str, Any]) -> str:
-    """The first row of some columns, for error messages."""
-    return str({name: values[0] for name, values in columns.items()})[:400]
+    return Kept(NumberedDocuments([number for number, _ in kept], [document for _, document in kept]), dropped)

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from sftkit.data.length import NOTHING_TRAINED
 from sftkit.errors import DataError, Problem
 
-DROPPED = "rows dropped: "  # followed by a reason
+DROPPED = "rows dropped: "  # followed by a reason of a formatter
+FILTERED = "rows dropped by "  # followed by a plugin that filters rows, and a reason
+
+
+def dropped_by(plugin: str, reason: str, source: str = "") -> str:
+    """What rows are counted as that the filter of a plugin drops; ``source`` is one of several."""
+    return f"{FILTERED}{plugin}: {reason}{f' ({source})' if source else ''}"
 
 
 def nothing_left(
@@ -27,7 +33,7 @@ def nothing_left(
     if trained:
         fix = "increase data.max_length, or shorten the prompts"
         return DataError(Problem(f"no trained token is left within data.max_length={limit}", where, fix))
-    reasons = [what.removeprefix(DROPPED) for what in counts if what.startswith(DROPPED)]
+    reasons = [what.removeprefix(DROPPED) for what in counts if what.startswith((DROPPED, FILTERED))]
     masked = ["every label is masked"] if counts.get(NOTHING_TRAINED) else []
     why = "; ".join(reasons + masked) or "every row is empty or malformed"
     fix = f"check what the formatter ({made_by}) and the chat template train; the first row is {first_row!r}"

@@ -10,6 +10,7 @@ A run calls them like this; a test holds this listing against a real run::
     add_tokens
     for split in train, evaluation sets:    # or read back from the cache
         make_packer
+        filter_rows                         # of the training rows alone, and of all of them together
         for source in split:
             make_formatter
     make_collator
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.counts import Counts
-    from sftkit.data.documents import Formatter
+    from sftkit.data.documents import Formatter, RowFilter
     from sftkit.data.packs import Packer
     from sftkit.data.stream import Stream
     from sftkit.errors import Problem
@@ -90,8 +91,7 @@ class Hooks:
         """Broadcast, merged: the metrics that ``evaluate.metrics`` may name. One name from two plugins is an error.
 
         Returns:
-            Functions by name. Each takes a sequence of `Completion` and returns a number, or numbers by name. It may
-            have an attribute ``names``, the names of what it returns.
+            Functions by name, from a sequence of `Completion` to a number, or numbers by name; see ``docs/hooks.md``.
         """
         raise NotImplementedError
 
@@ -107,9 +107,6 @@ class Hooks:
     @hookspec(firstresult=True)
     def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase | ProcessorMixin | None:
         """Slot: load the tokenizer. It is loaded before the data is prepared, and the data before the weights.
-
-        Args:
-            config: the run as resolved; ``config.model`` says what to load.
 
         Returns:
             The tokenizer, or a processor: the run then uses the processor's tokenizer, and saves the processor.
@@ -134,13 +131,21 @@ class Hooks:
             counts: where to count what is done to the data.
         """
 
+    @hookspec
+    def filter_rows(self, columns: Features, config: RunConfig) -> RowFilter | None:
+        """Broadcast: decides which rows of the training data are kept, and why others are dropped.
+
+        Args:
+            columns: the columns of all training data, name to feature type (`datasets.Features`).
+
+        Returns:
+            A filter, which gets every row; None to keep all.
+        """
+        raise NotImplementedError
+
     @hookspec(firstresult=True)
     def make_formatter(
-        self,
-        columns: Features,
-        tokenizer: PreTrainedTokenizerBase,
-        processor: ProcessorMixin | None,
-        config: RunConfig,
+        self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None, config: RunConfig
     ) -> Formatter | None:
         """Slot, often wrapped: a formatter for data with these columns, or None to leave it to the next plugin.
 
@@ -177,7 +182,6 @@ class Hooks:
         """Slot: load the model.
 
         Args:
-            config: the run as resolved; ``config.model`` says what to load.
             options: ``config.model.options`` and every plugin's ``model_options``, merged.
         """
 

@@ -204,11 +204,16 @@ def _located(choice: Choice, cls: type[Plugin], source: ConfigSource) -> tuple[d
         if value is None and name in fields and not _takes_null(fields[name].annotation):
             continue
         options[name] = value
-        if name in cls.paths and isinstance(value, str) and (folder := choice.folders.get(name)) is not None:
-            options[name], better = locate(value, folder, is_option)
+        if name not in cls.paths or (folder := choice.folders.get(name)) is None:
+            continue
+        located = []
+        for path in value if isinstance(value, list) else [value]:
+            found, better = locate(path, folder, is_option) if isinstance(path, str) else (path, "")
+            located.append(found)
             if better:
-                problem = misplaced(value, folder, better, "")
+                problem = misplaced(path, folder, better, "")
                 problems.append(_placed(dataclasses.replace(problem, key=(name,)), choice, source))
+        options[name] = located if isinstance(value, list) else located[0]
     return options, problems
 
 

@@ -22,6 +22,7 @@ from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
+    from sftkit.data.filtering import RowFilters
     from sftkit.data.pool import Pool
     from sftkit.data.prepare import PreparedData
     from sftkit.run.verdict import Verdict
@@ -165,13 +166,15 @@ class Stages:
 
             return open_prepared(self.config, tokenizer, self.plugins, processor)
         if not self.config.data.streaming:
-            sources = load_sources(self.config, self.inputs.train, self.inputs.eval, pool)
+            sources = load_sources(self.config, self.inputs.train, self.inputs.eval, pool, self._filters())
             return prepare(sources, tokenizer, self.config, self.plugins, processor, pool)
         from sftkit.data.stream import Stream
 
         streams = load_streams(self.config, self.inputs.train)
+        held_out = load_sources(self.config, [], self.inputs.eval)
+        del held_out["train"]
         share = {"rank": self.engine.replica, "world_size": self.engine.replicas}
-        stream = Stream(streams, tokenizer, self.config, self.plugins, processor, **share)
+        stream = Stream(streams, tokenizer, self.config, self.plugins, processor, held_out=held_out, **share)
         next(iter(stream))  # so that problems of the data are reported now
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
 
@@ -183,9 +186,14 @@ class Stages:
         if self.config.data.prepared is not None:
             return self.prepare_data(tokenizer, processor).held_out()
         train = self.inputs.train if isinstance(self.config.data.eval, float) else []
-        sources = load_sources(self.config, train, self.inputs.eval)
+        sources = load_sources(self.config, train, self.inputs.eval, filters=self._filters())
         del sources["train"]
         return prepare(sources, tokenizer, self.config, self.plugins, processor)
+
+    def _filters(self) -> RowFilters:
+        from sftkit.data.filtering import RowFilters
+
+        return RowFilters(self.plugins, self.config)
 
     def make_collator(self, tokenizer: Any, processor: Any = None) -> Callable[[list[dict[str, Any]]], Any]:
         """The input's collator, else the plugins'."""
