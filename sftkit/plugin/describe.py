@@ -35,7 +35,7 @@ def one_plugin(name: str) -> dict[str, Any]:
         load_class(name, known)
     info, cls = _describe(name, known)
     documentation = inspect.cleandoc(cls.__doc__ or "") if cls else info["summary"]
-    return {**info, "documentation": documentation, "options": _options(cls) if cls else []}
+    return {**info, "documentation": documentation, "options": describe_options(cls) if cls else []}
 
 
 def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[dict[str, Any], type[Plugin] | None]:
@@ -66,7 +66,8 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
     return info, cls
 
 
-def _options(cls: type[Plugin]) -> list[dict[str, str]]:
+def describe_options(cls: type[Plugin]) -> list[dict[str, str]]:
+    """Name, type, default and description of each option of a plugin."""
     hints = typing.get_type_hints(cls, include_extras=True)
     options = []
     for field in dataclasses.fields(cls):
