@@ -40,7 +40,7 @@ def base_stays(bench: Workbench, hook: str) -> None:
     """Something is trained, and the weights of the base keep their values"""
     from sftkit.models.inspect import has_adapter
 
-    model = bench.model()
+    model = bench.loaded_model()
     state = ModelState.of(model)
     before = {each.identity: (name, each) for name, each in state.tensors.items()}
     adapted = _adapted(bench, model)
@@ -59,7 +59,7 @@ def base_stays(bench: Workbench, hook: str) -> None:
 @check("adapt_model")
 def everything_gets_gradients(bench: Workbench, hook: str) -> None:
     """Whatever is trained gets a gradient"""
-    model = _adapted(bench, bench.model()).train()
+    model = _adapted(bench, bench.loaded_model()).train()
     found = results(model, bench.batch(model))["gradients"]
     without = [name for name, weight in model.named_parameters() if weight.requires_grad and name not in found]
     fix = "set requires_grad=False for what the forward does not use: other processes would wait for its gradient"

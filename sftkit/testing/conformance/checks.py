@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
-from sftkit.errors import HookError, SftkitError
+from sftkit.errors import ConfigError, HookError, SftkitError
 
 if TYPE_CHECKING:
     from sftkit.testing.conformance.workbench import Workbench
@@ -158,13 +158,26 @@ class Check:
             return CheckResult(subject, self.title, "skipped", str(reason))
         except CheckFailed as failed:
             return CheckResult(subject, self.title, "failed", failed.what, failed.fix)
+        except ConfigError as error:
+            status, what, fix = _refusal(bench, error)
+            return CheckResult(subject, self.title, status, what, fix)
         except SftkitError as error:
             fixes = dict.fromkeys(problem.fix for problem in error.problems if problem.fix)
-            what = "; ".join(f"{problem.where}: {problem.what}" for problem in error.problems)
-            return CheckResult(subject, self.title, "failed", f"{type(error).__name__}: {what}", "; ".join(fixes))
+            return CheckResult(subject, self.title, "failed", f"{type(error).__name__}: {error}", "; ".join(fixes))
         except Exception as error:  # whatever the plugin raises, the other checks are made
             return CheckResult(subject, self.title, "failed", described(error), "correct the plugin")
         return CheckResult(subject, self.title, "passed")
+
+
+def _refusal(bench: Workbench, error: ConfigError) -> tuple[Status, str, str]:
+    """What it means that a plugin raises a ConfigError: it cannot be used with the kit's model, unless it is at fault.
+
+    What a run says of the plugin itself is a failure, and so is the refusal of a model that the author has named.
+    """
+    at_fault = any(problem.where.startswith(f"plugin {bench.name}, hook") for problem in error.problems)
+    if bench.chosen_model or at_fault:
+        return "failed", f"ConfigError: {error}", "correct the plugin, or what it is checked with"
+    return "skipped", f"it refuses the kit's model: {error}; name one that it works with", ""
 
 
 def described(error: BaseException) -> str:

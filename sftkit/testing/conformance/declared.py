@@ -94,7 +94,7 @@ def _wrong_names(bench: Workbench) -> Iterator[Problem]:
             yield Problem(f"writes names {name!r}, which is not inside the run directory", fix="name it relative to it")
 
 
-@check(declared=True)
+@check(subject=IMPORT, declared=True)
 def requirements_can_be_imported(bench: Workbench, subject: str) -> None:
     """The declared requirements are installed and can be imported"""
     if not type(bench.plugin).requires:

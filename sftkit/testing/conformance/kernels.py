@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import HookError, SftkitError
+from sftkit.errors import ConfigError
 from sftkit.testing.conformance.checks import CheckFailed, check, require, skip
 from sftkit.testing.conformance.state import ModelState, summary
 
@@ -71,25 +72,30 @@ def _patchable(bench: Workbench) -> Iterator[tuple[str, Any]]:
     Raises:
         CheckSkipped: if it patches none.
     """
-    none, names = True, bench.architectures
-    for name in names:
+    if not (found := _patched(bench)):
+        names = " or ".join(bench.architectures)
+        skip(f"it changes nothing of a {names} model, or refuses it, on {bench.device}; name a model that it patches")
+    for name in found:
+        yield name, bench.model(name)
+
+
+@functools.lru_cache(maxsize=1)
+def _patched(bench: Workbench) -> list[str]:
+    found = []
+    for name in bench.architectures:
         model = bench.model(name)
         before = ModelState.of(model)
-        _patch(bench, model)
+        try:
+            _patch(bench, model)
+        except ConfigError:  # it refuses this architecture
+            continue
         if next(before.changes(ModelState.of(model)), None) is not None:
-            none = False
-            yield name, bench.model(name)
-    if none:
-        skip(f"it changes nothing of a {' or '.join(names)} model on {bench.device}; name a model that it patches")
+            found.append(name)
+    return found
 
 
 def _patch(bench: Workbench, model: Any) -> None:
-    try:
-        bench.own("patch_kernels", model=model, config=bench.config)
-    except (SftkitError, HookError) as error:
-        if isinstance(error, HookError):
-            raise
-        skip(f"it refuses a {model.config.model_type} model: {error}")
+    bench.own("patch_kernels", model=model, config=bench.config)
 
 
 def results(model: Any, batch: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -42,6 +42,7 @@ class Workbench:
         name: its installed name, or ``module:Class``.
         beside: plugins that are selected with it.
         rows: rows of the author, or None for the kit's own.
+        chosen_model: directory of the author's model, or None for the kit's own.
         directory: for everything that the checks write.
     """
 
@@ -57,7 +58,7 @@ class Workbench:
         self.rows = None if rows is None else [dict(row) for row in rows]
         self.name = name_of(type(plugin), discover())
         self.filled = hooks_filled(type(plugin))
-        self._model = None if model is None else Path(model)
+        self.chosen_model = None if model is None else Path(model)
 
     @functools.cached_property
     def missing(self) -> str:
@@ -71,7 +72,11 @@ class Workbench:
     @functools.cached_property
     def refused(self) -> list[Problem]:
         """The problems of a run with this plugin, which its hooks then need not work in; empty if there are none."""
-        return list(self.pipeline(self.directory / "refused").check())
+        try:
+            self.stages  # noqa: B018 (it is kept)
+        except ConfigError as error:
+            return list(error.problems)
+        return []
 
     @property
     def obstacle(self) -> str:
@@ -82,7 +87,7 @@ class Workbench:
 
     def wraps(self, hook: str) -> bool:
         """Whether the plugin wraps a hook, and does not fill it."""
-        return bool(getattr(getattr(type(self.plugin), hook), f"{PROJECT}_impl")["wrapper"])
+        return _wraps(type(self.plugin), hook)
 
     def own(self, hook: str, **arguments: Any) -> Any:
         """What the plugin returns from a hook; of a wrapper, what it makes of the other plugins' result."""
@@ -105,7 +110,7 @@ class Workbench:
     @functools.cached_property
     def model_directory(self) -> Path:
         """The model that runs begin with, with its tokenizer."""
-        return self._model or tiny_directory()
+        return self.chosen_model or tiny_directory()
 
     def pipeline(
         self, output: Path, beside: Sequence[str | Plugin] = (), plugin: bool = True, **train: Any
@@ -203,24 +208,30 @@ class Workbench:
 
     def tokenizer(self) -> Any:
         """A fresh tokenizer of the model."""
-        if self._model is None:
+        if self.chosen_model is None:
             return tiny_tokenizer(chat_template=CHATML)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._model)
+        return AutoTokenizer.from_pretrained(self.chosen_model)
 
     def model(self, architecture: str = "llama") -> Any:
         """A fresh model in training mode; of the author's architecture, if the author has named a model."""
-        if self._model is None:
+        if self.chosen_model is None:
             return tiny_model(architecture).to(self.device).train()
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(self._model).to(self.device).train()
+        return AutoModelForCausalLM.from_pretrained(self.chosen_model).to(self.device).train()
+
+    def loaded_model(self) -> Any:
+        """A fresh model in training mode, loaded as the run loads it, such as with quantized weights."""
+        options = self.plugins.model_options(self.config)
+        model = self.plugins.hook.load_model(config=self.config, options=options)
+        return model.to(self.device).train()
 
     @property
     def architectures(self) -> tuple[str, ...]:
         """Those of the models to try."""
-        return ARCHITECTURES if self._model is None else (self.model().config.model_type,)
+        return ARCHITECTURES if self.chosen_model is None else (self.model().config.model_type,)
 
     def batch(self, model: Any) -> dict[str, Any]:
         """Two rows, one of them padded."""
@@ -248,10 +259,13 @@ class Workbench:
                 continue
             if "adapt_model" not in hooks_filled(cls) or cls is type(self.plugin) or cls.needs_gpu:
                 continue
-            wrapper = getattr(getattr(cls, "adapt_model"), f"{PROJECT}_impl")["wrapper"]  # noqa: B009
-            if not wrapper and not any(requirement_problem(item, "") for item in cls.requires):
+            if not _wraps(cls, "adapt_model") and not any(requirement_problem(item, "") for item in cls.requires):
                 return name
         skip("no plugin that adds an adapter is installed with what it needs")
+
+
+def _wraps(cls: type[Plugin], hook: str) -> bool:
+    return bool(getattr(getattr(cls, hook), f"{PROJECT}_impl")["wrapper"])
 
 
 @contextmanager
