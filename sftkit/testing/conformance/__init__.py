@@ -18,6 +18,7 @@ from sftkit.plugin.calls import hook_names, hooks_filled
 from sftkit.testing.conformance.checks import IMPORT, PLUGIN, RUN, Check, CheckResult, PluginReport
 from sftkit.testing.conformance.declared import can_be_selected
 from sftkit.testing.conformance.workbench import Workbench, quietly
+from sftkit.testing.processes import warm_processes
 
 __all__ = ["CheckResult", "PluginReport", "all_checks", "check_plugin", "examine_plugin"]
 
@@ -98,6 +99,8 @@ def examine_plugin(
         directory = Path(folder)
         with quietly(directory / "cache"):
             bench = Workbench(plugin, directory, rows, beside, model)
+            if not quick and RUN not in without and not bench.missing:
+                warm_processes(now=True)  # they import what they need while the other checks are made
             for each in all_checks():
                 for subject in each.subjects(plugin_hooks):
                     stage(f"{subject}: {each.title}")
