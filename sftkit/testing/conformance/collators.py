@@ -159,7 +159,7 @@ def packed_rows_keep_documents(bench: Workbench, hook: str) -> None:
     batch = _collator(bench)(rows_of(PACKED))
     _checked_keys(batch, PACKED)
     _checked_rows(batch, rows)
-    fix = "copy position_ids of the rows; they say where documents begin"
+    fix = "copy position_ids, which say where documents begin; or raise a ConfigError for packed rows"
     require("position_ids" in batch, "the rows have position_ids, and the batch has none", fix)
     mask = "attention_mask" in batch
     require(not mask, "a batch of packed rows has an attention_mask", "leave it out: models would mix the documents")

@@ -88,7 +88,7 @@ def no_document_is_lost(bench: Workbench, hook: str) -> None:
         twice = [token for token, times in Counter(ids.tolist()).items() if times > 1]
         require(not twice, f"{len(twice)} of {len(examples.ids_S)} tokens are in several places", EACH)
         lost = len(examples.ids_S) - len(ids)
-        if packer.cuts_documents:
+        if packer.cuts_documents or not getattr(packer, "keeps_tokens", True):
             counts = Counts()
             list(_packer(bench, counts)(examples))
             counted = sum(sum(counter.values()) for counter in counts.by_split.values())
