@@ -444,7 +444,7 @@ BROKEN = [
     pytest.param(
         Collates(wrong="no positions"),
         "make_collator",
-        "there is no attention_mask and no position_ids",
+        "the rows have position_ids, and the batch has none",
         marks=pytest.mark.slow,
     ),
     (Collates(wrong="no weights"), "make_collator", "the batch has none"),

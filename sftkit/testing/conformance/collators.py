@@ -64,7 +64,7 @@ def _collator(bench: Workbench) -> Any:
 
 @check("make_collator")
 def keys_and_types(bench: Workbench, hook: str) -> None:
-    """A batch has input_ids and labels, int64 and [B, T], and a mask or positions"""
+    """A batch has input_ids and labels, int64 and [B, T]"""
     collator = _collator(bench)
     for lengths in BATCHES:
         _checked_keys(collator(rows_of(lengths)), lengths)
@@ -89,13 +89,11 @@ def _checked_keys(batch: Any, lengths: Sequence[Any]) -> None:
             same = batch[name].shape == shape
             what = f"{at}{name} is {[*batch[name].shape]}, and input_ids are {[*shape]}"
             require(same, what, "give them the same shape, with labels unshifted")
-    known = "attention_mask" in batch or "position_ids" in batch
-    require(known or len({*lengths}) == 1, f"{at}there is no attention_mask and no position_ids", "add one of them")
 
 
 @check("make_collator")
 def rows_arrive(bench: Workbench, hook: str) -> None:
-    """Ids and labels are those of the rows, in their order, and padding is neither trained nor attended to"""
+    """Ids and labels are those of the rows, in their order, and padding is neither trained nor shown"""
     collator = _collator(bench)
     for lengths in BATCHES:
         rows = rows_of(lengths)
@@ -108,9 +106,11 @@ def _checked_rows(batch: Any, rows: list[dict[str, Any]]) -> None:
     for number, (start, row) in enumerate(zip(_places(ids_S, rows), rows, strict=True), 1):
         at = slice(start, start + len(row["input_ids"]))
         inside_S[at] = True
-        wrong = labels_S[at] != row["labels"]
+        wrong = (labels_S[at] != row["labels"]) & (labels_S[at] != IGNORE_INDEX)  # it may train fewer tokens
         what = f"{int(wrong.sum())} of {len(wrong)} labels of row {number} are others than in the row"
         require(not wrong.any(), what, "copy the labels of the row, unshifted: the loss shifts them")
+    if (labels_S == IGNORE_INDEX).all() and any((row["labels"] != IGNORE_INDEX).any() for row in rows):
+        skip("it trains no token of the kit's rows")
     trained = labels_S[~inside_S] != IGNORE_INDEX
     require(not trained.any(), f"{int(trained.sum())} padding tokens are trained", f"label padding {IGNORE_INDEX}")
     mask = batch.get("attention_mask")
@@ -126,7 +126,8 @@ def weights_arrive(bench: Workbench, hook: str) -> None:
     import torch
 
     rows = rows_of(BATCHES[0], weights=True)
-    batch = _collator(bench)(rows_of(BATCHES[0], weights=True))
+    del rows[2][LOSS_WEIGHTS]  # as in a stream
+    batch = _collator(bench)([dict(row) for row in rows])
     fix = "pad loss_weights with 1 where an example has them, as docs/collator.md says"
     require(LOSS_WEIGHTS in batch, "the rows have loss_weights, and the batch has none", fix)
     weights = batch[LOSS_WEIGHTS]
@@ -134,7 +135,8 @@ def weights_arrive(bench: Workbench, hook: str) -> None:
     require(right, f"loss_weights is {weights.dtype} {[*weights.shape]}", "make it float32, of the shape of input_ids")
     weights_S, ids_S = _flat(weights), _flat(batch["input_ids"])
     for number, (start, row) in enumerate(zip(_places(ids_S, rows), rows, strict=True), 1):
-        same = np.array_equal(weights_S[start : start + len(row["input_ids"])], row[LOSS_WEIGHTS])
+        size = len(row["input_ids"])
+        same = np.array_equal(weights_S[start : start + size], row.get(LOSS_WEIGHTS, np.ones(size)))
         require(same, f"the weights of row {number} are others than in the row", fix)
 
 
@@ -161,8 +163,12 @@ def packed_rows_keep_documents(bench: Workbench, hook: str) -> None:
     _checked_rows(batch, rows)
     fix = "copy position_ids, which say where documents begin; or raise a ConfigError for packed rows"
     require("position_ids" in batch, "the rows have position_ids, and the batch has none", fix)
-    mask = "attention_mask" in batch
-    require(not mask, "a batch of packed rows has an attention_mask", "leave it out: models would mix the documents")
+    mask = batch.get("attention_mask")
+    require(
+        mask is None or mask.dim() == 4,
+        "a batch of packed rows has an attention_mask",
+        "leave it out: models would mix the documents",
+    )
     ids_S, places_S = _flat(batch["input_ids"]), _flat(batch["position_ids"])
     for number, (start, row) in enumerate(zip(_places(ids_S, rows), rows, strict=True), 1):
         end = start + len(row["input_ids"])
