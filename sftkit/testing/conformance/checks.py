@@ -177,6 +177,7 @@ def _refusal(bench: Workbench, error: ConfigError) -> tuple[Status, str, str]:
     at_fault = any(problem.where.startswith(f"plugin {bench.name}, hook") for problem in error.problems)
     if bench.chosen_model or at_fault:
         return "failed", f"ConfigError: {error}", "correct the plugin, or what it is checked with"
+    bench.refusals.append(str(error))
     return "skipped", f"it refuses the kit's model: {error}; name one that it works with", ""
 
 

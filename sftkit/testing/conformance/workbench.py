@@ -44,6 +44,7 @@ class Workbench:
         rows: rows of the author, or None for the kit's own.
         chosen_model: directory of the author's model, or None for the kit's own.
         directory: for everything that the checks write.
+        refusals: why the plugin has refused the kit's model in earlier checks.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Workbench:
         model: str | Path | None = None,
     ) -> None:
         self.plugin, self.directory, self.beside = plugin, directory, tuple(beside)
+        self.refusals: list[str] = []
         self.rows = None if rows is None else [dict(row) for row in rows]
         self.name = name_of(type(plugin), discover())
         self.filled = hooks_filled(type(plugin))
