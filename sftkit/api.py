@@ -24,6 +24,7 @@ _MODULES = {
     "redact": "hide",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection EvaluateSection RunConfig was_loaded",
+    "plugin.select": "plugin_from",
     "plugin.selected": "PluginSet",
     "config.evaluation": "smaller_is_better",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields evaluates_only train_value",
@@ -103,6 +104,7 @@ _MODULES = {
     "config.assignments": "parse_assignment parse_value split_options split_values",
     "console": "Display console json_text metric_cell metric_name metric_value output printing_json show_data "
     "show_json show_table stage working wrap",
+    "testing.conformance": "CheckResult PluginReport check_plugin examine_plugin",
     "units": "size_text",
     "user_modules": "import_user_module",
 }

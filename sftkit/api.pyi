@@ -169,6 +169,7 @@ from sftkit.plugin.requirements import (
     install_command as install_command,
     requirement_problem as requirement_problem,
 )
+from sftkit.plugin.select import plugin_from as plugin_from
 from sftkit.plugin.selected import PluginSet as PluginSet
 from sftkit.ranks import (
     is_main_process as is_main_process,
@@ -197,6 +198,12 @@ from sftkit.run.rows import (
 from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
 from sftkit.run.verdict import Status as Status, Verdict as Verdict
 from sftkit.run.written import REPORT as REPORT, REPORT_MARK as REPORT_MARK, is_report as is_report
+from sftkit.testing.conformance import (
+    CheckResult as CheckResult,
+    PluginReport as PluginReport,
+    check_plugin as check_plugin,
+    examine_plugin as examine_plugin,
+)
 from sftkit.trained.derived import (
     merged_model as merged_model,
     prepare_again as prepare_again,

@@ -256,3 +256,22 @@ def _check_slots(manager: pluggy.PluginManager) -> list[Problem]:
             what = f"plugins {' and '.join(owners)} both fill the slot {name}"
             problems.append(Problem(what, "plugins", f"keep one of {', '.join(owners)}"))
     return problems
+
+
+def plugin_from(text: str) -> Plugin:
+    """The plugin that a text for ``--plugin`` names, with its options; it need not work on this machine.
+
+    Args:
+        text: ``name``, ``name:option=value`` or ``package.module:Class[:option=value]``.
+
+    Raises:
+        ConfigError: if there is no such plugin, it cannot be imported, or its options are wrong.
+    """
+    known = discover()
+    choice = parse_choice(text, known)
+    if choice.dropped:
+        raise ConfigError(Problem(f"{text!r} names no plugin", "the plugin", "give a name, without no:"))
+    try:
+        return load_class(choice.name, known)(**choice.options)
+    except ConfigError as error:
+        raise ConfigError(_placed(problem, choice, ConfigSource()) for problem in error.problems) from None

@@ -58,6 +58,7 @@ LIGHT = [
     "sftkit",
     "sftkit.api",
     "sftkit_commands.check",
+    "sftkit_commands.check_plugin",
     "sftkit_commands.evaluate",
     "sftkit_commands.init",
     "sftkit_commands.preview",

@@ -11,7 +11,7 @@ from sftkit.errors import ConfigError
 from sftkit.plugin.requirements import install_command, requirement_problem
 from sftkit.plugin.resolve import resolve
 from sftkit.run.manifest import versions
-from sftkit.testing import check_plugin
+from sftkit.testing import plugin_set
 from sftkit_plugins.hf import HF
 from sftkit_plugins.peft import PEFT
 
@@ -51,5 +51,5 @@ def test_the_fix_for_a_missing_package_installs_what_is_required() -> None:
 
 def test_the_manifest_has_the_versions_of_what_the_plugins_require() -> None:
     pytest.importorskip("peft")
-    assert "peft" in versions(check_plugin(PEFT()))
-    assert "peft" not in versions(check_plugin(HF()))
+    assert "peft" in versions(plugin_set(PEFT()))
+    assert "peft" not in versions(plugin_set(HF()))
