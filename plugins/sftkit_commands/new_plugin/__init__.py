@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from sftkit.api import JsonOption
+from sftkit_commands.new_plugin.kinds import KINDS, chosen_kind
 
 if TYPE_CHECKING:
     from sftkit_commands.new_plugin.project import Project
 
 
-class KindName(str, Enum):
-    """What a new plugin does, in the order in which a run comes to it."""
-
-    check = "check"
-    engine = "engine"
-    loader = "loader"
-    filter = "filter"
-    formatter = "formatter"
-    packer = "packer"
-    collator = "collator"
-    kernel = "kernel"
-    adapter = "adapter"
-    loss = "loss"
-    optimizer = "optimizer"
-    noise = "noise"
-    callback = "callback"
-    metric = "metric"
-    export = "export"
-    command = "command"
+def complete_kinds(incomplete: str) -> list[str]:
+    """The kinds that begin with a text, for the shell's completion."""
+    return [name for name in KINDS if name.startswith(incomplete)]
 
 
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plugin, such as word-noise.")],
-    kind: Annotated[KindName, typer.Option("--kind", "-k", help="What it does. Any plugin may fill further hooks.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", "-k", metavar="KIND", help=f"What it does: {', '.join(KINDS)}.", autocompletion=complete_kinds
+        ),
+    ],
     to: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--to", metavar="DIR", help="Directory of the project, new or empty. Default: sftkit-NAME."),
@@ -53,11 +42,10 @@ def new_plugin(
         pip install -e ".[dev]" && pytest
     """
     from sftkit.api import show_json
-    from sftkit_commands.new_plugin.kinds import KINDS
     from sftkit_commands.new_plugin.names import Names
     from sftkit_commands.new_plugin.project import Project
 
-    chosen = KINDS[kind.value]
+    chosen = chosen_kind(kind)
     names = Names.of(name, command=chosen.is_command)
     project = Project(names, chosen, to or Path(names.distribution))
     files = project.write()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftkit.api import ConfigError, Problem, nearest
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -74,3 +76,15 @@ _KINDS = (
 )
 #: The kinds by name, in the order in which a run comes to them.
 KINDS = {kind.name: kind for kind in _KINDS}
+
+
+def chosen_kind(name: str) -> Kind:
+    """The kind of this name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in KINDS:
+        fix = nearest(name, KINDS) or f"the kinds are: {', '.join(KINDS)}"
+        raise ConfigError(Problem(f"there is no kind {name!r}", "--kind", fix))
+    return KINDS[name]

@@ -83,7 +83,9 @@ class Names:
         ConfigError: if there is a plugin, a command, a distribution or a package of this name.
         """
         if self.plugin == "no":
-            raise ConfigError(Problem("-p no:NAME drops a plugin", WHERE, "choose another name"))
+            raise ConfigError(
+                Problem("-p no:NAME drops a plugin, so none can be named no", WHERE, "choose another name")
+            )
         what = "command" if command else "plugin"
         taken = {point.name: point for point in metadata.entry_points(group="sftkit.commands" if command else "sftkit")}
         known = {name.replace("-", "_").lower(): name for name in [*taken, *(CORE_COMMANDS if command else ())]}
