@@ -25,7 +25,7 @@ def api_problem(needed: Any, where: str) -> Problem | None:
     if needed == "":
         return None
     if not (isinstance(needed, str) and re.fullmatch(r"\d+\.\d+", needed)):
-        fix = f'write two numbers in a text, as in api = "{API_VERSION}"'
+        fix = f'write it as text, as in api = "{API_VERSION}"'
         return Problem(f"api = {needed!r} is not a version of the API", where, fix)
     (first, second), (ours, latest) = _numbers(needed), _numbers(API_VERSION)
     what = f"it needs version {needed} of the plugin API, and this sftkit has {API_VERSION}"
