@@ -44,8 +44,14 @@ def install(target: Path, *sources: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def all_installed(projects, tmp_path_factory):
-    return install(tmp_path_factory.mktemp("all"), *projects.iterdir())
+def hello(root):
+    """The distribution sftkit-hello, with several plugins and a command."""
+    return root / "tests" / "external" / "sftkit-hello"
+
+
+@pytest.fixture(scope="module")
+def all_installed(projects, hello, tmp_path_factory):
+    return install(tmp_path_factory.mktemp("all"), *projects.iterdir(), hello)
 
 
 @pytest.fixture
@@ -168,8 +174,10 @@ def test_the_plugins_are_found_and_their_tests_pass(projects, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_tests_of_every_kind_pass(projects, all_installed):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--import-mode=importlib", projects]
+def test_the_tests_of_every_kind_and_of_the_example_pass(projects, all_installed, hello):
+    places = [projects, hello / "tests"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--import-mode=importlib", *places]
+    command += ["--rootdir", projects, "-c", projects / "noise" / "pyproject.toml"]
     paths = os.pathsep.join([str(all_installed), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, cwd=projects, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
