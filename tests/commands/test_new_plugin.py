@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -188,13 +189,16 @@ def test_the_tests_of_every_kind_and_of_the_example_pass(projects, all_installed
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLUGINS)
-def test_a_run_on_the_embedded_model_uses_each(name, projects, all_installed, cli, tmp_path):
-    """The command that `new-plugin` prints, with two steps."""
+def test_the_run_that_is_printed_uses_the_plugin(name, projects, all_installed, in_process, tmp_path, monkeypatch):
     from sftkit_commands.new_plugin.project import Names, Project
 
+    monkeypatch.syspath_prepend(str(all_installed))
+    monkeypatch.chdir(projects / name)
     printed = Project(Names.of(f"x-{name}", False), KINDS[name], tmp_path).run_command.replace("x_", "my_")
-    arguments = [*printed.split()[1:], "-o", tmp_path / "run", "train.max_steps=2", "train.use_cpu=true"]
-    cli(*arguments, cwd=projects / name, env={"PYTHONPATH": str(all_installed)})
+    code, text = in_process(
+        *shlex.split(printed)[1:], "-o", tmp_path / "run", "train.max_steps=2", "train.use_cpu=true"
+    )
+    assert code == 0, text
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["status"] == "done"
     assert manifest["plugins"][f"my_{name}"] == {"distribution": f"sftkit-my-{name}", "version": "0.1.0"}

@@ -54,7 +54,7 @@ _KINDS = (
         ("make_formatter",),
         "Formats data with the columns question and answer; the answer is trained",
         "marker=Answer",
-        "--data example.jsonl",
+        "model.name=demo model.init=random --data example.jsonl",
     ),
     Kind("packer", ("make_packer", "training_context"), "Packs documents in the order in which they come", "eval=true"),
     Kind("collator", ("make_collator",), "Pads each batch to a power of two", "shortest=64"),
