@@ -213,6 +213,6 @@ def test_every_project_passes_its_own_linters(projects, root, tmp_path):
     config = projects / "noise" / "pyproject.toml"
     sources = [*projects.glob("*/src/*")]
     variables = {**os.environ, "MYPYPATH": os.pathsep.join([str(root), str(root / "plugins")])}
-    command = [programs / "mypy", "--config-file", config, "--cache-dir", tmp_path, *sources]
+    command = [programs / "mypy", "--config-file", config, "--cache-dir", tmp_path, "--follow-imports=silent", *sources]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
