@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-API_VERSION = "1.0"
-
 #: Module to the names that come from it.
 _MODULES = {
     # Writing plugins
@@ -22,6 +20,7 @@ _MODULES = {
     "plugin.paths": "absolute_at",
     "data.cache": "cache_directory",
     "redact": "hide",
+    "plugin.versions": "API_VERSION",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection EvaluateSection RunConfig was_loaded",
     "plugin.select": "plugin_from",
@@ -110,7 +109,7 @@ _MODULES = {
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = ["API_VERSION", *_HOMES]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

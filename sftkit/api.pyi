@@ -171,6 +171,7 @@ from sftkit.plugin.requirements import (
 )
 from sftkit.plugin.select import plugin_from as plugin_from
 from sftkit.plugin.selected import PluginSet as PluginSet
+from sftkit.plugin.versions import API_VERSION as API_VERSION
 from sftkit.ranks import (
     is_main_process as is_main_process,
     launch_advice as launch_advice,
@@ -253,5 +254,3 @@ from sftkit.training.trials import (
 from sftkit.training.whole import mesh_device as mesh_device
 from sftkit.units import size_text as size_text
 from sftkit.user_modules import import_user_module as import_user_module
-
-API_VERSION: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import pluggy
 from sftkit.errors import HookError, Problem, SftkitError, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.hookspecs import Hooks
+from sftkit.plugin.versions import warn_of_deprecated
 
 PROJECT = "sftkit"
 
@@ -41,7 +43,12 @@ def hooks_filled(cls: type[Plugin]) -> list[str]:
 
 def is_slot(name: str) -> bool:
     """Whether a hook is a slot, which one plugin fills, or else a broadcast."""
-    return bool(getattr(getattr(Hooks, name), f"{PROJECT}_spec")["firstresult"])
+    return bool(_spec(name)["firstresult"])
+
+
+def _spec(name: str) -> Any:
+    """The options of a hook's specification."""
+    return getattr(getattr(Hooks, name), f"{PROJECT}_spec")
 
 
 class CallablePlugin:
@@ -120,9 +127,20 @@ def make_manager(plugins: list[tuple[str, Plugin]]) -> tuple[pluggy.PluginManage
         wrong = list(_hook_problems(name, plugin))
         problems += wrong
         if not wrong:
-            manager.register(CallablePlugin(name, plugin), name=name)
+            _register(manager, name, plugin)
     manager.check_pending()
     return manager, problems
+
+
+def _register(manager: pluggy.PluginManager, name: str, plugin: Plugin) -> None:
+    """Register a plugin, with a warning for each deprecated hook or argument that it uses."""
+    named = [warn_of_deprecated(name, hook, getattr(plugin, hook), _spec(hook)) for hook in hooks_filled(type(plugin))]
+    if not any(named):
+        manager.register(CallablePlugin(name, plugin), name=name)
+        return
+    with warnings.catch_warnings():  # pluggy's own, which name neither the plugin nor the hook
+        warnings.simplefilter("ignore", FutureWarning)
+        manager.register(CallablePlugin(name, plugin), name=name)
 
 
 def _hook_problems(plugin_name: str, plugin: Plugin) -> Iterator[Problem]:

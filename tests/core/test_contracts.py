@@ -61,6 +61,7 @@ LIGHT = [
     "sftkit_commands.check_plugin",
     "sftkit_commands.evaluate",
     "sftkit_commands.init",
+    "sftkit_commands.new_plugin",
     "sftkit_commands.preview",
     "sftkit_commands.sweep",
     "sftkit_trl",
