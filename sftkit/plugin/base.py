@@ -31,6 +31,8 @@ class Plugin:
         ConfigError: from the constructor, for an unknown option (with the nearest name) or a value of a wrong type.
     """
 
+    #: The version of the API that it was written for, as in ``"1.0"``; the run needs this one or a later ``"1.x"``.
+    api: ClassVar[str] = ""
     #: Packages that the plugin needs, as in ``("pillow>=10",)``; checked without importing them.
     requires: ClassVar[tuple[str, ...]] = ()
     #: The plugin cannot work without a GPU.

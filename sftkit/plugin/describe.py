@@ -18,6 +18,7 @@ from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hooks_filled
 from sftkit.plugin.option_types import as_yaml, extras_of, option_type
 from sftkit.plugin.registry import check_class, discover, installed_name, load_class
+from sftkit.plugin.versions import api_problem
 
 
 def all_plugins() -> list[dict[str, Any]]:
@@ -62,7 +63,9 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
     info["hooks"], info["requires"] = hooks_filled(cls), list(cls.requires)
     info["summary"] = (inspect.cleandoc(cls.__doc__ or "").splitlines() or [""])[0]
     problems = check_class(cls, name)
-    if problems:
+    if problems and api_problem(cls.api, name):
+        info["status"] = f"incompatible: {problems[0].what}; {problems[0].fix}"
+    elif problems:
         first = problems[0]
         gpu = "GPU" in first.what
         info["status"] = "needs a GPU" if gpu else f"missing: {first.fix}" if first.fix else f"broken: {first.what}"

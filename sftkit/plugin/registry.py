@@ -10,6 +10,7 @@ from typing import Any
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin, option_names
 from sftkit.plugin.requirements import has_gpu, requirement_problem
+from sftkit.plugin.versions import api_problem
 from sftkit.user_modules import import_user_module
 
 GROUP = "sftkit"
@@ -104,8 +105,10 @@ def plugin_advice(key: str) -> str:
 
 
 def check_class(cls: type[Plugin], name: str) -> list[Problem]:
-    """Problems of a plugin's class on this machine: missing packages or versions, no GPU, no frozen dataclass."""
+    """Problems of a plugin's class: another version of the API, missing packages, no GPU, no frozen dataclass."""
     where = f"plugin {name}"
+    if problem := api_problem(cls.api, where):
+        return [problem]
     problems = [p for item in cls.requires if (p := requirement_problem(item, where))]
     if cls.needs_gpu and not has_gpu():
         problems.append(Problem("needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))

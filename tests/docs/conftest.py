@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ FILES = {
     "sft.yaml": SETTINGS,
     "base.yaml": SETTINGS,
     "lora.yaml": "plugins: {peft: {r: 4}}\n",
-    "runs/a/config.yaml": SETTINGS,
     "ds.json": "{}",
     "mine.jinja": CHATML,
 }
@@ -50,5 +50,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in FILES.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(text, encoding="utf-8")
+    (path / "runs/a").mkdir(parents=True)
+    written = re.sub(r"model(?=})|\w+\.jsonl", lambda found: str(path / found[0]), SETTINGS)
+    (path / "runs/a/config.yaml").write_text(written, encoding="utf-8")
     (path / "examples").symlink_to(ROOT / "examples")
     return path

@@ -94,6 +94,9 @@ class DeepSpeed(Plugin):
             yield Problem(what, "plugin deepspeed, option stage", "set stage=2, or data.streaming: false")
         yield from sharding_problems(config)
         yield from _unsupported(config)
+        for name in plugins.fillers("make_optimizer"):
+            what = f"plugin {name} makes the optimizer, and DeepSpeed needs that of train.optim"
+            yield Problem(what, "plugin deepspeed", f"drop plugin {name}, or shard the model by another plugin")
 
     @hookimpl(wrapper=True)
     def adapt_model(self, new_token_ids: list[int]) -> Iterator[Any]:
