@@ -114,7 +114,7 @@ def _context(bench: Workbench, hook: str, model: Any) -> Any:
     """
     known: dict[str, Any] = {"model": model}
     if hook == "reduce_activations":
-        known |= {"config": bench.config, "batch": bench.batch(model)}
+        known |= {"config": bench.config, "batch": bench.batch(model), "plugins": bench.prepared.plugins}
     if hook == "training_context":
         known |= {"config": bench.config, "rows": bench.prepared.data.train, "collator": bench.prepared.collator}
     context = bench.own(hook, **known)
