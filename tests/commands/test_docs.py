@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 
@@ -19,6 +20,15 @@ def test_every_page_has_a_topic_and_a_title(root):
     expected = {path.relative_to(root / "docs").with_suffix("").as_posix() for path in root.glob("docs/**/*.md")}
     assert set(pages()) == expected
     assert all(title(path) for path in pages().values())
+
+
+def test_the_page_for_agents_is_short_and_names_topics_that_exist(root):
+    text = (root / "docs" / "agents.md").read_text()
+    assert len(text.splitlines()) <= 200
+    table = text.partition("## Pages to read for a task")[2]
+    named = re.findall(r"`sftkit docs ([a-z/-]+)`", text) + re.findall(r"`([a-z/-]+)`", table)
+    assert len(named) > 20
+    assert {find(topic)[0] for topic in named} == set(named)
 
 
 @pytest.mark.parametrize(

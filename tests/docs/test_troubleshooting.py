@@ -78,7 +78,8 @@ def test_a_message_of_sftkit_is_in_its_source(message, own):
 @pytest.mark.parametrize(("message", "path"), OF_LIBRARIES.items())
 def test_a_message_of_a_library_is_in_its_source(message, path):
     package = importlib.util.find_spec(path.partition("/")[0])
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     source = Path(package.origin).parents[1] / path
     assert any(message in text.replace("\0", "lora.ParamWrapper") for text in literals(source))
 
