@@ -153,7 +153,7 @@ def _hook_problems(plugin_name: str, plugin: Plugin) -> Iterator[Problem]:
         if name in known and not marked:
             yield Problem(f"{name} is a hook but not marked", where, "put @hookimpl above it")
         elif marked and name not in known:
-            yield Problem(f"there is no hook {name!r}", where, nearest(name, known) or "see docs/hooks.md")
+            yield Problem(f"there is no hook {name!r}", where, nearest(name, known) or "`sftkit docs hooks` lists them")
         elif marked:
             allowed = list(inspect.signature(getattr(Hooks, name)).parameters)[1:]
             for argument in inspect.signature(getattr(plugin, name)).parameters:

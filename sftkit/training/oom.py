@@ -65,7 +65,7 @@ class RowLimit:
             what = f"out of memory with {rows} rows of {columns} tokens; {self._obstacle}"
             raise RunError(Problem(what, self._key, self._fix)) from error
         if rows == 1:
-            fix = "lower data.max_length, or see docs/memory.md for other ways to save memory"
+            fix = "lower data.max_length, or see `sftkit docs memory` for other ways to save memory"
             raise RunError(Problem(f"out of memory with a single row of {columns} tokens", self._key, fix)) from error
         self._rows = -(-rows // 2)
         logger.warning(

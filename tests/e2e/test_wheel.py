@@ -71,6 +71,17 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     }
 
 
+def test_the_wheel_holds_every_page_of_the_documentation(root, wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    pages = {path.relative_to(root / "docs").as_posix() for path in root.glob("docs/**/*.md")}
+    assert {"agents.md", "packing.md", "plugins/packing.md"} <= pages
+    assert {name for name in names if "/pages/" in name} == {f"sftkit_commands/docs/pages/{page}" for page in pages}
+
+
+def test_the_installed_program_prints_a_page(root, fresh, tmp_path):
+    assert run(fresh, "sftkit", "docs", "agents", cwd=tmp_path) == (root / "docs" / "agents.md").read_text()
+
+
 def test_the_code_of_the_wheel_runs(fresh, tmp_path):
     code = "import sftkit, sftkit_plugins; print(sftkit.__file__); print(sftkit_plugins.__file__)"
     for line in run(fresh, "python", "-c", code, cwd=tmp_path).splitlines():

@@ -305,6 +305,13 @@ def test_gradient_checkpointing_of_the_run_gives_the_same_gradients(base: Path, 
     assert relative_error(lora_gradients(model), lora_gradients(dequantized_reference())) < 1e-5
 
 
+def test_experts_that_are_not_quantized_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain_model(architecture="mixtral").save_pretrained(tmp_path)
+    prepared(quantized(tmp_path))
+    (line,) = [line for line in caplog.messages if "bitsandbytes quantizes linear layers only" in line]
+    assert "mlp.experts.gate_up_proj, and 3 such weights of experts, are not quantized" in line
+
+
 def test_unquantized_weights_become_float32(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.bfloat16, quantization_config=BitsAndBytesConfig(**NF4_SINGLE)

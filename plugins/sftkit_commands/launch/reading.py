@@ -114,7 +114,7 @@ def _environment(given: Sequence[str]) -> dict[str, str]:
         if not equals or not _VARIABLE.match(name):
             problems.append(Problem(f"{item!r} is not of the form NAME=VALUE", f"{WHERE} --env", "write NAME=VALUE"))
         elif hide(item) != item:
-            fix = "secrets do not belong into job files; use what the target has for them, see docs/scaling-out.md"
+            fix = "secrets do not belong into job files; use what the target has (`sftkit docs scaling-out`)"
             problems.append(Problem(f"{name} is a secret", f"{WHERE} --env", fix))
         found[name] = value
     if problems:

@@ -14,11 +14,15 @@ from sftkit.api import (
     has_adapter,
     quantization_settings,
     requirement_problem,
+    size_text,
 )
 from sftkit_plugins.hf.adapters import PEFT
 
 if TYPE_CHECKING:
     from sftkit.api import RunConfig
+
+#: From this share of all bytes on, weights of more than two dimensions are reported: experts, not convolutions.
+STACKED_SHARE = 0.1
 
 
 def bits_of(settings: Mapping[str, Any]) -> int | None:
@@ -81,4 +85,11 @@ def _report(model: Any) -> None:
     kind = f", {settings['bnb_4bit_quant_type']}" if bits == 4 else ""
     types = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
     text = "bitsandbytes: %s bits%s; other weights were %s and become float32"
-    logging.getLogger("sftkit").info(text, bits, kind, ", ".join(types))
+    log = logging.getLogger("sftkit")
+    log.info(text, bits, kind, ", ".join(types))
+    sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
+    stacked = [name for name, p in model.named_parameters() if p.is_floating_point() and p.ndim > 2]
+    left = sum(sizes[name] for name in stacked)
+    if left > STACKED_SHARE * sum(sizes.values()):
+        text = "bitsandbytes quantizes linear layers only: %s, and %d such weights of experts, are not quantized (%s)"
+        log.warning(text, stacked[0], len(stacked) - 1, size_text(left))
