@@ -253,6 +253,13 @@ def test_an_unknown_plugin_names_the_nearest():
     assert "no plugin is named 'packin' -> did you mean 'packing'?" in problems_of("packin")
 
 
+def test_an_unknown_plugin_names_those_that_describe_themselves_by_the_word():
+    assert "no plugin is named 'qlora' -> did you mean 'bitsandbytes'?" in problems_of("qlora")
+    text = problems_of("lora")
+    assert "peft" in text
+    assert "have to do with it; `sftkit plugins NAME` describes one" in text
+
+
 def test_two_plugins_on_one_slot_are_an_error():
     assert "both fill the slot adapt_model" in problems_of(Adapter(), Rival())
 
