@@ -97,8 +97,13 @@ def _instead_of(section: str) -> str:
         return f"it is a plugin: write it under plugins, as `plugins: {{{section}: {{}}}}`, or add -p {section}"
     if fix := nearest(section, RunConfig.model_fields):
         return fix
-    sections = {"model": ModelSection, "data": DataSection, "run": RunSection, "evaluate": EvaluateSection}
-    keys = {name: cls.model_fields.keys() for name, cls in sections.items()} | {"train": allowed_fields().keys()}
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelSection,
+        "data": DataSection,
+        "run": RunSection,
+        "evaluate": EvaluateSection,
+    }
+    keys = {name: set(cls.model_fields) for name, cls in sections.items()} | {"train": set(allowed_fields())}
     if homes := [name for name, known in keys.items() if section in known]:
         return f"it is a key: write {' or '.join(f'{name}.{section}' for name in homes)}"
     return f"the sections are: {', '.join(RunConfig.model_fields)}"
