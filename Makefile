@@ -10,9 +10,11 @@ BIN := $(VENV)/bin
 # One thread a process: the demo's and the tests' models are so small that further threads only slow them down.
 FLOORS := .venv-floors
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
+# The first variable turns off a notice of mkdocs-material.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test test-all test-floors lint bench soak gpu clean
+.PHONY: help demo test test-all test-floors lint docs docs-serve bench soak gpu clean
 
 help:  ## show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -37,6 +39,12 @@ lint: $(VENV)/.dev  ## style, types, who imports whom, and the demo's files agai
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/make_demo.py --check
 
+docs: $(VENV)/.dev  ## build the documentation into site/; a broken link, anchor or diagram is an error
+	$(MKDOCS) build -f scripts/site/mkdocs.yml
+
+docs-serve: $(VENV)/.dev  ## serve the documentation at http://127.0.0.1:8000 while you write
+	$(MKDOCS) serve -f scripts/site/mkdocs.yml
+
 bench: $(VENV)/.dev  ## measure sftkit beside its peers, with full settings
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
 
@@ -47,7 +55,7 @@ gpu: $(VENV)/.dev  ## check and measure sftkit on a GPU, in 330 s; GPU_FLAGS=--t
 	$(BIN)/python scripts/gpu.py $(GPU_FLAGS)
 
 clean:  ## remove the virtual environment, the runs and the builds
-	rm -rf $(VENV) $(FLOORS) runs dist build
+	rm -rf $(VENV) $(FLOORS) runs dist build site
 
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)

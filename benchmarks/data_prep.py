@@ -183,11 +183,11 @@ def pack_to_disk(examples: Any, max_length: int) -> dict[str, Any]:
     """What sftkit does after encoding: fit, pack, write."""
     from sftkit.data.counts import Counts
     from sftkit.data.prepare import pack
-    from sftkit.testing import check_plugin, tiny_config
+    from sftkit.testing import plugin_set, tiny_config
     from sftkit_plugins.packing import Packing
 
     config, counts = tiny_config(data={"max_length": max_length}), Counts()
-    packer = check_plugin(Packing()).hook.make_packer(split="train", config=config, counts=counts)
+    packer = plugin_set(Packing()).hook.make_packer(split="train", config=config, counts=counts)
     with tempfile.TemporaryDirectory() as directory:
         return pack([examples], packer, Path(directory, "rows.arrow"), "train", config, counts)
 

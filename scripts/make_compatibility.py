@@ -36,8 +36,13 @@ TECHNIQUES: dict[str, list[str]] = {
     "bitsandbytes: 8 bit": ["bitsandbytes:bits=8", "peft:r=4"],
     "gptq": ["gptq:group_size=32,rows=8"],
     "compile": ["compile:backend=aot_eager"],
+    "optimizer: layer_decay": ["optimizer:layer_decay=0.9"],
+    "muon": ["muon"],
+    "schedule_free": ["schedule_free"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
+    "dedup": ["dedup:near=0.9"],
+    "decontaminate": ["decontaminate"],
     "vision": ["vision"],
 }
 WITH: dict[str, list[str]] = {"alone": [], "packing": ["packing"], "neftune": ["neftune"], "peft": ["peft:r=4"]}
@@ -65,7 +70,14 @@ def run_pair(plugins: list[str], directory: Path) -> str:
 
     model, rows = vision_model(directory) if "vision" in plugins else text_model(directory)
     steps, batch = (2, 1) if "TRITON_INTERPRET" in os.environ else (5, 4)  # the interpreter is slow
-    train = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 2e-2, "eval_on_start": True}
+    train: dict[str, Any] = {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 2e-2,
+        "eval_on_start": True,
+    }
+    if "schedule_free" in plugins:
+        train["lr_scheduler_type"] = "constant"
     output = tempfile.mkdtemp(dir=directory)
     try:
         result = Pipeline(

@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-API_VERSION = "1.0"
-
 #: Module to the names that come from it.
 _MODULES = {
     # Writing plugins
@@ -22,8 +20,10 @@ _MODULES = {
     "plugin.paths": "absolute_at",
     "data.cache": "cache_directory",
     "redact": "hide",
+    "plugin.versions": "API_VERSION",
     "plugin.requirements": "has_gpu install_command requirement_problem",
     "config": "DataSection EvaluateSection RunConfig was_loaded",
+    "plugin.select": "plugin_from",
     "plugin.selected": "PluginSet",
     "config.evaluation": "smaller_is_better",
     "config.train_fields": "CHECKPOINTING_KEYS allowed_fields evaluates_only train_value",
@@ -31,15 +31,19 @@ _MODULES = {
     "checkpoints.publish": "new_directory",
     "checkpoints.space": "free_bytes",
     # Data
-    "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError Skipped Span "
-    "TokenDocument WEIGHT_FIX documents_of is_weight with_documents",
+    "data.documents": "Columns Document DocumentWithAttachment Formatted Formatter Outcome RowError RowFilter Skipped "
+    "Span TokenDocument WEIGHT_FIX documents_of is_weight with_documents",
     "data.columns": "ATTACHED Examples IGNORE_INDEX LOSS_WEIGHTS examples_table flatten_column",
     "data.packs": "Packer",
+    "data.filtering": "data_batches",
+    "data.words": "chosen_columns hash_ngrams texts_of words_of",
+    "data.dropped": "DroppedRow",
     "data.counts": "Counts describe_notes note_lines notes_of without_fix without_notes",
     "data.stats": "DatasetStats hash_documents",
     "data.media": "detach_image",
     "data.build": "WEIGHTED_TOKENS",
     "data.pool": "Pool",
+    "data.problems": "FILTERED",
     "data.processes": "processors",
     "training.collate": "Collator",
     # Models
@@ -57,6 +61,8 @@ _MODULES = {
     "training.documents": "difference_from_alone",
     "training.trials": "Trial UnsuitedBatchError document_trials",
     "training.engine": "Engine",
+    "training.configured": "OWN_GROUPS configured_optimizer decayed_names",
+    "training.groups": "WeightGroup",
     "training.sharded": "ShardedEngine",
     "training.sharding": "dtensor_problems sharding_problems",
     "training.whole": "mesh_device",
@@ -66,6 +72,7 @@ _MODULES = {
     # Memory
     "memory": "MemoryEstimate device_of estimate_memory",
     "memory.run": "estimate_run",
+    "memory.made": "optimizer_groups",
     "memory.unloaded": "UnknownMemoryError auto_class model_config",
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
@@ -96,12 +103,13 @@ _MODULES = {
     "config.assignments": "parse_assignment parse_value split_options split_values",
     "console": "Display console json_text metric_cell metric_name metric_value output printing_json show_data "
     "show_json show_table stage working wrap",
+    "testing.conformance": "CheckResult PluginReport check_plugin examine_plugin",
     "units": "size_text",
     "user_modules": "import_user_module",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = ["API_VERSION", *_HOMES]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -79,6 +79,7 @@ from sftkit.data.documents import (
     Formatter as Formatter,
     Outcome as Outcome,
     RowError as RowError,
+    RowFilter as RowFilter,
     Skipped as Skipped,
     Span as Span,
     TokenDocument as TokenDocument,
@@ -86,11 +87,20 @@ from sftkit.data.documents import (
     is_weight as is_weight,
     with_documents as with_documents,
 )
+from sftkit.data.dropped import DroppedRow as DroppedRow
+from sftkit.data.filtering import data_batches as data_batches
 from sftkit.data.media import detach_image as detach_image
 from sftkit.data.packs import Packer as Packer
 from sftkit.data.pool import Pool as Pool
+from sftkit.data.problems import FILTERED as FILTERED
 from sftkit.data.processes import processors as processors
 from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
+from sftkit.data.words import (
+    chosen_columns as chosen_columns,
+    hash_ngrams as hash_ngrams,
+    texts_of as texts_of,
+    words_of as words_of,
+)
 from sftkit.errors import (
     ConfigError as ConfigError,
     DataError as DataError,
@@ -115,6 +125,7 @@ from sftkit.memory.checkpointing import (
     offloaded_checkpointing as offloaded_checkpointing,
     selective_checkpointing as selective_checkpointing,
 )
+from sftkit.memory.made import optimizer_groups as optimizer_groups
 from sftkit.memory.run import estimate_run as estimate_run
 from sftkit.memory.unloaded import (
     UnknownMemoryError as UnknownMemoryError,
@@ -158,7 +169,9 @@ from sftkit.plugin.requirements import (
     install_command as install_command,
     requirement_problem as requirement_problem,
 )
+from sftkit.plugin.select import plugin_from as plugin_from
 from sftkit.plugin.selected import PluginSet as PluginSet
+from sftkit.plugin.versions import API_VERSION as API_VERSION
 from sftkit.ranks import (
     is_main_process as is_main_process,
     launch_advice as launch_advice,
@@ -186,6 +199,12 @@ from sftkit.run.rows import (
 from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
 from sftkit.run.verdict import Status as Status, Verdict as Verdict
 from sftkit.run.written import REPORT as REPORT, REPORT_MARK as REPORT_MARK, is_report as is_report
+from sftkit.testing.conformance import (
+    CheckResult as CheckResult,
+    PluginReport as PluginReport,
+    check_plugin as check_plugin,
+    examine_plugin as examine_plugin,
+)
 from sftkit.trained.derived import (
     merged_model as merged_model,
     prepare_again as prepare_again,
@@ -206,8 +225,14 @@ from sftkit.training.completions import (
     HeldOut as HeldOut,
     complete_prompts as complete_prompts,
 )
+from sftkit.training.configured import (
+    OWN_GROUPS as OWN_GROUPS,
+    configured_optimizer as configured_optimizer,
+    decayed_names as decayed_names,
+)
 from sftkit.training.documents import difference_from_alone as difference_from_alone
 from sftkit.training.engine import Engine as Engine
+from sftkit.training.groups import WeightGroup as WeightGroup
 from sftkit.training.intercept import replaced_forward as replaced_forward
 from sftkit.training.loss import (
     HeadLoss as HeadLoss,
@@ -229,5 +254,3 @@ from sftkit.training.trials import (
 from sftkit.training.whole import mesh_device as mesh_device
 from sftkit.units import size_text as size_text
 from sftkit.user_modules import import_user_module as import_user_module
-
-API_VERSION: str

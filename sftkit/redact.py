@@ -38,8 +38,12 @@ def hide(text: str) -> str:
     Args:
         text: such as an error message or a line of a log.
     """
-    for value in _values_of_variables():
-        text = text.replace(value, HIDDEN)
+    return _hidden_text(text, _values_of_variables())
+
+
+def _hidden_text(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
     if "://" in text:
         text = _USER.sub(rf"\1{HIDDEN}@", text)
         text = _QUERY.sub(lambda found: found[1] + _PARAMETER.sub(rf"\1\2={HIDDEN}", found[2]), text)
@@ -55,24 +59,26 @@ def without_secrets(value: Any, name: str = "") -> Any:
         value: mappings, lists and plain values, such as a configuration.
         name: the name of the value, if it has one.
     """
+    return _hidden(value, name, _values_of_variables())
+
+
+def _hidden(value: Any, name: str, secrets: list[str]) -> Any:
     if isinstance(value, Mapping):
         keys = {"key", "key_id"} if any(is_secret_name(str(key)) for key in value) else set()  # the user of a secret
         return {
-            _hidden_text(key): HIDDEN if str(key) in keys else without_secrets(item, str(key))
+            _hidden(key, "", secrets): HIDDEN if str(key) in keys else _hidden(item, str(key), secrets)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [without_secrets(item, name) for item in value]
-    return HIDDEN if isinstance(value, str | bytes) and is_secret_name(name) else _hidden_text(value)
+        return [_hidden(item, name, secrets) for item in value]
+    if isinstance(value, str | bytes) and is_secret_name(name):
+        return HIDDEN
+    return _hidden_text(value, secrets) if isinstance(value, str) else value
 
 
 def is_secret_name(name: str) -> bool:
     """Whether an option of this name holds a secret."""
     return _NAME.search(name) is not None
-
-
-def _hidden_text(value: Any) -> Any:
-    return hide(value) if isinstance(value, str) else value
 
 
 def _hidden_pair(found: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from sftkit.api import ConfigError, Field, Plugin, Problem, SftkitError, dataclass, hookimpl, size_text
 
 if TYPE_CHECKING:
-    from sftkit.api import MemoryEstimate, RunConfig
+    from sftkit.api import MemoryEstimate, PluginSet, RunConfig
 
 logger = logging.getLogger("sftkit")
 
@@ -64,7 +64,7 @@ class Activations(Plugin):
 
     @hookimpl
     def reduce_activations(
-        self, model: Any, config: RunConfig, batch: Mapping[str, Any]
+        self, model: Any, config: RunConfig, batch: Mapping[str, Any], plugins: PluginSet | None
     ) -> AbstractContextManager[None]:
         """Applies the chosen checkpointing inside the context, and restores the model on exit.
 
@@ -77,18 +77,18 @@ class Activations(Plugin):
             fix = "turn that off, or drop the plugin activations"
             raise ConfigError(Problem(what, "plugin activations", fix))
         if self.checkpointing == "auto":
-            kind = self._choose(model, config, batch)
+            kind = self._choose(model, config, batch, plugins)
         else:
             kind = "full, offloaded" if self.offload is True else self.checkpointing
         return keeping(kind, model)
 
-    def _choose(self, model: Any, config: RunConfig, batch: Mapping[str, Any]) -> str:
+    def _choose(self, model: Any, config: RunConfig, batch: Mapping[str, Any], plugins: PluginSet | None) -> str:
         from sftkit.api import device_of
 
         kinds = KINDS if self.offload == "auto" and device_of(config).type != "cpu" else KINDS[:-1]
         tried: dict[str, MemoryEstimate] = {}
         for kind in kinds:
-            found = tried[kind] = _estimate(kind, model, config, batch)
+            found = tried[kind] = _estimate(kind, model, config, batch, plugins)
             if found.available.most is None:
                 what = f"the memory of {found.available.device} is not known"
                 fix = "set checkpointing to none, selective, alternating or full"
@@ -104,12 +104,14 @@ class Activations(Plugin):
         raise ConfigError(Problem(what, "plugin activations", FIX))
 
 
-def _estimate(kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any]) -> MemoryEstimate:
+def _estimate(
+    kind: str, model: Any, config: RunConfig, batch: Mapping[str, Any], plugins: PluginSet | None
+) -> MemoryEstimate:
     from sftkit.api import estimate_memory
 
     try:
         with keeping(kind, model):
-            return estimate_memory(model, batch, config)
+            return estimate_memory(model, batch, config, plugins=plugins)
     except SftkitError:
         raise
     except Exception as error:  # a forward on tensors without data may raise anything

@@ -60,7 +60,10 @@ class BitsAndBytes(Plugin):
     ] = None
     compute_dtype: Annotated[
         Float | None,
-        Field(description="4 bits: type of matrix products; by default that of train.bf16 or fp16, else float32"),
+        Field(
+            description="4 bits: type of matrix products; by default bfloat16 with train.bf16, float16 with "
+            "train.fp16, else float32"
+        ),
     ] = None
     quant_storage: Annotated[
         Literal["uint8", "float32", "bfloat16", "float16"] | None,
@@ -70,7 +73,7 @@ class BitsAndBytes(Plugin):
         float | None, Field(ge=0, description="8 bits: larger activations are multiplied unquantized; 6 by default")
     ] = None
     skip_modules: Annotated[
-        list[str] | None, Field(description="names of layers not to quantize, besides the output head")
+        list[str] | None, Field(description="names of layers that stay unquantized, besides the output head")
     ] = None
     use_gradient_checkpointing: Annotated[
         bool, Field(description="recompute activations in the backward pass, as train.activation_checkpointing does")

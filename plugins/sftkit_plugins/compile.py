@@ -32,7 +32,7 @@ class Compile(Plugin):
     backend: Annotated[str, Field(description="inductor, aot_eager, eager, ...: any backend of torch.compile")] = (
         "inductor"
     )
-    mode: Annotated[Mode | None, Field(description="what inductor optimises for")] = None
+    mode: Annotated[Mode | None, Field(description="what inductor optimises for, such as max-autotune")] = None
     fullgraph: Annotated[bool, Field(description="raise an error if a region cannot be compiled as a whole")] = False
 
     @hookimpl

@@ -19,7 +19,8 @@ class Pad(Plugin):
     """Batches padded on the right to their longest row (default)."""
 
     to_multiple_of: Annotated[
-        int | None, Field(gt=0, description="round the length of a batch up to a multiple of this")
+        int | None,
+        Field(gt=0, description="round the length of a batch up to a multiple of this, such as 8 for tensor cores"),
     ] = None
 
     @hookimpl

@@ -70,7 +70,7 @@ class Unsloth(Plugin):
     )
     import_first: ClassVar[tuple[str, ...]] = ("unsloth",)
 
-    load_in_4bit: Annotated[bool, Field(description="4-bit weights (QLoRA)")] = False
+    load_in_4bit: Annotated[bool, Field(description="4-bit weights (QLoRA); unsloth's own default is true")] = False
     load_in_8bit: Annotated[bool, Field(description="8-bit weights")] = False
     load_in_16bit: Annotated[
         bool, Field(description="16-bit weights, even if unsloth would use a quantized checkpoint")
@@ -84,11 +84,12 @@ class Unsloth(Plugin):
         None
     )
     r: Annotated[Positive, Field(description="rank")] = 16
-    lora_alpha: Annotated[float, Field(gt=0, description="scale is lora_alpha/r")] = 16
+    lora_alpha: Annotated[float, Field(gt=0, description="the update is scaled by lora_alpha/r")] = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1, description="dropout of the adapter's input; 0 is faster")] = 0.0
     bias: Annotated[Literal["none", "all", "lora_only"], Field(description="biases to train; none is faster")] = "none"
     target_modules: Annotated[
-        str | list[str] | None, Field(description="layer names; by default the projections of attention and MLP")
+        str | list[str] | None,
+        Field(description="layer names, or all-linear; by default the projections of attention and MLP"),
     ] = None
     layers_to_transform: Annotated[
         list[int] | int | None, Field(description="numbers of the layers to adapt; by default all")
@@ -96,17 +97,19 @@ class Unsloth(Plugin):
     modules_to_save: Annotated[list[str] | None, Field(description="layers trained in full, besides the adapter")] = (
         None
     )
-    use_rslora: Annotated[bool, Field(description="scale is lora_alpha/sqrt(r)")] = False
-    loftq_config: Annotated[dict[str, Any] | None, Field(description="fields of peft's LoftQConfig")] = None
+    use_rslora: Annotated[bool, Field(description="scale the update by lora_alpha/sqrt(r) instead")] = False
+    loftq_config: Annotated[
+        dict[str, Any] | None, Field(description="fields of peft's LoftQConfig; turns LoftQ initialisation on")
+    ] = None
     use_gradient_checkpointing: Annotated[
         bool | Literal["unsloth"], Field(description="true, false, or unsloth, which offloads activations too")
     ] = "unsloth"
     random_state: Annotated[int | None, Field(description="seed of the adapter's weights; by default train.seed")] = (
         None
     )
-    options: Annotated[dict[str, Any], Field(description="further arguments of get_peft_model")] = dataclasses.field(
-        default_factory=dict
-    )
+    options: Annotated[
+        dict[str, Any], Field(description="further arguments of get_peft_model, checked against the installed version")
+    ] = dataclasses.field(default_factory=dict)
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:

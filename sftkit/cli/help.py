@@ -29,28 +29,29 @@ def show_help(command: Any, ctx: Any) -> None:
 
     screen = console()
     width = max(min(screen.width, WIDEST), NARROWEST)
-    for line in wrap([("usage:", "bold"), (_usage(command, ctx), "")], width, " " * 7):
+    for line in wrap([("usage:", "bold"), (usage(command, ctx), "")], width, " " * 7):
         screen.print(line)
-    for paragraph in _paragraphs(command.help or ""):
+    for paragraph in paragraphs(command.help or ""):
         _print_paragraph(screen, paragraph, width)
-    for title, rows in _sections(command, ctx).items():
+    for title, rows in sections(command, ctx).items():
         screen.print(Text(f"\n{title}:", style="bold"))
         names = [len(name) for name, _ in rows if len(name) <= LONGEST_NAME]
         column = INDENT + max(names, default=0) + 2
         for name, text in rows:
             _print_row(screen, name, text, column, width)
-    for paragraph in _paragraphs(command.epilog or ""):
+    for paragraph in paragraphs(command.epilog or ""):
         _print_paragraph(screen, paragraph, width)
 
 
-def _usage(command: Any, ctx: Any) -> str:
+def usage(command: Any, ctx: Any) -> str:
+    """How a command is called, in one line."""
     if hasattr(command, "list_commands"):
         return f"{ctx.command_path} COMMAND [OPTIONS]"
     arguments = [_name_of_argument(param) for param in command.params if param.param_type_name == "argument"]
     return " ".join([ctx.command_path, *arguments, "[OPTIONS]"])
 
 
-def _sections(command: Any, ctx: Any) -> dict[str, list[Row]]:
+def sections(command: Any, ctx: Any) -> dict[str, list[Row]]:
     """Arguments, commands and options by the title of their group, each with its text."""
     sections: dict[str, list[Row]] = {}
     for param in command.get_params(ctx):
@@ -77,7 +78,7 @@ def _sections(command: Any, ctx: Any) -> dict[str, list[Row]]:
 
 def _summary(command: Any) -> str:
     """The first sentence of a command's help."""
-    first = " ".join(next(iter(_paragraphs(command.help or "")), "").split())
+    first = " ".join(next(iter(paragraphs(command.help or "")), "").split())
     return re.split(r"(?<=\.)\s", first, maxsplit=1)[0]
 
 
@@ -101,7 +102,7 @@ def _default(param: Any, ctx: Any) -> str:
     return f" [{getattr(default, 'value', default)}]" if shown else ""
 
 
-def _paragraphs(text: str) -> Iterator[str]:
+def paragraphs(text: str) -> Iterator[str]:
     """The paragraphs of a docstring, up to a form feed."""
     for part in re.split(r"\n[ \t]*\n", inspect.cleandoc(text.partition("\f")[0])):
         if part.strip():

@@ -142,6 +142,7 @@ def training_problems(config: RunConfig, around: Surroundings) -> list[Problem]:
         *_metrics(config, around),
         *_without_effect(config, around),
         *_skipping(config),
+        *_warming_up(config),
         *_completing(config, around),
     ]
     placed = [_where_it_is_set(config, problem) for problem in found]
@@ -262,6 +263,14 @@ def _skipping(config: RunConfig) -> Iterator[Problem]:
     if optimizer.endswith(("lomo", "_layerwise")) or optimizer.startswith("schedule_free"):
         what = f"the optimizer {optimizer} cannot skip a step that is not finite"
         yield Problem(what, "run.on_nan", f"{fix}, or choose another train.optim", ("run", "on_nan"))
+
+
+def _warming_up(config: RunConfig) -> Iterator[Problem]:
+    """A fraction that transformers would pass on as a number of steps."""
+    optimizer, warmup = str(train_value(config, "optim")), float(train_value(config, "warmup_steps"))
+    if optimizer in ("schedule_free_adamw", "schedule_free_sgd") and 0 < warmup < 1:
+        what = f"the optimizer {optimizer} takes a number of steps, and not a fraction of all"
+        yield _problem("warmup_steps", what, "set it to a number of steps, or use a plugin that is schedule-free")
 
 
 def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem]:

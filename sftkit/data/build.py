@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sftkit.data.batches import RowBatch, batches
 from sftkit.data.columns import Examples
@@ -14,17 +15,18 @@ from sftkit.data.counts import Counts
 from sftkit.data.documents import (
     Document,
     DocumentWithAttachment,
-    Formatted,
     Formatter,
     Outcome,
     RowError,
-    Skipped,
+    document_text,
     find_invalid_text,
 )
+from sftkit.data.dropped import DroppedRows, row_text
 from sftkit.data.encode import NumberedDocuments, encode_stream
-from sftkit.data.length import check_length, drop_untrained, find_cut
+from sftkit.data.length import check_length, check_uncut, drop_untrained, lost
 from sftkit.data.media import read_rows
-from sftkit.data.problems import DROPPED, nothing_left, several_types
+from sftkit.data.outcomes import Wrong, kept_documents, wrong_ids, wrong_outcomes, wrong_state
+from sftkit.data.problems import nothing_left, several_types
 from sftkit.data.reading import Read
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
@@ -44,6 +46,7 @@ logger = logging.getLogger(OF_ONE_PROCESS)
 
 WEIGHTED_TOKENS = "trained tokens with a weight other than 1"
 WITH_EOS = "text already ends with EOS, so none is added"
+BAD = "bad rows skipped"
 UNREADABLE = "unreadable lines skipped"
 SHOWN = 3  # skipped rows that are logged one by one
 
@@ -65,6 +68,8 @@ class ExampleBuilder:
         bad_rows: the number of rows and lines skipped so far.
         skipped: gets the number of each skipped row and what is wrong with it, instead of the log.
         first_row: the first row, for error messages.
+        made_by: the plugin and the hook that made the formatter.
+        dropped: some of the rows that were dropped, and why.
     """
 
     split: str
@@ -80,6 +85,9 @@ class ExampleBuilder:
     bad_rows: int = 0
     skipped: list[tuple[int, str]] | None = None
     first_row: str = ""
+    made_by: str = "the formatter"
+    dropped: DroppedRows = field(default_factory=DroppedRows)
+    _tried: bool = False
     _special: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -113,7 +121,12 @@ class ExampleBuilder:
         if not len(read.rows):
             raise DataError(Problem("the data has no rows", source.where, "use data with at least one row"))
         picked = source.pick(len(read.rows)) if source.pick else None
-        self.counts.add(self.split, "rows read", len(read.rows) if picked is None else len(picked))
+        number = len(read.rows) if picked is None else len(picked)
+        filtered = [outcome() for outcome in source.filtered]
+        self.counts.add(self.split, "rows read", number + sum(sum(each.counts.values()) for each in filtered))
+        for each in filtered:
+            self.note(each.counts)
+            self.dropped.extend(each.dropped)
         return read, picked, self._formatter_of(read, source)
 
     def note(self, notes: Mapping[str, int]) -> None:
@@ -151,6 +164,8 @@ class ExampleBuilder:
             else encode_stream(documents, self.tokenizer, special_tokens, self.ahead)
         )
         for source, (examples, with_eos) in labelled:
+            if formatter.tokenized and (wrong := wrong_ids(examples, len(self.tokenizer))):
+                self._fail(wrong)
             if with_eos:
                 self.counts.note(self.split, WITH_EOS, with_eos)
             self._check_length(examples, source, formatter, place)
@@ -163,25 +178,12 @@ class ExampleBuilder:
             self._count(examples, rendered=not formatter.adds_special_tokens)
             yield source.batch, drop_untrained(examples, self.split, self.counts)
 
-    def add(self, counts: Counts, stats: DatasetStats | None, trained: int, bad_rows: int, first_row: str) -> None:
-        """Add what a worker has counted, of the rows after those before.
-
-        Raises:
-            DataError: if more rows were skipped than ``data.max_bad_rows``.
-        """
-        for what, number in counts.by_split.get(self.split, {}).items():
-            self.counts.add(self.split, what, number)
-        if self.stats is not None and stats is not None:
-            self.stats.merge(stats)
-        self.trained += trained
-        self.first_row = self.first_row or first_row
-        self.bad_rows += bad_rows
-        self._check_bad_rows()
-
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""
         limit = self.config.data.max_length
-        return nothing_left(self.split, self.counts.by_split[self.split], self.trained, limit, self.first_row)
+        return nothing_left(
+            self.split, self.counts.by_split[self.split], self.trained, limit, self.first_row, self.made_by
+        )
 
     def _formatter_of(self, read: Read, source: DataSource) -> Formatter:
         try:
@@ -209,40 +211,36 @@ class ExampleBuilder:
             )
         except ConfigError as error:
             *others, last = error.problems
-            what = f"{last.what}; the first row is {_shown(first())!r}"
+            what = f"{last.what}; the first row is {row_text(first())!r}"
             raise ConfigError([*others, dataclasses.replace(last, what=what)]) from error
         if formatter is None:
             fix = "select a plugin that formats them, or keep the default plugins"
             raise ConfigError(Problem(f"no plugin formats the columns {', '.join(columns)}", f"data.{self.split}", fix))
+        self.made_by, self._tried = self.plugins.responsible("make_formatter"), False
+        if not isinstance(formatter, Formatter):
+            self._fail(Wrong(f"it returns an object of type {type(formatter).__name__}", "return a Formatter"))
         if (described := columns.to_dict()) not in self.columns:
             self.columns.append(described)
         return formatter
 
     def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:
         numbers, columns = batch
-        if not self.first_row:
-            self.first_row = _shown(columns)
-        numbers, formatted = self._format(numbers, columns, formatter, place, capped)
+        if not self.first_row and len(numbers):
+            self.first_row = row_text(columns)
+        numbers, good, formatted = self._format(numbers, columns, formatter, place, capped)
         if formatter.columns_used is not None:
             for name in (name for name in columns if name not in formatter.columns_used):
                 if filled := sum(value is not None for value in columns[name]):
                     self.counts.note(self.split, f"column {name} ignored", filled)
-        kept: list[tuple[int, Document]] = []
-        for number, made in zip(numbers.tolist(), formatted, strict=True):
-            if isinstance(made, Skipped):
-                self.counts.add(self.split, f"{DROPPED}{made.reason}")
-            elif isinstance(made, Formatted):
-                kept += [(number, document) for document in made.documents]
-                for note in made.notes:
-                    self.counts.note(self.split, note)
-            else:
-                kept.append((number, made))
-        return NumberedDocuments([number for number, _ in kept], [document for _, document in kept])
+        kept = kept_documents(numbers.tolist(), formatted, self.split, self.counts)
+        for at, what, detail in kept.dropped:
+            self.dropped.add(int(numbers[at]), place, what, detail, partial(row_text, good, at))
+        return kept.documents
 
     def _format(
         self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place, capped: bool
-    ) -> tuple[np.ndarray, list[Outcome]]:
-        """What the formatter makes of a batch, and the numbers of its rows.
+    ) -> tuple[np.ndarray, dict[str, Any], list[Outcome]]:
+        """The numbers of the rows of a batch, the rows, and what the formatter makes of them.
 
         A malformed row stops the run, or it is removed from the batch and the batch is formatted again.
         """
@@ -251,10 +249,15 @@ class ExampleBuilder:
         while len(numbers):
             try:
                 outcomes = formatter(columns)
+                wrong = wrong_outcomes(outcomes, len(numbers), formatter)
+                if wrong is None and not self._tried:
+                    wrong, self._tried = wrong_state(outcomes, columns, formatter), True
+                if wrong is not None:
+                    self._fail(wrong, place, numbers)
                 if (invalid := find_invalid_text(outcomes)) is not None:
                     fix = "fix the text, or remove the row"
                     raise RowError(invalid, "the text has half of a surrogate pair, such as half an emoji", fix)
-                return numbers, outcomes
+                return numbers, columns, outcomes
             except RowError as error:
                 at, where = error.index, place(int(numbers[error.index]))
                 if self.config.data.on_bad_row == "error":
@@ -264,10 +267,16 @@ class ExampleBuilder:
                     self.skipped.append((int(numbers[at]), error.message))
                 elif capped and self.bad_rows < SHOWN:
                     logger.warning("skipped a bad row: %s: %s", where, error.message)
-                self.skip(1, "bad rows skipped", capped)
+                self.skip(1, BAD, capped)
+                self.dropped.add(int(numbers[at]), place, BAD, error.message, partial(row_text, columns, at))
                 numbers = np.delete(numbers, at)
                 columns = {name: [*values[:at], *values[at + 1 :]] for name, values in columns.items()}
-        return numbers, []
+        return numbers, columns, []
+
+    def _fail(self, wrong: Wrong, place: Place | None = None, numbers: Sequence[int] | np.ndarray = ()) -> NoReturn:
+        """Raise a DataError for a mistake of the formatter, in the row of these numbers that it is about."""
+        row = "" if wrong.row is None or place is None else f" ({place(int(numbers[wrong.row]))})"
+        raise DataError(Problem(f"{wrong.what}{row}", self.made_by, wrong.fix))
 
     def skip(self, number: int, what: str, capped: bool = True) -> None:
         """Count rows or lines that are skipped.
@@ -277,23 +286,26 @@ class ExampleBuilder:
         """
         self.bad_rows += number * capped
         self.counts.add(self.split, what, number)
-        self._check_bad_rows()
+        self.check_bad_rows()
 
-    def _check_bad_rows(self) -> None:
+    def check_bad_rows(self) -> None:
+        """Raise a DataError if more rows were skipped than ``data.max_bad_rows``."""
         limit = self.config.data.max_bad_rows
         if self.bad_rows > limit:
             fix = "fix the data, or increase data.max_bad_rows"
             raise DataError(Problem(f"more than {limit} bad rows", f"data.{self.split}", fix))
 
     def _check_length(self, examples: Examples, source: NumberedDocuments, formatter: Formatter, place: Place) -> None:
-        """Raise a DataError for an example that is too long, or too long to keep its images."""
-        data = self.config.data
-        check_length(examples, data, lambda at: place(source.numbers[at]))
-        if (at := find_cut(examples, formatter.uncut_ids, data)) is not None:
-            what = f"data.max_length={data.max_length} would truncate an image or other tokens that must stay whole"
-            what = f"{what}: the example has {examples.lengths_N[at]} tokens"
-            fix = "increase data.max_length, use smaller or fewer images, or set data.truncation=drop"
-            raise DataError(Problem(what, place(source.numbers[at]), fix))
+        """Raise a DataError for an example that is too long; note those that are dropped because of their length."""
+
+        def place_of(at: int) -> str:
+            return place(source.numbers[at])
+
+        check_length(examples, self.config.data, place_of)
+        check_uncut(examples, formatter.uncut_ids, self.config.data, place_of)
+        for at, what in lost(examples, self.config.data):
+            detail = f"{examples.lengths_N[at]} tokens"
+            self.dropped.add(source.numbers[at], place, what, detail, partial(document_text, source.documents[at]))
 
     def _attachments(self, documents: Iterable[Document], kind: Any) -> pa.Array:
         import pyarrow as pa
@@ -313,8 +325,3 @@ class ExampleBuilder:
             self.stats.add(examples, bos, eos, self._special, rendered)
         if weighted := examples.weighted:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
-
-
-def _shown(columns: Mapping[str, Any]) -> str:
-    """The first row of some columns, for error messages."""
-    return str({name: values[0] for name, values in columns.items()})[:400]

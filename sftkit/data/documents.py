@@ -60,9 +60,52 @@ class TokenDocument(Sequence[Span]):
 
 
 class Skipped(NamedTuple):
-    """A row that cannot be trained on. Rows are counted by reason, so the reason must not contain data of the row."""
+    """A row that is not trained on. Rows are counted by reason, so the reason must not contain data of the row.
+
+    Attributes:
+        reason: why, in a few words.
+        detail: what else `sftkit preview --dropped` shows of this row; it may contain data.
+        earlier: of a filter, the number of the earlier row that this one repeats, among the rows it has got, from 0.
+    """
 
     reason: str
+    detail: str = ""
+    earlier: int | None = None
+
+
+class RowFilter(ABC):
+    """Decides which rows of the training data are kept.
+
+    It gets every row once, in the order of the data, some at a time. How many come at a time may differ, and must not
+    matter. It is called in one process.
+    """
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the decision on a row depends on other rows. A stream refuses such a filter."""
+        return False
+
+    @property
+    def reads_held_out(self) -> bool:
+        """Whether `see_held_out` gets the evaluation sets before the first training row comes."""
+        return False
+
+    def see_held_out(self, split: str, rows: Columns) -> None:
+        """Get some rows of an evaluation set.
+
+        Args:
+            split: its name.
+            rows: the rows as columns.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads the evaluation sets, and has no see_held_out")
+
+    @abstractmethod
+    def __call__(self, rows: Columns) -> Sequence[Skipped | None]:
+        """The decision on each row of a batch: None keeps it, and `Skipped` drops it.
+
+        Args:
+            rows: the rows as columns. A column that the source of the rows does not have is missing.
+        """
 
 
 class RowError(ValueError):
@@ -117,6 +160,11 @@ def documents_of(outcomes: Iterable[Outcome]) -> Iterator[Document]:
             yield from outcome.documents
         elif not isinstance(outcome, Skipped):
             yield outcome
+
+
+def document_text(document: Document) -> str:
+    """The text of a document; of one that is tokenized already, its token ids."""
+    return f"token ids {list(document.ids)}" if isinstance(document, TokenDocument) else "".join(s[0] for s in document)
 
 
 def with_documents(outcome: Outcome, change: Callable[[Document], Document | Skipped]) -> Outcome:

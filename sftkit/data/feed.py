@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.batches import BATCH, MEDIA_BATCH, RowBatch
 from sftkit.data.build import UNREADABLE, ExampleBuilder
 from sftkit.data.columns import Examples
+from sftkit.data.dropped import row_text
+from sftkit.data.filters import NamedFilter, kept_of
 from sftkit.data.media import has_media
-from sftkit.data.problems import several_types
+from sftkit.data.problems import dropped_by, several_types
 from sftkit.data.reading import report_of
 from sftkit.data.report import Report
 from sftkit.data.shapes import feature_of, kind_of_value, merged, shape_of
@@ -20,6 +23,7 @@ from sftkit.data.stream_rows import PLACE, At, Pass, Row, Rows, StreamRows, as_c
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Features
 
 SPLIT = "train"
@@ -54,12 +58,14 @@ class Feed:
         seed: seed of its order.
         share: rank and world size.
         builder: makes the examples.
+        filters: drop rows, each with the name of the source if there are several.
     """
 
     source: StreamSource
     seed: int
     share: tuple[int, int]
     builder: ExampleBuilder
+    filters: Sequence[tuple[NamedFilter, str]] = ()
     _passes: int = 0
     _marks: dict[int, Mark] = field(default_factory=dict)  # of the batch that examples were taken from, and later ones
     _pieces: int = 0  # that were taken from this batch
@@ -130,7 +136,7 @@ class Feed:
     def _open(self, mark: Mark | None = None) -> None:
         """Begin the next pass, at a batch."""
         report, rows = self._report(), self.source.load()
-        columns = rows.features or self._columns()
+        columns = self.columns
         self._marks, self._pieces, self._passes = {}, 0, self._passes + 1
         try:
             formatter = self.builder.make_formatter(columns, self._first)
@@ -155,10 +161,13 @@ class Feed:
                     found.setdefault(name, {}).setdefault(kind_of_value(value), place)
         return {name: kinds for name, kinds in found.items() if len(kinds) > 1}
 
-    def _columns(self) -> Features:
-        """The columns of a source that does not name them, by its first rows."""
+    @property
+    def columns(self) -> Features:
+        """The columns of the source; if it does not name them, by its first rows."""
         from datasets import Features
 
+        if (named := self.source.load().features) is not None:
+            return named
         if not (rows := self._first_rows()):
             raise DataError(Problem("the data has no rows", self.source.where, "use data with at least one row"))
         names = dict.fromkeys(name for row in rows for name in row if name != PLACE)
@@ -219,7 +228,19 @@ class Feed:
             fix = "add the column to one of the first rows, or remove it"
             raise DataError(Problem(what, self.source.where, fix))
         self.builder.counts.add(SPLIT, "rows read", len(rows))
-        return np.arange(start, start + len(rows)), found
+        return self._filtered(np.arange(start, start + len(rows)), found)
+
+    def _filtered(self, numbers: np.ndarray, columns: dict[str, Any]) -> RowBatch:
+        """The rows of a batch that the filters keep; the others are counted."""
+        for each, name in self.filters:
+            decided = each(columns, len(numbers)) if len(numbers) else []
+            for at, why in enumerate(decided):
+                if why is not None:
+                    self.builder.counts.add(SPLIT, what := dropped_by(each.plugin, why.reason, name))
+                    text = partial(row_text, columns, at)
+                    self.builder.dropped.add(int(numbers[at]), self._place, what, why.detail, text)
+            numbers, columns = kept_of(numbers, columns, decided)
+        return numbers, columns
 
     def _count(self, report: Report) -> None:
         """Count what the reader skipped."""

@@ -20,6 +20,7 @@ from sftkit.data.build import SHOWN, ExampleBuilder
 from sftkit.data.columns import Examples
 from sftkit.data.counts import Counts
 from sftkit.data.documents import Formatter
+from sftkit.data.dropped import DroppedRow
 from sftkit.data.media import read_rows
 from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource
@@ -83,6 +84,7 @@ class Done:
         trained: trained tokens, before anything was cut.
         skipped: the number of each skipped row in its source, with what is wrong with it.
         first_row: the first row, for error messages.
+        dropped: some of the rows that were dropped; numbers take the place of file and line.
     """
 
     parts: list[Examples]
@@ -91,6 +93,7 @@ class Done:
     trained: int
     skipped: list[tuple[int, str]]
     first_row: str
+    dropped: list[DroppedRow]
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,14 @@ class Worker:
         tokenizer: the run's tokenizer.
         config: the run as resolved.
         formatter: formats the rows of the source.
+        made_by: the plugin and the hook that made the formatter.
     """
 
     split: str
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
     formatter: Formatter
+    made_by: str
 
     def __call__(self, job: Job) -> Done:
         """Run a job.
@@ -118,7 +123,9 @@ class Worker:
         import numpy as np
 
         skipped: list[tuple[int, str]] = []
-        builder = ExampleBuilder(self.split, self.tokenizer, self.config, ahead=False, skipped=skipped)
+        builder = ExampleBuilder(
+            self.split, self.tokenizer, self.config, ahead=False, skipped=skipped, made_by=self.made_by
+        )
         order = {number: at for at, number in enumerate(job.numbers.tolist())}
 
         def sources_of(rows_N: np.ndarray) -> np.ndarray:  # noqa: N803 (a shape)
@@ -129,7 +136,8 @@ class Worker:
         named = None if job.sources is None else sources_of
         encoded = builder.encoded(batches, self.formatter, lambda row: f"row {row + 1}", named=named)
         parts = [examples for _, examples in encoded]
-        return Done(parts, builder.counts, builder.stats, builder.trained, skipped, builder.first_row)
+        found = parts, builder.counts, builder.stats, builder.trained, skipped, builder.first_row
+        return Done(*found, builder.dropped.rows)
 
     @functools.cached_property
     def _pickled(self) -> bytes:
@@ -160,15 +168,31 @@ def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: 
         RunError: if a worker dies.
     """
     read, picked, formatter = builder.begin(source)
-    worker = Worker(builder.split, builder.tokenizer, builder.config, formatter)
+    worker = Worker(builder.split, builder.tokenizer, builder.config, formatter, builder.made_by)
     for job, done in pool.in_order(worker, _jobs(read.rows, picked, source, first)):
         if isinstance(done, SftkitError):
             _fail_here(builder, formatter, source, job)
             raise done
         for number, what in done.skipped[: max(SHOWN - builder.bad_rows, 0)]:
             logger.warning("skipped a bad row: %s: %s", source.place(number), what)
-        builder.add(done.counts, done.stats, done.trained, len(done.skipped), done.first_row)
+        _add(builder, done, source)
         yield from done.parts
+
+
+def _add(builder: ExampleBuilder, done: Done, source: DataSource) -> None:
+    """Add what a worker has counted, of the rows after those before.
+
+    Raises:
+        DataError: if more rows were skipped than ``data.max_bad_rows``.
+    """
+    builder.note(done.counts.by_split.get(builder.split, {}))
+    builder.dropped.extend(each._replace(place=source.place(each.number)) for each in done.dropped)
+    if builder.stats is not None and done.stats is not None:
+        builder.stats.merge(done.stats)
+    builder.trained += done.trained
+    builder.first_row = builder.first_row or done.first_row
+    builder.bad_rows += len(done.skipped)
+    builder.check_bad_rows()
 
 
 def _jobs(rows: Dataset, picked: np.ndarray | None, source: DataSource, first: int | None) -> Iterator[Job]:
@@ -183,6 +207,6 @@ def _fail_here(builder: ExampleBuilder, formatter: Formatter, source: DataSource
         DataError: as the job did, with the place of the row.
     """
     again = ExampleBuilder(builder.split, builder.tokenizer, builder.config, ahead=False, skipped=[])
-    again.bad_rows = builder.bad_rows
+    again.bad_rows, again.made_by = builder.bad_rows, builder.made_by
     for _ in again.encoded([(job.numbers, job.columns())], formatter, source.place):
         pass

@@ -9,7 +9,7 @@ from sftkit.data.columns import Examples
 from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sftkit.config.models import DataSection
     from sftkit.data.counts import Counts
@@ -33,7 +33,7 @@ def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts
     if not long_N.any():
         return examples
     if data.truncation == "drop":
-        counts.add(split, f"rows longer than {limit} tokens dropped", int(long_N.sum()))
+        counts.add(split, too_long(limit), int(long_N.sum()))
         return examples.where(~long_N)
     kept_N = np.minimum(lengths_N, limit)
     cut_M = (lengths_N - kept_N)[long_N]
@@ -70,15 +70,43 @@ def check_length(examples: Examples, data: DataSection, place: Callable[[int], s
         )
 
 
-def find_cut(examples: Examples, ids: tuple[int, ...], data: DataSection) -> int | None:
-    """The first example that would lose one of these token ids by ``data.truncation``."""
+def check_uncut(examples: Examples, ids: tuple[int, ...], data: DataSection, place: Callable[[int], str]) -> None:
+    """Refuse examples that would lose one of these token ids by ``data.truncation``.
+
+    Args:
+        place: describes where the example at a position comes from.
+
+    Raises:
+        DataError: for the first such example.
+    """
     import numpy as np
 
     if not ids or data.truncation != "keep_start" or not (examples.lengths_N > data.max_length).any():
-        return None
+        return
     place_S = np.arange(len(examples.ids_S)) - np.repeat(examples.offsets_N1[:-1], examples.lengths_N)
     cut = np.flatnonzero((place_S >= data.max_length) & np.isin(examples.ids_S, ids))
-    return int(np.searchsorted(examples.offsets_N1, cut[0], side="right")) - 1 if len(cut) else None
+    if len(cut):
+        at = int(np.searchsorted(examples.offsets_N1, cut[0], side="right")) - 1
+        what = f"data.max_length={data.max_length} would truncate an image or other tokens that must stay whole"
+        what = f"{what}: the example has {examples.lengths_N[at]} tokens"
+        fix = "increase data.max_length, use smaller or fewer images, or set data.truncation=drop"
+        raise DataError(Problem(what, place(at), fix))
+
+
+def too_long(limit: int) -> str:
+    """What rows are counted as that ``data.truncation=drop`` drops."""
+    return f"rows longer than {limit} tokens dropped"
+
+
+def lost(examples: Examples, data: DataSection) -> Iterator[tuple[int, str]]:
+    """The positions of examples that will be dropped as they are, because of their length or labels, and why."""
+    import numpy as np
+
+    untrained_N = examples.trained_N == 0
+    yield from ((int(at), NOTHING_TRAINED) for at in np.flatnonzero(untrained_N))
+    if data.truncation == "drop":
+        long_N = (examples.lengths_N > data.max_length) & ~untrained_N
+        yield from ((int(at), too_long(data.max_length)) for at in np.flatnonzero(long_N))
 
 
 def drop_untrained(examples: Examples, split: str, counts: Counts) -> Examples:

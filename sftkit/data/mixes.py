@@ -27,16 +27,18 @@ def mix(weighted: list[tuple[DataSource, float]], until: Literal["first", "all"]
 
     @functools.cache
     def size() -> float:
-        totals = [len(source.load().rows) / weight for source, weight in weighted]
+        totals = [number_of_rows(source) / weight for source, weight in weighted]
         return min(totals) if until == "first" else max(totals)
 
-    def picker(weight: float) -> Callable[[int], np.ndarray]:
-        def pick(number: int) -> np.ndarray:
+    def picker(inner: Callable[[int], np.ndarray] | None, weight: float) -> Callable[[int], np.ndarray]:
+        def pick(total: int) -> np.ndarray:
             import numpy as np
 
+            rows = np.arange(total) if inner is None else inner(total)
+            number = len(rows)
             times, rest = divmod(max(round(size() * weight), 1), number)
             some = np.random.default_rng(seed).permutation(number)[:rest]
-            return np.sort(np.concatenate([np.tile(np.arange(number), times), some]))
+            return rows[np.sort(np.concatenate([np.tile(np.arange(number), times), some]))]
 
         return pick
 
@@ -48,8 +50,15 @@ def mix(weighted: list[tuple[DataSource, float]], until: Literal["first", "all"]
         return lambda: {"of": source.identity, **together()}
 
     return [
-        dataclasses.replace(source, identify=identifier(source), pick=picker(weight)) for source, weight in weighted
+        dataclasses.replace(source, identify=identifier(source), pick=picker(source.pick, weight))
+        for source, weight in weighted
     ]
+
+
+def number_of_rows(source: DataSource) -> int:
+    """How many rows of a source are used."""
+    number = len(source.load().rows)
+    return number if source.pick is None else len(source.pick(number))
 
 
 def hold_out(sources: list[DataSource], fraction: float, seed: int) -> tuple[list[DataSource], list[DataSource]]:
@@ -82,4 +91,4 @@ def _part(source: DataSource, fraction: float, seed: int, held_out: bool) -> Dat
     def identify() -> dict[str, Any]:
         return {"of": source.identity, "fraction": fraction, "seed": seed, "held out": held_out}
 
-    return dataclasses.replace(source, identify=identify, pick=pick)
+    return dataclasses.replace(source, identify=identify, pick=pick, filtered=() if held_out else source.filtered)

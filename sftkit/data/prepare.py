@@ -17,10 +17,11 @@ from sftkit.data import cache
 from sftkit.data.build import ExampleBuilder
 from sftkit.data.columns import SOURCES, Examples
 from sftkit.data.counts import Counts
+from sftkit.data.dropped import DroppedRow, dropped_rows
 from sftkit.data.identity import parts_of
 from sftkit.data.jobs import examples_in
 from sftkit.data.length import NOTHING_TRAINED, fit_length
-from sftkit.data.packs import check_packable, packed
+from sftkit.data.packed import check_packable, packed
 from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
@@ -52,6 +53,8 @@ class PreparedData:
         entries: the files of each split; of data that `sftkit prepare` has written, none.
         directory: the temporary directory of rows that are not cached. It is removed together with this object, so
             keep the object as long as rows are read.
+        dropped: of each split, some of the rows that were dropped or skipped, for each reason; for a stream, of its
+            first window.
         sources: of each split with several sources, the column ``sources`` of its rows; their names are in
             ``described``.
     """
@@ -65,6 +68,7 @@ class PreparedData:
     entries: dict[str, cache.Entry] = field(default_factory=dict)
     directory: tempfile.TemporaryDirectory[str] | None = None
     sources: dict[str, Dataset] = field(default_factory=dict)
+    dropped: dict[str, list[DroppedRow]] = field(default_factory=dict)
 
     @property
     def train(self) -> Dataset | Stream:
@@ -78,7 +82,7 @@ class PreparedData:
 
     def held_out(self) -> PreparedData:
         """This data without the examples to train on."""
-        names = ("splits", "stats", "described", "formatted", "sources")
+        names = ("splits", "stats", "described", "formatted", "sources", "dropped")
         kept: dict[str, Any] = {
             name: {split: each for split, each in getattr(self, name).items() if split != "train"} for name in names
         }
@@ -91,6 +95,7 @@ class PreparedData:
         if stream.first is not None:
             added["counts"] = Counts({"train": stream.first.counts, **self.counts.by_split})
             added["stats"] = {"train": stream.first.stats, **self.stats}
+            added["dropped"] = {"train": stream.first.dropped, **self.dropped}
         return dataclasses.replace(self, **added)
 
     @property
@@ -155,6 +160,7 @@ def prepare(
         sources={
             split: open_sources(entry.rows) for split, entry in entries.items() if SOURCES in entry.info["summary"]
         },
+        dropped={split: dropped_rows(entry.info["dropped"]) for split, entry in entries.items()},
     )
 
 
@@ -181,7 +187,8 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
     make = builder.examples if pool is None else functools.partial(examples_in, pool, builder)
     encoded = (part for first, source in numbered for part in make(source, first if several else None))
     if packer is not None:
-        summary = pack(encoded, packer, path, split, config, counts, names)
+        made_by = builder.plugins.responsible("make_packer")
+        summary = pack(encoded, packer, path, split, config, counts, names, made_by)
     else:
         summary = write_rows(path, (fit_length(part, split, config.data, counts).table() for part in encoded), names)
         summary.pop("untrained")
@@ -189,6 +196,7 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
         raise builder.nothing_left()
     stats = builder.stats.as_dict() if builder.stats else {}
     info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
+    info["dropped"] = without_secrets([each._asdict() for each in builder.dropped.rows])
     return {**info, "names": without_secrets([name for source in sources for name in source.names])}
 
 
@@ -200,13 +208,14 @@ def pack(
     config: RunConfig,
     counts: Counts,
     sources: Sequence[str] = (),
+    made_by: str = "the packing plugin",
 ) -> dict[str, Any]:
     """Write the packer's rows of all examples; returns the totals of `write_rows`, without ``untrained``."""
     whole = packer.cuts_documents and config.data.truncation == "keep_start"
 
     def tables(examples: Examples) -> Iterator[pa.Table]:
         if len(examples):
-            for table in packed(packer, examples):
+            for table in packed(packer, examples, config.data.max_length, made_by):
                 yield table
                 examples.release()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit.data import cache
 from sftkit.data.columns import SOURCES
 from sftkit.data.counts import Counts
+from sftkit.data.dropped import dropped_rows
 from sftkit.data.identity import parts_of
 from sftkit.data.opening import filesystem_of, is_remote
 from sftkit.data.prepare import PreparedData
@@ -64,6 +65,7 @@ def open_prepared(
         described={split: found["summary"] for split, found in splits.items()},
         formatted={split: found["columns"] for split, found in splits.items()},
         cached=frozenset(splits),
+        dropped={split: dropped_rows(found["dropped"]) for split, found in splits.items()},
         sources={split: open_sources(*files) for split, files in paths.items() if SOURCES in splits[split]["summary"]},
     )
 

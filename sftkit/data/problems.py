@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from sftkit.data.length import NOTHING_TRAINED
 from sftkit.errors import DataError, Problem
 
-DROPPED = "rows dropped: "  # followed by a reason
+DROPPED = "rows dropped: "  # followed by a reason of a formatter
+FILTERED = "rows dropped by "  # followed by a plugin that filters rows, and a reason
 
 
-def nothing_left(split: str, counts: Mapping[str, int], trained: int, limit: int, first_row: str) -> DataError:
+def dropped_by(plugin: str, reason: str, source: str = "") -> str:
+    """What rows are counted as that the filter of a plugin drops; ``source`` is one of several."""
+    return f"{FILTERED}{plugin}: {reason}{f' ({source})' if source else ''}"
+
+
+def nothing_left(
+    split: str, counts: Mapping[str, int], trained: int, limit: int, first_row: str, made_by: str
+) -> DataError:
     """The error for a split without examples, with the reasons.
 
     Args:
@@ -19,15 +27,16 @@ def nothing_left(split: str, counts: Mapping[str, int], trained: int, limit: int
         trained: the trained tokens, before anything was cut.
         limit: ``data.max_length``.
         first_row: its first row.
+        made_by: the plugin and the hook that made the formatter.
     """
     where = f"data.{split}"
     if trained:
         fix = "increase data.max_length, or shorten the prompts"
         return DataError(Problem(f"no trained token is left within data.max_length={limit}", where, fix))
-    reasons = [what.removeprefix(DROPPED) for what in counts if what.startswith(DROPPED)]
+    reasons = [what.removeprefix(DROPPED) for what in counts if what.startswith((DROPPED, FILTERED))]
     masked = ["every label is masked"] if counts.get(NOTHING_TRAINED) else []
     why = "; ".join(reasons + masked) or "every row is empty or malformed"
-    fix = f"check what the formatter and the chat template train; the first row is {first_row!r}"
+    fix = f"check what the formatter ({made_by}) and the chat template train; the first row is {first_row!r}"
     return DataError(Problem(f"no row can be trained on: {why}", where, fix))
 
 

@@ -18,6 +18,7 @@ from sftkit.data.json_files import half_character
 from sftkit.data.media import detach_images, holds_files
 from sftkit.data.opening import TEXT_KINDS
 from sftkit.data.report import Report
+from sftkit.data.splits import choose_split
 from sftkit.data.text_files import text_rows
 from sftkit.errors import DataError, Problem
 
@@ -188,6 +189,31 @@ def read_list(rows: Sequence[Mapping[str, Any]], data: DataSection, where: str) 
         made = concatenate_datasets([made, typed], axis=1) if made.column_names else typed
         columns = Features({**columns, **typed.features})
     return Read(made, columns, report.bad, report.notes, places, table.mixed)
+
+
+def read_object(value: Any, split: str | None, data: DataSection, where: str) -> Read:
+    """The rows of a loaded object.
+
+    Raises:
+        DataError: if it is not a Dataset, a DatasetDict with the split, or a list of dicts.
+    """
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+    if isinstance(value, DatasetDict):
+        value = value[choose_split(value, split, "the DatasetDict", where)]
+    if isinstance(value, Dataset):
+        if value.format["type"] == "custom":
+            what = "the data set has a transform, but rows are only prepared once"
+            fix = "apply the transform with map(), or remove it with reset_format()"
+            raise DataError(Problem(what, where, fix))
+        return Read.of(value)
+    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        return read_list(value, data, where)
+    if isinstance(value, IterableDataset):
+        fix = "set data.streaming=true for training data, or use Dataset.from_list(list(data.take(n)))"
+        raise DataError(Problem("an IterableDataset can only be used as a stream", where, fix))
+    fix = "use a path, a Dataset, a DatasetDict, or a list of dicts"
+    raise DataError(Problem(f"unsupported data type: {type(value).__name__}", where, fix))
 
 
 def _typed(rows: list[dict[str, Any]], where: str) -> Dataset:

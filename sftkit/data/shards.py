@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST = "prepared.json"
-FORMAT = 1
+FORMAT = 2
 SHARD = 256 << 20  # bytes
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from sftkit.config.models import SET_NAME_FIX, misnamed_sets
 from sftkit.config.train_fields import train_value
 from sftkit.data.contents import content_of
+from sftkit.data.dropped import DroppedRow
 from sftkit.data.files import Found, find_files
 from sftkit.data.hub import read_hub
 from sftkit.data.mixes import hold_out, mix
 from sftkit.data.opening import state_of
-from sftkit.data.reading import Read, read_files, read_list
+from sftkit.data.reading import Read, read_files, read_object
 from sftkit.data.splits import choose_split
 from sftkit.data.stream_rows import FileRows, LoadedRows, StreamRows, parts_by_file
 from sftkit.errors import DataError, Problem
@@ -27,7 +28,23 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sftkit.config import DataSection, RunConfig
+    from sftkit.data.filtering import RowFilters
     from sftkit.data.pool import Pool
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What filters left of a source.
+
+    Attributes:
+        kept: whether each of its rows is kept (bool, N); None keeps all.
+        counts: how many rows were dropped, by why.
+        dropped: some of the rows that were dropped.
+    """
+
+    kept: np.ndarray | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    dropped: list[DroppedRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,7 @@ class DataSource:
         pick: chooses rows, given the number of rows; None uses all.
         names: what the user calls it; of several files that are listed, each name in the list.
         files: how many files each of these names is, if there are several.
+        filtered: what filters left of it; ``pick`` chooses from these rows.
     """
 
     where: str
@@ -52,6 +70,7 @@ class DataSource:
     pick: Callable[[int], np.ndarray] | None = None
     names: tuple[str, ...] = ("",)
     files: tuple[int, ...] = (1,)
+    filtered: tuple[Callable[[], Filtered], ...] = ()
 
     @property
     def identity(self) -> Any:
@@ -102,35 +121,52 @@ def source_labels(sources: Sequence[DataSource | StreamSource]) -> list[str]:
 
 
 def load_sources(
-    config: RunConfig, train: Any = None, evaluation: Any = None, pool: Pool | None = None
+    config: RunConfig,
+    train: Any = None,
+    evaluation: Any = None,
+    pool: Pool | None = None,
+    filters: RowFilters | None = None,
 ) -> dict[str, list[DataSource]]:
     """The sources of each split: ``train`` and the evaluation sets by name. A mixture has several sources.
+
+    Filters drop rows before sources are mixed, and before rows are held out: no row that they keep apart can be on both
+    sides. Filters that read the evaluation sets come last.
 
     Args:
         config: the run as resolved.
         train: a loaded object in place of ``data.train``: a Dataset, a DatasetDict, or a list of rows.
         evaluation: the same in place of ``data.eval``, or a dict of several by name.
         pool: workers that read files of JSON lines; None reads them here. The rows are the same.
+        filters: those of the run; None keeps all rows.
 
     Raises:
         DataError: if a file does not exist or its type is not supported.
     """
     data, seed = config.data, int(train_value(config, "seed"))
+    mixed = dict(data.mix or {}) if train is None else {}
     if train is not None:
         sources = [_loaded(train, data.split, data, "data.train")]
-    elif data.mix:
-        weighted = [(_named(name, data.split, data, "data.mix", pool), weight) for name, weight in data.mix.items()]
-        sources = mix(weighted, data.mix_until, seed)
+    elif mixed:
+        sources = [named_source(name, data.split, data, "data.mix", pool) for name in mixed]
     else:
-        sources = [_named(data.train or [], data.split, data, "data.train", pool)]
-    if evaluation is None and isinstance(data.eval, float):
-        sources, held_out = hold_out(sources, data.eval, seed)
-        return {"train": sources, "eval": held_out}
+        sources = [named_source(data.train or [], data.split, data, "data.train", pool)]
     if evaluation is not None:
-        sets = {name: _loaded(value, None, data, where) for name, where, value in _eval_sets(evaluation)}
+        sets = {name: [_loaded(value, None, data, where)] for name, where, value in _eval_sets(evaluation)}
+    elif isinstance(data.eval, float):
+        sets = {}
     else:
-        sets = {name: _named(value, None, data, where, pool) for name, where, value in _eval_sets(data.eval)}
-    return {"train": sources, **{name: [source] for name, source in sets.items()}}
+        named = _eval_sets(data.eval)
+        sets = {name: [named_source(value, None, data, where, pool)] for name, where, value in named}
+    fraction = data.eval if evaluation is None and isinstance(data.eval, float) else None
+    if filters is not None:
+        sources = filters.applied(sources)
+        sources = sources if fraction is not None else filters.applied(sources, sets)
+    if mixed:
+        sources = mix(list(zip(sources, mixed.values(), strict=True)), data.mix_until, seed)
+    if fraction is not None:
+        sources, sets["eval"] = hold_out(sources, fraction, seed)
+        sources = sources if filters is None else filters.applied(sources, sets)
+    return {"train": sources, **sets}
 
 
 def _eval_sets(evaluation: Any) -> Iterable[tuple[str, str, Any]]:
@@ -187,9 +223,18 @@ def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSo
     return StreamSource(where, identity, load, found.notes, data.shuffle_buffer, (", ".join(listed),))
 
 
-def _named(
+def named_source(
     names: str | list[str], split: str | None, data: DataSection, where: str, pool: Pool | None = None
 ) -> DataSource:
+    """The rows that a name stands for: files, a directory, a pattern, a URL or a data set of the hub.
+
+    Args:
+        names: the name, or a list of names of files.
+        split: the split to read, if there are several; None is for evaluation data.
+        data: says what happens to lines that cannot be read.
+        where: the configuration key, for errors.
+        pool: workers that read files of JSON lines; None reads them here. The rows are the same.
+    """
     listed = [names] if isinstance(names, str) else list(names)
     found = _find(listed, split, where)
 
@@ -255,30 +300,5 @@ def _saved(found: Found, split: str | None, where: str) -> Dataset:
 
 
 def _loaded(value: Any, split: str | None, data: DataSection, where: str) -> DataSource:
-    read = _read_object(value, split, data, where)
+    read = read_object(value, split, data, where)
     return DataSource(where, lambda: {"fingerprint": read.rows._fingerprint}, lambda: read)
-
-
-def _read_object(value: Any, split: str | None, data: DataSection, where: str) -> Read:
-    """The rows of a loaded object.
-
-    Raises:
-        DataError: if it is not a Dataset, a DatasetDict with the split, or a list of dicts.
-    """
-    from datasets import Dataset, DatasetDict, IterableDataset
-
-    if isinstance(value, DatasetDict):
-        value = value[choose_split(value, split, "the DatasetDict", where)]
-    if isinstance(value, Dataset):
-        if value.format["type"] == "custom":
-            what = "the data set has a transform, but rows are only prepared once"
-            fix = "apply the transform with map(), or remove it with reset_format()"
-            raise DataError(Problem(what, where, fix))
-        return Read.of(value)
-    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        return read_list(value, data, where)
-    if isinstance(value, IterableDataset):
-        fix = "set data.streaming=true for training data, or use Dataset.from_list(list(data.take(n)))"
-        raise DataError(Problem("an IterableDataset can only be used as a stream", where, fix))
-    fix = "use a path, a Dataset, a DatasetDict, or a list of dicts"
-    raise DataError(Problem(f"unsupported data type: {type(value).__name__}", where, fix))

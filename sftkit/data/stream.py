@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import IterableDataset
@@ -14,11 +14,13 @@ from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
 from sftkit.data.build import ExampleBuilder
 from sftkit.data.columns import ATTACHED, SOURCES, Examples, flatten_column
+from sftkit.data.dropped import DroppedRow
 from sftkit.data.feed import SPLIT, Feed
+from sftkit.data.filtering import RowFilters
 from sftkit.data.identity import parts_of
 from sftkit.data.length import fit_length
-from sftkit.data.packs import packed
-from sftkit.data.sources import StreamSource, source_labels
+from sftkit.data.packed import packed
+from sftkit.data.sources import DataSource, StreamSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from sftkit.config import RunConfig
     from sftkit.data.counts import Counts
+    from sftkit.data.packs import Packer
     from sftkit.plugin.selected import PluginSet
 
 Position = dict[str, Any]
@@ -41,11 +44,13 @@ class FirstWindow(NamedTuple):
         stats: statistics of the examples that were made for it.
         counts: what was done to their rows.
         rows: the first rows that are ready for the collator.
+        dropped: some of the rows that were dropped.
     """
 
     stats: DatasetStats
     counts: Counter[str]
     rows: list[dict[str, Any]]
+    dropped: list[DroppedRow]
 
 
 class Stream(IterableDataset):
@@ -60,6 +65,7 @@ class Stream(IterableDataset):
         config: the run as resolved.
         plugins: the selected plugins.
         processor: the processor that the tokenizer belongs to, if there is one.
+        held_out: the evaluation sets, for filters that read them.
         rank: the number of this process.
         world_size: the number of processes.
 
@@ -77,6 +83,7 @@ class Stream(IterableDataset):
         plugins: PluginSet,
         processor: Any = None,
         *,
+        held_out: Mapping[str, list[DataSource]] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -84,9 +91,12 @@ class Stream(IterableDataset):
         self._processor, self._rank, self._world_size = processor, rank, world_size
         self._seed = data_seed(config)
         self.source_names = source_labels([source for source, _ in sources]) if len(sources) > 1 else []
+        self._filters, self._held_out = RowFilters(plugins, config), held_out or {}
         self._builder = self._new_builder()
         self.first: FirstWindow | None = None
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
+        if self._filters:
+            parts["held out"] = {name: [each.identity for each in some] for name, some in self._held_out.items()}
         seeds = {"seed": self._seed, "weights": [weight for _, weight in sources], "world": world_size}
         self.fingerprint = cache.key_of({**parts, **seeds})
         # An IterableDataset stores its own position, and the thread of an abandoned iteration may still be reading.
@@ -164,6 +174,10 @@ class Stream(IterableDataset):
         whole = packer is not None and packer.cuts_documents and config.data.truncation == "keep_start"
         share = (self._rank, self._world_size)
         feeds = [Feed(source, self._seed + number, share, builder) for number, (source, _) in enumerate(self._sources)]
+        named = self.source_names or [""]
+        filters = self._filters.of_stream((feed.columns for feed in feeds), self._held_out)
+        for feed, name in zip(feeds, named, strict=True):
+            feed.filters = [(each, name) for each in filters]
         weights = np.array([weight for _, weight in self._sources])
         random = np.random.default_rng([self._seed, self._rank])
         if sought:
@@ -183,12 +197,18 @@ class Stream(IterableDataset):
                 if self.first is None:
                     raise builder.nothing_left()
                 continue  # an unlucky window: its rows are counted
-            tables = [fitted.table()] if packer is None else [part for part in packed(packer, fitted) if len(part)]
+            tables = [fitted.table()] if packer is None else self._packed(packer, fitted)
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
                 shown = [_without_sources(row) for table in tables for row in _rows(table.slice(0, SHOWN))][:SHOWN]
-                self.first, builder.stats = FirstWindow(stats, Counter(counts.by_split[SPLIT]), shown), None
+                known = stats, Counter(counts.by_split[SPLIT]), shown
+                self.first, builder.stats = FirstWindow(*known, list(builder.dropped.rows)), None
             yield position, tables
+
+    def _packed(self, packer: Packer, examples: Examples) -> list[pa.Table]:
+        made_by = self._plugins.responsible("make_packer")
+        tables = packed(packer, examples, self._config.data.max_length, made_by)
+        return [table for table in tables if len(table)]
 
 
 def _without_sources(row: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import train_value
 from sftkit.data.columns import ATTACHED
-from sftkit.errors import HookError, Problem, RunError, SftkitError
 
 if TYPE_CHECKING:
     from sftkit.run.stages import PreparedRun
@@ -21,7 +20,7 @@ def largest_batch(run: PreparedRun) -> dict[str, Any]:
 
     Raises:
         HookError: if the collator of a plugin fails.
-        RunError: if the collator of the run's inputs fails.
+        RunError: if the collator of the run's inputs fails, or the batch does not keep the contract of collators.
     """
     rows, config = run.data.train, run.config
     size = int(train_value(config, "per_device_train_batch_size"))
@@ -29,15 +28,7 @@ def largest_batch(run: PreparedRun) -> dict[str, Any]:
         examples = [rows[index] for index in _longest(rows, size)]
     else:
         examples = [_lengthened(example, config.data.max_length) for example in islice(iter(rows), 1)] * size
-    try:
-        return dict(run.collator(examples))
-    except SftkitError:
-        raise
-    except Exception as error:  # a collator is anyone's code
-        if run.collator_plugin:
-            raise HookError(run.collator_plugin, "make_collator", error) from error
-        what = f"the collator fails: {type(error).__name__}: {error}"
-        raise RunError(Problem(what, "Pipeline(collator=...)", "correct the collator")) from error
+    return dict(run.collator(examples))
 
 
 def as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import train_value
 from sftkit.memory.device import DeviceMemory, device_of, fragments, memory_of
-from sftkit.memory.optimizer import state_bytes
+from sftkit.memory.made import optimizer_bytes
 from sftkit.ranks import world_size
 from sftkit.units import size_text
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from sftkit.config import RunConfig
+    from sftkit.plugin.selected import PluginSet
 
 #: A peak above this share of the memory may not fit: the estimate has an error, and allocators fragment.
 NEAR = 0.9
@@ -72,6 +73,7 @@ def estimate_memory(
     config: RunConfig,
     *,
     loss: Any = None,
+    plugins: PluginSet | None = None,
     quantized: tuple[int, int] | None = None,
     more: int = 0,
 ) -> MemoryEstimate:
@@ -82,6 +84,7 @@ def estimate_memory(
         batch: the largest batch of the run, as the collator makes it.
         config: the run as resolved.
         loss: the `HeadLoss`; by default negative log-likelihood.
+        plugins: the selected plugins, of which one may make the optimizer; None for that of ``train.optim``.
         quantized: for a model that is to be quantized: bytes of all weights, and of the largest one when restored.
         more: bytes that the process will need in addition, on a CPU.
 
@@ -104,7 +107,7 @@ def estimate_memory(
     held = sum(t.nbytes for t in tensors if t.device.type == device.type)
     items = {"process": max(available.held - held, 0) + more} if device.type == "cpu" else {}
     items["weights"] = sum(t.nbytes for t in tensors) if quantized is None else sum(quantized)
-    items["optimizer state"] = state_bytes(train.get("optim"), trained)
+    items["optimizer state"] = optimizer_bytes(model, config, plugins)
     gradients = sum(t.nbytes for t in trained)
     if world_size() > 1:
         items["gradients between processes"] = gradients

@@ -34,7 +34,8 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
         model, quantized = unloaded_model(prepared)
         sizes = None if quantized is None else quantized.sizes(model)
         with as_trained(model, prepared, batch):
-            return estimate_memory(model, batch, prepared.config, quantized=sizes, more=TO_COME)
+            plugins = prepared.plugins
+            return estimate_memory(model, batch, prepared.config, plugins=plugins, quantized=sizes, more=TO_COME)
     except SftkitError:
         raise
     except Exception as error:  # a model's forward, or a plugin, may raise anything on tensors without data
@@ -49,7 +50,8 @@ def as_trained(model: Any, prepared: PreparedRun, batch: Any) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(as_configured(model, prepared.config))
-        context = prepared.plugins.hook.reduce_activations(model=model, config=prepared.config, batch=batch)
+        known = {"model": model, "config": prepared.config, "batch": batch, "plugins": prepared.plugins}
+        context = prepared.plugins.hook.reduce_activations(**known)
         if context is not None:
             stack.enter_context(context)
         yield

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
-from sftkit.models.inspect import has_adapter
+from sftkit.models.inspect import computes_logits, has_adapter
 from sftkit.models.precision import precision_problems
 from sftkit.models.quantized import quantization_settings
 
@@ -27,9 +28,13 @@ def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_i
     plugins.hook.prepare_base(model=model, config=config)
     adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
     adapted = model if adapted is None else adapted
+    if adapted is not model and computes_logits(model) and not computes_logits(adapted):
+        what = f"it returns an object of type {type(adapted).__name__}, which computes no logits"
+        raise ConfigError(Problem(what, plugins.responsible("adapt_model"), "return the model, adapted"))
     problems = [*precision_problems(config, adapted)]
     if problem := needs_adapter(adapted) or nothing_trained(adapted):
-        problems.append(problem)
+        adapts = plugins.first_filler("adapt_model")
+        problems.append(replace(problem, where=plugins.responsible("adapt_model")) if adapts else problem)
     if problems:
         raise ConfigError(problems)
     return adapted

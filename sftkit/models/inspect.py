@@ -23,6 +23,12 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def computes_logits(model: Any) -> bool:
+    """Whether a model of transformers, with or without an adapter, has output embeddings."""
+    found = getattr(model, "get_output_embeddings", None)
+    return callable(found) and hasattr(model, "config") and found() is not None
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer of any library."""
     # By name: quantized layers and GPT-2's Conv1D are not subclasses of nn.Linear. A KimiLinearModel is no layer.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftkit.models.adapters import base_of
@@ -23,6 +24,32 @@ def without_weights(model: Any) -> Any:
         trained = isinstance(value, torch.nn.Parameter)
         memo[id(value)] = torch.nn.Parameter(made, requires_grad=value.requires_grad) if trained else made
     return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def without_data(model: Any) -> Iterator[None]:
+    """Inside, each weight of a model is one on the meta device, of the whole shape if it is sharded; nothing is copied.
+
+    Args:
+        model: the model; it must not be called inside.
+    """
+    import torch
+
+    kept = [(module, name, weight) for module in model.modules() for name, weight in module._parameters.items()]
+    kept = [(module, name, weight) for module, name, weight in kept if weight is not None]
+    made = {
+        weight: torch.nn.Parameter(
+            torch.empty(weight.shape, dtype=weight.dtype, device="meta"), requires_grad=weight.requires_grad
+        )
+        for _, _, weight in kept
+    }
+    try:
+        for module, name, weight in kept:
+            module._parameters[name] = made[weight]
+        yield
+    finally:
+        for module, name, weight in kept:
+            module._parameters[name] = weight
 
 
 def copy_of(model: Any, weights: bool = True) -> Any:

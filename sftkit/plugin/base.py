@@ -25,12 +25,14 @@ class Plugin:
 
     Write a subclass with ``@dataclass(frozen=True, kw_only=True)``: its fields are the plugin's options (validated by
     pydantic, described with ``Annotated[..., Field(description=...)]``), its docstring's first line is the summary in
-    ``sftkit plugins``, and its methods marked ``@hookimpl`` fill the hooks of :mod:`sftkit.plugin.hookspecs`.
+    ``sftkit plugins``, and its methods marked ``@hookimpl`` fill the hooks of `sftkit.plugin.hookspecs`.
 
     Raises:
         ConfigError: from the constructor, for an unknown option (with the nearest name) or a value of a wrong type.
     """
 
+    #: The version of the API that it was written for, as in ``"1.0"``; the run needs this one or a later ``"1.x"``.
+    api: ClassVar[str] = ""
     #: Packages that the plugin needs, as in ``("pillow>=10",)``; checked without importing them.
     requires: ClassVar[tuple[str, ...]] = ()
     #: The plugin cannot work without a GPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import pluggy
 from sftkit.errors import HookError, Problem, SftkitError, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.hookspecs import Hooks
+from sftkit.plugin.versions import warn_of_deprecated
 
 PROJECT = "sftkit"
 
@@ -41,7 +43,12 @@ def hooks_filled(cls: type[Plugin]) -> list[str]:
 
 def is_slot(name: str) -> bool:
     """Whether a hook is a slot, which one plugin fills, or else a broadcast."""
-    return bool(getattr(getattr(Hooks, name), f"{PROJECT}_spec")["firstresult"])
+    return bool(_spec(name)["firstresult"])
+
+
+def _spec(name: str) -> Any:
+    """The options of a hook's specification."""
+    return getattr(getattr(Hooks, name), f"{PROJECT}_spec")
 
 
 class CallablePlugin:
@@ -75,7 +82,7 @@ def _named_call(plugin: str, hook: str, method: Callable[..., Any]) -> Callable[
             if isinstance(value, Iterator) and not isinstance(value, AbstractContextManager):
                 value = list(value)
         if isinstance(value, AbstractContextManager):
-            value = _NamedContext(plugin, hook, value)
+            value = NamedContext(plugin, hook, value)
         return value if is_slot(hook) else NamedResult(plugin, value)
 
     return called
@@ -90,20 +97,24 @@ class _naming_errors(AbstractContextManager[None]):  # noqa: N801 (used as a fun
             raise HookError(self._plugin, self._hook, error) from error
 
 
-class _NamedContext(AbstractContextManager[Any]):
-    """A plugin's context manager, whose own errors name the plugin."""
+class NamedContext(AbstractContextManager[Any]):
+    """A plugin's context manager, whose own errors name the plugin.
+
+    Attributes:
+        plugin: the plugin's name.
+    """
 
     def __init__(self, plugin: str, hook: str, context: AbstractContextManager[Any]) -> None:
-        self._plugin, self._hook, self._context = plugin, hook, context
+        self.plugin, self._hook, self._context = plugin, hook, context
 
     def __enter__(self) -> Any:
-        with _naming_errors(self._plugin, self._hook):
+        with _naming_errors(self.plugin, self._hook):
             return self._context.__enter__()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         if error is not None:
             return self._context.__exit__(kind, error, trace)
-        with _naming_errors(self._plugin, self._hook):
+        with _naming_errors(self.plugin, self._hook):
             return self._context.__exit__(None, None, None)
 
 
@@ -116,9 +127,20 @@ def make_manager(plugins: list[tuple[str, Plugin]]) -> tuple[pluggy.PluginManage
         wrong = list(_hook_problems(name, plugin))
         problems += wrong
         if not wrong:
-            manager.register(CallablePlugin(name, plugin), name=name)
+            _register(manager, name, plugin)
     manager.check_pending()
     return manager, problems
+
+
+def _register(manager: pluggy.PluginManager, name: str, plugin: Plugin) -> None:
+    """Register a plugin, with a warning for each deprecated hook or argument that it uses."""
+    named = [warn_of_deprecated(name, hook, getattr(plugin, hook), _spec(hook)) for hook in hooks_filled(type(plugin))]
+    if not any(named):
+        manager.register(CallablePlugin(name, plugin), name=name)
+        return
+    with warnings.catch_warnings():  # pluggy's own, which name neither the plugin nor the hook
+        warnings.simplefilter("ignore", FutureWarning)
+        manager.register(CallablePlugin(name, plugin), name=name)
 
 
 def _hook_problems(plugin_name: str, plugin: Plugin) -> Iterator[Problem]:

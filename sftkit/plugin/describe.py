@@ -6,15 +6,19 @@ import dataclasses
 import inspect
 import re
 import typing
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hooks_filled
+from sftkit.plugin.option_types import as_yaml, extras_of, option_type
 from sftkit.plugin.registry import check_class, discover, installed_name, load_class
+from sftkit.plugin.versions import api_problem
 
 
 def all_plugins() -> list[dict[str, Any]]:
@@ -35,7 +39,7 @@ def one_plugin(name: str) -> dict[str, Any]:
         load_class(name, known)
     info, cls = _describe(name, known)
     documentation = inspect.cleandoc(cls.__doc__ or "") if cls else info["summary"]
-    return {**info, "documentation": documentation, "options": _options(cls) if cls else []}
+    return {**info, "documentation": documentation, "options": describe_options(cls) if cls else []}
 
 
 def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[dict[str, Any], type[Plugin] | None]:
@@ -59,32 +63,44 @@ def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[d
     info["hooks"], info["requires"] = hooks_filled(cls), list(cls.requires)
     info["summary"] = (inspect.cleandoc(cls.__doc__ or "").splitlines() or [""])[0]
     problems = check_class(cls, name)
-    if problems:
+    if problems and api_problem(cls.api, name):
+        info["status"] = f"incompatible: {problems[0].what}; {problems[0].fix}"
+    elif problems:
         first = problems[0]
         gpu = "GPU" in first.what
         info["status"] = "needs a GPU" if gpu else f"missing: {first.fix}" if first.fix else f"broken: {first.what}"
     return info, cls
 
 
-def _options(cls: type[Plugin]) -> list[dict[str, str]]:
+def describe_options(cls: type[Plugin], mark: Callable[[str], str] = str) -> list[dict[str, str]]:
+    """Name, type, default and description of each option, as text.
+
+    Args:
+        cls: the plugin.
+        mark: changes each single value that an option takes, such as for Markdown.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     options = []
     for field in dataclasses.fields(cls):
         annotation = hints[field.name]
-        description = ""
-        if typing.get_origin(annotation) is typing.Annotated:
-            annotation, *extras = typing.get_args(annotation)
-            described = [e.description for e in extras if isinstance(e, FieldInfo) and e.description]
-            description = " ".join(described)
-        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
-        if field.default_factory is not dataclasses.MISSING:
-            default = repr(field.default_factory())
+        if isinstance(field.default, FieldInfo):
+            annotation = typing.Annotated[annotation, field.default]
+        described = [e.description for e in extras_of(annotation) if isinstance(e, FieldInfo) and e.description]
         options.append(
-            {"name": field.name, "type": _type_name(annotation), "default": default, "description": description}
+            {
+                "name": field.name,
+                "type": option_type(annotation, mark),
+                "default": _default(field),
+                "description": " ".join(described),
+            }
         )
     return options
 
 
-def _type_name(annotation: Any) -> str:
-    name = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
-    return name.replace("typing.", "").replace("NoneType", "None")
+def _default(field: dataclasses.Field[Any]) -> str:
+    default: Any = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    if isinstance(default, FieldInfo):  # pydantic's Field as the default
+        default = default.get_default(call_default_factory=True)
+    return "required" if default in (dataclasses.MISSING, PydanticUndefined) else as_yaml(default)

@@ -10,6 +10,7 @@ A run calls them like this; a test holds this listing against a real run::
     add_tokens
     for split in train, evaluation sets:    # or read back from the cache
         make_packer
+        filter_rows                         # of the training rows alone, and of all of them together
         for source in split:
             make_formatter
     make_collator
@@ -25,6 +26,7 @@ A run calls them like this; a test holds this listing against a real run::
     trainer_callbacks
     with reduce_activations:
         with inject_noise, training_context:
+            make_optimizer              # its schedule is that of train.lr_scheduler_type
             train
             save the model, before anything else can fail
             evaluate, if the last step was not
@@ -52,11 +54,12 @@ import pluggy
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from torch import Tensor
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
     from sftkit.config import RunConfig
     from sftkit.data.counts import Counts
-    from sftkit.data.documents import Formatter
+    from sftkit.data.documents import Formatter, RowFilter
     from sftkit.data.packs import Packer
     from sftkit.data.stream import Stream
     from sftkit.errors import Problem
@@ -87,11 +90,8 @@ class Hooks:
     def metrics(self, config: RunConfig) -> Mapping[str, Metric]:
         """Broadcast, merged: the metrics that ``evaluate.metrics`` may name. One name from two plugins is an error.
 
-        Args:
-
         Returns:
-            Functions by name. Each takes a sequence of `Completion` and returns a number, or numbers by name. It may
-            have an attribute ``names``, the names of what it returns.
+            Functions by name, from a sequence of `Completion` to a number, or numbers by name; see ``docs/hooks.md``.
         """
         raise NotImplementedError
 
@@ -107,9 +107,6 @@ class Hooks:
     @hookspec(firstresult=True)
     def load_tokenizer(self, config: RunConfig) -> PreTrainedTokenizerBase | ProcessorMixin | None:
         """Slot: load the tokenizer. It is loaded before the data is prepared, and the data before the weights.
-
-        Args:
-            config: the run as resolved; ``config.model`` says what to load.
 
         Returns:
             The tokenizer, or a processor: the run then uses the processor's tokenizer, and saves the processor.
@@ -134,13 +131,21 @@ class Hooks:
             counts: where to count what is done to the data.
         """
 
+    @hookspec
+    def filter_rows(self, columns: Features, config: RunConfig) -> RowFilter | None:
+        """Broadcast: decides which rows of the training data are kept, and why others are dropped.
+
+        Args:
+            columns: the columns of all training data, name to feature type (`datasets.Features`).
+
+        Returns:
+            A filter, which gets every row; None to keep all.
+        """
+        raise NotImplementedError
+
     @hookspec(firstresult=True)
     def make_formatter(
-        self,
-        columns: Features,
-        tokenizer: PreTrainedTokenizerBase,
-        processor: ProcessorMixin | None,
-        config: RunConfig,
+        self, columns: Features, tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None, config: RunConfig
     ) -> Formatter | None:
         """Slot, often wrapped: a formatter for data with these columns, or None to leave it to the next plugin.
 
@@ -177,7 +182,6 @@ class Hooks:
         """Slot: load the model.
 
         Args:
-            config: the run as resolved; ``config.model`` says what to load.
             options: ``config.model.options`` and every plugin's ``model_options``, merged.
         """
 
@@ -252,7 +256,7 @@ class Hooks:
 
     @hookspec(firstresult=True)
     def reduce_activations(
-        self, model: Any, config: RunConfig, batch: Mapping[str, Any]
+        self, model: Any, config: RunConfig, batch: Mapping[str, Any], plugins: PluginSet
     ) -> AbstractContextManager[Any] | None:
         """Slot: a context manager held during training that keeps fewer activations for the backward pass.
 
@@ -261,6 +265,7 @@ class Hooks:
         Args:
             model: the model to train, on its device.
             batch: the largest batch there is, as the collator makes it.
+            plugins: the selected plugins, of which one may make the optimizer; `estimate_memory` takes them.
         """
 
     @hookspec
@@ -284,6 +289,21 @@ class Hooks:
             collator: makes a batch of some rows; None together with ``rows``.
         """
         raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def make_optimizer(self, model: Any, config: RunConfig) -> Optimizer | None:
+        """Slot: what updates the weights; None leaves it to ``train.optim``. A schedule scales each group's own ``lr``.
+
+        Checks and estimates of memory call it too, with a model without weights (on the meta device).
+
+        Args:
+            model: the model to train, on its device, and sharded if an engine shards it.
+
+        Returns:
+            An optimizer in which each weight with ``requires_grad`` is once, and no other. An entry ``name`` of a group
+            is its name in the log. If it has methods ``eval`` and ``train``, they are called as weights are evaluated
+            or saved, and before they are trained.
+        """
 
     @hookspec
     def export_model(self, model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

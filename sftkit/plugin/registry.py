@@ -10,6 +10,7 @@ from typing import Any
 from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin, option_names
 from sftkit.plugin.requirements import has_gpu, requirement_problem
+from sftkit.plugin.versions import api_problem
 from sftkit.user_modules import import_user_module
 
 GROUP = "sftkit"
@@ -18,9 +19,11 @@ GROUP = "sftkit"
 def discover() -> dict[str, list[metadata.EntryPoint]]:
     """The installed plugins' entry points by name; nothing is imported."""
     found: dict[str, dict[tuple[str, str], metadata.EntryPoint]] = {}
+    names: dict[int, str] = {}  # reading the name of a distribution parses all its metadata
     for point in metadata.entry_points(group=GROUP):
-        distribution = point.dist.name if point.dist else ""
-        found.setdefault(point.name, {}).setdefault((distribution, point.value), point)
+        if id(point.dist) not in names:
+            names[id(point.dist)] = point.dist.name if point.dist else ""
+        found.setdefault(point.name, {}).setdefault((names[id(point.dist)], point.value), point)
     return {name: list(points.values()) for name, points in sorted(found.items())}
 
 
@@ -102,8 +105,10 @@ def plugin_advice(key: str) -> str:
 
 
 def check_class(cls: type[Plugin], name: str) -> list[Problem]:
-    """Problems of a plugin's class on this machine: missing packages or versions, no GPU, no frozen dataclass."""
+    """Problems of a plugin's class: another version of the API, missing packages, no GPU, no frozen dataclass."""
     where = f"plugin {name}"
+    if problem := api_problem(cls.api, where):
+        return [problem]
     problems = [p for item in cls.requires if (p := requirement_problem(item, where))]
     if cls.needs_gpu and not has_gpu():
         problems.append(Problem("needs a GPU, and none is visible here", where, f"run on a GPU, or without {name}"))

@@ -67,7 +67,11 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
         sections = {"model": model, "data": data, "train": train, "evaluate": evaluate, "run": run}
         config = RunConfig(**sections, plugins=plugins.options())
         # Plugins may import heavy packages to answer, so the configuration itself is checked first.
-        problems = problems or [*_stream_problems(config), *_ask_plugins(config, plugins, source)]
+        problems = problems or [
+            *_stream_problems(config),
+            *_replaced(config, plugins, source),
+            *_ask_plugins(config, plugins, source),
+        ]
         problems = problems or _metric_problems(config, plugins, source)
         if not problems:
             return config, plugins
@@ -123,7 +127,8 @@ def _depth(cls: type[BaseModel], loc: tuple[Any, ...]) -> int:
 def _problem(cls: type[BaseModel], item: Any, where: str) -> Problem:
     if item["type"] == "extra_forbidden":
         key, keys = str(item["loc"][0]), list(cls.model_fields)
-        fix = plugin_advice(key) or nearest(key, keys) or f"its keys are: {', '.join(keys)}"
+        fix = f"set train.{key}" if key in allowed_fields() else plugin_advice(key)
+        fix = fix or nearest(key, keys) or f"its keys are: {', '.join(keys)}"
         return Problem("no such key", where, fix)
     if item["type"] == "missing":
         return Problem("required, but not set", where, "set it")
@@ -149,6 +154,15 @@ def _train(source: ConfigSource, trains: bool) -> tuple[dict[str, Any], list[Pro
         advice = "" if key in MOVED or key in allowed_fields() else plugin_advice(key)
         problems.append(Problem(what, source.where(("train", key)), advice or fix))
     return values, problems
+
+
+def _replaced(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> Iterator[Problem]:
+    """Training arguments that are set although a selected plugin does their work."""
+    for item in plugins.selected:
+        for key, option in item.plugin.replaces.items():
+            if key in config.train:
+                fix = f"remove it, and set plugins.{item.name}.{option}" if option else "remove it"
+                yield Problem(f"plugin {item.name} takes its place", source.where(("train", key)), fix)
 
 
 def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> list[Problem]:

@@ -204,11 +204,16 @@ def _located(choice: Choice, cls: type[Plugin], source: ConfigSource) -> tuple[d
         if value is None and name in fields and not _takes_null(fields[name].annotation):
             continue
         options[name] = value
-        if name in cls.paths and isinstance(value, str) and (folder := choice.folders.get(name)) is not None:
-            options[name], better = locate(value, folder, is_option)
+        if name not in cls.paths or (folder := choice.folders.get(name)) is None:
+            continue
+        located = []
+        for path in value if isinstance(value, list) else [value]:
+            found, better = locate(path, folder, is_option) if isinstance(path, str) else (path, "")
+            located.append(found)
             if better:
-                problem = misplaced(value, folder, better, "")
+                problem = misplaced(path, folder, better, "")
                 problems.append(_placed(dataclasses.replace(problem, key=(name,)), choice, source))
+        options[name] = located if isinstance(value, list) else located[0]
     return options, problems
 
 
@@ -251,3 +256,22 @@ def _check_slots(manager: pluggy.PluginManager) -> list[Problem]:
             what = f"plugins {' and '.join(owners)} both fill the slot {name}"
             problems.append(Problem(what, "plugins", f"keep one of {', '.join(owners)}"))
     return problems
+
+
+def plugin_from(text: str) -> Plugin:
+    """The plugin that a text for ``--plugin`` names, with its options; it need not work on this machine.
+
+    Args:
+        text: ``name``, ``name:option=value`` or ``package.module:Class[:option=value]``.
+
+    Raises:
+        ConfigError: if there is no such plugin, it cannot be imported, or its options are wrong.
+    """
+    known = discover()
+    choice = parse_choice(text, known)
+    if choice.dropped:
+        raise ConfigError(Problem(f"{text!r} names no plugin", "the plugin", "give a name, without no:"))
+    try:
+        return load_class(choice.name, known)(**choice.options)
+    except ConfigError as error:
+        raise ConfigError(_placed(problem, choice, ConfigSource()) for problem in error.problems) from None

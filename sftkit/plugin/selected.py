@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pluggy
@@ -68,6 +68,30 @@ class PluginSet:
         names = self.fillers(slot)
         return next((item.name for item in self.selected if item.name in names), "")
 
+    def responsible(self, hook: str) -> str:
+        """Who made the result of a slot, as the place of a problem: ``plugin pad, hook make_collator``.
+
+        The plugin that is asked first to fill it. Before it, those that wrap it are named, the outermost first.
+        """
+        implementations = reversed(getattr(self.hook, hook).get_hookimpls())
+        wrapping = [impl.plugin_name for impl in implementations if impl.wrapper or impl.hookwrapper]
+        names = [name for name in (*wrapping, self.first_filler(hook)) if name]
+        return f"plugin {' around '.join(names)}, hook {hook}" if names else f"hook {hook}"
+
+    def one_by_one(self, hook: str) -> list[tuple[str, Any]]:
+        """The calls of a broadcast, one for each plugin, in their order: ``(plugin name, function)`` pairs.
+
+        If a plugin wraps the hook, there is one call of all, with their names.
+        """
+        caller = getattr(self.hook, hook)
+        implementations = caller.get_hookimpls()
+        filling = [item.name for item in self.selected if item.name in self.fillers(hook)]
+        if any(impl.wrapper or impl.hookwrapper for impl in implementations):
+            return [(", ".join(filling), caller)]
+        plugins = {impl.plugin_name: impl.plugin for impl in implementations}
+        others = {name: [each for key, each in plugins.items() if key != name] for name in filling}
+        return [(name, self.manager.subset_hook_caller(hook, others[name])) for name in filling]
+
     def import_first(self) -> None:
         """Import the modules that the selected plugins need imported before transformers.
 
@@ -112,6 +136,10 @@ class PluginSet:
         owner: dict[str, str] = {}
         problems = []
         for plugin, functions in self.hook.metrics(config=config):
+            if wrong := _no_functions(functions):
+                fix = "return a mapping of names to functions"
+                problems.append(Problem(wrong, f"plugin {plugin}, hook metrics", fix))
+                continue
             for name in (functions or {}).keys() & merged.keys():
                 fix = f"drop plugin {plugin} or {owner[name]}"
                 problems.append(
@@ -122,6 +150,14 @@ class PluginSet:
         if problems:
             raise ConfigError(problems)
         return merged
+
+
+def _no_functions(found: Any) -> str:
+    """What is wrong with what a hook ``metrics`` returned; empty if nothing is."""
+    if found is None or isinstance(found, Mapping):
+        wrong = [f"{name}: {value!r}" for name, value in (found or {}).items() if not callable(value)]
+        return f"the metrics are no functions: {', '.join(wrong)}" if wrong else ""
+    return f"it returns {found!r}"
 
 
 def fields_of(plugin: Plugin) -> dict[str, Any]:

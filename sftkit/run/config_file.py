@@ -183,9 +183,15 @@ def _changed_options(item: Selected) -> Iterator[tuple[str, Any]]:
         if isinstance(default, FieldInfo):
             default = default.get_default(call_default_factory=True, validated_data={})
         if type(value) is not type(default) or value != default:
-            if field.name in item.plugin.paths and isinstance(value, str):
-                value = absolute(value, is_option)
+            if field.name in item.plugin.paths:
+                value = _absolute(value)
             yield field.name, value
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_absolute(each) for each in value]
+    return absolute(value, is_option) if isinstance(value, str) else value
 
 
 def _unwritable(value: Any) -> str:

@@ -67,7 +67,7 @@ class Pipeline:
         overwrite: replace a run that is there. Its files are removed once the new one is loaded; others are kept.
         allow_changes: what may differ from the run that is resumed, such as ``data`` or ``train.learning_rate``.
 
-    Example:
+    Examples:
         >>> result = Pipeline(model="demo-dir", data="train.jsonl", plugins=["packing"]).run()  # doctest: +SKIP
     """
 

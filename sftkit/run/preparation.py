@@ -116,7 +116,7 @@ def _write(data: PreparedData, directory: Path) -> dict[str, Any]:
     splits: dict[str, Any] = {}
     for split, name in file_names(data.entries).items():
         entry = data.entries[split]
-        known = {key: entry.info[key] for key in ("summary", "counts", "stats", "columns", "parts")}
+        known = {key: entry.info[key] for key in ("summary", "counts", "stats", "columns", "parts", "dropped")}
         splits[split] = {**write_split(entry.rows, directory, name), **known}
     manifest = {"format": FORMAT, "sftkit": sftkit.__version__, "created": time.time(), "splits": splits}
     text = json.dumps(manifest, default=str, indent=1)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftkit.data.columns import IGNORE_INDEX
+from sftkit.training.collate import unchecked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ def read_batch(
     first: int = 0,
     limit: int | None = None,
 ) -> list[TokenRow]:
-    """The rows of the batch that the collator makes of some examples.
+    """The rows of the batch that the collator makes of some examples, also if it does not keep its contract.
 
     Args:
         examples: the examples.
@@ -128,7 +129,8 @@ def read_batch(
         first: number of the first example in its split, from 0.
         limit: the most tokens of a row that are decoded; None for all of them.
     """
-    batch = {name: values for name, values in collator(list(examples)).items() if getattr(values, "ndim", 0) > 0}
+    made = unchecked(collator)(list(examples))
+    batch = {name: values for name, values in made.items() if getattr(values, "ndim", 0) > 0}
     if (lengths := batch.get("row_lengths")) is not None:  # a padding-free batch: all examples in one row
         batch = {name: values[0].split(lengths.tolist()) for name, values in batch.items() if values.ndim == 2}
     else:

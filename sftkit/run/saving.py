@@ -13,26 +13,27 @@ from sftkit.units import size_text
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
+    from sftkit.plugin.selected import PluginSet
 
 LARGE = 256_000_000  # bytes of a checkpoint from which a thread pays
 COPIES = 1.5  # free memory that a copy of a checkpoint needs, in checkpoints
 SPARE = 1.02  # file headers, tokenizer, random states
 
 
-def prepare_saving(trainer: Any, config: RunConfig) -> None:
+def prepare_saving(trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
     """Check the disk space for checkpoints and model, and choose whether to save in the background.
 
     Raises:
         RunError: if the disk has too little space.
         ConfigError: if ``run.save_in_background`` is true, and it is impossible.
     """
-    from sftkit.memory.optimizer import state_bytes
+    from sftkit.memory.made import optimizer_bytes
 
     model, args = trainer.model, trainer.args
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     saved = trained if hasattr(model, "peft_config") else [*model.parameters(), *model.buffers()]
     weights = sum(weight.nbytes for weight in saved)
-    state = 0 if args.save_only_model else state_bytes(config.train.get("optim"), trained)
+    state = 0 if args.save_only_model else optimizer_bytes(model, config, plugins)
     checkpoint = int((weights + state) * SPARE)
     trainer.saver.needed = checkpoint if args.save_strategy != "no" else 0
     _check_space(Path(args.output_dir), args, checkpoint, int(weights * SPARE))

@@ -5,21 +5,28 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.selected import PluginSet
+from sftkit.run.guards.contexts import activation_context, plugin_contexts
+from sftkit.run.guards.kernels import patch_kernels
+from sftkit.run.guards.model import require_dtype, require_model, require_rows
+from sftkit.run.guards.training import callbacks_of, require_loss
+from sftkit.run.guards.vocabulary import add_tokens, require_tokenizer
 from sftkit.run.inputs import RunInputs
 from sftkit.training.engine import Engine
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
+    from sftkit.data.filtering import RowFilters
     from sftkit.data.pool import Pool
     from sftkit.data.prepare import PreparedData
     from sftkit.run.verdict import Verdict
+    from sftkit.training.collate import CheckedCollator
     from sftkit.training.loss import HeadLoss
 
 
@@ -50,10 +57,9 @@ class PreparedRun:
         plugins: the selected plugins.
         tokenizer: the run's tokenizer, with its chat template and new tokens.
         data: the examples of each split, and what was done to the data.
-        collator: makes a batch from a list of examples.
+        collator: makes a batch from a list of examples, and checks it.
         vocabulary: the tokenizer with what plugins did to it.
         model: the loaded model among the run's inputs, if there is one.
-        collator_plugin: the name of the plugin that made the collator; empty if it is among the run's inputs.
         engine: how the processes share the model.
     """
 
@@ -61,10 +67,9 @@ class PreparedRun:
     plugins: PluginSet
     tokenizer: Any
     data: PreparedData
-    collator: Callable[[list[dict[str, Any]]], Any]
+    collator: CheckedCollator
     vocabulary: Vocabulary
     model: Any = None
-    collator_plugin: str = ""
     engine: Engine = field(default_factory=Engine)
 
     def __repr__(self) -> str:
@@ -76,11 +81,17 @@ class PreparedRun:
         return "\n".join([f"PreparedRun: model {self.config.model.name}, plugins {names}", *splits])
 
     def verdicts(self) -> list[Verdict]:
-        """The plugins' verdicts on this run, and those on the completion of held-out rows."""
+        """The plugins' verdicts on this run, and those on the completion of held-out rows.
+
+        If the collator breaks its contract, there are no others, since they need its batches.
+        """
         from sftkit.run.completing import completion_problems
+        from sftkit.run.guards.batches import collator_verdicts
         from sftkit.run.verdict import Verdict
 
         stage("checking the run")
+        if wrong := collator_verdicts(self):
+            return wrong
         found = [verdict for _, found in self.plugins.hook.check_prepared(run=self) for verdict in found or ()]
         if self.config.evaluate.metrics:
             problems = completion_problems(self, self.config.evaluate.rows, self.data.eval)
@@ -109,12 +120,18 @@ class Stages:
         tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
         stage("preparing the data")
         data = self.prepare_data(tokenizer, processor)
-        collator = _keeping_weights(self.make_collator(tokenizer, processor), data)
-        made_by = "" if self.inputs.collator else self.plugins.first_filler("make_collator")
+        collator = self.checked(self.make_collator(tokenizer, processor))
         loaded = self.inputs.model
-        return PreparedRun(
-            self.config, self.plugins, tokenizer, data, collator, vocabulary, loaded, made_by, self.engine
-        )
+        return PreparedRun(self.config, self.plugins, tokenizer, data, collator, vocabulary, loaded, self.engine)
+
+    def checked(self, collator: Any) -> CheckedCollator:
+        """The collator, whose batches are compared with their examples."""
+        from sftkit.training.collate import CheckedCollator
+
+        if self.inputs.collator is not None:
+            return CheckedCollator(collator)
+        name, where = self.plugins.first_filler("make_collator"), self.plugins.responsible("make_collator")
+        return CheckedCollator(collator, name, where)
 
     def load_tokenizer(self) -> Vocabulary:
         """The tokenizer, or a copy of the input's, with what plugins add."""
@@ -123,10 +140,11 @@ class Stages:
         if self.inputs.tokenizer is not None:
             loaded = copy.deepcopy(self.inputs.tokenizer)
         else:
-            loaded = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer")
+            loaded = _filled(self.plugins.hook.load_tokenizer(config=self.config), "load_tokenizer", self.plugins)
         tokenizer, processor = split_processor(loaded)
+        require_tokenizer(tokenizer, self.plugins)
         before, special, template = len(tokenizer), dict(tokenizer.special_tokens_map), tokenizer.chat_template
-        self.plugins.hook.add_tokens(tokenizer=tokenizer, config=self.config)
+        add_tokens(tokenizer, self.config, self.plugins)
         changed = special != tokenizer.special_tokens_map
         if processor is not None:
             processor.chat_template = tokenizer.chat_template
@@ -148,13 +166,15 @@ class Stages:
 
             return open_prepared(self.config, tokenizer, self.plugins, processor)
         if not self.config.data.streaming:
-            sources = load_sources(self.config, self.inputs.train, self.inputs.eval, pool)
+            sources = load_sources(self.config, self.inputs.train, self.inputs.eval, pool, self._filters())
             return prepare(sources, tokenizer, self.config, self.plugins, processor, pool)
         from sftkit.data.stream import Stream
 
         streams = load_streams(self.config, self.inputs.train)
+        held_out = load_sources(self.config, [], self.inputs.eval)
+        del held_out["train"]
         share = {"rank": self.engine.replica, "world_size": self.engine.replicas}
-        stream = Stream(streams, tokenizer, self.config, self.plugins, processor, **share)
+        stream = Stream(streams, tokenizer, self.config, self.plugins, processor, held_out=held_out, **share)
         next(iter(stream))  # so that problems of the data are reported now
         return self.prepare_held_out(tokenizer, processor).with_stream(stream)
 
@@ -166,15 +186,20 @@ class Stages:
         if self.config.data.prepared is not None:
             return self.prepare_data(tokenizer, processor).held_out()
         train = self.inputs.train if isinstance(self.config.data.eval, float) else []
-        sources = load_sources(self.config, train, self.inputs.eval)
+        sources = load_sources(self.config, train, self.inputs.eval, filters=self._filters())
         del sources["train"]
         return prepare(sources, tokenizer, self.config, self.plugins, processor)
+
+    def _filters(self) -> RowFilters:
+        from sftkit.data.filtering import RowFilters
+
+        return RowFilters(self.plugins, self.config)
 
     def make_collator(self, tokenizer: Any, processor: Any = None) -> Callable[[list[dict[str, Any]]], Any]:
         """The input's collator, else the plugins'."""
         hook = self.plugins.hook.make_collator
         made = self.inputs.collator or hook(tokenizer=tokenizer, processor=processor, config=self.config)
-        collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator")
+        collator: Callable[[list[dict[str, Any]]], Any] = _filled(made, "make_collator", self.plugins)
         return collator
 
     @functools.cached_property
@@ -208,15 +233,19 @@ class Stages:
             if engine.receives:
                 model = base_without_weights(config, options, vocabulary.processor is not None)
             else:
-                model = _filled(plugins.hook.load_model(config=config, options=options), "load_model")
+                model = _filled(plugins.hook.load_model(config=config, options=options), "load_model", plugins)
+                require_model(model, "load_model", plugins)
+                require_dtype(model, config, plugins)
             if is_adapter(config.model.name):
-                model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter")
+                model = _filled(plugins.hook.attach_adapter(model=model, config=config), "attach_adapter", plugins)
+                require_model(model, "attach_adapter", plugins)
         engine.gather_tables(model)
         rows = model.get_input_embeddings().weight.shape[0]
         new_token_ids = sorted({*new_token_ids, *range(rows, len(tokenizer))})
         plugins.hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=new_token_ids)
+        require_rows(model, tokenizer, plugins)
         align_special_tokens(model, tokenizer, changed)
-        plugins.hook.patch_kernels(model=model, config=config)
+        patch_kernels(model, config, plugins)
         return adapted_model(model, config, plugins, new_token_ids)
 
     def make_loss(self, model: Any) -> HeadLoss:
@@ -224,12 +253,11 @@ class Stages:
         from sftkit.training.loss import HeadLoss
 
         loss = self.plugins.hook.make_loss(model=model, config=self.config)
-        return HeadLoss() if loss is None else loss
+        return HeadLoss() if loss is None else require_loss(loss, self.plugins)
 
     def callbacks(self) -> list[Any]:
         """The plugins' `TrainerCallback` objects."""
-        found = self.plugins.hook.trainer_callbacks(config=self.config)
-        return [callback for _, callbacks in found for callback in callbacks]
+        return callbacks_of(self.plugins, self.config)
 
     @contextmanager
     def training(self, model: Any, rows: Any = None, collator: Any = None) -> Iterator[None]:
@@ -240,13 +268,11 @@ class Stages:
             rows: the training rows, if they are prepared ones.
             collator: makes a batch of them.
         """
-        with ExitStack() as stack:
-            for _, context in reversed(self.plugins.hook.inject_noise(model=model)):
-                stack.enter_context(context)
-            known = {"model": model, "config": self.config, "rows": rows, "collator": collator}
-            for _, context in self.plugins.hook.training_context(**known):
-                stack.enter_context(context)
-            yield
+        hook, known = self.plugins.hook, {"config": self.config, "rows": rows, "collator": collator}
+        with plugin_contexts("inject_noise", reversed(hook.inject_noise(model=model)), model):
+            contexts = hook.training_context(model=model, **known)
+            with plugin_contexts("training_context", contexts, model):
+                yield
 
 
 def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextManager[Any]:
@@ -255,27 +281,16 @@ def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextMan
         return nullcontext()
     from sftkit.memory.batch import largest_batch
 
-    batch = largest_batch(prepared)
-    found = prepared.plugins.hook.reduce_activations(model=model, config=prepared.config, batch=batch)
-    return nullcontext() if found is None else found
+    known = {"model": model, "config": prepared.config, "batch": largest_batch(prepared), "plugins": prepared.plugins}
+    found = prepared.plugins.hook.reduce_activations(**known)
+    return nullcontext() if found is None else activation_context(found, prepared.plugins, model)
 
 
-def _filled(value: Any, slot: str) -> Any:
+def _filled(value: Any, slot: str, plugins: PluginSet) -> Any:
+    if value is None and plugins.fillers(slot):
+        raise ConfigError(Problem("it returns None", plugins.responsible(slot), "return what the slot is for"))
     if value is None:
         raise ConfigError(
             Problem(f"no selected plugin fills the slot {slot}", "plugins", "drop no:NAME for its default")
         )
     return value
-
-
-def _keeping_weights(collator: Any, data: PreparedData) -> Any:
-    """The collator, checked to keep token weights: now for data sets that have them, for a stream in every batch."""
-    from sftkit.training.collate import KeepsWeights
-
-    checked = KeepsWeights(collator)
-    for rows in data.splits.values():
-        if not hasattr(rows, "column_names"):
-            collator = checked
-        elif "loss_weights" in rows.column_names:
-            checked([rows[0]])
-    return collator

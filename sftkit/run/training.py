@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.run.guards.training import try_loss
 from sftkit.run.inputs import chosen_metrics, stops_early
 from sftkit.run.manifest import DONE
 from sftkit.run.result import Best
@@ -66,6 +67,7 @@ def make_trainer(
     from sftkit.training.best import BestModel
     from sftkit.training.completion_metrics import CompletionMetrics
     from sftkit.training.finite import FiniteSteps
+    from sftkit.training.groups import OptimizerMaker
     from sftkit.training.progress import ProgressCallback
     from sftkit.training.stopping import StopCallback
     from sftkit.training.trainer import TokenLossTrainer
@@ -83,6 +85,7 @@ def make_trainer(
         trainer = TokenLossTrainer(
             loss=loss,
             engine=engine,
+            make_optimizer=OptimizerMaker(prepared.plugins, config, engine),
             completing=CompletionMetrics(functions, config.evaluate) if functions else None,
             model=model,
             args=arguments,
@@ -97,12 +100,13 @@ def make_trainer(
             compute_metrics=metrics,
             callbacks=[Marks(processes), progress, *trackers.callbacks, *callbacks],
         )
+    try_loss(loss, model, arguments.device, prepared.plugins)
     if sets:  # so that callbacks see it from the start, and not only after the first evaluation
         trainer.callback_handler.eval_dataloader = trainer.get_eval_dataloader(sets[0])
     trainer.remove_callback(PrinterCallback)
     trainer.saver.meet = processes.meet
     if not evaluates_only(config):
-        prepare_saving(trainer, config)
+        prepare_saving(trainer, config, prepared.plugins)
     return trainer
 
 

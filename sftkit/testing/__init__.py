@@ -1,195 +1,56 @@
-"""Tiny models, tokenizers and data for tests of plugins, ours and anyone's. No network, no files needed."""
+"""Tiny models, tokenizers and data for tests of plugins, ours and anyone's, and the checks of a plugin.
+
+No network, no files needed. What is listed here is loaded on first use, so that pytest, which loads the fixtures of
+`sftkit.testing.pytest_plugin` in every project, starts as quickly as without them.
+"""
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any
+import importlib
 
-from sftkit.config import RunConfig
-from sftkit.data.counts import Counts
-from sftkit.errors import Problem, SftkitError
-from sftkit.plugin.base import Plugin
-from sftkit.plugin.calls import hooks_filled, make_manager
-from sftkit.plugin.registry import discover, load_class, name_of
-from sftkit.plugin.select import Choice, select
-from sftkit.plugin.selected import DEFAULTS, PluginSet, Selected
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing import Any
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+    from sftkit.testing.conformance import CheckResult, PluginReport, check_plugin, examine_plugin
+    from sftkit.testing.plugins import packed_rows, plugin_set, run_problems
+    from sftkit.testing.rows import sample_rows
+    from sftkit.testing.tiny import CHATML, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 
-_CORPUS = [
-    "### Question: What is the capital of France?\n ### Answer: Paris is the capital of France.",
-    "Below is an instruction that describes a task. Write a response that completes the request.",
-    "### Instruction: Write a function that adds two numbers.\n### Response: def add(a, b):\n    return a + b",
-    "user assistant system The quick brown fox jumps over the lazy dog. Hello! How can I help you today?",
+_HOMES = {
+    "CHATML": "tiny",
+    "tiny_config": "tiny",
+    "tiny_conversations": "tiny",
+    "tiny_model": "tiny",
+    "tiny_tokenizer": "tiny",
+    "sample_rows": "rows",
+    "packed_rows": "plugins",
+    "plugin_set": "plugins",
+    "run_problems": "plugins",
+    "CheckResult": "conformance",
+    "PluginReport": "conformance",
+    "check_plugin": "conformance",
+    "examine_plugin": "conformance",
+}
+
+__all__ = [
+    "CHATML",
+    "CheckResult",
+    "PluginReport",
+    "check_plugin",
+    "examine_plugin",
+    "packed_rows",
+    "plugin_set",
+    "run_problems",
+    "sample_rows",
+    "tiny_config",
+    "tiny_conversations",
+    "tiny_model",
+    "tiny_tokenizer",
 ]
 
 
-@functools.cache
-def _trained_bpe(vocab_size: int) -> str:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<s>", "</s>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(_CORPUS, trainer)
-    return bpe.to_str()
-
-
-def tiny_tokenizer(
-    *, bos: bool = True, pad: bool = True, chat_template: str | None = None, vocab_size: int = 320
-) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``.
-
-    Args:
-        bos: whether it puts ``<s>`` in front, as Llama's does.
-        pad: whether it has a pad token.
-        chat_template: a Jinja chat template; `CHATML` is one.
-        vocab_size: number of tokens, at most.
-    """
-    from tokenizers import Tokenizer, processors
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer.from_str(_trained_bpe(vocab_size))
-    if bos:
-        bpe.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", bpe.token_to_id("<s>"))]
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>" if pad else None
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def tiny_model(architecture: str = "llama", *, vocab_size: int = 320, seed: int = 0, **options: Any) -> PreTrainedModel:
-    """A two-layer model with random weights, made from a config.
-
-    Args:
-        architecture: a transformers model type, as ``llama``, ``gpt2``, ``qwen3``, ``gemma2``.
-        vocab_size: rows of the embedding.
-        seed: of the weights.
-        options: further arguments of the config.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
-    sizes |= {"max_position_embeddings": 256, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
-    if architecture == "gpt2":
-        sizes = {"vocab_size": vocab_size, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-        sizes |= {"bos_token_id": 0, "eos_token_id": 1, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **(sizes | options)))
-
-
-def tiny_conversations(rows: int = 20, first: int = 0) -> list[dict[str, Any]]:
-    """Rows with ``messages``: a question and an answer each.
-
-    Args:
-        rows: how many.
-        first: the number in the first row, so that held-out rows can differ from training rows.
-    """
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {number} plus one?"},
-                {"role": "assistant", "content": f"It is {number + 1}."},
-            ]
-        }
-        for number in range(first, first + rows)
-    ]
-
-
-def tiny_config(**sections: Any) -> RunConfig:
-    """A `RunConfig` for calling one hook: ``tiny_config(data={"max_length": 64})``; everything else is minimal."""
-    base: dict[str, Any] = {"model": {"name": "tiny"}, "data": {"train": "tiny"}}
-    for name, values in sections.items():
-        base[name] = {**base.get(name, {}), **values}
-    return RunConfig(**base)
-
-
-def check_plugin(plugin: Plugin) -> PluginSet:
-    """Check one plugin object as a run would, beside the defaults.
-
-    Returns:
-        The plugin set, whose ``hook`` calls the hooks.
-
-    Raises:
-        AssertionError: if a hook or an argument is misspelt, a package is missing, or the plugin fills no hook or has
-            no docstring.
-    """
-    assert hooks_filled(type(plugin)), f"{type(plugin).__name__} fills no hook"
-    assert (type(plugin).__doc__ or "").strip(), f"{type(plugin).__name__} has no docstring: its first line is shown"
-    plugins, problems = select([Choice(name_of(type(plugin), discover()), instance=plugin)])
-    if problems or plugins is None:
-        raise AssertionError(str(SftkitError(problems)))
-    return plugins
-
-
-def run_problems(plugin: Plugin, **sections: Any) -> list[Problem]:
-    """The problems that one plugin's ``check_run`` reports, called as in a run.
-
-    Its requirements are not checked, so a plugin that needs a GPU can be tested without one.
-
-    Args:
-        plugin: with the hook ``check_run``.
-        sections: values of the configuration, as for `tiny_config`; ``plugins`` maps the names of further plugins to
-            their options. The default plugins are selected too.
-    """
-    known = discover()
-    own = name_of(type(plugin), known)
-    chosen = {own: plugin}
-    for name, options in {**sections.pop("plugins", {}), **{default: {} for default in DEFAULTS}}.items():
-        chosen.setdefault(name, load_class(name, known)(**options))
-    manager, problems = make_manager(list(chosen.items()))
-    assert not problems, SftkitError(problems)
-    plugins = PluginSet(tuple(Selected(*item) for item in chosen.items()), manager)
-    found = plugins.hook.check_run(config=tiny_config(plugins=plugins.options(), **sections), plugins=plugins)
-    return [problem for name, reported in found if name == own for problem in reported or ()]
-
-
-def packed_rows(
-    plugin: Plugin, rows: list[dict[str, Any]], *, split: str = "train", counts: Counts | None = None, **data: Any
-) -> Dataset | None:
-    """The rows that a packing plugin makes of examples, as a run would; None where it leaves the split single.
-
-    Args:
-        plugin: with the hook ``make_packer``.
-        rows: examples with ``input_ids`` and ``labels``.
-        split: ``"train"``, or the name of an evaluation set.
-        counts: where it counts.
-        data: values of the section ``data``, as ``max_length``.
-    """
-    import tempfile
-    from pathlib import Path
-
-    from datasets import Dataset
-
-    from sftkit.data.columns import examples_of
-    from sftkit.data.prepare import pack
-
-    config, counts = tiny_config(data=data), counts or Counts()
-    packer = check_plugin(plugin).hook.make_packer(split=split, config=config, counts=counts)
-    if packer is None:
-        return None
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "rows.arrow")
-        pack([examples_of(Dataset.from_list(rows))], packer, path, split, config, counts)
-        return Dataset.from_file(str(path), in_memory=True)
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sftkit.testing' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sftkit.testing.{_HOMES[name]}"), name)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,10 +18,17 @@ PRELOADED = ("sftkit.run.training", "sftkit.training.trainer", "sftkit.testing")
 WAIT = 120  # seconds after which a process hangs
 
 
-def warm_processes(*modules: str) -> Any:
-    """A multiprocessing context whose processes have imported what a run needs, and further ``modules``."""
+def warm_processes(*modules: str, now: bool = False) -> Any:
+    """A multiprocessing context whose processes have imported what a run needs, and further ``modules``.
+
+    Args:
+        modules: names of modules.
+        now: whether the imports begin now, and not with the first process.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, __name__, *modules])
+    if now:
+        forkserver.ensure_running()
     return context
 
 
@@ -167,7 +175,7 @@ def start_group(
         printed: a directory for what they print, which is made.
         env: further variables of all processes.
 
-    Example:
+    Examples:
         >>> group = start_group(warm_processes(), ["run", "train.use_cpu=true"], cwd=path)  # doctest: +SKIP
         >>> assert group.wait() == [0, 0], group.outputs  # doctest: +SKIP
     """

@@ -103,7 +103,7 @@ class Evaluator:
         stages = Stages(config, selected, inputs)
         vocabulary = stages.load_tokenizer()
         prepared = stages.prepare_held_out(vocabulary.tokenizer, vocabulary.processor)
-        collator = stages.make_collator(vocabulary.tokenizer, vocabulary.processor)
+        collator = stages.checked(stages.make_collator(vocabulary.tokenizer, vocabulary.processor))
         run = PreparedRun(config, selected, vocabulary.tokenizer, prepared, collator, vocabulary)
         return _completing(run, inputs, chosen="metrics" in (source.values.get("evaluate") or {}))
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Trainer
-
 from sftkit.training.attributes import replaced
 from sftkit.training.best import BestModel
 from sftkit.training.finite import FiniteSteps, require_finite
+from sftkit.training.optimizing_trainer import OptimizingTrainer
 from sftkit.training.stopping import EvaluationStopped, StopCallback
 
 
-class GuardedTrainer(Trainer):
+class GuardedTrainer(OptimizingTrainer):
     """Lets `FiniteSteps` look at each step, and `StopCallback` leave evaluations and keep its checkpoint.
 
     Args:
         finite: notices steps that are not finite; with None they are not noticed, and anything is saved.
         stopping: ends the training on a signal or at a deadline; with None, nothing does.
         best: follows the metric by which models are compared; with None, nothing does.
-        arguments: of `transformers.Trainer`.
+        arguments: of `OptimizingTrainer`.
     """
 
     def __init__(

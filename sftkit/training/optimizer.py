@@ -49,6 +49,8 @@ def optimizer_problems(arguments: Any, on_cpu: bool) -> Iterator[Problem]:
     try:
         optimizer = _made(arguments)
         if on_cpu and "lomo" not in name:
+            if callable(getattr(optimizer, "train", None)):
+                optimizer.train()
             for group in optimizer.param_groups:
                 for weight in group["params"]:
                     weight.grad = weight.detach().clone()

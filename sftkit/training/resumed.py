@@ -8,8 +8,11 @@ from typing import Any
 
 from sftkit.training.attributes import replaced
 
-#: Hyperparameters that an optimizer keeps per group, beside the learning rate.
-KEPT = ("weight_decay", "betas", "eps")
+#: What an optimizer keeps per group and does not change, beside the learning rate: hyperparameters, and a name.
+KEPT = (
+    *("weight_decay", "betas", "eps", "momentum", "dampening", "nesterov", "alpha"),
+    *("ns_steps", "adjust_lr_fn", "r", "weight_lr_power", "name"),
+)
 
 
 @contextmanager

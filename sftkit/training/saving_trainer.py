@@ -126,6 +126,7 @@ class SavingTrainer(SharedTrainer):
         Raises:
             TrainingError: if nothing was written, or the disk is full.
         """
+        self.use_averaged_weights()
         directory = Path(output_dir or self.args.output_dir)
         of_checkpoint = PARTIAL in directory.parts
         if of_checkpoint and self.engine.restores and not (self.args.save_only_model or has_adapter(self.model)):
@@ -184,6 +185,7 @@ class SavingTrainer(SharedTrainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
+        self.use_averaged_weights()  # or the optimizer would later take the loaded ones for those that it trains
         if self.engine.restores:
             self.engine.load_state(self, self.state.best_model_checkpoint)
             return

@@ -94,6 +94,8 @@ def load_optimizer(model: nn.Module, optimizer: Any, directory: Path) -> None:
         name, _, entry = key.rpartition("/")
         states.setdefault(name, {})[entry] = tensor
     new = optimizer.state_dict()
+    if len(new["param_groups"]) != (number := len(written["groups"])):
+        raise _unfit(directory, f"the optimizer had {number} groups of weights, and has {len(new['param_groups'])}")
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = {number: states[name] for number, name in enumerate(order) if name in states}

@@ -12,7 +12,7 @@ from sftkit.config.source import ConfigSource
 from sftkit.errors import ConfigError, HookError
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.select import choices_from, select
-from sftkit.testing import check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.testing import plugin_set, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def test_a_wrapper_of_check_run_is_honoured_when_a_configuration_is_resolved():
 
 @pytest.mark.parametrize("hook", ["check_run", "make_formatter"])
 def test_an_exception_in_a_hook_names_the_plugin_and_the_hook(hook):
-    hooks = check_plugin(Buggy()).hook
+    hooks = plugin_set(Buggy()).hook
     arguments = {"check_run": {"config": tiny_config(), "plugins": None}}
     columns = Features({"text": Value("string")})
     empty = {"columns": columns, "tokenizer": tiny_tokenizer(), "processor": None, "config": tiny_config()}
@@ -97,7 +97,7 @@ def test_an_exception_in_a_hook_names_the_plugin_and_the_hook(hook):
 
 
 def test_an_exception_on_entering_a_context_names_the_plugin():
-    ((_, context),) = check_plugin(Buggy()).hook.inject_noise(model=None)
+    ((_, context),) = plugin_set(Buggy()).hook.inject_noise(model=None)
     with pytest.raises(HookError, match="hook inject_noise: KeyError"), context:
         pass
 
@@ -111,7 +111,7 @@ def test_an_exception_of_the_body_passes_through_a_plugins_context_unchanged():
 
 def test_errors_of_sftkit_keep_their_class():
     with pytest.raises(ConfigError, match="not today"):
-        check_plugin(Buggy()).hook.make_collator(tokenizer=None, processor=None, config=tiny_config())
+        plugin_set(Buggy()).hook.make_collator(tokenizer=None, processor=None, config=tiny_config())
 
 
 def test_a_plugins_bug_in_a_run_names_the_plugin(tmp_path):

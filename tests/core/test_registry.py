@@ -325,6 +325,5 @@ def test_two_distributions_that_claim_one_name_are_an_error():
 
 
 def test_check_plugin_names_what_is_wrong_with_a_plugin():
-    check_plugin(Noise())
     with pytest.raises(AssertionError, match="inject_nose"):
-        check_plugin(Misspelt())
+        check_plugin(Misspelt(), without=("import", "run"))

@@ -11,7 +11,7 @@ from sftkit.errors import ConfigError
 from sftkit.plugin.requirements import install_command, requirement_problem
 from sftkit.plugin.resolve import resolve
 from sftkit.run.manifest import versions
-from sftkit.testing import check_plugin
+from sftkit.testing import plugin_set
 from sftkit_plugins.hf import HF
 from sftkit_plugins.peft import PEFT
 
@@ -36,6 +36,12 @@ def test_plugins_are_loaded_only_for_unknown_or_refused_arguments(monkeypatch: p
         resolve(ConfigSource({"model": "demo", "data": "demo", "train": {"seed": "many", "max_seq_length": 64}}))
 
 
+def test_an_argument_in_another_section_belongs_to_train() -> None:
+    source = ConfigSource({"model": "demo", "data": {"train": "demo", "learning_rate": 1}})
+    with pytest.raises(ConfigError, match=r"data\.learning_rate: no such key -> set train\.learning_rate"):
+        resolve(source)
+
+
 def test_the_fix_for_a_missing_package_installs_what_is_required() -> None:
     assert install_command(Requirement("peft>=0.18; python_version>'3'")) == 'pip install "peft>=0.18"'
     problem = requirement_problem("no-such-package[fast]>=1", "plugin x")
@@ -45,5 +51,5 @@ def test_the_fix_for_a_missing_package_installs_what_is_required() -> None:
 
 def test_the_manifest_has_the_versions_of_what_the_plugins_require() -> None:
     pytest.importorskip("peft")
-    assert "peft" in versions(check_plugin(PEFT()))
-    assert "peft" not in versions(check_plugin(HF()))
+    assert "peft" in versions(plugin_set(PEFT()))
+    assert "peft" not in versions(plugin_set(HF()))

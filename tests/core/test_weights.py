@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from sftkit import ConfigError, DataError, Formatter, Pipeline, Plugin, Span, hookimpl
@@ -316,13 +317,14 @@ def test_a_packer_that_drops_weights_is_rejected():
 
 def test_a_collator_that_drops_weights_is_rejected():
     def collate(examples):
-        return {name: [example[name] for example in examples] for name in ("input_ids", "labels")}
+        return {name: torch.as_tensor(examples[0][name]).long()[None] for name in ("input_ids", "labels")}
 
     rows = Dataset.from_list([{"text": "some text", "weight": 0.5}])
     config = {"data": {"cache": False}, "train": {"output_dir": "unused"}}
     run = Pipeline(model=tiny_model(), tokenizer=tiny_tokenizer(), data=rows, config=config, collator=collate)
-    with pytest.raises(ConfigError, match="the batch has no loss_weights"):
-        run.prepare()
+    (verdict,) = run.prepare().verdicts()
+    assert verdict.status == "wrong"
+    assert "the batch has no loss_weights" in verdict.what
 
 
 @dataclasses.dataclass(frozen=True)

@@ -207,7 +207,7 @@ def test_plugins_as_json_lists_every_installed_one(cli, tmp_path):
 def test_one_plugin_as_json_has_its_options(cli, tmp_path):
     output = json.loads(cli("plugins", "neftune", "--json", cwd=tmp_path).stdout)
     alpha = next(option for option in output["options"] if option["name"] == "alpha")
-    assert (alpha["type"], alpha["default"]) == ("float", "5.0")
+    assert (alpha["type"], alpha["default"]) == ("float above 0", "5.0")
     assert alpha["description"]
 
 

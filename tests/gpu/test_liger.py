@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sftkit.testing import check_plugin, tiny_config
+from sftkit.testing import plugin_set, tiny_config
 from sftkit.training.head import LossHead, Targets
 from sftkit.training.loss import HeadLoss
 from sftkit_plugins.liger import Liger
@@ -63,7 +63,7 @@ def with_liger(step):
 
     def run(model, weighted=False, **options):
         plugin = Liger(**options)
-        loss = check_plugin(plugin).hook.make_loss(model=model, config=tiny_config())
+        loss = plugin_set(plugin).hook.make_loss(model=model, config=tiny_config())
         with plugin.training_context(model):
             return step(model, loss, weighted)
 

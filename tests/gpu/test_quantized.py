@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sftkit.models.adapt import adapted_model
-from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_tokenizer
+from sftkit.testing import CHATML, plugin_set, tiny_config, tiny_conversations, tiny_tokenizer
 from sftkit_plugins.bitsandbytes import BitsAndBytes
 from sftkit_plugins.peft import PEFT
 
@@ -43,7 +43,7 @@ def load(base, device):
 
 def adapted(model):
     """LoRA on the model, as a run puts it there; its second factor is not left at zero."""
-    plugins = check_plugin(PEFT(r=4))
+    plugins = plugin_set(PEFT(r=4))
     model = adapted_model(model, tiny_config(model={"name": "loaded LlamaForCausalLM"}), plugins, [])
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():

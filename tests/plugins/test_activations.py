@@ -147,7 +147,7 @@ def test_auto_chooses_the_first_kind_that_fits_and_logs_it(monkeypatch, caplog, 
     monkeypatch.setattr("sftkit.memory.estimate.memory_of", lambda _: device.DeviceMemory("cpu", held, most))
     monkeypatch.setattr("sftkit.memory.estimate.NEAR", 1.0)
     before = state(model)
-    with caplog.at_level(logging.INFO, "sftkit"), Activations().reduce_activations(model, CONFIG, inputs):
+    with caplog.at_level(logging.INFO, "sftkit"), Activations().reduce_activations(model, CONFIG, inputs, None):
         assert (state(model) == before) == (room == "none")
         assert model.is_gradient_checkpointing == (room != "none")
     (line,) = [record.getMessage() for record in caplog.records if "activations" in record.getMessage()]
@@ -158,14 +158,14 @@ def test_auto_chooses_the_first_kind_that_fits_and_logs_it(monkeypatch, caplog, 
 def test_auto_reports_the_memory_of_each_part_if_nothing_fits(monkeypatch):
     monkeypatch.setattr("sftkit.memory.estimate.memory_of", lambda _: device.DeviceMemory("cpu", 10**8, 10**8))
     with pytest.raises(ConfigError, match=r"does not fit, even with checkpointing full.*weights.*per_device"):
-        Activations().reduce_activations(tiny_model(), CONFIG, batch())
+        Activations().reduce_activations(tiny_model(), CONFIG, batch(), None)
 
 
 def test_a_failed_estimate_is_an_error_that_names_the_option():
     model = tiny_model()
     model.register_forward_pre_hook(lambda *_: bool(torch.zeros(1).sum().item() > 0))
     with pytest.raises(ConfigError, match="option checkpointing"):
-        Activations().reduce_activations(model, CONFIG, batch())
+        Activations().reduce_activations(model, CONFIG, batch(), None)
 
 
 def test_a_model_without_layers_to_checkpoint_is_refused():
@@ -176,7 +176,7 @@ def test_a_model_without_layers_to_checkpoint_is_refused():
 def test_a_model_that_is_already_checkpointed_is_refused():
     model = tiny_model()
     with keeping("full", model), pytest.raises(ConfigError, match="already"):
-        Activations(checkpointing="none").reduce_activations(model, CONFIG, batch())
+        Activations(checkpointing="none").reduce_activations(model, CONFIG, batch(), None)
 
 
 def problems(plugin, **train):

@@ -27,7 +27,6 @@ from sftkit.plugin.select import Choice, select
 from sftkit.plugin.selected import PluginSet
 from sftkit.testing import (
     CHATML,
-    check_plugin,
     run_problems,
     tiny_config,
     tiny_conversations,
@@ -165,10 +164,6 @@ def dequantized_reference() -> Any:
             module.weight.data = nf4(module.weight.data)
     torch.manual_seed(0)
     return with_random_adapter(PEFT(r=4).adapt_model(model, tiny_config(), []))
-
-
-def test_the_plugin_passes_check_plugin() -> None:
-    check_plugin(BitsAndBytes())
 
 
 @pytest.mark.parametrize(

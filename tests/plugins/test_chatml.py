@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sftkit.errors import ConfigError
-from sftkit.testing import check_plugin, run_problems, tiny_model, tiny_tokenizer
+from sftkit.testing import plugin_set, run_problems, tiny_model, tiny_tokenizer
 from sftkit_plugins.chatml import TEMPLATES, ChatML
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -37,10 +37,6 @@ def prepared(template: str = "chatml", tokenizer: Any = None, **options: Any) ->
 
 def problems(template: str) -> list[Any]:
     return run_problems(ChatML(template=template))
-
-
-def test_the_plugin_passes_check_plugin() -> None:
-    check_plugin(ChatML())
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -151,7 +147,7 @@ def test_a_built_in_template_is_accepted() -> None:
 
 def test_embedding_rows_are_rounded_up_to_the_multiple() -> None:
     model, tokenizer = tiny_model(), prepared()
-    hook = check_plugin(ChatML(pad_to_multiple_of=64)).hook
+    hook = plugin_set(ChatML(pad_to_multiple_of=64)).hook
     assert hook.resize_embeddings(model=model, tokenizer=tokenizer, new_token_ids=[320, 321]) is True
     assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == 384
 

@@ -60,6 +60,13 @@ def test_steps_cannot_be_skipped_and_saves_are_not_in_the_background(tmp_path):
     assert [line.split(":")[0] for line in found] == ["run.on_nan", "run.save_in_background"]
 
 
+def test_the_optimizer_of_a_plugin_is_refused(tmp_path):
+    found = problems(tmp_path, {}, plugins={"deepspeed": {}, "optimizer": {}})
+    assert any(
+        "plugin optimizer makes the optimizer, and DeepSpeed needs that of train.optim" in line for line in found
+    )
+
+
 def test_quantized_weights_are_refused(tmp_path):
     model = {"name": "demo", "options": {"quantization_config": {"load_in_4bit": True}}}
     assert any("quantized weights cannot be sharded" in line for line in problems(tmp_path, {}, model=model))

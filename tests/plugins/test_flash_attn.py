@@ -15,7 +15,7 @@ from sftkit.errors import ConfigError, RunError
 from sftkit.run.rows import read_batch
 from sftkit.testing import (
     CHATML,
-    check_plugin,
+    plugin_set,
     run_problems,
     tiny_config,
     tiny_conversations,
@@ -134,7 +134,7 @@ def test_the_collator_can_be_pickled():
 
 
 def test_pad_makes_the_batches_without_padding_free():
-    hook = check_plugin(FlashAttn(padding_free=False)).hook
+    hook = plugin_set(FlashAttn(padding_free=False)).hook
 
     assert isinstance(hook.make_collator(tokenizer=tiny_tokenizer(), processor=None, config=tiny_config()), PadCollator)
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from sftkit.data.documents import Formatted, RowError, Skipped, Span
 from sftkit.errors import ConfigError, DataError
 from sftkit.plugin.select import Choice, select
-from sftkit.testing import CHATML, check_plugin, run_problems, tiny_config, tiny_conversations, tiny_tokenizer
+from sftkit.testing import CHATML, run_problems, tiny_config, tiny_conversations, tiny_tokenizer
 from sftkit_plugins.formats import Formats
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -61,10 +61,6 @@ def row_error(rows, template=CHATML, **options):
     with pytest.raises(RowError) as caught:
         documents(rows, template, **options)
     return caught.value
-
-
-def test_the_plugin_passes_the_checks_of_a_run():
-    check_plugin(Formats())
 
 
 # Text, prompt and completion, Alpaca

@@ -23,8 +23,8 @@ from sftkit import Pipeline
 from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.testing import (
     CHATML,
-    check_plugin,
     packed_rows,
+    plugin_set,
     run_problems,
     tiny_config,
     tiny_conversations,
@@ -123,10 +123,6 @@ def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
     model.train().zero_grad()
     model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if "lora_" in name}
-
-
-def test_the_plugin_passes_check_plugin() -> None:
-    check_plugin(GPTQ())
 
 
 @pytest.mark.slow
@@ -272,7 +268,7 @@ def test_a_base_that_contradicts_the_option_export_is_refused(method: str | None
     model = plain_model()
     if method:
         model.config.quantization_config = {"quant_method": method}
-    hook = check_plugin(GPTQ(export=method is not None)).hook
+    hook = plugin_set(GPTQ(export=method is not None)).hook
     with pytest.raises(ConfigError, match="option export: "):
         hook.adapt_model(model=model, config=tiny_config(), new_token_ids=[])
 

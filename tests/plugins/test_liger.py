@@ -14,7 +14,7 @@ import pytest
 
 from sftkit.errors import ConfigError
 from sftkit.plugin.select import Choice, select
-from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model
+from sftkit.testing import plugin_set, run_problems, tiny_config, tiny_model
 from sftkit_plugins.liger import Liger
 from sftkit_plugins.liger.catalogue import kernels_by_type
 from sftkit_plugins.liger.loss import _chunk_factor
@@ -67,7 +67,7 @@ def interpreted(monkeypatch):
 
 
 def problems(plugin, **sections):
-    check_plugin(plugin)
+    plugin_set(plugin)
     return [str(problem) for problem in run_problems(plugin, **sections)]
 
 
@@ -274,7 +274,7 @@ def test_kernels_of_transformers_are_refused():
 
 
 def test_a_loaded_model_of_an_unsupported_type_is_refused():
-    hook = check_plugin(Liger()).hook.patch_kernels
+    hook = plugin_set(Liger()).hook.patch_kernels
 
     with pytest.raises(ConfigError, match="no kernels for the model type 'gpt2'"):
         hook(model=tiny_model("gpt2"), config=tiny_config())
@@ -282,7 +282,7 @@ def test_a_loaded_model_of_an_unsupported_type_is_refused():
 
 def test_the_model_type_is_checked_before_weights_are_read(tmp_path):
     directory = saved(tmp_path, "gpt2")  # no weights are there: reading them would be another error
-    hook = check_plugin(Liger()).hook.load_model
+    hook = plugin_set(Liger()).hook.load_model
 
     with pytest.raises(ConfigError, match="no kernels for the model type 'gpt2'"):
         hook(config=tiny_config(model={"name": directory}), options={})
@@ -317,8 +317,8 @@ def test_requesting_a_loss_is_an_error_if_another_plugin_provides_one():
 
 
 def test_the_fused_loss_is_the_default_and_can_be_turned_off():
-    hook, model = check_plugin(Liger()).hook.make_loss, tiny_model()
-    off = check_plugin(Liger(fused_linear_cross_entropy=False)).hook.make_loss
+    hook, model = plugin_set(Liger()).hook.make_loss, tiny_model()
+    off = plugin_set(Liger(fused_linear_cross_entropy=False)).hook.make_loss
 
     assert type(hook(model=model, config=tiny_config())).__name__ == "FusedLinearCrossEntropy"
     assert off(model=model, config=tiny_config()) is None

@@ -11,7 +11,7 @@ from torch.nn import functional
 from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.run.pipeline import Pipeline
-from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import plugin_set, run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.loss import HeadLoss, OutputHead, summed_loss
 from sftkit_plugins.loss import Loss
 
@@ -26,7 +26,7 @@ def made_by(loss: HeadLoss):
 
 
 def of(plugin: Plugin) -> HeadLoss:
-    return check_plugin(plugin).hook.make_loss(model=None, config=tiny_config())
+    return plugin_set(plugin).hook.make_loss(model=None, config=tiny_config())
 
 
 def assert_is(plugin: Plugin, reference) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import plugin_set, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.pad import Pad
 
 
@@ -30,7 +30,7 @@ def packed(*documents: list[int]) -> dict[str, Any]:
 
 
 def test_the_plugin_fills_the_collator_slot() -> None:
-    collator = check_plugin(Pad(to_multiple_of=2)).hook.make_collator(
+    collator = plugin_set(Pad(to_multiple_of=2)).hook.make_collator(
         tokenizer=tiny_tokenizer(), processor=None, config=tiny_config()
     )
     assert collator([example(5, 6)])["input_ids"].tolist() == [[5, 6]]

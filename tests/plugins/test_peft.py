@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, Problem
 from sftkit.models.embeddings import grow_embeddings
-from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.peft import PEFT
 
 NEW = ["<|im_start|>", "<|im_end|>"]
@@ -68,10 +68,6 @@ def base_with_new_tokens(directory: Path, architecture: str = "llama", **options
 def saved(directory: Path) -> dict[str, torch.Size]:
     with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
         return {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-
-
-def test_the_plugin_passes_check_plugin() -> None:
-    assert check_plugin(PEFT()).hook.adapt_model(model=tiny_model(), config=tiny_config(), new_token_ids=[])
 
 
 def test_lora_adapts_every_linear_layer_but_the_head() -> None:

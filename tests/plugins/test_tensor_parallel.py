@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
-from sftkit.testing import check_plugin, tiny_config, tiny_model
+from sftkit.testing import tiny_config, tiny_model
 from sftkit.training.sharding import OPTIMIZERS
 from sftkit_plugins.tensor_parallel import REFUSED, TensorParallel
 from sftkit_plugins.tensor_parallel.plan import plan_problems, rule_of
@@ -22,10 +22,6 @@ def problems(size: int = 2, **sections) -> list[str]:
 
 def of_model(kind: str, size: int = 2, **sizes) -> list[str]:
     return [str(problem) for problem in plan_problems(AutoConfig.for_model(kind, **sizes), size)]
-
-
-def test_the_plugin_is_well_made():
-    check_plugin(TensorParallel(size=2))
 
 
 def test_a_size_below_two_is_refused():

@@ -21,8 +21,7 @@ from vision_models import IN_PLACE, drawn_image, image_processor, tiny_vision_mo
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import check_plugin, tiny_tokenizer
-from sftkit_plugins.vision import Vision
+from sftkit.testing import tiny_tokenizer
 
 KINDS = ("llava", "qwen2_vl", "idefics3")
 TRANSFORMERS = Version(transformers.__version__)
@@ -553,7 +552,3 @@ def test_a_tokenizer_needs_no_pad_token(kind: str) -> None:
     rows = [{"images": [drawn_image("red")] * number, "messages": asked(*[1] * number, "What?")} for number in (1, 2)]
     ready = Pipeline(model=model, data=rows, tokenizer=processor, plugins=["vision"]).prepare()
     assert "pixel_values" in ready.collator([ready.data.train[0], ready.data.train[1]])
-
-
-def test_the_plugin_passes_check_plugin() -> None:
-    check_plugin(Vision())

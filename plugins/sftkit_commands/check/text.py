@@ -17,6 +17,7 @@ STYLES = {"wrong": "bold red", "warn": "yellow", "ok": "green"}
 #: Checks that are shown in full even if nothing is wrong: what is ignored in the data, for one.
 IN_FULL = ("noted",)
 WIDEST_BAR = 40
+GROUP = ("group", "weights", "learning rate", "weight decay")
 SECTIONS = ("model.", "data.", "train.", "evaluate.", "run.", "plugins.")
 
 
@@ -34,6 +35,9 @@ def show_report(report: Report) -> None:
         total = ("peak", f"{memory['total'] / 1e9:.3f}")
         screen.print()
         show_table(screen, f"Memory on {memory['device']}", ("item", "GB"), [*sizes, total])
+    if (made := report.details("optimizer")) and not shown.quiet:
+        screen.print()
+        show_table(screen, f"Optimizer {made['optimizer']}", GROUP, [_group(group) for group in made["groups"]])
     if report.data and not shown.quiet:
         screen.print()
     found = {status: [item for item in report.verdicts if item.status == status] for status in STYLES}
@@ -46,6 +50,12 @@ def show_report(report: Report) -> None:
     if names and not shown.quiet:
         _print(screen, [("ok", STYLES["ok"]), (names, "")])
     _show_end(screen, found["wrong"], found["warn"])
+
+
+def _group(group: dict[str, Any]) -> tuple[str, str, str, str]:
+    """A row of the table of the optimizer's groups."""
+    rates = (f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}")
+    return (group["name"], f"{group['weights']:,}", *rates)
 
 
 def _show_verdict(screen: Console, verdict: Verdict) -> None:

@@ -11,7 +11,7 @@ import typer
 from sftkit.api import ConfigArguments, DataOption, JsonOption, ModelOption, PluginOption, pipeline_from
 
 if TYPE_CHECKING:
-    from sftkit.api import TokenRow
+    from sftkit.api import PreparedRun, TokenRow
 
 
 def preview(
@@ -31,6 +31,9 @@ def preview(
         Optional[Path],  # noqa: UP045
         typer.Option("--html", metavar="FILE", help="Write an HTML page instead."),
     ] = None,
+    dropped: Annotated[
+        bool, typer.Option("--dropped", help="Show rows that were dropped, up to N of each reason (at most 20).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the model sees and what it is trained on, from the batches of the training.
@@ -39,19 +42,23 @@ def preview(
 
         sftkit preview sft.yaml -p packing --rows 2
         sftkit preview sft.yaml --split eval --row 40 --ids
+        sftkit preview sft.yaml -p dedup --dropped
     """
-    from sftkit.api import note_lines, printing_json, show_json, working
+    from sftkit.api import note_lines, printing_json, read_batch, show_json, working
 
+    _check_dropped(dropped, html, ids, row)
     if not any(argument.startswith("model.init=") for argument in arguments or []):
         arguments = [*(arguments or []), "model.init=random"]  # a preview works without weights
     with printing_json(as_json), working("reading the configuration"):
         prepared = pipeline_from(arguments, plugin, model, data).prepare()
-
-        from sftkit.api import read_batch
-
-        examples = _examples(prepared.data.splits, split, row - 1, rows)
-        shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
-        noted = note_lines({split: prepared.data.summary()[split]})
+        _check_split(prepared.data.splits, split)
+        if not dropped:
+            examples = _examples(prepared.data.splits, split, row - 1, rows)
+            shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
+            noted = note_lines({split: prepared.data.summary()[split]})
+    if dropped:
+        _show_dropped(prepared, split, rows, as_json)
+        return
     if html is not None:
         from sftkit_commands.preview.page import write_html
 
@@ -66,6 +73,25 @@ def preview(
         console().print(f"{len(shown)} rows of {split} written to {html}", markup=False)
 
 
+def _check_dropped(dropped: bool, html: Path | None, ids: bool, row: int) -> None:
+    """Refuse options that dropped rows do not have."""
+    if dropped and (html is not None or ids or row != 1):
+        from sftkit.api import ConfigError, Problem
+
+        raise ConfigError(Problem("dropped rows have no tokens", "--dropped", "leave out --html, --ids and --row"))
+
+
+def _show_dropped(prepared: PreparedRun, split: str, rows: int, as_json: bool) -> None:
+    from sftkit.api import console, show_json
+    from sftkit_commands.preview.dropped import by_reason, print_dropped
+
+    reasons = by_reason(prepared.data.summary()[split], prepared.data.dropped[split], rows)
+    if as_json:
+        show_json({"split": split, "dropped": reasons})
+    else:
+        print_dropped(console(), split, reasons)
+
+
 def _print(rows: list[TokenRow], ids: bool, noted: list[str]) -> None:
     from sftkit.api import console
     from sftkit_commands.preview.text import print_rows
@@ -76,12 +102,17 @@ def _print(rows: list[TokenRow], ids: bool, noted: list[str]) -> None:
         screen.print(f"\n{line}", markup=False)
 
 
-def _examples(splits: dict[str, Any], split: str, first: int, number: int) -> list[dict[str, Any]]:
+def _check_split(splits: dict[str, Any], split: str) -> None:
     from sftkit.api import ConfigError, Problem, nearest
 
     if split not in splits:
         known = f"the splits are: {', '.join(splits)}"
         raise ConfigError(Problem(f"there is no split {split!r}", "--split", nearest(split, splits) or known))
+
+
+def _examples(splits: dict[str, Any], split: str, first: int, number: int) -> list[dict[str, Any]]:
+    from sftkit.api import ConfigError, Problem
+
     rows = splits[split]
     if not hasattr(rows, "__len__"):
         return list(islice(rows, first, first + number))

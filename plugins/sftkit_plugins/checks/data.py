@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import WEIGHTED_TOKENS, DatasetStats, Status, Verdict, describe_notes, notes_of, without_fix
+from sftkit.api import FILTERED, WEIGHTED_TOKENS, DatasetStats, Status, Verdict, describe_notes, notes_of, without_fix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CUT_SHARE = 0.05  # of completions: a few long rows are normal, but one in twenty deserves a look
 CUT_MOST = 0.5  # of completions: above this, the model would learn that answers stop in the middle
-DROPPED_SHARE = 0.05  # of rows, for any reason
+DROPPED_SHARE = 0.05  # of rows, for any reason but that a filter was asked to drop them
 DUPLICATE_SHARE = 0.05  # of rows: real instruction data has a few percent
 LEAK_SHARE = 0.01  # of held-out rows: above this, the evaluation measures memorisation
 FILL_LEAST = 0.8  # of packed rows: below this, a fifth of the work is spent on padding
@@ -47,9 +47,10 @@ def _rows(split: str, stats: DatasetStats, done: Counter[str]) -> Verdict:
     what = f"{split}: {read:,} rows, {stats.tokens:,} tokens, {stats.trained / max(stats.tokens, 1):.1%} trained"
     if lost:
         what += "; " + "; ".join(f"{number:,} {name}" for name, number in lost.items())
-    if sum(lost.values()) > DROPPED_SHARE * max(read, 1):
+    unasked = sum(number for name, number in lost.items() if not name.startswith(FILTERED))
+    if unasked > DROPPED_SHARE * max(read, 1):
         return Verdict(
-            "rows", "warn", what, "inspect the rows with `sftkit preview`, and fix the data", f"data.{split}"
+            "rows", "warn", what, "look at them with `sftkit preview --dropped`, and fix the data", f"data.{split}"
         )
     return Verdict("rows", "ok", what)
 
@@ -69,7 +70,7 @@ def _duplicates(split: str, stats: DatasetStats) -> Verdict:
     share = stats.duplicates / max(stats.rows, 1)
     what = f"{split}: {stats.duplicates:,} of {stats.rows:,} rows are duplicates"
     if share > DUPLICATE_SHARE:
-        return Verdict("duplicates", "warn", what, "remove them from the data", f"data.{split}")
+        return Verdict("duplicates", "warn", what, "remove them, as `-p dedup` does", f"data.{split}")
     return Verdict("duplicates", "ok", what)
 
 
@@ -116,7 +117,7 @@ def _leaks(run: PreparedRun) -> Iterator[Verdict]:
         status: Status = "ok" if not leaked else "wrong" if leaked > LEAK_SHARE * len(own) else "warn"
         fix = "remove them from one of the two sets"
         if isinstance(run.config.data.eval, float):  # a random choice: every duplicate may be on both sides
-            status, fix = "warn" if leaked else "ok", "remove duplicates from the data, which are held out one by one"
+            status, fix = "warn" if leaked else "ok", "remove duplicates before rows are held out, as `-p dedup` does"
         yield Verdict("held out", status, what, fix if leaked else "", "data.eval")
 
 

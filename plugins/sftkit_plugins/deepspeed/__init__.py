@@ -49,11 +49,17 @@ class DeepSpeed(Plugin):
 
     stage: Annotated[
         Literal[2, 3] | None,
-        Field(description="of ZeRO; 2, the default, shares optimizer state and gradients, 3 the weights too"),
+        Field(
+            description="of ZeRO: 2 shares optimizer state and gradients, 3 the weights too; by default that of "
+            "config, else 2"
+        ),
     ] = None
     offload: Annotated[
         Literal["none", "optimizer", "all"],
-        Field(description="what is kept in the memory of the CPU: the optimizer, or with stage 3 the weights too"),
+        Field(
+            description="what is kept in the memory of the CPU: nothing, the optimizer, or with stage 3 all: the "
+            "weights too"
+        ),
     ] = "none"
     config: Annotated[
         str | dict[str, Any] | None,
@@ -88,6 +94,9 @@ class DeepSpeed(Plugin):
             yield Problem(what, "plugin deepspeed, option stage", "set stage=2, or data.streaming: false")
         yield from sharding_problems(config)
         yield from _unsupported(config)
+        for name in plugins.fillers("make_optimizer"):
+            what = f"plugin {name} makes the optimizer, and DeepSpeed needs that of train.optim"
+            yield Problem(what, "plugin deepspeed", f"drop plugin {name}, or shard the model by another plugin")
 
     @hookimpl(wrapper=True)
     def adapt_model(self, new_token_ids: list[int]) -> Iterator[Any]:

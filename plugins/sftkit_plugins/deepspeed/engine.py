@@ -175,7 +175,10 @@ class DeepSpeedEngine(Engine):
 
         unset_hf_deepspeed_config()
         if self._began_group and dist.is_initialized():
-            dist.destroy_process_group()
+            from deepspeed import comm
+
+            # DeepSpeed keeps the group for the next run of the process, unless it ends the group itself.
+            (comm if comm.is_initialized() else dist).destroy_process_group()
         for name, value in self._before.items():
             os.environ.pop(name, None)
             if value is not None:

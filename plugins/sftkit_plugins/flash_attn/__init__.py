@@ -28,11 +28,14 @@ class FlashAttn(Plugin):
 
     implementation: Annotated[
         Implementation,
-        Field(description="varlen and sdpa_flash need no package; auto: the best that works here, named in the log"),
+        Field(
+            description="the kernel; auto: the best that works with the device, precision and model, which is "
+            "logged; varlen and sdpa_flash need no package"
+        ),
     ] = "auto"
-    padding_free: Annotated[
-        bool, Field(description="join the examples of a batch into one row instead of padding them")
-    ] = True
+    padding_free: Annotated[bool, Field(description="join the examples of a batch into one row; false: pad them")] = (
+        True
+    )
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:

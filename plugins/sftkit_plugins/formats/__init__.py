@@ -30,14 +30,14 @@ class Formats(Plugin):
 
     replaces: ClassVar[Mapping[str, str]] = {"dataset_text_field": "text_column"}
 
-    loss: Annotated[
-        Loss | None, Field(description="what to train: all, completion or assistant; default: depends on the format")
-    ] = None
+    loss: Annotated[Loss | None, Field(description="what is trained; the default depends on the format")] = None
     turns: Annotated[
         Literal["all", "last"],
-        Field(description="which turns of `roles` to train; `train: false` on a message overrides this"),
+        Field(
+            description="which turns of `roles` are trained: all, or only the last; `train` on a message overrides this"
+        ),
     ] = "all"
-    roles: Annotated[tuple[Role, ...], Field(min_length=1, description="whose turns to train in conversations")] = (
+    roles: Annotated[tuple[Role, ...], Field(min_length=1, description="whose turns are trained in conversations")] = (
         "assistant",
     )
     text_column: Annotated[str, Field(description="name of the column of plain text")] = "text"
@@ -50,20 +50,24 @@ class Formats(Plugin):
     ] = False
     allow_left_out: Annotated[
         tuple[Part, ...],
-        Field(description="what the chat template may leave out of rows"),
+        Field(
+            description="what the chat template may leave out of a row: messages of a role, tools, tool calls or "
+            "documents"
+        ),
     ] = ()
     reasoning: Annotated[
         Reasoning,
         Field(
-            description="turns whose reasoning the chat template leaves out: train them, do not, or each as the last"
+            description="turns whose reasoning the chat template leaves out: train them as rendered, not at all "
+            "(last_turn_only), or each as the last turn of a document"
         ),
     ] = "as_rendered"
-    date: Annotated[
-        datetime.date, Field(description="the date that chat templates write as that of today, as in 2024-07-26")
-    ] = datetime.date.fromisoformat(DATE)
+    date: Annotated[datetime.date, Field(description="the date that chat templates write as that of today")] = (
+        datetime.date.fromisoformat(DATE)
+    )
     formatting: Annotated[
         str | Callable[..., Any] | None,
-        Field(description="your own formatting function, as `module:function`"),
+        Field(description="your own formatting function, as `module:function`; in Python also the function itself"),
     ] = None
 
     @hookimpl

@@ -28,12 +28,26 @@ class FSDP(Plugin):
     replaces: ClassVar[Mapping[str, str]] = {"fsdp": "", "fsdp_config": ""}
     conflicts: ClassVar[tuple[str, ...]] = ("bitsandbytes", "gptq", "unsloth")
 
-    offload: Annotated[bool, Field(description="keep shards in the CPU's memory while no GPU needs them")] = False
+    offload: Annotated[
+        bool,
+        Field(
+            description="keep the shards in the memory of the CPU while no GPU needs them; the optimizer then "
+            "works on the CPU"
+        ),
+    ] = False
     reshard_after_forward: Annotated[
-        bool, Field(description="free a block's weights after its forward; false: keep them until its backward")
+        bool,
+        Field(
+            description="free the weights of a block after its forward, and gather them again for its backward; "
+            "false: keep them, for more memory and less communication"
+        ),
     ] = True
     dtype: Annotated[
-        Literal["bfloat16"] | None, Field(description="type in which weights are gathered and used; none: their own")
+        Literal["bfloat16"] | None,
+        Field(
+            description="type in which weights are gathered and used, by default their own; shards and optimizer "
+            "keep that of model.dtype"
+        ),
     ] = None
     reduce_dtype: Annotated[
         Literal["float32", "bfloat16"], Field(description="type in which gradients are averaged")

@@ -48,16 +48,17 @@ class GPTQ(Plugin):
         Field(description="number of inputs of a layer that share a scale; -1: all of them"),
     ] = 128
     desc_act: Annotated[bool, Field(description="quantize the inputs with the largest activations first")] = False
-    sym: Annotated[bool, Field(description="values symmetric around 0; false: a zero point per group")] = True
+    sym: Annotated[bool, Field(description="values symmetric around 0; false: a zero point for each group")] = True
     damp: Annotated[
         float, Field(gt=0, lt=1, description="share of the mean diagonal of the Hessian that is added to it")
     ] = 0.01
     rows: Annotated[int, Field(gt=0, description="number of training documents to calibrate on")] = 128
     max_length: Annotated[int, Field(gt=1, description="maximum number of tokens of such a document")] = 2048
     export: Annotated[bool, Field(description="quantize the trained model; false to train on a GPTQ base")] = True
-    backend: Annotated[str, Field(description="kernel for a GPTQ base; torch gives correct gradients everywhere")] = (
-        "torch"
-    )
+    backend: Annotated[
+        str,
+        Field(description="kernel for a GPTQ base, as gptqmodel names it; torch gives correct gradients everywhere"),
+    ] = "torch"
 
     @hookimpl
     def check_run(self, config: RunConfig, plugins: PluginSet) -> Iterator[Problem]:

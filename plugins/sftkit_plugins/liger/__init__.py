@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from sftkit.api import HeadLoss, RunConfig
 
-Kernel = Annotated[bool | None, Field(description="by default on if liger enables it for the model type")]
+
+def _kernel(layer: str) -> Any:
+    return Field(description=f"{layer}; by default as liger does for the model type")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +33,21 @@ class Liger(Plugin):
     requires: ClassVar[tuple[str, ...]] = ("liger-kernel>=0.8.3",)
     replaces: ClassVar[Mapping[str, str]] = {"use_liger_kernel": "", "liger_kernel_config": ""}
 
-    rope: Kernel = None
-    rms_norm: Kernel = None
-    swiglu: Kernel = None
-    geglu: Kernel = None
-    layer_norm: Kernel = None
-    relu_squared: Kernel = None
+    rope: Annotated[bool | None, _kernel("rotary position embedding of queries and keys")] = None
+    rms_norm: Annotated[bool | None, _kernel("RMSNorm")] = None
+    swiglu: Annotated[bool | None, _kernel("SiLU and product in the MLP (Llama, Qwen, ...), and fused experts")] = None
+    geglu: Annotated[bool | None, _kernel("GELU and product in the MLP (Gemma)")] = None
+    layer_norm: Annotated[bool | None, _kernel("LayerNorm, for model types that use it")] = None
+    relu_squared: Annotated[bool | None, _kernel("squared ReLU (Nemotron)")] = None
     cross_entropy: Annotated[
-        bool, Field(description="compute the loss with liger's kernel, from the logits of a chunk")
+        bool, Field(description="compute the loss with liger's kernel, from the logits of a chunk of trained tokens")
     ] = False
     fused_linear_cross_entropy: Annotated[
         bool | None,
-        Field(description="fuse the loss with the output head; by default on, unless cross_entropy is on"),
+        Field(
+            description="fuse the loss with the output head, on trained tokens only; by default on, unless "
+            "cross_entropy is on"
+        ),
     ] = None
 
     @hookimpl

@@ -22,14 +22,17 @@ class Loss(Plugin):
 
     type: Annotated[
         Literal["nll", "dft"],
-        Field(description="nll: negative log-likelihood; dft: the same times the token's own probability"),
+        Field(
+            description="nll: negative log-likelihood; dft: the same times the probability of the token, which is"
+            " held constant"
+        ),
     ] = "nll"
     label_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="share of a target's probability spread over the whole vocabulary")
+        float, Field(ge=0, lt=1, description="share of the target probability that is spread over the whole vocabulary")
     ] = 0.0
-    entropy: Annotated[bool, Field(description="log the mean entropy (nats) of the trained tokens' predictions")] = (
-        False
-    )
+    entropy: Annotated[
+        bool, Field(description="log the mean entropy of the predictions of trained tokens, in nats")
+    ] = False
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:

@@ -23,10 +23,10 @@ class Metrics(Plugin):
     (arXiv 1804.08771) makes it comparable (corpus BLEU by the package sacrebleu).
     """
 
-    rouge_stemmer: Annotated[bool, Field(description="rouge: compare the stems of English words")] = False
+    rouge_stemmer: Annotated[bool, Field(description="ROUGE: compare the stems of English words")] = False
     bleu_tokenizer: Annotated[
         Literal["13a", "intl", "zh", "char"],
-        Field(description="bleu: how sacrebleu splits texts; zh for Chinese, char for languages without spaces"),
+        Field(description="BLEU: how sacrebleu splits texts; zh for Chinese, char for languages without spaces"),
     ] = "13a"
 
     @hookimpl

@@ -33,17 +33,22 @@ class Packing(Plugin):
     ] = "best_fit"
     eval: Annotated[
         bool | Strategy,
-        Field(description="pack evaluation sets: false, true (as the training data), or a strategy"),
+        Field(
+            description="how evaluation sets are packed: not at all, like the training data (true), or with a strategy"
+        ),
     ] = False
     concat_token_id: Annotated[
-        int | None, Field(ge=0, description="wrapped: token appended to each document that does not end with it")
+        int | None, Field(ge=0, description="wrapped: token to append to each document that does not end with it")
     ] = None
     infinite: Annotated[
         bool,
-        Field(description="wrapped: fill the last training row with the first documents; otherwise it stays short"),
+        Field(description="wrapped: fill the last training row by starting over; otherwise it stays short"),
     ] = False
     keep_short: Annotated[
-        bool, Field(description="wrapped: keep a shorter last row; otherwise it is dropped and counted")
+        bool,
+        Field(
+            description="wrapped: keep a shorter last row; false: it is dropped and counted, also in evaluation sets"
+        ),
     ] = True
 
     @hookimpl

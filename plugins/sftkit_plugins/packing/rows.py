@@ -52,6 +52,11 @@ class Wrapped(Packer):
         """True, since no document is too long."""
         return True
 
+    @property
+    def keeps_tokens(self) -> bool:
+        """False where tokens are added, repeated or dropped, which is counted."""
+        return self.concat_token_id is None and not self.endless and self.keep_short
+
     def __call__(self, examples: Examples) -> Iterator[pa.Table]:
         """The rows; the last is short, unless it is filled from the start of the stream or dropped.
 

@@ -46,19 +46,29 @@ class PEFT(Plugin):
 
     requires: ClassVar[tuple[str, ...]] = ("peft>=0.18",)
 
-    method: Annotated[str, Field(description="lora, ia3, vera, prompt_tuning, ...: any method of peft")] = "lora"
-    r: Annotated[int | None, Field(gt=0, description="rank; for LoRA 16 by default")] = None
-    alpha: Annotated[float | None, Field(gt=0, description="scale is alpha/r; for LoRA 2r by default")] = None
-    dropout: Annotated[float | None, Field(ge=0, lt=1, description="of the adapter's input; for LoRA 0 by default")] = (
-        None
+    method: Annotated[str, Field(description="lora, ia3, vera, adalora, prompt_tuning, ...: any method of peft")] = (
+        "lora"
     )
+    r: Annotated[int | None, Field(gt=0, description="rank; for LoRA 16 by default")] = None
+    alpha: Annotated[
+        float | None, Field(gt=0, description="the update is scaled by alpha/r; for LoRA 2r by default")
+    ] = None
+    dropout: Annotated[
+        float | None, Field(ge=0, lt=1, description="dropout of the adapter's input; for LoRA 0 by default")
+    ] = None
     target_modules: Annotated[
         str | list[str] | None,
-        Field(description="layer names, a regular expression, or all-linear (the default of most methods)"),
+        Field(
+            description="layer names, a regular expression that matches whole names, or all-linear: all but the "
+            "head; the default of most methods"
+        ),
     ] = None
     target_parameters: Annotated[
         list[str] | None,
-        Field(description="weights outside linear layers, as those of experts: [experts.gate_up_proj]; LoRA only"),
+        Field(
+            description="LoRA: weights outside linear layers, such as those of experts: `[experts.gate_up_proj, "
+            "experts.down_proj]`"
+        ),
     ] = None
     part: Annotated[
         Literal["language", "vision", "both"],
@@ -70,7 +80,10 @@ class PEFT(Plugin):
     config: Annotated[
         dict[str, Any] | None,
         BeforeValidator(fields_of),
-        Field(description="replaces all other options: a `peft.PeftConfig`, or its fields including `peft_type`"),
+        Field(
+            description="replaces all other options: the fields of a `peft.PeftConfig`, with `peft_type`; in "
+            "Python also the object"
+        ),
     ] = None
 
     @hookimpl

@@ -23,8 +23,8 @@ class Samples(Plugin):
 
     writes: ClassVar[tuple[str, ...]] = ("samples.jsonl",)
 
-    rows: Annotated[int, Field(gt=0, description="held-out rows to complete, from the first")] = 5
-    max_new_tokens: Annotated[int, Field(gt=0, description="maximum number of tokens of a completion")] = 64
+    rows: Annotated[int, Field(gt=0, description="number of held-out rows to complete, from the first")] = 5
+    max_new_tokens: Annotated[int, Field(gt=0, description="maximum number of tokens to generate for each row")] = 64
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:

@@ -54,11 +54,15 @@ class Vision(Plugin):
         bool, Field(description="do not train the projector between vision tower and language model")
     ] = False
     projector_modules: Annotated[
-        list[str], Field(description="names of modules inside the vision tower that belong to the projector")
+        list[str],
+        Field(description="names of modules inside the vision tower that belong to the projector, as in Qwen-VL"),
     ] = dataclasses.field(default_factory=lambda: ["merger", "deepstack_merger_list"])
     processor_options: Annotated[
         dict[str, Any],
-        Field(description="further arguments of `AutoProcessor.from_pretrained`, such as size"),
+        Field(
+            description="further arguments of `AutoProcessor.from_pretrained`, such as `{size: {longest_edge: "
+            "768}}`; for a processor loaded by name"
+        ),
     ] = dataclasses.field(default_factory=dict)
 
     @field_validator("image_folder")

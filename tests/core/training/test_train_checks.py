@@ -88,6 +88,9 @@ REFUSED = {
     "option of no optimizer": ({"optim": "sgd", "optim_args": "momentun=1"}, {}, "optim_args", "no option 'momentun'"),
     "options of another form": ({"optim": "sgd", "optim_args": "momentum 1"}, {}, "optim_args", "name=value"),
     "value of an option": ({"optim": "sgd", "optim_args": "momentum=much"}, {}, "optim_args", "much"),
+    "fraction of a warm-up": (
+        {"optim": "schedule_free_adamw", "warmup_steps": 0.1}, {}, "warmup_steps", "takes a number of steps",
+    ),
     "nccl on a CPU": ({"ddp_backend": "nccl"}, {}, "ddp_backend", "gloo"),
     "options of the scheduler": ({"lr_scheduler_kwargs": {"cycles": 2}}, {}, "lr_scheduler_kwargs", "cycles"),
     "options of a constant": (
@@ -181,6 +184,7 @@ ACCEPTED = {
     "evaluation only": ({"max_steps": 0}, ONE),
     "bitsandbytes": ({"optim": "adamw_bnb_8bit"}, {}),
     "options of an optimizer": ({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}, {}),
+    "an optimizer with a mode for training": ({"optim": "schedule_free_adamw", "warmup_steps": 2}, {}),
     "schedule": ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}, {}),
     "schedule as JSON": ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"num_cycles": 1}'}, {}),
     "checkpointing": ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": '{"use_reentrant": false}'}, {}),

@@ -21,7 +21,7 @@ import triton.runtime.interpreter as triton_interpreter
 import sftkit_plugins.liger.loss
 from sftkit import Pipeline
 from sftkit.errors import SftkitError
-from sftkit.testing import CHATML, check_plugin, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.testing import CHATML, plugin_set, tiny_config, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit.training.head import LossHead
 from sftkit.training.loss import HeadLoss
 from sftkit.training.targets import Targets
@@ -212,7 +212,7 @@ def loss(kind):
 
 
 def liger_loss(model, **options):
-    return check_plugin(Liger(**options)).hook.make_loss(model=model, config=tiny_config())
+    return plugin_set(Liger(**options)).hook.make_loss(model=model, config=tiny_config())
 
 
 def mixed_precision(kind):
@@ -266,7 +266,7 @@ def run(*plugins):
                 plugins=[*plugins, *more, "no:checks"],  # the held-out rows are training rows
                 train={
                     "output_dir": directory,
-                    "max_steps": 2,
+                    "max_steps": 1,
                     "per_device_train_batch_size": 2,
                     "logging_steps": 1,
                     "learning_rate": 1e-2,

@@ -44,6 +44,8 @@ class Greetings(Formatter):
 class HelloFormat(Plugin):
     """Formats data with the columns `greeting` and `reply`; the reply is trained."""
 
+    api = "1.0"
+
     @hookimpl
     def make_formatter(self, columns: Features) -> Formatter | None:
         """Its formatter, or None for data with other columns, which is left to the next plugin."""
@@ -53,6 +55,8 @@ class HelloFormat(Plugin):
 @dataclass(frozen=True, kw_only=True)
 class HelloNoise(Plugin):
     """Adds Gaussian noise to the input embeddings while training."""
+
+    api = "1.0"
 
     scale: Annotated[float, Field(gt=0, description="standard deviation of the noise")] = 0.01
 
@@ -75,6 +79,8 @@ class HelloNoise(Plugin):
 @dataclass(frozen=True, kw_only=True)
 class HelloCheck(Plugin):
     """Checks that there are enough rows to train on."""
+
+    api = "1.0"
 
     least: Annotated[int, Field(gt=0, description="rows below which a run is wrong")] = 2
 
