@@ -698,3 +698,14 @@ def test_an_exception_is_reported_with_the_line_of_the_plugin_and_one_fix():
     (failed,) = [each for each in examine_plugin(Reading(), without=OTHERS).failed if each.subject == "load_tokenizer"]
     assert f"({__file__}, line " in failed.what
     assert "->" not in failed.what
+
+
+def test_rows_of_the_author_are_trained_on_or_held_out():
+    rows = [{"text": f"One and one is {number}."} for number in range(4)]
+    assert not examine_plugin(Reads(formatter=Plain), rows=rows, quick=True, without=("import",)).failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(Formatter):
+    def __call__(self, rows):
+        return [[Span(text, True)] for text in rows["text"]]
