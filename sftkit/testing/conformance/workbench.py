@@ -147,12 +147,14 @@ class Workbench:
     @functools.cached_property
     def data(self) -> dict[str, str]:
         """Files with the rows of the run: those of the author, else of the first format that the plugin reads."""
-        train = held_out = self.rows
-        if train is None or held_out is None:
+        if self.rows is None:
             form = next(iter(self.forms), "messages")
             train, held_out = sample_rows(form, ROWS), sample_rows(form, HELD_OUT, first=1000)
+        else:  # a run refuses held-out rows that it trains on
+            size = min(HELD_OUT, len(self.rows) // 2)
+            train, held_out = self.rows[size:], self.rows[:size] or self.rows
         paths = {}
-        for split, rows in {"train": train, "eval": held_out[:HELD_OUT]}.items():
+        for split, rows in {"train": train, "eval": held_out}.items():
             path = self.directory / f"{split}.jsonl"
             path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
             paths[split] = str(path)
