@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from sftkit.errors import ConfigError, HookError, SftkitError
@@ -163,7 +163,8 @@ class Check:
             return CheckResult(subject, self.title, status, what, fix)
         except SftkitError as error:
             fixes = dict.fromkeys(problem.fix for problem in error.problems if problem.fix)
-            return CheckResult(subject, self.title, "failed", f"{type(error).__name__}: {error}", "; ".join(fixes))
+            what = f"{type(error).__name__}: {SftkitError([replace(each, fix='') for each in error.problems])}"
+            return CheckResult(subject, self.title, "failed", what if fixes else str(error), "; ".join(fixes))
         except Exception as error:  # whatever the plugin raises, the other checks are made
             return CheckResult(subject, self.title, "failed", described(error), "correct the plugin")
         return CheckResult(subject, self.title, "passed")
