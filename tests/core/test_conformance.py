@@ -464,7 +464,86 @@ class Undocumented(Plugin):
         return nullcontext()
 
 
+class Sign(torch.optim.Optimizer):
+    def __init__(self, weights, how):
+        super().__init__(weights, {"lr": 0.1})
+        self.how = how
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            if weight.grad is None or (self.how == "matrices" and weight.dim() < 2):
+                continue
+            if self.how == "values" and weight.grad.norm() == 0:
+                continue
+            weight.sub_(0.1 * weight.grad.sign())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizes(Plugin):
+    """Has an optimizer with a mistake."""
+
+    how: Annotated[str, Field(description="the mistake")]
+
+    @hookimpl
+    def make_optimizer(self, model):
+        return Sign([weight for weight in model.parameters() if weight.requires_grad], self.how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerCharacter(Plugin):
+    """Has a metric that divides by the length of what the model wrote."""
+
+    @hookimpl
+    def metrics(self):
+        return {"per_character": lambda completions: 1 / sum(len(each.text) for each in completions)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalledMetric(Plugin):
+    """Returns a value in place of a function."""
+
+    @hookimpl
+    def metrics(self):
+        return {"best": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MisspeltEvent(Plugin):
+    """Has a callback whose event does not exist."""
+
+    @hookimpl
+    def trainer_callbacks(self):
+        from transformers import TrainerCallback
+
+        class Writes(TrainerCallback):
+            def on_step_ends(self, args, state, control, **_):
+                pass
+
+        return [Writes()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports(Plugin):
+    """Reports something else than problems."""
+
+    found: Annotated[Any, Field(description="what it reports")]
+
+    @hookimpl
+    def check_run(self):
+        if self.found == "raises":
+            raise ValueError("rows are too long")
+        return self.found
+
+
 BROKEN = [
+    (Optimizes(how="matrices"), "make_optimizer", "(5 in all) got a gradient, and two steps leave them as they are"),
+    (Optimizes(how="values"), "make_optimizer", "a step of weights without values fails"),
+    (PerCharacter(), "metrics", "the metric per_character fails if all completions are empty: ZeroDivisionError"),
+    (CalledMetric(), "metrics", "the metrics are no functions: best: 0.5"),
+    (MisspeltEvent(), "trainer_callbacks", "Writes.on_step_ends is never called"),
+    (Reports(found=["too long"]), "check_run", "it reports 'too long', which is no Problem"),
+    (Reports(found="raises"), "check_run", "ValueError: rows are too long"),
     (ScaledWeights(), "patch_kernels", "the values of model.layers.0.input_layernorm.weight changed"),
     pytest.param(WrongLogits(), "patch_kernels", "the logits differ by", marks=pytest.mark.slow),
     (WrongGradient(), "patch_kernels", "the gradients of"),

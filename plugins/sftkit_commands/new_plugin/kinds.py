@@ -72,7 +72,7 @@ _KINDS = (
         ("metrics",),
         "Measures how much of the reference a completion begins with",
         "case=false",
-        "evaluate.metrics=[NAME]",
+        "'evaluate.metrics=[NAME]'",
     ),
     Kind("export", ("export_model",), "Exports the embeddings of all tokens after training", "normalized=true"),
     Kind("command", (), "Show how long the rows of a run are"),

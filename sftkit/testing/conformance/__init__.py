@@ -125,6 +125,8 @@ def _result(
         reason = "the plugin cannot be selected"
     elif each.processes and quick:
         reason = "runs with several processes are left out (--quick)"
+    elif not each.anywhere and (fault := bench.fault(subject)):
+        return CheckResult(subject, each.title, "failed", fault.what, fault.fix)
     else:
         reason = bench.missing or ("" if each.anywhere else bench.obstacle)
     return CheckResult(subject, each.title, "skipped", reason) if reason else each.made(bench, subject)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.console.output import Output, showing
-from sftkit.errors import ConfigError, Problem
+from sftkit.errors import ConfigError, HookError, Problem
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import PROJECT, hooks_filled, is_slot, make_manager
 from sftkit.plugin.registry import discover, load_class, name_of
@@ -78,7 +78,14 @@ class Workbench:
             self.stages  # noqa: B018 (it is kept)
         except ConfigError as error:
             return list(error.problems)
+        except HookError as error:
+            return [Problem(str(error))]
         return []
+
+    def fault(self, hook: str) -> Problem | None:
+        """What is wrong with what a hook returned, if a run refuses the plugin for it."""
+        where = f"plugin {self.name}, hook {hook}"
+        return None if self.missing else next((each for each in self.refused if each.where == where), None)
 
     @property
     def obstacle(self) -> str:
