@@ -183,10 +183,22 @@ def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) ->
     plugins.import_first()
     problems = []
     for plugin, found in plugins.hook.check_run(config=config, plugins=plugins):
+        found = list(found) if isinstance(found, Iterator) else found
+        if wrong := _no_problems(found):
+            problems.append(Problem(wrong, f"plugin {plugin}, hook check_run", "yield Problem(what, where, fix)"))
+            continue
         for problem in found or ():
             place = source.where(problem.key) if problem.key else problem.where
             problems.append(dataclasses.replace(problem, where=place or f"plugin {plugin}"))
     return problems
+
+
+def _no_problems(found: Any) -> str:
+    """What is wrong with what a hook ``check_run`` returned; empty if nothing is."""
+    if isinstance(found, str) or not isinstance(found or (), Iterable):
+        return f"it returns {found!r:.80}"
+    wrong = [each for each in found or () if not isinstance(each, Problem)]
+    return f"it reports {wrong[0]!r:.80}, which is no Problem" if wrong else ""
 
 
 def _metric_problems(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> list[Problem]:

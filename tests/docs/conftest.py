@@ -24,6 +24,7 @@ MODELS = ("model", "DIR", "Qwen/Qwen3-0.6B", "gpt2", "facebook/opt-350m", "Eleut
 FILES = {
     "sft.yaml": SETTINGS,
     "base.yaml": SETTINGS,
+    "new.yaml": SETTINGS,  # what `sftkit init new.yaml` writes
     "lora.yaml": "plugins: {peft: {r: 4}}\n",
     "ds.json": "{}",
     "mine.jinja": CHATML,

@@ -26,6 +26,7 @@ _FENCE = re.compile(
     r"|(?P<indented>(?:^ {4}[^\n]*\n)(?:^(?: {4}[^\n]*)?\n)*)",
     re.DOTALL | re.MULTILINE,
 )
+_HERE_DOCUMENT = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF\n", re.DOTALL | re.MULTILINE)
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
 
 
@@ -53,9 +54,14 @@ class Block(NamedTuple):
     @property
     def commands(self) -> list[str]:
         """The commands of a block for the shell, one a line, without comments."""
-        lines = self.code.replace("\\\n", " ").splitlines()
+        lines = _HERE_DOCUMENT.sub("", self.code).replace("\\\n", " ").splitlines()
         found = [_without_comment(line.strip().removeprefix("$ ")) for line in lines]
         return [line for line in found if line]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that a block for the shell writes, as ``cat > NAME <<'EOF'``."""
+        return dict(_HERE_DOCUMENT.findall(self.code)) if self.language == "sh" else {}
 
 
 def blocks(page: str) -> list[Block]:
@@ -88,6 +94,13 @@ def modules(page: str) -> dict[str, str]:
         if block.language == "python" and named is not None:
             found[named[1]] = found.get(named[1], "") + block.code
     return found
+
+
+def write_files(block: Block, replace: bool = True) -> None:
+    """Write the files of a block into the working directory; with `replace`, also those that are there."""
+    for name, text in block.files.items():
+        if replace or not Path(name).exists():
+            Path(name).write_text(text, encoding="utf-8")
 
 
 def _without_comment(line: str) -> str:

@@ -18,7 +18,7 @@ import jinja2
 import pytest
 import typer
 import yaml
-from doc_blocks import PAGES, ROOT, Block, blocks, modules
+from doc_blocks import PAGES, ROOT, Block, blocks, modules, write_files
 
 from sftkit import Pipeline
 from sftkit.api import pipeline_from
@@ -68,6 +68,7 @@ def problems_of(block: Block) -> Iterator[str]:
             case "yaml":
                 yield from problems_of_yaml(block.code)
             case "sh" | "console":
+                write_files(block, replace=False)  # the directory is that of all pages
                 for command in block.commands:
                     yield from (f"{command}: {problem}" for problem in problems_of_command(command))
     except (SyntaxError, ValueError, yaml.YAMLError, jinja2.TemplateError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doc_blocks import PAGES, RUN_ELSEWHERE, Block, blocks, modules
+from doc_blocks import PAGES, RUN_ELSEWHERE, Block, blocks, modules, write_files
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +91,7 @@ def problems_of(block: Block, namespace: dict[str, Any], in_process, page: str) 
             if not ELSEWHERE.search(str(error)):
                 yield f"{type(error).__name__}: {error}"
     if block.language in ("sh", "console"):
+        write_files(block)
         for command in block.commands:
             if not NOT_RUN.search(command):
                 yield from problems_of_command(command, in_process)
