@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 from sftkit.errors import ConfigError, HookError, SftkitError
 
 if TYPE_CHECKING:
+    from sftkit.plugin.base import Plugin
     from sftkit.testing.conformance.workbench import Workbench
 
 Status: TypeAlias = Literal["passed", "failed", "skipped"]
@@ -177,7 +178,7 @@ class Check:
         except SftkitError as error:
             return CheckResult(subject, self.title, "failed", *_what_and_fix(error))
         except Exception as error:  # whatever the plugin raises, the other checks are made
-            what = described(error, type(bench.plugin).__module__)
+            what = described(error, bench.plugin)
             return CheckResult(subject, self.title, "failed", what, "correct the plugin")
         return CheckResult(subject, self.title, "passed")
 
@@ -203,17 +204,17 @@ def _what_and_fix(error: SftkitError) -> tuple[str, str]:
     return f"{type(error).__name__}: {what}", "; ".join(fixes)
 
 
-def described(error: BaseException, module: str) -> str:
+def described(error: BaseException, plugin: Plugin) -> str:
     """An exception in one line, with the line of the plugin's code that led to it, or else the line that raised it.
 
     Args:
         error: the exception.
-        module: the module of the plugin's class.
+        plugin: the plugin.
     """
     cause = error.__cause__ if isinstance(error, HookError) and error.__cause__ is not None else error
     text = " ".join(str(error).split())[:500]
     shown = text if isinstance(error, HookError) else f"{type(error).__name__}: {text}"
-    places = list(traceback.walk_tb(cause.__traceback__))
+    places, module = list(traceback.walk_tb(cause.__traceback__)), type(plugin).__module__
     own = [place for place in places if f"{place[0].f_globals.get('__name__')}.".startswith(f"{module}.")]
     if not places:
         return shown

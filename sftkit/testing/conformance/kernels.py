@@ -59,7 +59,7 @@ def _compared(bench: Workbench, what: str, most: float, times: int) -> None:
         try:
             found = results(model, batch)[what]
         except Exception as error:
-            place = described(error, type(bench.plugin).__module__)
+            place = described(error, bench.plugin)
             fix = f"compute what the replaced forward computes, or leave {name} models alone"
             raise CheckFailed(f"{name}: the patched model fails: {place}", fix) from error
         for key, value in expected.items():
@@ -95,7 +95,7 @@ def _patched(bench: Workbench) -> list[str]:
         except ConfigError:  # it refuses this architecture
             continue
         except Exception as error:
-            place = described(error, type(bench.plugin).__module__)
+            place = described(error, bench.plugin)
             raise CheckFailed(f"{name}: {place}", f"patch {name} models too, or leave them alone") from error
         if next(before.changes(ModelState.of(model)), None) is not None:
             found.append(name)

@@ -73,7 +73,7 @@ def steps_without_data(bench: Workbench, hook: str) -> None:
     try:
         state_after_step(optimizer)
     except Exception as error:
-        what = f"a step of weights without values fails: {described(error)}"
+        what = f"a step of weights without values fails: {described(error, bench.plugin)}"
         raise CheckFailed(
             what, "let no branch depend on values: use torch.where in place of if, and no item()"
         ) from error

@@ -70,21 +70,21 @@ def metrics_are_numbers(bench: Workbench, hook: str) -> None:
         for value in values.values():
             right = isinstance(value, Real) and not isinstance(value, bool)
             require(right, f"the metric {name} returns {value!r:.60}", "return a number, or numbers by name")
-        _measures_nothing(name, function, completions)
+        _measures_nothing(bench, name, function, completions)
         names = getattr(function, "names", None)
         if names is not None:
             what = f"the metric {name} returns {', '.join(values)}, and its names are {', '.join(names)}"
             require({*names} == {*values}, what, "list in `names` what it returns")
 
 
-def _measures_nothing(name: str, function: Any, completions: list[Any]) -> None:
+def _measures_nothing(bench: Workbench, name: str, function: Any, completions: list[Any]) -> None:
     """Before its training, a model may write nothing at all."""
     import dataclasses
 
     try:
         function([dataclasses.replace(each, text="") for each in completions])
     except Exception as error:
-        what = f"the metric {name} fails if all completions are empty: {described(error)}"
+        what = f"the metric {name} fails if all completions are empty: {described(error, bench.plugin)}"
         raise CheckFailed(what, "return a number: before its training, a model may write nothing") from error
 
 
