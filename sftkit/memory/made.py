@@ -59,7 +59,7 @@ def optimizer_bytes(model: Any, config: RunConfig, plugins: PluginSet | None = N
         if made is None or _is_configured(made, config, model):
             return state_bytes(name, trained)
     try:
-        return _state_after_step(made)
+        return state_after_step(made)
     except Exception as error:  # an optimizer may do anything that the meta device has no kernel for
         what = "memory: the size of the state of the optimizer of plugin %s is not known (%s); it is counted as AdamW"
         logger.warning(what, maker.plugin, " ".join(str(error).split())[:200])
@@ -73,7 +73,7 @@ def _is_configured(made: Optimizer, config: RunConfig, model: Any) -> bool:
     return not own and type(made) is optimizer_class(config, model)[0]
 
 
-def _state_after_step(optimizer: Any) -> int:
+def state_after_step(optimizer: Any) -> int:
     import torch
 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]

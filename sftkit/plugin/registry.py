@@ -66,7 +66,7 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
         raise ConfigError(Problem(f"two distributions claim the plugin name {name!r}: {names}", where, fix))
     value = points[0].value if points else name
     if not re.fullmatch(r"[\w.]+:[\w.]+", value):
-        fix = nearest(name, known) or "`sftkit plugins` lists what is installed"
+        fix = nearest(name, known) or _described_by(name, known) or "`sftkit plugins` lists what is installed"
         raise ConfigError(Problem(f"no plugin is named {name!r}", where, fix))
     module, _, attribute = value.partition(":")
     try:
@@ -80,6 +80,21 @@ def load_class(name: str, known: Mapping[str, list[metadata.EntryPoint]], where:
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
         raise ConfigError(Problem(f"{value} is not a subclass of sftkit.Plugin", where, "derive it from sftkit.Plugin"))
     return cls
+
+
+def _described_by(word: str, known: Mapping[str, list[metadata.EntryPoint]]) -> str:
+    """The installed plugins whose summary has a word that is no plugin's name, as the fix of an error; "" if none."""
+    found = []
+    for name in known:
+        try:
+            summary = (load_class(name, known).__doc__ or "").strip().partition("\n")[0]
+        except ConfigError:  # a broken plugin is reported when it is selected
+            continue
+        if re.search(rf"\b{re.escape(word)}\b", summary, re.IGNORECASE):
+            found.append(name)
+    if len(found) > 1:
+        return f"the plugins {', '.join(found)} have to do with it; `sftkit plugins NAME` describes one"
+    return f"did you mean {found[0]!r}?" if found else ""
 
 
 def plugin_advice(key: str) -> str:

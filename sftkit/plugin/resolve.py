@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
 
 
-def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool = True) -> tuple[RunConfig, PluginSet]:
+def resolve(
+    source: ConfigSource, choices: Iterable[Choice] = (), trains: bool = True, ask: bool = True
+) -> tuple[RunConfig, PluginSet]:
     """Check everything that can be known without reading data or weights.
 
     Args:
         source: the raw values, with their places.
         choices: plugins chosen outside of the file; they come after the file's.
         trains: whether the values of ``train`` are for sftkit's Trainer, so that their range is checked too.
+        ask: whether plugins are asked for problems, which may take seconds.
 
     Raises:
         ConfigError: with every problem found.
@@ -70,7 +73,7 @@ def resolve(source: ConfigSource, choices: Iterable[Choice] = (), trains: bool =
         problems = problems or [
             *_stream_problems(config),
             *_replaced(config, plugins, source),
-            *_ask_plugins(config, plugins, source),
+            *(_ask_plugins(config, plugins, source) if ask else ()),
         ]
         problems = problems or _metric_problems(config, plugins, source)
         if not problems:
@@ -92,7 +95,18 @@ def _instead_of(section: str) -> str:
     """What to write instead of a section that does not exist."""
     if section in discover():
         return f"it is a plugin: write it under plugins, as `plugins: {{{section}: {{}}}}`, or add -p {section}"
-    return nearest(section, RunConfig.model_fields) or f"the sections are: {', '.join(RunConfig.model_fields)}"
+    if fix := nearest(section, RunConfig.model_fields):
+        return fix
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelSection,
+        "data": DataSection,
+        "run": RunSection,
+        "evaluate": EvaluateSection,
+    }
+    keys = {name: set(cls.model_fields) for name, cls in sections.items()} | {"train": set(allowed_fields())}
+    if homes := [name for name, known in keys.items() if section in known]:
+        return f"it is a key: write {' or '.join(f'{name}.{section}' for name in homes)}"
+    return f"the sections are: {', '.join(RunConfig.model_fields)}"
 
 
 def _section(cls: type[BaseModel], name: str, source: ConfigSource) -> tuple[Any, list[Problem]]:
@@ -169,10 +183,22 @@ def _ask_plugins(config: RunConfig, plugins: PluginSet, source: ConfigSource) ->
     plugins.import_first()
     problems = []
     for plugin, found in plugins.hook.check_run(config=config, plugins=plugins):
+        found = list(found) if isinstance(found, Iterator) else found
+        if wrong := _no_problems(found):
+            problems.append(Problem(wrong, f"plugin {plugin}, hook check_run", "yield Problem(what, where, fix)"))
+            continue
         for problem in found or ():
             place = source.where(problem.key) if problem.key else problem.where
             problems.append(dataclasses.replace(problem, where=place or f"plugin {plugin}"))
     return problems
+
+
+def _no_problems(found: Any) -> str:
+    """What is wrong with what a hook ``check_run`` returned; empty if nothing is."""
+    if isinstance(found, str) or not isinstance(found or (), Iterable):
+        return f"it returns {found!r:.80}"
+    wrong = [each for each in found or () if not isinstance(each, Problem)]
+    return f"it reports {wrong[0]!r:.80}, which is no Problem" if wrong else ""
 
 
 def _metric_problems(config: RunConfig, plugins: PluginSet, source: ConfigSource) -> list[Problem]:

@@ -155,9 +155,9 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
     problems = []
     for choice in choices:
         if choice.dropped:
-            if choice.name not in merged and choice.name not in DEFAULTS:
-                fix = nearest(choice.name, [*merged, *DEFAULTS]) or "drop only what is selected"
-                problems.append(Problem(f"no:{choice.name}: plugin {choice.name} is not selected", choice.where, fix))
+            if choice.name not in merged and choice.name not in known:
+                fix = nearest(choice.name, [*merged, *known]) or "drop only what is selected"
+                problems.append(Problem(f"no:{choice.name}: there is no plugin {choice.name}", choice.where, fix))
             merged.pop(choice.name, None)
             dropped.add(choice.name)
         elif choice.name in merged and choice.instance is None and merged[choice.name].instance is None:

@@ -36,7 +36,7 @@ def resolve_run(
     """
     problems = list(known)
     try:
-        config, plugins = resolve(source, choices_from(ConfigSource({"plugins": choices})), trains)
+        config, plugins = resolve(source, choices_from(ConfigSource({"plugins": choices})), trains, ask=not problems)
     except SftkitError as error:
         raise ConfigError([*error.problems, *problems]) from None
     found = inputs.problems(config, plugins)

@@ -205,7 +205,15 @@ class Stages:
     @functools.cached_property
     def engine(self) -> Engine:
         """How the processes share the model; made before data is read."""
-        return self.plugins.hook.make_engine(config=self.config) or Engine()
+        made = self.plugins.hook.make_engine(config=self.config)
+        if made is not None and not isinstance(made, Engine):
+            kind = (
+                f"the class {made.__name__}" if isinstance(made, type) else f"an object of type {type(made).__name__}"
+            )
+            fix = "return an object of a class derived from sftkit.api.Engine"
+            where = self.plugins.responsible("make_engine")
+            raise ConfigError(Problem(f"it returns {kind}, which is no Engine", where, fix))
+        return made or Engine()
 
     def load_model(self, vocabulary: Vocabulary, loaded: Any = None, engine: Engine | None = None) -> Any:
         """The model to train: loaded, with a row for each token, patched and adapted.

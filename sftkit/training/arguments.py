@@ -74,7 +74,9 @@ def training_arguments(
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         message = " ".join(str(error).split())
-        raise ConfigError(Problem(message, "train", "correct the arguments")) from error
+        given = engine.arguments() if engine is not None else {}
+        also = f", also those of the engine {engine.name}: {', '.join(given)}" if engine is not None and given else ""
+        raise ConfigError(Problem(message, "train", f"correct the arguments{also}")) from error
     return use_one_device(arguments)
 
 

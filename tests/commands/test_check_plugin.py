@@ -77,3 +77,9 @@ def test_a_wrong_argument_is_an_error_that_says_what_is_wrong(in_process, module
     code, printed = in_process("check-plugin", *arguments)
     assert code == 2
     assert what in " ".join(printed.split())
+
+
+def test_a_command_has_no_hooks_to_check(in_process):
+    code, text = in_process("check-plugin", "report")
+    assert code == 2
+    assert "report is a command, and has no hooks to check -> call it: `sftkit report --help`" in " ".join(text.split())

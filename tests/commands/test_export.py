@@ -218,6 +218,7 @@ def test_without_the_data_of_the_run_other_rows_are_named_or_read_from_its_sampl
 
 REFUSED = {
     "there is nothing to merge": {"run": "base", "merge": True},
+    "there is no such directory": {"run": "nowhere", "merge": True},
     "add --merge": {"dtype": "float16"},
     "add --gguf": {"gguf_type": "q8_0"},
     "use --gguf-type q8_0": {"gguf": True, "quantize": "gptq"},

@@ -11,11 +11,13 @@ from sftkit.cli.options import gather
 from sftkit.config.assignments import parse_value, split_options
 from sftkit.config.models import RunSection
 from sftkit.config.source import ConfigSource, read_yaml
-from sftkit.errors import ConfigError, DataError
+from sftkit.errors import ConfigError, DataError, Problem
 from sftkit.plugin.registry import discover
 from sftkit.plugin.resolve import resolve
 from sftkit.plugin.schema import config_schema
+from sftkit.run.inputs import RunInputs
 from sftkit.run.pipeline import Pipeline
+from sftkit.run.resolving import resolve_run
 from sftkit.testing import tiny_config
 
 
@@ -54,6 +56,22 @@ def test_every_unknown_key_is_reported_with_file_and_line(tmp_path):
     assert "sft.yaml:7, train.max_steps: 'many' is of the wrong type -> use a whole number" in text
     assert "sft.yaml:10, plugins.neftune.alhpa: no such option -> did you mean 'alpha'?" in text
     assert "sft.yaml:11, modle: no such section -> did you mean 'model'?" in text
+
+
+def test_a_key_without_its_section_is_named_with_it(tmp_path):
+    text = problems_of(write(tmp_path, "model: demo\ndata: a\nlearning_rate: 1\nmax_length: 3\n"))
+    assert "sft.yaml:3, learning_rate: no such section -> it is a key: write train.learning_rate" in text
+    assert "sft.yaml:4, max_length: no such section -> it is a key: write data.max_length" in text
+
+
+def test_plugins_are_not_asked_if_something_is_wrong_already(monkeypatch):
+    def asked(*arguments):
+        raise AssertionError("this may import torch, and takes seconds")
+
+    monkeypatch.setattr("sftkit.plugin.resolve._ask_plugins", asked)
+    occupied = Problem("the output directory holds a run already", "runs/a", "")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        resolve_run(ConfigSource({"model": "demo", "data": "a.jsonl"}), [], RunInputs(), [occupied])
 
 
 def test_options_of_plugins_are_found_for_misplaced_keys(tmp_path):

@@ -327,6 +327,66 @@ class MeanLoss(Plugin):
         return OfTheBatch()
 
 
+class Uphill(HeadLoss):
+    def tokens(self, logits_KV, targets_K, gradient):
+        made = super().tokens(logits_KV, targets_K, gradient)
+        return made._replace(gradient_KV=-made.gradient_KV if gradient else None)
+
+
+class Mean(HeadLoss):
+    def tokens(self, logits_KV, targets_K, gradient):
+        made = super().tokens(logits_KV, targets_K, gradient)
+        return made._replace(losses_K=made.losses_K.mean())
+
+
+class Unrelated(HeadLoss):
+    """A gradient that is neither the derivative of the loss, nor that of the negative log-likelihood."""
+
+    def tokens(self, logits_KV, targets_K, gradient):
+        made = super().tokens(logits_KV.clone(), targets_K, gradient)
+        return made._replace(gradient_KV=made.gradient_KV + 5 * logits_KV.softmax(1) if gradient else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimises(Plugin):
+    """Makes a loss."""
+
+    loss: Annotated[Any, Field(description="the loss")]
+
+    @hookimpl
+    def make_loss(self):
+        return self.loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneDType(Plugin):
+    """Loads every model in the dtype of its checkpoint."""
+
+    @hookimpl
+    def load_model(self, config):
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(config.model.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws(Plugin):
+    """Trains other tokens in each call."""
+
+    @hookimpl(wrapper=True)
+    def make_collator(self):
+        return Drawing((yield))
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    inner: Any
+
+    def __call__(self, examples):
+        batch = self.inner(examples)
+        return batch | {"labels": batch["labels"].masked_fill(torch.rand(batch["labels"].shape) < 0.5, -100)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unused(Plugin):
     """Trains a weight that the forward does not use."""
@@ -404,7 +464,86 @@ class Undocumented(Plugin):
         return nullcontext()
 
 
+class Sign(torch.optim.Optimizer):
+    def __init__(self, weights, how):
+        super().__init__(weights, {"lr": 0.1})
+        self.how = how
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            if weight.grad is None or (self.how == "matrices" and weight.dim() < 2):
+                continue
+            if self.how == "values" and weight.grad.norm() == 0:
+                continue
+            weight.sub_(0.1 * weight.grad.sign())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizes(Plugin):
+    """Has an optimizer with a mistake."""
+
+    how: Annotated[str, Field(description="the mistake")]
+
+    @hookimpl
+    def make_optimizer(self, model):
+        return Sign([weight for weight in model.parameters() if weight.requires_grad], self.how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerCharacter(Plugin):
+    """Has a metric that divides by the length of what the model wrote."""
+
+    @hookimpl
+    def metrics(self):
+        return {"per_character": lambda completions: 1 / sum(len(each.text) for each in completions)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalledMetric(Plugin):
+    """Returns a value in place of a function."""
+
+    @hookimpl
+    def metrics(self):
+        return {"best": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MisspeltEvent(Plugin):
+    """Has a callback whose event does not exist."""
+
+    @hookimpl
+    def trainer_callbacks(self):
+        from transformers import TrainerCallback
+
+        class Writes(TrainerCallback):
+            def on_step_ends(self, args, state, control, **_):
+                pass
+
+        return [Writes()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports(Plugin):
+    """Reports something else than problems."""
+
+    found: Annotated[Any, Field(description="what it reports")]
+
+    @hookimpl
+    def check_run(self):
+        if self.found == "raises":
+            raise ValueError("rows are too long")
+        return self.found
+
+
 BROKEN = [
+    (Optimizes(how="matrices"), "make_optimizer", "(5 in all) got a gradient, and two steps leave them as they are"),
+    (Optimizes(how="values"), "make_optimizer", "a step of weights without values fails"),
+    (PerCharacter(), "metrics", "the metric per_character fails if all completions are empty: ZeroDivisionError"),
+    (CalledMetric(), "metrics", "the metrics are no functions: best: 0.5"),
+    (MisspeltEvent(), "trainer_callbacks", "Writes.on_step_ends is never called"),
+    (Reports(found=["too long"]), "check_run", "it reports 'too long', which is no Problem"),
+    (Reports(found="raises"), "check_run", "ValueError: rows are too long"),
     (ScaledWeights(), "patch_kernels", "the values of model.layers.0.input_layernorm.weight changed"),
     pytest.param(WrongLogits(), "patch_kernels", "the logits differ by", marks=pytest.mark.slow),
     (WrongGradient(), "patch_kernels", "the gradients of"),
@@ -450,6 +589,10 @@ BROKEN = [
     (Collates(wrong="no weights"), "make_collator", "the batch has none"),
     pytest.param(Collates(wrong="no mask"), "make_collator", "attention_mask shows padding", marks=pytest.mark.slow),
     (MeanLoss(), "make_loss", "when the tokens come in two parts"),
+    (Minimises(loss=Uphill()), "make_loss", "its sign is wrong"),
+    (Minimises(loss=Mean()), "make_loss", "its losses have the shape () for 4 tokens"),
+    (OneDType(), "load_model", "the weights are torch.float32, and model.dtype is bfloat16"),
+    (Draws(), "make_collator", "a second call makes another batch of the same rows"),
     (Unused(), "adapt_model", "trained weights get no gradient, such as ['extra.weight']"),
     (TextMetric(), "metrics", "the metric best returns 'It is 2.'"),
     (NoFix(), "check_run", "the problem 'there is no evaluation set' has no fix"),
@@ -601,3 +744,47 @@ class Undeclared(Plugin):
 def test_a_run_with_a_broken_plugin_fails(plugin, what):
     report = examine_plugin(plugin, without=("import",), quick=True)
     assert any(what in result.what and result.subject == "run" for result in report.failed), str(report)
+
+
+OTHERS = ("import", "run")
+
+
+def test_a_weighted_likelihood_may_hold_its_weight_constant():
+    report = examine_plugin(plugin_from("loss:type=dft"), without=OTHERS)
+    assert not report.failed
+    assert "make_loss" not in {result.subject for result in report.skipped}
+
+
+def test_a_gradient_that_is_no_derivative_is_reported_and_not_passed():
+    report = examine_plugin(Minimises(loss=Unrelated()), without=OTHERS)
+    assert any("is not the derivative of their losses" in result.what for result in report.skipped), str(report)
+
+
+def test_a_hook_without_any_check_is_a_warning():
+    with pytest.warns(UserWarning, match="nothing of make_formatter was checked: it reads none of the kit's rows"):
+        check_plugin(Reads(formatter=Untrained, column="nowhere"), without=OTHERS)
+
+
+def test_an_exception_is_reported_with_the_line_of_the_plugin_and_one_fix():
+    @dataclass(frozen=True, kw_only=True)
+    class Reading(Plugin):
+        """Reads a file that is not there."""
+
+        @hookimpl
+        def load_tokenizer(self):
+            return Path("nowhere.json").read_text(encoding="utf-8")
+
+    (failed,) = [each for each in examine_plugin(Reading(), without=OTHERS).failed if each.subject == "load_tokenizer"]
+    assert f"({__file__}, line " in failed.what
+    assert "->" not in failed.what
+
+
+def test_rows_of_the_author_are_trained_on_or_held_out():
+    rows = [{"text": f"One and one is {number}."} for number in range(4)]
+    assert not examine_plugin(Reads(formatter=Plain), rows=rows, quick=True, without=("import",)).failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(Formatter):
+    def __call__(self, rows):
+        return [[Span(text, True)] for text in rows["text"]]

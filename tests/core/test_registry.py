@@ -212,8 +212,9 @@ def test_defaults_go_last_and_can_be_dropped():
     assert [item.name for item in plugins.selected] == ["neftune", "hf", "formats", "metrics", "checks"]
 
 
-def test_dropping_what_is_not_selected_is_an_error():
-    assert "plugin packing is not selected" in problems_of("no:packing")
+def test_a_plugin_that_is_not_selected_can_be_dropped_and_an_unknown_one_cannot():
+    assert not select(chosen("no:packing"))[1]
+    assert "there is no plugin pakcing -> did you mean 'packing'?" in problems_of("no:pakcing")
 
 
 def test_later_options_override_earlier_ones_of_the_same_plugin():
@@ -251,6 +252,13 @@ def test_a_wrong_value_is_reported_alike_by_name_and_by_object():
 
 def test_an_unknown_plugin_names_the_nearest():
     assert "no plugin is named 'packin' -> did you mean 'packing'?" in problems_of("packin")
+
+
+def test_an_unknown_plugin_names_those_that_describe_themselves_by_the_word():
+    assert "no plugin is named 'qlora' -> did you mean 'bitsandbytes'?" in problems_of("qlora")
+    text = problems_of("lora")
+    assert "peft" in text
+    assert "have to do with it; `sftkit plugins NAME` describes one" in text
 
 
 def test_two_plugins_on_one_slot_are_an_error():

@@ -31,7 +31,7 @@ from transformers import DataCollatorForLanguageModeling
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sftkit import Pipeline
-from sftkit.api import load_trained
+from sftkit.api import Engine, Plugin, dataclass, hookimpl, load_trained
 from sftkit.errors import SftkitError
 from sftkit.testing import tiny_model, tiny_tokenizer
 
@@ -255,3 +255,31 @@ def test_33_a_metric_that_returns_a_text_is_refused(run):
     settings = {"metrics": ["broken"], "max_new_tokens": 2, "rows": 2}
     with pytest.raises(SftkitError, match="the metric broken returns 'much'"):
         run(Metrics(how="returns functions of strings"), eval=HELD_OUT, evaluate=settings)
+
+
+@pytest.mark.parametrize(("found", "what"), [(["too long"], "'too long', which is no Problem"), ("no", "returns 'no'")])
+def test_problems_that_are_none_are_an_error(run, found, what):
+    @dataclass(frozen=True, kw_only=True)
+    class Reports(Plugin):
+        """Reports something else than problems."""
+
+        @hookimpl
+        def check_run(self):
+            return found
+
+    with pytest.raises(SftkitError, match=rf"hook check_run: it .*{what} -> yield Problem"):
+        run(Reports())
+
+
+@pytest.mark.parametrize(("made", "what"), [({}, "an object of type dict"), (Engine, "the class Engine")])
+def test_an_engine_that_is_none_is_an_error(run, made, what):
+    @dataclass(frozen=True, kw_only=True)
+    class Makes(Plugin):
+        """Makes something else than an engine."""
+
+        @hookimpl
+        def make_engine(self):
+            return made
+
+    with pytest.raises(SftkitError, match=f"hook make_engine: it returns {what}, which is no Engine -> return"):
+        run(Makes())

@@ -91,7 +91,7 @@ def test_only_answers_are_trained(kind: str) -> None:
 def test_images_are_not_trained_even_if_all_text_is(kind: str) -> None:
     rows = [{"images": [drawn_image("red")], "messages": asked(1, "What?")}]
     ready = prepared(kind, rows, formats={"loss": "all"})
-    example, ids = ready.data.train[0], torch.tensor(ready.collator.tokens.ids)
+    example, ids = ready.data.train[0], torch.tensor(ready.collator.collator.tokens.ids)
     images = torch.isin(torch.as_tensor(example["input_ids"]), ids)
     assert images.any()
     assert (torch.as_tensor(example["labels"])[images] == -100).all()

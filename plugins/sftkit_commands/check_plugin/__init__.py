@@ -32,9 +32,10 @@ def check_plugin(
         sftkit check-plugin bitsandbytes -p peft --quick
     """
     from sftkit.api import examine_plugin, plugin_from, printing_json, show_json, working
-    from sftkit_commands.check_plugin.show import as_data, read_rows, show
+    from sftkit_commands.check_plugin.show import as_data, read_rows, refuse_command, show
 
     with printing_json(json), working(f"checking plugin {name}"):
+        refuse_command(name)
         chosen = plugin_from(name)
         examples = None if rows is None else read_rows(rows)
         report = examine_plugin(chosen, rows=examples, beside=plugin or (), model=model or None, quick=quick)

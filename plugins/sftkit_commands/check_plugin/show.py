@@ -79,3 +79,19 @@ def _print(parts: list[tuple[str, str]]) -> None:
         return
     for line in wrap(parts, screen.width, indent="     "):
         screen.print(line)
+
+
+def refuse_command(name: str) -> None:
+    """Say of the name of an installed command that commands have no hooks.
+
+    Raises:
+        ConfigError: if it is one, and no plugin has this name.
+    """
+    from importlib import metadata
+
+    known = {
+        kind: {point.name for point in metadata.entry_points(group=kind)} for kind in ("sftkit", "sftkit.commands")
+    }
+    if name in known["sftkit.commands"] - known["sftkit"]:
+        fix = f"call it: `sftkit {name} --help`; the tests of its project check it"
+        raise ConfigError(Problem(f"{name} is a command, and has no hooks to check", "check-plugin", fix))

@@ -7,7 +7,7 @@ from pathlib import Path
 from sftkit.api import ConfigError, Problem, nearest
 
 _HERE = Path(__file__).resolve()
-#: The wheel has the pages in the first directory (`hatch_build.py`). In a checkout, there is only the second.
+#: The wheel has the pages in the first directory (`scripts/hatch_build.py`). In a checkout, there is only the second.
 PLACES = (_HERE.with_name("pages"), _HERE.parents[3] / "docs")
 WHERE = "sftkit docs"
 

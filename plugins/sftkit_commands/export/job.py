@@ -153,7 +153,9 @@ def export(wanted: Wanted) -> tuple[Report, dict[str, int]]:
 
 def _problems(wanted: Wanted) -> Any:
     adapter = is_adapter(wanted.run)
-    if wanted.merge and not adapter:
+    if wanted.merge and not Path(wanted.run).is_dir():
+        yield Problem("there is no such directory", wanted.run, "name the directory of a run, or of an adapter")
+    elif wanted.merge and not adapter:
         yield Problem("the model has no adapter: there is nothing to merge", wanted.run, "remove --merge")
     if wanted.dtype and adapter and not wanted.merges:
         yield Problem("an adapter is exported as it is", "--dtype", "add --merge, or remove --dtype")

@@ -229,6 +229,8 @@ def processes(t: Translation, places: Places) -> None:
     if t.pending("dp_shard_size") and int(t.get("dp_shard_size", 1)) > 1:
         t.select("fsdp")
         t.translated("dp_shard_size", "plugins.fsdp", "all processes share one copy")
+    elif t.pending("dp_shard_size"):
+        t.always("dp_shard_size", "it is off")
     if t.pending("hub_model_id"):
         t.always("hub_model_id", "it is off")
 

@@ -20,6 +20,7 @@ class Kind:
         summary: what its template does, as the first line of a docstring.
         option: an option of the template with a value, as after ``-p NAME:``.
         arguments: what `sftkit run` needs besides the plugin to show what it does.
+        rows: the file of the project with rows that the plugin reads, if it reads no common format.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Kind:
     summary: str
     option: str = ""
     arguments: str = ""
+    rows: str = ""
 
     @property
     def is_command(self) -> bool:
@@ -55,6 +57,7 @@ _KINDS = (
         "Formats data with the columns question and answer; the answer is trained",
         "marker=Answer",
         "model.name=demo model.init=random --data example.jsonl",
+        "example.jsonl",
     ),
     Kind("packer", ("make_packer", "training_context"), "Packs documents in the order in which they come", "eval=true"),
     Kind("collator", ("make_collator",), "Pads each batch to a power of two", "shortest=64"),
@@ -69,7 +72,7 @@ _KINDS = (
         ("metrics",),
         "Measures how much of the reference a completion begins with",
         "case=false",
-        "evaluate.metrics=[NAME]",
+        "'evaluate.metrics=[NAME]'",
     ),
     Kind("export", ("export_model",), "Exports the embeddings of all tokens after training", "normalized=true"),
     Kind("command", (), "Show how long the rows of a run are"),

@@ -63,9 +63,10 @@ class Project:
         commands = {'pip install -e ".[dev]"': "install it, and what its tests need", "pytest": "test it"}
         if self.kind.is_command:
             return {**commands, f"sftkit {self.names.command}": "use it"}
+        rows = f" --rows {self.kind.rows}" if self.kind.rows else ""
         return {
             **commands,
-            f"sftkit check-plugin {name}": "what a run expects of it",
+            f"sftkit check-plugin {name}{rows}": "what a run expects of it",
             self.run_command: "train with it",
         }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from sftkit.console import stage
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hook_names, hooks_filled
-from sftkit.testing.conformance.checks import IMPORT, PLUGIN, RUN, Check, CheckResult, PluginReport
+from sftkit.testing.conformance.checks import IMPORT, LEFT_OUT, PLUGIN, RUN, Check, CheckResult, PluginReport
 from sftkit.testing.conformance.declared import can_be_selected
 from sftkit.testing.conformance.workbench import Workbench, quietly
 from sftkit.testing.processes import warm_processes
@@ -69,7 +70,8 @@ def check_plugin(
         without: subjects to leave out: hooks, ``import`` (in a fresh interpreter) or ``run`` (all real runs).
 
     Returns:
-        The checks that were passed, and those that were skipped with the reasons.
+        The checks that were passed, and those that were skipped with the reasons. A warning names each hook of
+        which no check could be made.
 
     Raises:
         AssertionError: lists every failed check with the hook, what is wrong and how to fix it.
@@ -80,6 +82,8 @@ def check_plugin(
     report = examine_plugin(plugin, rows=rows, beside=beside, model=model, quick=quick, without=without)
     if report.failed:
         raise AssertionError(str(report))
+    for hook, reasons in report.unchecked.items():
+        warnings.warn(f"plugin {report.plugin}: nothing of {hook} was checked: {reasons}", stacklevel=2)
     return report
 
 
@@ -114,13 +118,15 @@ def _result(
 ) -> CheckResult:
     """The result of a check, or why it is not made."""
     if subject in without:
-        reason = "left out"
+        reason = LEFT_OUT
     elif each.declared:
         reason = ""
     elif any(result.status == "failed" and result.check == can_be_selected.title for result in earlier):
         reason = "the plugin cannot be selected"
     elif each.processes and quick:
         reason = "runs with several processes are left out (--quick)"
+    elif not each.anywhere and (fault := bench.fault(subject)):
+        return CheckResult(subject, each.title, "failed", fault.what, fault.fix)
     else:
         reason = bench.missing or ("" if each.anywhere else bench.obstacle)
     return CheckResult(subject, each.title, "skipped", reason) if reason else each.made(bench, subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 Status: TypeAlias = Literal["passed", "failed", "skipped"]
 #: What a check is about if it is about no single hook: what the class declares, its import, and whole runs with it.
 PLUGIN, IMPORT, RUN = "plugin", "import", "run"
+LEFT_OUT = "left out"  # why a check is skipped that the caller does not want
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,17 @@ class PluginReport:
         counts = f"{len(self.passed)} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
         skipped = [f"skipped: {', '.join(subjects)}: {reason}" for reason, subjects in self.reasons.items()]
         return "\n".join([f"plugin {self.plugin}: {counts}", *map(str, self.failed), *skipped])
+
+    @property
+    def unchecked(self) -> dict[str, str]:
+        """The hooks of which no check could be made, each with the reasons."""
+        made = {result.subject for result in (*self.passed, *self.failed)}
+        found: dict[str, str] = {}
+        for reason, subjects in self.reasons.items():
+            for subject in {*subjects} - made - {PLUGIN, IMPORT, RUN}:
+                if reason != LEFT_OUT:
+                    found[subject] = f"{found[subject]}; {reason}" if subject in found else reason
+        return found
 
     @property
     def reasons(self) -> dict[str, list[str]]:
@@ -162,10 +175,10 @@ class Check:
             status, what, fix = _refusal(bench, error)
             return CheckResult(subject, self.title, status, what, fix)
         except SftkitError as error:
-            fixes = dict.fromkeys(problem.fix for problem in error.problems if problem.fix)
-            return CheckResult(subject, self.title, "failed", f"{type(error).__name__}: {error}", "; ".join(fixes))
+            return CheckResult(subject, self.title, "failed", *_what_and_fix(error))
         except Exception as error:  # whatever the plugin raises, the other checks are made
-            return CheckResult(subject, self.title, "failed", described(error), "correct the plugin")
+            what = described(error, type(bench.plugin).__module__)
+            return CheckResult(subject, self.title, "failed", what, "correct the plugin")
         return CheckResult(subject, self.title, "passed")
 
 
@@ -176,21 +189,36 @@ def _refusal(bench: Workbench, error: ConfigError) -> tuple[Status, str, str]:
     """
     at_fault = any(problem.where.startswith(f"plugin {bench.name}, hook") for problem in error.problems)
     if bench.chosen_model or at_fault:
-        return "failed", f"ConfigError: {error}", "correct the plugin, or what it is checked with"
+        what, fix = _what_and_fix(error)
+        return "failed", what, fix or "correct the plugin, or what it is checked with"
     bench.refusals.append(str(error))
     return "skipped", f"it refuses the kit's model: {error}; name one that it works with", ""
 
 
-def described(error: BaseException) -> str:
-    """An exception in one line, with the place of the plugin's code that raised it."""
+def _what_and_fix(error: SftkitError) -> tuple[str, str]:
+    """The problems of an error in one line, and their fixes."""
+    problems = error.problems
+    what = "; ".join(f"{problem.where}: {problem.what}" if problem.where else problem.what for problem in problems)
+    fixes = dict.fromkeys(problem.fix for problem in problems if problem.fix)
+    return f"{type(error).__name__}: {what}", "; ".join(fixes)
+
+
+def described(error: BaseException, module: str) -> str:
+    """An exception in one line, with the line of the plugin's code that led to it, or else the line that raised it.
+
+    Args:
+        error: the exception.
+        module: the module of the plugin's class.
+    """
     cause = error.__cause__ if isinstance(error, HookError) and error.__cause__ is not None else error
     text = " ".join(str(error).split())[:500]
     shown = text if isinstance(error, HookError) else f"{type(error).__name__}: {text}"
-    trace = cause.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace is not None else ""
-    return shown + place
+    places = list(traceback.walk_tb(cause.__traceback__))
+    own = [place for place in places if f"{place[0].f_globals.get('__name__')}.".startswith(f"{module}.")]
+    if not places:
+        return shown
+    frame, line = (own or places)[-1]
+    return f"{shown} ({frame.f_code.co_filename}, line {line})"
 
 
 def check(*hooks: str, subject: str = PLUGIN, **options: bool) -> Callable[[Callable[[Workbench, str], None]], Check]:

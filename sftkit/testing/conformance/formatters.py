@@ -68,6 +68,8 @@ def one_outcome_a_row(bench: Workbench, hook: str) -> None:
     """Each row becomes documents, or a reason why it is skipped"""
     for form, formatter, columns in _formatters(bench):
         outcomes = formatter(copy.deepcopy(columns))
+        what = f"{form}: it returns an object of type {type(outcomes).__name__}"
+        require(isinstance(outcomes, Sequence), what, "return a list with one outcome for each row, in their order")
         what = f"{form}: {_size(columns)} rows become {len(outcomes)} outcomes"
         require(len(outcomes) == _size(columns), what, "return one outcome for each row, in their order")
         for number, outcome in enumerate(outcomes, 1):
@@ -105,7 +107,7 @@ def something_is_trained(bench: Workbench, hook: str) -> None:
     """Some text of the rows is trained"""
     skipped = []
     for form, formatter, columns in _formatters(bench):
-        outcomes = formatter(copy.deepcopy(columns))
+        outcomes = _outcomes(formatter, columns)
         documents = list(documents_of(outcomes))
         if not documents:
             skipped.append(f"{form} ({outcomes[0].reason})")
@@ -126,7 +128,7 @@ def _trains(document: Any) -> bool:
 def deterministic(bench: Workbench, hook: str) -> None:
     """The same rows become the same documents"""
     for form, formatter, columns in _formatters(bench):
-        first, second = (plain(formatter(copy.deepcopy(columns))) for _ in range(2))
+        first, second = (plain(_outcomes(formatter, columns)) for _ in range(2))
         fix = "draw nothing at random, and use no time or counter; or seed it with the row"
         require(first == second, f"{form}: the second call makes other documents of the same rows", fix)
 
@@ -135,7 +137,7 @@ def deterministic(bench: Workbench, hook: str) -> None:
 def no_state_between_rows(bench: Workbench, hook: str) -> None:
     """A row alone becomes what it becomes among others"""
     for form, formatter, columns in _formatters(bench):
-        together = plain(formatter(copy.deepcopy(columns)))
+        together = plain(_outcomes(formatter, columns))
         for number in reversed(range(_size(columns))):
             (alone,) = plain(bench.formatter(bench.forms[form])(copy.deepcopy(_row(columns, number))))
             what = f"{form}: row {number + 1} becomes something else when it is formatted alone"
@@ -159,7 +161,7 @@ def columns_used_are_used(bench: Workbench, hook: str) -> None:
         used = formatter.columns_used
         if used is None:
             continue
-        expected = plain(formatter(copy.deepcopy(columns)))
+        expected = plain(_outcomes(formatter, columns))
         kept = {name: values for name, values in copy.deepcopy(columns).items() if name in used}
         require(kept, f"{form}: columns_used names none of the columns {', '.join(columns)}", "name those it reads")
         try:
@@ -173,7 +175,7 @@ def columns_used_are_used(bench: Workbench, hook: str) -> None:
 def formats_elsewhere(bench: Workbench, hook: str) -> None:
     """It can be pickled, and works in the workers of the preparation"""
     for number, (form, formatter, columns) in enumerate(_formatters(bench)):
-        expected = plain(formatter(copy.deepcopy(columns)))
+        expected = plain(_outcomes(formatter, columns))
         again = pickled(formatter, f"{form}: the formatter")
         fix = "keep everything that it needs in its fields"
         require(plain(again(copy.deepcopy(columns))) == expected, f"{form}: the pickled formatter makes others", fix)
@@ -184,6 +186,19 @@ def formats_elsewhere(bench: Workbench, hook: str) -> None:
 
 def _formatted(formatter: Callable[[Any], Any], columns: dict[str, list[Any]]) -> Any:
     return formatter(columns)
+
+
+def _outcomes(formatter: Any, columns: Mapping[str, list[Any]]) -> Any:
+    """The outcome of each row.
+
+    Raises:
+        CheckSkipped: if they are no outcomes, or too few or too many, which another check reports.
+    """
+    outcomes = formatter(copy.deepcopy(columns))
+    wrong = not isinstance(outcomes, Sequence) or len(outcomes) != _size(columns)
+    if wrong or any(outcome is None for outcome in outcomes):
+        skip("its outcomes are not one for each row")
+    return outcomes
 
 
 def plain(outcomes: Any) -> list[Any]:

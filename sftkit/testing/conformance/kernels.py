@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError
-from sftkit.testing.conformance.checks import CheckFailed, check, require, skip
+from sftkit.testing.conformance.checks import CheckFailed, check, described, require, skip
 from sftkit.testing.conformance.state import ModelState, summary
 
 if TYPE_CHECKING:
@@ -56,7 +56,12 @@ def _compared(bench: Workbench, what: str, most: float, times: int) -> None:
         expected = results(model, batch)[what]
         for _ in range(times):
             _patch(bench, model)
-        found = results(model, batch)[what]
+        try:
+            found = results(model, batch)[what]
+        except Exception as error:
+            place = described(error, type(bench.plugin).__module__)
+            fix = f"compute what the replaced forward computes, or leave {name} models alone"
+            raise CheckFailed(f"{name}: the patched model fails: {place}", fix) from error
         for key, value in expected.items():
             if found.get(key) is None:
                 raise CheckFailed(f"{name}: {key} has no gradient once the model is patched", SAME)
@@ -89,6 +94,9 @@ def _patched(bench: Workbench) -> list[str]:
             _patch(bench, model)
         except ConfigError:  # it refuses this architecture
             continue
+        except Exception as error:
+            place = described(error, type(bench.plugin).__module__)
+            raise CheckFailed(f"{name}: {place}", f"patch {name} models too, or leave them alone") from error
         if next(before.changes(ModelState.of(model)), None) is not None:
             found.append(name)
     return found

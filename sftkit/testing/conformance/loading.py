@@ -111,6 +111,22 @@ def loads_the_weights(bench: Workbench, hook: str) -> None:
     require(apart <= LOGITS, f"its logits differ by {apart:.2g} from those of transformers", "load every weight")
 
 
+@check("load_model")
+def loads_the_dtype(bench: Workbench, hook: str) -> None:
+    """Another dtype than that of the checkpoint is obeyed"""
+    import torch
+
+    if "dtype" in type(bench.plugin).__dataclass_fields__:
+        skip("the plugin has an option for the dtype")
+    config = bench.config.model_copy(update={"model": bench.config.model.model_copy(update={"dtype": "bfloat16"})})
+    model = bench.own("load_model", config=config, options=bench.plugins.model_options(config))
+    if model is None:
+        skip("it leaves the model of the kit's run to another plugin")
+    dtype = model.get_input_embeddings().weight.dtype
+    fix = "pass config.model.dtype on, or call load_model(config, options, auto) of sftkit.api, which does"
+    require(dtype == torch.bfloat16, f"the weights are {dtype}, and model.dtype is bfloat16", fix)
+
+
 @check("attach_adapter")
 def adapter_arrives(bench: Workbench, hook: str) -> None:
     """The adapter is on the model, with its weights, and can be trained"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sftkit.testing.conformance.checks import check, require, skip
+from sftkit.testing.conformance.checks import CheckFailed, check, described, require, skip
 
 if TYPE_CHECKING:
     from sftkit.testing.conformance.workbench import Workbench
@@ -16,12 +16,15 @@ def _optimizer(bench: Workbench, model: Any) -> Any:
     return skip("it leaves the optimizer of the kit's run to the Trainer") if made is None else made
 
 
-def _step(optimizer: Any, model: Any, batch: dict[str, Any]) -> None:
+def _step(optimizer: Any, model: Any, batch: dict[str, Any]) -> set[str]:
+    """Make a step; returns the names of the weights that got a gradient."""
     if callable(getattr(optimizer, "train", None)):  # of those that average the weights
         optimizer.train()
     model(**batch, use_cache=False).loss.backward()
+    pushed = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
     optimizer.step()
     optimizer.zero_grad()
+    return pushed
 
 
 @check("make_optimizer")
@@ -44,16 +47,36 @@ def trains_each_weight_once(bench: Workbench, hook: str) -> None:
 
 @check("make_optimizer")
 def a_step_changes_weights(bench: Workbench, hook: str) -> None:
-    """A step changes the weights, and they stay finite"""
+    """Two steps change each weight that gets a gradient, and all stay finite"""
     model = bench.model()
     optimizer = _optimizer(bench, model)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    for _ in range(2):
-        _step(optimizer, model, bench.batch(model))
+    pushed = _step(optimizer, model, bench.batch(model)) | _step(optimizer, model, bench.batch(model))
     same = [name for name, weight in model.named_parameters() if weight.equal(before[name])]
     require(len(same) < len(before), "two steps change no weight", "use the learning rate of the configuration")
+    left = [name for name in same if name in pushed]
+    what = f"{', '.join(left[:3])} ({len(left)} in all) got a gradient, and two steps leave them as they are"
+    require(not left, what, "update each weight of each group in `step`")
     wrong = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     require(not wrong, f"{', '.join(wrong[:3])} is not finite after two steps", "check the update")
+
+
+@check("make_optimizer")
+def steps_without_data(bench: Workbench, hook: str) -> None:
+    """A step works on the meta device, where `sftkit check` estimates its memory"""
+    from sftkit.memory.made import state_after_step
+    from sftkit.models.unloaded import without_data
+
+    model = bench.model()
+    with without_data(model):
+        optimizer = _optimizer(bench, model)
+    try:
+        state_after_step(optimizer)
+    except Exception as error:
+        what = f"a step of weights without values fails: {described(error)}"
+        raise CheckFailed(
+            what, "let no branch depend on values: use torch.where in place of if, and no item()"
+        ) from error
 
 
 @check("make_optimizer")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, get_args
 
-from sftkit.errors import Problem
-from sftkit.testing.conformance.checks import check, require, skip
+from sftkit.errors import Problem, nearest
+from sftkit.testing.conformance.checks import CheckFailed, check, described, require, skip
 
 if TYPE_CHECKING:
     from sftkit.testing.conformance.workbench import Workbench
@@ -70,10 +70,22 @@ def metrics_are_numbers(bench: Workbench, hook: str) -> None:
         for value in values.values():
             right = isinstance(value, Real) and not isinstance(value, bool)
             require(right, f"the metric {name} returns {value!r:.60}", "return a number, or numbers by name")
+        _measures_nothing(name, function, completions)
         names = getattr(function, "names", None)
         if names is not None:
             what = f"the metric {name} returns {', '.join(values)}, and its names are {', '.join(names)}"
             require({*names} == {*values}, what, "list in `names` what it returns")
+
+
+def _measures_nothing(name: str, function: Any, completions: list[Any]) -> None:
+    """Before its training, a model may write nothing at all."""
+    import dataclasses
+
+    try:
+        function([dataclasses.replace(each, text="") for each in completions])
+    except Exception as error:
+        what = f"the metric {name} fails if all completions are empty: {described(error)}"
+        raise CheckFailed(what, "return a number: before its training, a model may write nothing") from error
 
 
 @check("trainer_callbacks")
@@ -85,5 +97,10 @@ def callbacks_are_callbacks(bench: Workbench, hook: str) -> None:
     for callback in first:
         what = f"it returns {callback!r:.60}, which is no TrainerCallback object"
         require(isinstance(callback, TrainerCallback), what, "return objects of classes derived from TrainerCallback")
+        events = [name for name in dir(TrainerCallback) if name.startswith("on_")]
+        for name in dir(callback):
+            what = f"{type(callback).__name__}.{name} is never called: the Trainer has no such event"
+            known = name in events or not name.startswith("on_")
+            require(known, what, nearest(name, events) or "let its name begin with something else")
     shared: list[Any] = [callback for callback in first if any(callback is other for other in second)]
     require(not shared, "two runs get the same callback object", "make it in the hook: state would stay between runs")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.console.output import Output, showing
-from sftkit.errors import ConfigError, Problem
+from sftkit.errors import ConfigError, HookError, Problem
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import PROJECT, hooks_filled, is_slot, make_manager
 from sftkit.plugin.registry import discover, load_class, name_of
@@ -78,7 +78,14 @@ class Workbench:
             self.stages  # noqa: B018 (it is kept)
         except ConfigError as error:
             return list(error.problems)
+        except HookError as error:
+            return [Problem(str(error))]
         return []
+
+    def fault(self, hook: str) -> Problem | None:
+        """What is wrong with what a hook returned, if a run refuses the plugin for it."""
+        where = f"plugin {self.name}, hook {hook}"
+        return None if self.missing else next((each for each in self.refused if each.where == where), None)
 
     @property
     def obstacle(self) -> str:
@@ -147,12 +154,14 @@ class Workbench:
     @functools.cached_property
     def data(self) -> dict[str, str]:
         """Files with the rows of the run: those of the author, else of the first format that the plugin reads."""
-        train = held_out = self.rows
-        if train is None or held_out is None:
+        if self.rows is None:
             form = next(iter(self.forms), "messages")
             train, held_out = sample_rows(form, ROWS), sample_rows(form, HELD_OUT, first=1000)
+        else:  # a run refuses held-out rows that it trains on
+            size = min(HELD_OUT, len(self.rows) // 2)
+            train, held_out = self.rows[size:], self.rows[:size] or self.rows
         paths = {}
-        for split, rows in {"train": train, "eval": held_out[:HELD_OUT]}.items():
+        for split, rows in {"train": train, "eval": held_out}.items():
             path = self.directory / f"{split}.jsonl"
             path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
             paths[split] = str(path)

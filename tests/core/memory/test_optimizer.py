@@ -11,7 +11,7 @@ from sftkit.memory.made import optimizer_bytes
 from sftkit.memory.optimizer import STATES, state_bytes
 from sftkit.models.unloaded import without_data, without_weights
 from sftkit.plugin.registry import discover, load_class
-from sftkit.testing import check_plugin, tiny_config
+from sftkit.testing import plugin_set, tiny_config
 from sftkit.training.groups import OptimizerMaker
 
 PLAIN = ["adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor"]
@@ -48,7 +48,7 @@ def test_an_unknown_optimizer_counts_as_adamw_with_a_warning(make_model, caplog)
 
 @pytest.mark.parametrize("name", ["muon", "schedule_free"])
 def test_the_state_of_a_plugins_optimizer_is_counted(make_model, batch, name):
-    model, plugins, config = make_model(), check_plugin(load_class(name, discover())()), tiny_config()
+    model, plugins, config = make_model(), plugin_set(load_class(name, discover())()), tiny_config()
     optimizer = OptimizerMaker(plugins, config)(model)
     model(input_ids=batch["input_ids"], labels=batch["labels"]).loss.backward()
     if hasattr(optimizer, "train"):
@@ -61,7 +61,7 @@ def test_the_state_of_a_plugins_optimizer_is_counted(make_model, batch, name):
 
 def test_groups_of_the_configured_optimizer_are_counted_as_it_is(make_model):
     pytest.importorskip("bitsandbytes")
-    plugins, model = check_plugin(load_class("optimizer", discover())()), make_model()
+    plugins, model = plugin_set(load_class("optimizer", discover())()), make_model()
     config = tiny_config(train={"optim": "adamw_bnb_8bit"})
     assert optimizer_bytes(model, config, plugins) == state_bytes("adamw_bnb_8bit", list(model.parameters()))
 
@@ -80,7 +80,7 @@ class NeedsData(Plugin):
 
 
 def test_a_state_that_is_not_known_counts_as_adamw_with_a_warning(make_model, caplog):
-    model, plugins = make_model(), check_plugin(NeedsData())
+    model, plugins = make_model(), plugin_set(NeedsData())
     assert optimizer_bytes(model, tiny_config(), plugins) == state_bytes(None, list(model.parameters()))
     assert "NeedsData is not known" in caplog.text
 

@@ -9,7 +9,7 @@ import torch
 
 from sftkit import Pipeline, Plugin, dataclass, hookimpl
 from sftkit.errors import ConfigError, RunError
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import plugin_set, tiny_config, tiny_model, tiny_tokenizer
 from sftkit.training.engine import Engine
 from sftkit.training.groups import OptimizerMaker, learning_rates, require_same_groups, weight_groups
 
@@ -106,7 +106,7 @@ class Averages(Plugin):
 
 
 def maker(plugin, engine=None):
-    return OptimizerMaker(check_plugin(plugin), tiny_config(), engine)
+    return OptimizerMaker(plugin_set(plugin), tiny_config(), engine)
 
 
 def run(directory, plugins, **train):

@@ -232,12 +232,19 @@ class MeanLoss(HeadLoss):
         return losses._replace(losses_K=losses.losses_K.mean())
 
 
+class UphillLoss(HeadLoss):
+    def tokens(self, logits_KV, targets_K, gradient):
+        losses = super().tokens(logits_KV, targets_K, gradient)
+        return losses._replace(gradient_KV=-losses.gradient_KV if gradient else None)
+
+
 #: What a `make_loss` returns that is no loss, by name.
 LOSSES = {
     "is NaN": NanLoss,
     "is constant": ConstantLoss,
     "has no gradient": WithoutGradient,
     "is the mean of the tokens": MeanLoss,
+    "has the gradient of its negative": UphillLoss,
     "is a function": lambda: torch.nn.functional.cross_entropy,
 }
 

@@ -9,7 +9,7 @@ from optimizer_replay import ROWS, TRAIN, log_of, replayed, require_exact_resume
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, RunError
 from sftkit.plugin.selected import DEFAULTS
-from sftkit.testing import check_plugin, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import plugin_set, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.optimizer import Optimizer
 from sftkit_plugins.peft import PEFT
 
@@ -26,7 +26,7 @@ def groups(model=None, config=None, **options):
 
 def problems(plugins=(), train=None, **options):
     config = tiny_config(train=train or {})
-    known = check_plugin(Optimizer(**options))
+    known = plugin_set(Optimizer(**options))
     return [str(each) for _, found in known.hook.check_run(config=config, plugins=known) for each in found]
 
 
