@@ -116,16 +116,22 @@ def options(cls: type[Plugin]) -> str:
 
 
 def index() -> str:
-    """The built-in plugins by group, each with its first line, its hooks and its extra."""
+    """The built-in plugins by group, each with its first line and its hooks, and its extra where the group has any."""
     plugins = built_in()
     lines = []
     for group, names in grouped().items():
-        lines += [f"### {group}", "", "| plugin | what it does | hooks | extra |", "|---|---|---|---|"]
+        columns = [
+            "plugin",
+            "what it does",
+            "hooks",
+            *(["extra"] if any(extra_of(plugins[each]) for each in names) else []),
+        ]
+        lines += [f"### {group}", "", _row(*columns), "|---" * len(columns) + "|"]
         for name in names:
             hooks = ", ".join(f"`{hook}`" for hook in hooks_filled(plugins[name]) if hook != "check_run")
             extra = f"`{found}`" if (found := extra_of(plugins[name])) else ""
             summary = inspect.cleandoc(plugins[name].__doc__ or "").splitlines()[0].rstrip(".")
-            lines.append(_row(f"[{name}](plugins/{name}.md)", summary, hooks, extra))
+            lines.append(_row(f"[{name}](plugins/{name}.md)", *(summary, hooks, extra)[: len(columns) - 1]))
         lines.append("")
     return "\n".join(lines).rstrip()
 

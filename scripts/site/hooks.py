@@ -29,6 +29,7 @@ PAGES = {
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json", ".sh": "bash"}
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=[)\s])")
 LISTED = re.compile(r"\[([^\]]+)\]\(([^)\s#]+)\)")
+CODE = re.compile(r"<code>([^<\n]+)</code>")
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 
 
@@ -57,6 +58,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if (path := path_of(page.file.src_uri)) is None:
         return markdown
     return MERMAID.sub(lambda found: drawing(found[1], path), site_links(markdown, path))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep short code in one line, and each option of longer code: browsers break lines after hyphens."""
+    return CODE.sub(lambda found: f"<code>{unbroken(found[1])}</code>", html)
+
+
+def unbroken(code: str) -> str:
+    return re.sub(r"^.{1,24}$|(?<!\S)--[\w-]+", r'<span class="unbroken">\g<0></span>', code)
 
 
 def slug(text: str, separator: str) -> str:

@@ -40,7 +40,7 @@ def test_the_configuration_file_is_accepted():
 
 
 def test_the_commands_are_accepted():
-    commands = re.findall(rf"sftkit run --model {NAME} .*", README)
+    commands = re.findall(rf"sftkit run --model {NAME} .*", README.replace("\\\n", ""))
     assert len(commands) == 1
     for command in commands:
         parts = shlex.split(command)[2:]

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = config_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 BASE = {"model": {"name": "demo"}, "data": "demo"}
+ADDED_TO = {"model": {"name": "demo"}, "data": {"train": "demo"}}
 FILES = [*ROOT.glob("examples/*.yaml"), ROOT / "sftkit" / "demo" / "run.yaml"]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]
 #: Values as YAML reads them, and as people quote them.
@@ -43,6 +44,8 @@ def blocks():
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             loaded = yaml.safe_load(block)
             if isinstance(loaded, dict) and set(loaded) <= set(RunConfig.model_fields):
+                if ", given after " in block:  # it adds to another file
+                    loaded = {name: {**ADDED_TO.get(name, {}), **section} for name, section in loaded.items()}
                 yield pytest.param({**BASE, **loaded}, id=f"{page.relative_to(ROOT)}: {block[:30]!r}")
 
 

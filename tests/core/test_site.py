@@ -79,6 +79,13 @@ def test_the_search_index_has_every_page_in_the_list(built):
 
 
 @needs_mkdocs
+def test_options_are_not_broken_at_their_hyphens(built):
+    page = (built / "agents" / "index.html").read_text(encoding="utf-8")
+    assert '<code><span class="unbroken">sftkit docs --list</span></code>' in page
+    assert '<code>sftkit init new.yaml <span class="unbroken">--from</span> FILE</code>' in page
+
+
+@needs_mkdocs
 def test_the_reference_has_what_docstrings_and_declarations_say(built):
     def text(name: str) -> str:
         return re.sub(r"<[^>]+>", "", (built / "reference" / name / "index.html").read_text(encoding="utf-8"))

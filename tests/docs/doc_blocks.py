@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -26,7 +27,7 @@ _FENCE = re.compile(
     r"|(?P<indented>(?:^ {4}[^\n]*\n)(?:^(?: {4}[^\n]*)?\n)*)",
     re.DOTALL | re.MULTILINE,
 )
-_HERE_DOCUMENT = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF\n", re.DOTALL | re.MULTILINE)
+_CALL = re.compile(r"""(?:[A-Z_]+=\S+\ )*(?P<call>(?:'[^']*'|"[^"]*"|[^'"])*?)(?:\ (?P<rest>(?:[|&>#]|2>).*))?""", re.S)
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
 
 
@@ -53,15 +54,16 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a block for the shell, one a line, without comments."""
-        lines = _HERE_DOCUMENT.sub("", self.code).replace("\\\n", " ").splitlines()
-        found = [_without_comment(line.strip().removeprefix("$ ")) for line in lines]
-        return [line for line in found if line]
-
-    @property
-    def files(self) -> dict[str, str]:
-        """The files that a block for the shell writes, as ``cat > NAME <<'EOF'``."""
-        return dict(_HERE_DOCUMENT.findall(self.code)) if self.language == "sh" else {}
+        """The commands of a block for the shell, each with its here-document or the lines of its quotation."""
+        lines, found = iter(self.code.replace("\\\n", " ").splitlines()), []
+        for line in lines:
+            command = line.strip().removeprefix("$ ")
+            if here := re.search(r"<<'(\w+)'$", command):
+                command = "\n".join([command, *itertools.takewhile(lambda each: each != here[1], lines), here[1]])
+            while _is_open(command):
+                command += f"\n{next(lines)}"
+            found.append(command)
+        return [command for command in found if command and not command.startswith("#")]
 
 
 def blocks(page: str) -> list[Block]:
@@ -73,39 +75,40 @@ def blocks(page: str) -> list[Block]:
         language, code = match["language"], match["code"]
         if match["indented"]:
             code = re.sub(r"^ {4}", "", match["indented"], flags=re.MULTILINE)
-            if code.split(maxsplit=1)[0] not in PROGRAMS or not before.endswith("\n\n"):
+            if code.split(maxsplit=1)[0] not in PROGRAMS or not (reason or before.endswith("\n\n")):
                 continue
             language = "sh"
         found.append(Block(page, before.count("\n") + 1, language, code, reason[1] if reason else ""))
     return found
 
 
-def modules(page: str) -> dict[str, str]:
-    """The files with Python code that a page has the reader write, by name.
+def named_files(page: str) -> dict[str, str]:
+    """The modules and configurations that a page has the reader write, by name.
 
-    Their names are in the first line, ``# NAME.py``, or in the text around the block: "Save it as `NAME.py`".
+    Their names are in the first line, ``# NAME.py``, or in the text after the block: "Save it as `NAME.py`".
     """
     text, found = (ROOT / page).read_text(encoding="utf-8"), {}
     for block in blocks(page):
-        named = re.match(r"# ([\w/]+\.py)\b", block.code)
-        if block.language == "python" and named is None:
-            around = text.partition(block.code)
-            named = re.match(r"```\s*(?:Save|Put|Write) (?:it|this) (?:as|into|in) `([\w/]+\.py)`", around[2])
-        if block.language == "python" and named is not None:
-            found[named[1]] = found.get(named[1], "") + block.code
+        if block.language in ("python", "yaml"):
+            _, _, after = text.partition(block.code)
+            named = re.match(r"# ([\w/-]+\.(?:py|yaml))\b", block.code) or re.match(
+                r"```\s*(?:Save|Put|Write) (?:it|this) (?:as|into|in) `([\w/]+\.py)`", after
+            )
+            if named is not None:
+                found[named[1]] = found.get(named[1], "") + block.code
     return found
 
 
-def write_files(block: Block, replace: bool = True) -> None:
-    """Write the files of a block into the working directory; with `replace`, also those that are there."""
-    for name, text in block.files.items():
-        if replace or not Path(name).exists():
-            Path(name).write_text(text, encoding="utf-8")
+def call_and_rest(command: str) -> tuple[list[str], str]:
+    """The words of a command's first program, without variables, and what the shell does with its output."""
+    match = _CALL.fullmatch(command)
+    return shlex.split(match["call"]), match["rest"] or ""
 
 
-def _without_comment(line: str) -> str:
+def _is_open(command: str) -> bool:
+    """Whether a quotation mark is closed in a later line."""
     try:
-        words = shlex.split(line, comments=True)
-    except ValueError:  # a quotation mark that is closed in a later line
-        return line
-    return shlex.join(words) if "#" in line else line
+        shlex.split(command, comments=True)
+    except ValueError:
+        return "<<" not in command
+    return False
