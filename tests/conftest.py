@@ -31,9 +31,10 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def process_as_before() -> Iterator[None]:
-    """The command line, called in this process, keeps the working directory out of its children; not out of others."""
+    """Variables that the command line and TRL's ``logging_dir`` set are not those of other tests."""
     yield
-    os.environ.pop("PYTHONSAFEPATH", None)
+    for name in ("PYTHONSAFEPATH", "TENSORBOARD_LOGGING_DIR"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,7 +17,7 @@ from sftkit.errors import ConfigError
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hooks_filled
 from sftkit.plugin.option_types import as_yaml, extras_of, option_type
-from sftkit.plugin.registry import check_class, discover, installed_name, load_class
+from sftkit.plugin.registry import check_class, discover, distribution_of, installed_name, load_class
 from sftkit.plugin.versions import api_problem
 
 
@@ -43,18 +43,18 @@ def one_plugin(name: str) -> dict[str, Any]:
 
 
 def _describe(name: str, known: dict[str, list[metadata.EntryPoint]]) -> tuple[dict[str, Any], type[Plugin] | None]:
-    dist = known[name][0].dist if name in known else None
+    distribution, version = distribution_of(known[name][0]) if name in known else ("", "")
     info: dict[str, Any] = {
         "name": name,
-        "version": dist.version if dist else "",
-        "distribution": dist.name if dist else "",
+        "version": version,
+        "distribution": distribution,
         "status": "ready",
         "hooks": [],
         "requires": [],
         "summary": "",
     }
     if len(known.get(name, [])) > 1:
-        info["distribution"] = ", ".join(sorted(p.dist.name if p.dist else "?" for p in known[name]))
+        info["distribution"] = ", ".join(sorted(distribution_of(point)[0] or "?" for point in known[name]))
     try:
         cls = load_class(name, known)
     except ConfigError as error:

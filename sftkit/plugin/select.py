@@ -16,7 +16,7 @@ from sftkit.errors import ConfigError, Problem, nearest
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import hook_names, is_slot, make_manager
 from sftkit.plugin.paths import is_option, locate, misplaced
-from sftkit.plugin.registry import check_class, discover, installed_name, load_class, name_of
+from sftkit.plugin.registry import check_class, discover, distribution_of, installed_name, load_class, name_of
 from sftkit.plugin.selected import DEFAULTS, PluginSet, Selected, fields_of
 
 
@@ -178,7 +178,6 @@ def _build(
     choice: Choice, known: Mapping[str, list[metadata.EntryPoint]], source: ConfigSource
 ) -> tuple[Selected | None, list[Problem]]:
     points = known.get(choice.name, [])
-    dist = points[0].dist if points else None
     try:
         cls = type(choice.instance) if choice.instance is not None else load_class(choice.name, known, choice.where)
         problems = check_class(cls, choice.name)
@@ -190,7 +189,7 @@ def _build(
         return None, [_placed(problem, choice, source) for problem in error.problems]
     if problems:
         return None, problems
-    return Selected(choice.name, plugin, dist.name if dist else "", dist.version if dist else ""), []
+    return Selected(choice.name, plugin, *(distribution_of(points[0]) if points else ("", ""))), []
 
 
 def _located(choice: Choice, cls: type[Plugin], source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:

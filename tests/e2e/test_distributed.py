@@ -9,25 +9,6 @@ from pathlib import Path
 
 import pytest
 
-#: Calls the command line once for each list of arguments in a file, in a group of processes that is formed once.
-SESSION = """
-import json
-import sys
-
-import torch.distributed as dist
-
-from sftkit.cli import main
-
-end, dist.destroy_process_group = dist.destroy_process_group, lambda: None
-for arguments in json.load(open(sys.argv[1])):
-    sys.argv = ["sftkit", "run", *arguments]
-    try:
-        main()
-    except SystemExit as error:
-        if error.code:
-            raise
-end()
-"""
 STREAM = ["data.train=rows.jsonl", "data.streaming=true", "data.window=4", "--model", "demo", "model.init=random"]
 STREAM += ["train.max_steps=2", "train.eval_strategy=no", "train.per_device_train_batch_size=4"]
 VISION = [
@@ -81,8 +62,10 @@ def in_two_processes(*options: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A directory with the runs of two processes, all made by the same two, since a start takes longer than a run."""
+    """A directory with the runs of two processes."""
     from vision_models import drawn_image, tiny_vision_model
+
+    from sftkit.testing.processes import start_group, warm_processes
 
     place = tmp_path_factory.mktemp("two")
     lines = [json.dumps({"prompt": f"{number} is ", "completion": f"number {number}"}) for number in range(16)]
@@ -97,11 +80,10 @@ def runs(tmp_path_factory):
     (place / "letters.py").write_text(LETTERS)
     packed = [*embedded("packing"), "train.per_device_train_batch_size=4"]
     wanted = {"packing": packed, "first": STREAM, "second": STREAM, "vision": VISION}
-    gloo = ["train.use_cpu=true", "train.ddp_backend=gloo"]
-    calls = [[*options, *gloo, "--output", name] for name, options in wanted.items()]
-    (place / "calls.json").write_text(json.dumps(calls))
-    (place / "session.py").write_text(SESSION)
-    subprocess.run(torchrun("session.py", "calls.json"), check=True, cwd=place, timeout=300)
+    for name, options in wanted.items():
+        arguments = ["run", *options, "train.use_cpu=true", "train.ddp_backend=gloo", "--output", name]
+        group = start_group(warm_processes(), arguments, cwd=place, printed=place / f"printed-{name}")
+        assert group.wait() == [0, 0], group.outputs
     return place
 
 

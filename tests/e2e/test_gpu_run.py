@@ -121,6 +121,7 @@ def test_outcomes_are_those_of_the_marked_tests_with_their_reasons(correctness, 
     assert news
 
 
+@pytest.mark.slow
 def test_tests_that_passed_before_are_left_out_and_others_are_not(correctness, checkout, tmp_path):
     passed = ["tests/gpu/test_some.py::test_passes[1]", "tests/gpu/test_some.py::test_was_deleted"]
     found = correctness.run(checkout / "tests" / "gpu", tmp_path, 300, True, passed, lambda _: None)
@@ -144,6 +145,7 @@ def test_outcomes_are_kept_when_the_tests_are_cut_off(correctness, checkout, tmp
     assert found["tests/gpu/test_some.py::test_fails"]["outcome"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_collected_is_an_error_with_its_reason(correctness, checkout, tmp_path):
     (checkout / "tests" / "gpu" / "test_some.py").write_text("import nothing_of_this_name\n")
     found = correctness.run(checkout / "tests" / "gpu", tmp_path, 300, True, [], lambda _: None)

@@ -90,6 +90,7 @@ def test_an_installed_distributions_plugins_are_listed_with_its_name_and_version
         assert found[name]["hooks"] == [hook]
 
 
+@pytest.mark.slow
 def test_a_third_party_format_and_noise_train_from_the_command_line(fresh_cli, hello, greetings, tmp_path):
     output = tmp_path / "run"
     fresh_cli(*demo_run(greetings, output, "hello_format", "hello_noise:scale=0.1"), cwd=tmp_path, env=on_path(hello))

@@ -69,7 +69,9 @@ def test_22_micro_batches_packing_and_padding_do_not_change_the_gradients(gradie
 def test_23_a_packed_document_has_the_logits_of_itself_alone(architecture, attention):
     model = tiny_model(architecture, attn_implementation=attention).eval()
     documents = [list(range(3, 3 + length)) for length in (9, 7, 5, 11)]
-    (row,) = packed_rows(Packing(), [{"input_ids": ids, "labels": ids} for ids in documents], max_length=32)
+    (row,) = packed_rows(
+        Packing(), [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in documents], max_length=32
+    )
     ids, positions = torch.tensor([row["input_ids"]]), torch.tensor([row["position_ids"]])
     packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
     starts = [*(positions[0] == 0).nonzero().flatten().tolist(), len(positions[0])]

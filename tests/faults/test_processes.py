@@ -84,6 +84,7 @@ FAULTS = {
 SLOW = ("raise", "stall", "SIGSTOP")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SIGKILL", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
 def test_21_a_process_that_fails_or_stalls_ends_all_with_one_message(group, tmp_path, kind):
     code, text = FAULTS[kind]

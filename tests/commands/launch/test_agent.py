@@ -68,12 +68,14 @@ def test_a_signal_reaches_every_process_and_waits_for_the_last(tmp_path, send):
 
 
 @WITHIN_30_SECONDS
+@pytest.mark.slow
 def test_processes_that_finish_at_a_signal_have_succeeded(tmp_path, send):
     script = f"trap 'exit 0' TERM; touch {tmp_path}/$RANK.ready; while true; do sleep 0.1; done"
     send(signal.SIGTERM)
     assert run_agent(workers(script)) == 0
 
 
+@pytest.mark.slow
 def test_a_signal_that_only_saves_ends_nothing(tmp_path, send):
     script = f"trap 'touch {tmp_path}/$RANK.saved' USR1; touch {tmp_path}/$RANK.ready; "
     script += f"until [ -f {tmp_path}/$RANK.saved ]; do sleep 0.1; done"
@@ -86,6 +88,7 @@ def test_what_fails_is_started_again(tmp_path):
     assert run_agent(workers(script, "--max-restarts", "1")) == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_finds_no_other_is_an_error():
     missing = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", "a"]
     missing += ["--rdzv-conf", "join_timeout=1,last_call_timeout=1", "--no-python", "true"]

@@ -208,13 +208,13 @@ def test_a_state_of_other_groups_is_not_loaded():
         one.load_state_dict(other.state_dict())
 
 
-def test_an_optimizer_that_was_passed_is_kept():
+def test_an_optimizer_that_was_passed_is_kept(tmp_path):
     from transformers import TrainingArguments
 
     from sftkit.training.optimizing_trainer import OptimizingTrainer
 
     model = tiny_model()
     own = torch.optim.SGD(model.parameters(), lr=0.1)
-    arguments = TrainingArguments(report_to="none", use_cpu=True)
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     trainer = OptimizingTrainer(model=model, args=arguments, optimizers=(own, None), make_optimizer=maker(Plain()))
     assert trainer.create_optimizer() is own

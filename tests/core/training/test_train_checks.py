@@ -231,14 +231,19 @@ def test_all_problems_of_a_file_are_reported_at_once_with_their_lines(tmp_path):
     ]
 
 
-def test_the_command_exits_with_2_and_without_a_traceback(cli, tmp_path):
+def test_the_command_exits_with_2_and_without_a_traceback(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     refused = ["train.eval_strategy=steps", "-m", "demo", "-d", "demo"]
-    done = cli("run", *refused, cwd=tmp_path, code=2)
-    assert done.stderr == (
+    code, printed = in_process("run", *refused)
+    assert code == 2
+    assert printed.endswith(
         "error: command line, train.eval_strategy: there is no evaluation data -> "
         "set data.eval, for instance data.eval=0.05, or train.eval_strategy=no\n"
     )
-    assert "there is no evaluation data" in cli("check", *refused, cwd=tmp_path, code=2).stdout
+    code, printed = in_process("check", *refused)
+    assert code == 2
+    assert "there is no evaluation data" in printed
     assert not list(tmp_path.iterdir())
 
 

@@ -51,6 +51,7 @@ def test_options_are_those_of_torch(tmp_path):
     assert entry["learning_rate_muon"] == pytest.approx(2 * entry["learning_rate_adamw"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_exact(tmp_path):
     require_exact_resume(tmp_path, [Muon()])
 

@@ -56,6 +56,7 @@ def test_the_warm_up_is_that_of_the_schedule(tmp_path):
     assert [entry["learning_rate"] for entry in log_of(tmp_path / "run")][:2] == [0.0, 0.005]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "train", [CONSTANT, pytest.param({**WARM, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow)]
 )
