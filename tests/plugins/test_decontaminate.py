@@ -11,7 +11,7 @@ import pytest
 
 from sftkit import Pipeline
 from sftkit.errors import DataError
-from sftkit.testing import check_plugin, run_problems, tiny_config, tiny_model, tiny_tokenizer
+from sftkit.testing import run_problems, tiny_config, tiny_model, tiny_tokenizer
 from sftkit_plugins.decontaminate import Decontaminate
 
 QUESTION = "A farmer has twelve cows and sells five of them to a neighbour who pays ninety euros for each cow"
@@ -143,7 +143,6 @@ def test_a_stream_is_compared_too(tmp_path):
 
 
 def test_nothing_to_compare_with_and_wrong_columns_are_refused(tmp_path):
-    check_plugin(Decontaminate())
     (problem,) = run_problems(Decontaminate())
     assert "no evaluation set" in problem.what
     assert run_problems(Decontaminate(own_sets=False), data={"eval": "a.jsonl"})

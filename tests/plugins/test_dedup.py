@@ -10,7 +10,7 @@ import pytest
 
 from sftkit import Pipeline
 from sftkit.errors import ConfigError, DataError
-from sftkit.testing import CHATML, check_plugin, run_problems, tiny_conversations, tiny_model, tiny_tokenizer
+from sftkit.testing import CHATML, run_problems, tiny_conversations, tiny_model, tiny_tokenizer
 from sftkit_plugins.dedup import Dedup
 from sftkit_plugins.dedup.seen import SeenDigests
 
@@ -151,7 +151,6 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
 
 
 def test_streams_and_wrong_values_are_refused():
-    check_plugin(Dedup())
     (problem,) = run_problems(Dedup(), data={"streaming": True})
     assert "resumes at any row" in problem.what
     assert not run_problems(Dedup(near=0.8))
