@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -43,7 +44,7 @@ OTHER = "choose another --output DIR"
 
 
 def default_directory(source: ConfigSource, continues: bool | str) -> str:
-    """A new directory under ``runs``, named by the time.
+    """A new directory under ``runs``, named by the time, with a number if there is one of this name.
 
     Args:
         source: the configuration.
@@ -52,7 +53,9 @@ def default_directory(source: ConfigSource, continues: bool | str) -> str:
     for file in source.files if continues else ():
         if file.name == CONFIG and read_manifest(file.parent) is not None:
             return str(file.parent)
-    return f"runs/{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"runs/{datetime.now():%Y%m%d-%H%M%S}"
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if not os.path.exists(each))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ MODELS = ("model", "DIR", "Qwen/Qwen3-0.6B", "gpt2", "facebook/opt-350m", "Eleut
 #: Files of the reader.
 FILES = {
     "sft.yaml": SETTINGS,
+    "lora.yaml": "plugins: {peft: {r: 4}}\n",
     "base.yaml": SETTINGS,
     "ds.json": "{}",
     "config.yml": "{base_model: model, datasets: [{path: train.jsonl, type: chat_template}]}",

@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 from contextlib import suppress
+from datetime import datetime
 from multiprocessing import connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +24,10 @@ from typer.testing import CliRunner
 from sftkit import Plugin, dataclass, hookimpl
 from sftkit.cli import app
 from sftkit.config.resume_fields import FIXED, FREE, LENGTH, unclassified
+from sftkit.config.source import ConfigSource
 from sftkit.errors import ConfigError, DataError, HookError, Problem, RunError
 from sftkit.run import lock
+from sftkit.run.directory import default_directory
 from sftkit.run.manifest import MANIFEST
 from sftkit.run.pipeline import Pipeline
 from sftkit.run.stages import Stages
@@ -498,3 +502,12 @@ def test_07_many_processes_never_hold_a_lock_together(tmp_path):
         turns = pool.starmap(contend, [(tmp_path / "new" / "run", 200)] * 4)
     assert sum(turns) > 0
     assert contents(tmp_path) == {}
+
+
+def test_07_a_run_without_a_directory_takes_a_free_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sftkit.run.directory.datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
+    for expected in ("20260102-030405", "20260102-030405-2", "20260102-030405-3"):
+        name = default_directory(ConfigSource(), False)
+        assert name == f"runs/{expected}"
+        Path(name).mkdir(parents=True)
