@@ -7,13 +7,12 @@ Figures come from these files alone, the newest of each card, with card and vers
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import _pages
 
 ROOT = Path(__file__).resolve().parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -78,24 +77,13 @@ def _fastest(found: dict[str, dict[str, Any]], belongs: Callable[[str], bool], n
 
 def filled(text: str, folder: Path) -> str:
     """A page with the figures between its two marks."""
-    pattern = f"(?<={re.escape(START)}\n).*(?=\n{re.escape(END)})"
-    if not re.search(pattern, text, re.DOTALL):
-        sys.exit(f"error: {README.name} lacks the lines {START!r} and {END!r}")
-    return re.sub(pattern, lambda _: block(folder), text, count=1, flags=re.DOTALL)
+    return _pages.between(README, text, START, END, block(folder))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if README.md is out of date")
-    check = parser.parse_args().check
-    text = README.read_text(encoding="utf-8")
-    new = filled(text, RESULTS)
-    if new == text:
-        return
-    if check:
-        sys.exit("error: README.md has other GPU figures than benchmarks/results; run python scripts/gpu_figures.py")
-    README.write_text(new, encoding="utf-8")
+def pages() -> dict[Path, str]:
+    """The page as it should be."""
+    return {README: filled(README.read_text(encoding="utf-8"), RESULTS)}
 
 
 if __name__ == "__main__":
-    main()
+    _pages.write(__doc__, "gpu_figures.py", pages)

@@ -9,15 +9,14 @@ runs with and without the plugin are compared.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import _pages
 from plugin_figures import measured
 
 from sftkit.plugin.base import Plugin
@@ -215,24 +214,8 @@ def between(path: Path, text: str, mark: str, block: str) -> str:
     Raises:
         ValueError: if it does not have each mark once.
     """
-    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"{path} needs the lines {start} and {end}, once each")
-    before, _, rest = text.partition(start)
-    return f"{before}{start}\n\n{block}\n\n{end}{rest.partition(end)[2]}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail where a page differs")
-    flags = parser.parse_args()
-    for path, text in pages().items():
-        if text == path.read_text(encoding="utf-8"):
-            continue
-        if flags.check:
-            sys.exit(f"error: {path.relative_to(ROOT)} differs from the code -> run python scripts/plugin_pages.py")
-        path.write_text(text, encoding="utf-8")
+    return _pages.between(path, text, f"<!-- {mark} -->", f"<!-- /{mark} -->", f"\n{block}\n")
 
 
 if __name__ == "__main__":
-    main()
+    _pages.write(__doc__, "plugin_pages.py", pages)

@@ -8,11 +8,11 @@ Measured: one GPU's step, from the newest `benchmarks/results/gpu-*.json`; savin
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import _pages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "scaling.md", ROOT / "benchmarks" / "results"
@@ -134,21 +134,13 @@ def block(folder: Path) -> str:
 
 def filled(text: str, folder: Path) -> str:
     """A page with the tables between its two marks."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n{block(folder)}\n{END}{after}"
+    return _pages.between(PAGE, text, START, END, block(folder))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail where the page differs")
-    flags = parser.parse_args()
-    text = PAGE.read_text(encoding="utf-8")
-    new = filled(text, RESULTS)
-    if flags.check and new != text:
-        sys.exit(f"error: {PAGE} differs from the results -> run python scripts/scaling_page.py")
-    PAGE.write_text(new, encoding="utf-8")
+def pages() -> dict[Path, str]:
+    """The page as it should be."""
+    return {PAGE: filled(PAGE.read_text(encoding="utf-8"), RESULTS)}
 
 
 if __name__ == "__main__":
-    main()
+    _pages.write(__doc__, "scaling_page.py", pages)
