@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+import _pages
 
 from sftkit.config.models import DataSection, EvaluateSection, ModelSection, RunSection
 
@@ -21,11 +22,6 @@ KINDS = {
 }
 
 
-def main() -> None:
-    """Write the page."""
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 def with_tables(text: str) -> str:
     """The page with the table of each section as its model declares it.
 
@@ -33,11 +29,7 @@ def with_tables(text: str) -> str:
         text: the page, with a line before and after each table.
     """
     for name, model in SECTIONS.items():
-        start, end = f"<!-- keys of {name}, by scripts/config_tables.py -->\n", "<!-- end of keys -->\n"
-        before, found, rest = text.partition(start)
-        if not found:
-            sys.exit(f"docs/configuration.md has no line {start.strip()!r}")
-        text = before + start + table(model) + end + rest.partition(end)[2]
+        text = _pages.between(PAGE, text, f"<!-- keys of {name} -->", f"<!-- /keys of {name} -->", table(model))
     return text
 
 
@@ -49,7 +41,7 @@ def table(model: Any) -> str:
         rows.append(
             f"| `{key}` | {kind(field)} | {default(model, key)} | {field['description'].replace('|', chr(92) + '|')} |"
         )
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows)
 
 
 def kind(schema: dict[str, Any]) -> str:
@@ -87,5 +79,10 @@ def default(model: Any, key: str) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else re.sub(r'[.]0$', '', str(value))}`"
 
 
+def pages() -> dict[Path, str]:
+    """The page as it should be."""
+    return {PAGE: with_tables(PAGE.read_text(encoding="utf-8"))}
+
+
 if __name__ == "__main__":
-    main()
+    _pages.write(__doc__, "config_tables.py", pages)

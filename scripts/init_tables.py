@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
+
+import _pages
 
 from sftkit_commands.init import axolotl, llamafactory, trl
 from sftkit_commands.init.axolotl_dataset import DATASET_RULES
@@ -54,14 +54,14 @@ def _row(rule: Rule) -> tuple[str, str]:
 def with_tables(page: str) -> str:
     """The page with the tables as they are now."""
     for name, table in tables().items():
-        begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-        page = re.sub(
-            f"{re.escape(begin)}.*?<!-- end -->", lambda _, new=begin + table + end: new, page, flags=re.DOTALL
-        )
+        page = _pages.between(PAGE, page, f"<!-- {name} -->", f"<!-- /{name} -->", table)
     return page
 
 
+def pages() -> dict[Path, str]:
+    """The page as it should be."""
+    return {PAGE: with_tables(PAGE.read_text(encoding="utf-8"))}
+
+
 if __name__ == "__main__":
-    old = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_tables(old), encoding="utf-8")
-    sys.exit(0)
+    _pages.write(__doc__, "init_tables.py", pages)

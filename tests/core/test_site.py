@@ -162,7 +162,8 @@ def test_the_chinese_quickstart_has_the_commands_of_the_english_one():
     assert blocks("docs/zh/quickstart.md") == blocks("docs/quickstart.md")
 
 
-def test_the_tables_of_keys_are_those_of_the_models():
+def test_the_tables_of_keys_are_those_of_the_models(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     script = runpy.run_path(str(ROOT / "scripts" / "config_tables.py"))
     text = script["PAGE"].read_text(encoding="utf-8")
     assert script["with_tables"](text) == text, "run python scripts/config_tables.py"
