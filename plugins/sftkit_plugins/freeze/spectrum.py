@@ -52,7 +52,7 @@ def kinds_of(model: Any, trained: dict[int, Named]) -> dict[str, dict[str, Any]]
     """The linear modules of the layers: by kind, such as ``model.layers.*.mlp.up_proj``, and then by name."""
     found: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if not is_linear(module) or id(weight) not in trained or weight.ndim != 2:
             continue
         parts = name.split(".")

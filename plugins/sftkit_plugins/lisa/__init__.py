@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -72,7 +72,7 @@ class LISA(Plugin):
         return [DrawLayers(self.layers, self.interval, int(train_value(config, "seed")), self.keep_state)]
 
     @hookimpl(wrapper=True)
-    def reduce_activations(self, model: Any) -> Iterator[Any]:
+    def reduce_activations(self, model: Any) -> Generator[None, Any, Any]:
         """Lets memory be estimated as if only the largest layers were trained.
 
         With several processes, or if the optimizer keeps its state, all gradients or states are counted.

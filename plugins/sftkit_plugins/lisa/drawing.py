@@ -44,7 +44,7 @@ def layer_weights(model: Any, layers: int) -> list[list[Tensor]]:
     Raises:
         ConfigError: if there is not exactly one stack of layers with trained weights, or it is not larger.
     """
-    found = {
+    found: dict[str, list[list[Tensor]]] = {
         name: [[weight for weight in layer.parameters() if weight.requires_grad] for layer in stack]
         for name, stack in layer_stacks(model).items()
     }
