@@ -238,6 +238,7 @@ class Hooks:
         """Slot: the model to train, as with PEFT adapters on it. Without a plugin here every weight is trained.
 
         Args:
+            model: the model, patched and prepared.
             new_token_ids: ids of the tokens that ``add_tokens`` added; their embeddings must be trained and saved.
             choices: keeps what is chosen from the weights, so that a resumed run chooses the same.
         """

@@ -53,7 +53,10 @@ def kinds_of(model: Any, trained: dict[int, Named]) -> dict[str, dict[str, Any]]
     found: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
-        if not is_linear(module) or id(weight) not in trained or weight.ndim != 2:
+        if not is_linear(module) or id(weight) not in trained:
+            continue
+        _require_whole(weight)
+        if weight.ndim != 2:
             continue
         parts = name.split(".")
         number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
@@ -108,10 +111,14 @@ def _rank(kinds: dict[str, dict[str, Any]], share: float, config: RunConfig) -> 
 
 def _ratio(weight: Tensor, device: Any) -> float:
     """The ratio of a weight; without values, as for an estimate of memory, that of the first layers is the highest."""
-    if weight.is_meta:
-        return 0.0
+    return 0.0 if weight.is_meta else signal_to_noise(weight.to(device))
+
+
+def _require_whole(weight: Any) -> None:
+    """Raises:
+    ConfigError: if a weight is divided, as by stage 3 of ZeRO, or a DTensor.
+    """
     if not weight.numel() or hasattr(weight, "full_tensor"):
         what = "the weights are divided among the processes, and Spectrum needs whole ones"
-        fix = "take the choice of another run from its manifest into the option train, or drop the plugin that divides"
+        fix = "take the choice of another run from its manifest into the option train, or divide them otherwise"
         raise ConfigError(Problem(what, f"{WHERE}, option spectrum", fix, ("plugins", "freeze", "spectrum")))
-    return signal_to_noise(weight.to(device))

@@ -15,7 +15,6 @@ COMMON += ["--model", "model", "--data", "rows.jsonl", "train.max_steps=4", "tra
 COMMON += ["train.save_steps=1", "train.weight_decay=0.5"]
 LISA = ["-p", "lisa:layers=1,interval=2"]
 SPECTRUM = ["-p", "freeze:spectrum=0.5"]
-PACKED = ["-p", "packing", "data.max_length=64"]
 CHECKPOINTING = ["train.gradient_checkpointing=true", "train.ddp_find_unused_parameters=true"]
 
 pytestmark = pytest.mark.slow
@@ -65,18 +64,33 @@ def test_a_choice_is_made_in_one_process_for_all(run):
     assert differs(one, two) < 1e-4
 
 
-@pytest.mark.parametrize("engine", ["fsdp", "deepspeed:stage=2"])
-@pytest.mark.parametrize(
-    "freeze", [SPECTRUM, ["-p", "freeze:patterns=[embed_tokens,layers.0]"]], ids=["spectrum", "patterns"]
-)
-def test_engines_train_the_chosen_weights_alone(run, place, engine, freeze):
+ENGINES = {
+    "spectrum": ["fsdp", "deepspeed:stage=2", "tensor_parallel:size=2"],
+    "patterns=[embed_tokens,layers.0]": ["fsdp", "deepspeed:stage=2", "deepspeed:stage=3", "tensor_parallel:size=2"],
+}
+
+
+@pytest.mark.parametrize(("option", "engine"), [(option, each) for option, known in ENGINES.items() for each in known])
+def test_engines_train_the_chosen_weights_alone(run, place, option, engine):
     if engine.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
-    name = f"{engine[:4]}-{len(freeze[1])}"
+    freeze, batch = ["-p", f"freeze:{option}{'=0.5' * (option == 'spectrum')}"], []
+    if engine.startswith("tensor"):  # both processes have the same rows
+        batch = ["train.per_device_train_batch_size=4"]
+    name = f"{engine[:4]}{engine[-1]}-{option[:8]}"
     one, _ = run(f"{name}-one", 1, *freeze)
-    two, _ = run(f"{name}-two", 2, *freeze, "-p", engine)
+    two, _ = run(f"{name}-two", 2, *freeze, "-p", engine, *batch)
     before = load_file(place / "model" / "model.safetensors")
     same = [weight for weight in before if one[weight].equal(before[weight])]
     assert same
     assert all(two[weight].equal(before[weight]) for weight in same)
     assert differs(one, two) < 1e-3
+
+
+def test_spectrum_needs_whole_weights(place):
+    pytest.importorskip("deepspeed")
+    arguments = ["run", *COMMON, *SPECTRUM, "-p", "deepspeed:stage=3", "-o", "refused"]
+    with start_group(warm_processes(), arguments, 2, cwd=place, printed=place / "refused-printed") as group:
+        codes = group.wait()
+    assert 0 not in codes
+    assert "Spectrum needs whole ones" in "".join(group.outputs)
