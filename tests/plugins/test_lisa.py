@@ -186,6 +186,7 @@ def test_it_works_with_compiled_layers_checkpoints_and_frozen_weights(tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_log_says_how_many_weights_are_trained_at_a_time(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="sftkit")
     trained(tmp_path / "run", [LISA(layers=1, interval=2)], max_steps=1)
