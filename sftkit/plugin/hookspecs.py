@@ -258,7 +258,7 @@ class Hooks:
         """Slot: what is minimised; None leaves it to the next plugin. Without one, negative log-likelihood.
 
         Args:
-            model: the model to train.
+            model: the model to train; one without weights (on the meta device) when `sftkit check` estimates memory.
         """
 
     @hookspec

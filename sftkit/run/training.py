@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.plugin.calls import NamedContext
 from sftkit.run.guards.training import try_loss
 from sftkit.run.inputs import chosen_metrics, stops_early
 from sftkit.run.manifest import DONE
@@ -214,6 +215,7 @@ def train(
         stack.enter_context(trainer.loss_head.installed())
         with trainer.engine.callable(trainer.model):
             stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+            stack.enter_context(loss_context(trainer, prepared))
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except KeyError as error:
@@ -233,11 +235,18 @@ def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, f
         stack.enter_context(trainer.loss_head.installed())
         with trainer.engine.callable(trainer.model):
             stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+            stack.enter_context(loss_context(trainer, prepared))
         call = trainer.callback_handler
         trainer.control = call.on_train_begin(trainer.args, trainer.state, trainer.control)
         trainer.evaluate()
         trainer.control = call.on_train_end(trainer.args, trainer.state, trainer.control)
     return _final_metrics(trainer.state.log_history, 0)
+
+
+def loss_context(trainer: Any, prepared: PreparedRun) -> AbstractContextManager[Any]:
+    """What the loss holds around the training; its errors name the plugin that made it."""
+    held = trainer.loss_held(prepared.data.splits.get("train"), prepared.collator)
+    return NamedContext(prepared.plugins.first_filler("make_loss"), "make_loss", held)
 
 
 def export(trainer: Any, prepared: PreparedRun, record: RunRecord) -> None:

@@ -106,6 +106,10 @@ class TokenLossTrainer(SavingTrainer):
     def _asked_for_losses(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._loss is None else self.loss_head.installed()
 
+    def loss_held(self, rows: Any, collator: Any) -> contextlib.AbstractContextManager[Any]:
+        """The context of the loss around trainings and evaluations; see `HeadLoss.held`."""
+        return contextlib.nullcontext() if self._loss is None else self._loss.held(self.model, rows, collator)
+
     def call_model_init(self, trial: Any = None) -> Any:
         """As in the Trainer; the new model gets a new loss head."""
         self._head = None
@@ -136,7 +140,9 @@ class TokenLossTrainer(SavingTrainer):
 
     def _batch_collator(self, dataset: Any) -> Any:
         """The collator of a data set, with what the training step needs to know of each batch."""
-        return self.data_collator if self._own_loss else WithPositions(self.data_collator)
+        if self._own_loss or self._loss is None:
+            return self.data_collator
+        return WithPositions(self.data_collator, self._loss.token_values)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.measures = Measures(self._names_of(self.train_dataset))
@@ -201,7 +207,9 @@ class TokenLossTrainer(SavingTrainer):
     def _training_loss(self, model: Any, inputs: dict[str, Any], logits: bool, num_items_in_batch: Any) -> Any:
         batch = Batch.of(inputs)
         self.measures.begin_batch()
-        total, result, outputs = self.loss_head.ask(model, batch.inputs, batch.targets, logits=logits)
+        total, result, outputs = self.loss_head.ask(
+            model, batch.inputs, batch.targets, logits=logits, values=batch.values
+        )
         share = 1.0
         if num_items_in_batch is None:
             loss = total / or_one(batch.targets.weight.to(total.device))
