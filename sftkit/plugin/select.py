@@ -180,9 +180,8 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
 
 
 def _is_default(choice: Choice) -> bool:
-    """Whether a choice is one of the defaults, which a choice of other options is not if that default has options."""
-    options = DEFAULTS.get(choice.name)
-    return options is not None and (not options or choice.options == options)
+    """Whether a choice is one of the defaults, which it is not if it lacks an option of that default."""
+    return choice.name in DEFAULTS and DEFAULTS[choice.name].items() <= choice.options.items()
 
 
 def _build(

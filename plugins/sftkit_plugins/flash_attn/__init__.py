@@ -18,7 +18,7 @@ Implementation = Literal["auto", "varlen", "flash_attention_2", "flash_attention
 
 @dataclass(frozen=True, kw_only=True)
 class FlashAttn(Plugin):
-    """Flash attention within each document, and batches without padding.
+    """Flash attention within each document, and batches without padding (default, where both are proved to work).
 
     Sources: Dao, 2023, FlashAttention-2 (arXiv 2307.08691); Kundu et al., 2024, Enhancing Training Efficiency Using
     Packing with Flash Attention (arXiv 2407.09105), for padding-free batches.
@@ -64,7 +64,8 @@ class FlashAttn(Plugin):
             fix = "remove this key, and set the plugin's option implementation"
             yield Problem("the plugin flash_attn sets the attention implementation", ".".join(key), fix, key)
         if self.padding_free and has_prompts(config):
-            what = f"{config.plugins['peft']['method']} puts its prompt before each row, but a padding-free row holds several documents"
+            method = config.plugins["peft"]["method"]
+            what = f"{method} puts its prompt before each row, but a padding-free row holds several documents"
             yield Problem(what, "plugin flash_attn", "set padding_free: false, or use the peft method lora")
         if name == "sdpa_flash":
             yield from self._padded_rows(config)

@@ -79,6 +79,8 @@ def _chosen(implementation: str, model: Any, config: RunConfig, collator: Collat
         return name, "the layers are compiled; select flash_attn to use both"
     if has_prompts(config):
         return name, "the adapter puts a prompt before each row"
+    if problems:
+        return name, "; ".join(problem.what for problem in problems)
     if attention != "sdpa" or "attn_implementation" in config.model.options:
         return name, f"the model was loaded with the attention implementation {attention}"
-    return name, "; ".join(problem.what for problem in problems)
+    return name, ""

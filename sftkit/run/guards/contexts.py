@@ -42,9 +42,7 @@ def plugin_contexts(hook: str, found: Iterable[tuple[str, Any]], model: Any) -> 
     """
     watched = _Watched(model)
     with ExitStack() as stack:
-        yielded = {
-            plugin: stack.enter_context(_Guarded(plugin, hook, context, watched)) for plugin, context in found
-        }
+        yielded = {plugin: stack.enter_context(_Guarded(plugin, hook, context, watched)) for plugin, context in found}
         watched.forget()
         yield yielded
 
