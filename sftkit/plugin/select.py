@@ -170,9 +170,9 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
         else:
             merged[choice.name] = choice
             dropped.discard(choice.name)
-    for name, options in DEFAULTS.items():  # last even if they were named, so that any other plugin overrides them
+    for name, default in DEFAULTS.items():  # last even if they were named, so that any other plugin overrides them
         if name in merged or name not in dropped:
-            choice = merged.get(name, Choice(name, options))
+            choice = merged.get(name, Choice(name, default))
             if _is_default(choice):
                 merged.pop(name, None)
             merged[name] = choice
