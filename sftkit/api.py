@@ -47,7 +47,7 @@ _MODULES = {
     "data.tokenizing.engine": "Tokenize TokenizingEngine",
     "data.problems": "FILTERED",
     "data.processes": "processors",
-    "training.collate": "Collator",
+    "training.collate": "BatchChoice Collator",
     # Models
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",

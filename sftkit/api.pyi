@@ -235,7 +235,7 @@ from sftkit.trained.formatted import (
 )
 from sftkit.trained.loading import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
 from sftkit.training.arguments import use_one_device as use_one_device
-from sftkit.training.collate import Collator as Collator
+from sftkit.training.collate import BatchChoice as BatchChoice, Collator as Collator
 from sftkit.training.completions import (
     Completion as Completion,
     HeldOut as HeldOut,

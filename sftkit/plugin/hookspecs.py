@@ -293,7 +293,7 @@ class Hooks:
     def training_context(
         self, model: Any, config: RunConfig, rows: Dataset | Stream | None, collator: Collator | None
     ) -> AbstractContextManager[Any]:
-        """Broadcast: a context manager around the training loop.
+        """Broadcast: a context manager around the training loop. One plugin's may yield a `BatchChoice`.
 
         Args:
             model: the model to train, on its device.

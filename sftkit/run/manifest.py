@@ -54,6 +54,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet, engine: Engine) -> dict[
         "columns": [],
         "stats": {},
         "warnings": [],
+        "batches": {},
         "weights": {},
         "choices": {},
         "metrics": {},

@@ -69,6 +69,7 @@ class TokenLossTrainer(SavingTrainer):
             self.loss_is_scaled_for_ga = True
             self._loss_shifts_labels = True
         self._loss, self._completing = loss, completing
+        self._chosen: Any = None  # the collator that a plugin chose
         self._head: LossHead | None = None
         # The loss is that of the model or of a subclass.
         self._own_loss = loss is None or type(self).compute_loss is not TokenLossTrainer.compute_loss
@@ -140,9 +141,16 @@ class TokenLossTrainer(SavingTrainer):
 
     def _batch_collator(self, dataset: Any) -> Any:
         """The collator of a data set, with what the training step needs to know of each batch."""
+        # compute_metrics gets predictions row by row
+        own = self.compute_metrics is not None and without_numbers(dataset) is not self.train_dataset
+        collator = self.data_collator if own or self._chosen is None else self._chosen
         if self._own_loss or self._loss is None:
-            return self.data_collator
-        return WithPositions(self.data_collator, self._loss.token_values)
+            return collator
+        return WithPositions(collator, self._loss.token_values)
+
+    def collating(self, collator: Any) -> contextlib.AbstractContextManager[None]:
+        """Inside, batches are made by this collator; those of evaluations with ``compute_metrics`` by the own one."""
+        return replaced(self, "_chosen", collator)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.measures = Measures(self._names_of(self.train_dataset))
