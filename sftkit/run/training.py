@@ -178,7 +178,7 @@ def train_or_evaluate(
         export(trainer, prepared, record)
     best = Best.of(trainer)
     ended: dict[str, Any] = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
-    ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
+    ended |= {"tokenizing": prepared.data.tokenizing, "best": asdict(best) if best else None, "stopped": trainer.best.stopped}
     record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
     return metrics
 

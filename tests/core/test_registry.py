@@ -210,7 +210,14 @@ def test_defaults_go_last_and_can_be_dropped():
     plugins, problems = select(chosen("neftune", "no:pad"))
     assert not problems
     assert [item.name for item in plugins.selected] == [
-        "neftune", "hf", "formats", "fast_tokens", "flash_attn", "metrics", "checks"]
+        "neftune",
+        "hf",
+        "formats",
+        "fast_tokens",
+        "flash_attn",
+        "metrics",
+        "checks",
+    ]
 
 
 def test_a_plugin_that_is_not_selected_can_be_dropped_and_an_unknown_one_cannot():
