@@ -140,6 +140,17 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
         show_table(console, "Results", ("metric", "value"), values)
 
 
+def show_sources(console: Console, trained: Mapping[str, Any]) -> None:
+    """Print how many tokens of each source of the data were trained, and their last loss; nothing for one source."""
+    rows = []
+    for name, of in trained.get("sources", {}).items():
+        share = Text(f"{of['tokens'] / max(trained['tokens'], 1):.1%}", justify="right")
+        loss = Text("") if of["loss"] is None else metric_cell("loss", of["loss"])
+        rows.append((name, of["tokens"], share, loss))
+    if rows:
+        show_table(console, "Training by data source", ("source", "trained tokens", "share", "last loss"), rows)
+
+
 def metric_cell(name: str, value: Any) -> Text:
     """The value of a metric for `show_table`, which aligns it to the right."""
     return Text(metric_value(name, value), justify="right")

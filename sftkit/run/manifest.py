@@ -56,6 +56,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet, engine: Engine) -> dict[
         "warnings": [],
         "weights": {},
         "metrics": {},
+        "trained": {},
         "parts": [],
         "writes": sorted({name for item in plugins.selected for name in item.plugin.writes}),
         "files": [],

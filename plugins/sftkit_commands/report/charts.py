@@ -15,7 +15,7 @@ LINE: Style = "line"
 POINTS: Style = "points"
 #: Logged values that are charts of their own, or no measure of the model.
 NO_MEASURES = re.compile(
-    r"^(step|time|epoch|trained_tokens|total_flos|train_\w+|saves|save_share|skipped_steps|.*(_runtime|_per_second|_time|seconds)"
+    r"^(step|time|epoch|trained_(tokens|weight)(_.*)?|total_flos|train_\w+|saves|save_share|skipped_steps|.*(_runtime|_per_second|_time|seconds)"
     r"|loss|learning_rate|grad_norm|memory)$"
 )
 
