@@ -172,11 +172,11 @@ class ExampleBuilder:
             if formatter.attached_type is not None:
                 attached_N = self._attachments(source.documents, formatter.attached_type)  # noqa: N806 (a shape)
                 examples = dataclasses.replace(examples, attached_N=attached_N)
-            if named is not None:
-                source_N = named(np.asarray(source.numbers, np.int64)).astype(np.int16)  # noqa: N806 (a shape)
+            source_N = None if named is None else named(np.asarray(source.numbers, np.int64)).astype(np.int16)  # noqa: N806
+            if source_N is not None:
                 examples = dataclasses.replace(examples, sources_S=np.repeat(source_N, examples.lengths_N))
             self._count(examples, rendered=not formatter.adds_special_tokens)
-            yield source.batch, drop_untrained(examples, self.split, self.counts)
+            yield source.batch, drop_untrained(examples, self.split, self.counts, source_N)
 
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""
