@@ -43,9 +43,10 @@ class Counts:
         self.add(split, what, int(number_N.sum()))
         if source_N is not None:
             for source in sorted({*source_N[number_N > 0].tolist()}):
-                self._add_to(split, source, what, int(number_N[source_N == source].sum()))
+                self.add_to_source(split, source, what, int(number_N[source_N == source].sum()))
 
-    def _add_to(self, split: str, source: int, what: str, number: int) -> None:
+    def add_to_source(self, split: str, source: int, what: str, number: int) -> None:
+        """Add ``number`` to the count of ``what`` of a source, by its number; that of the split stays."""
         self.by_source.setdefault(split, {}).setdefault(source, Counter())[what] += number
 
     def merge_sources(self, other: Counts) -> None:
@@ -53,7 +54,7 @@ class Counts:
         for split, sources in other.by_source.items():
             for source, counts in sources.items():
                 for what, number in counts.items():
-                    self._add_to(split, source, what, number)
+                    self.add_to_source(split, source, what, number)
 
     def note(self, split: str, note: str, number: int = 1) -> None:
         """Add ``number`` rows to those that have this note; see `sftkit.api.Formatted`."""

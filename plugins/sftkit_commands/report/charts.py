@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sftkit.api import metric_name
-from sftkit_commands.report.reading import Run
+from sftkit_commands.report.reading import TRAINED, Run
 from sftkit_commands.report.series import Chart, Series, Style, series, smooth, values_of
 
-TRAINED = "trained_tokens_"  # before the name of a source
 LINE: Style = "line"
 POINTS: Style = "points"
 #: Logged values that are charts of their own, or no measure of the model.
@@ -116,18 +115,13 @@ def _by_source(runs: Sequence[Run]) -> Iterator[Chart]:
         yield Chart(f"{prefix}by_source", f"{kind} by data source", meaning, "loss", _filled(lines), _resumed(runs))
     lines = [
         series(name if len(runs) == 1 else f"{run.name}: {name}", values_of(run.log, TRAINED + name), "line", colour)
-        for colour, (run, name) in enumerate((run, name) for run in runs for name in sources_of(run))
+        for colour, (run, name) in enumerate((run, name) for run in runs for name in run.trained["sources"])
     ]
     title, meaning = (
         "Trained tokens by data source",
         "The trained tokens of each source so far; they add up to all of them.",
     )
     yield Chart("trained_tokens_by_source", title, meaning, "tokens", _filled(lines), _resumed(runs))
-
-
-def sources_of(run: Run) -> list[str]:
-    """The names of the sources that a run has trained on; none if there is only one."""
-    return [name.removeprefix(TRAINED) for name in _names([run]) if name.startswith(TRAINED)]
 
 
 def _source_prefixes(runs: Sequence[Run]) -> list[str]:

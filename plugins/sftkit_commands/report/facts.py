@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sftkit.api import absolute_at, notes_of, smaller_is_better, without_fix, without_notes
-from sftkit_commands.report.charts import sources_of
 from sftkit_commands.report.reading import Run
 
 PLAIN = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming", "sources"}
@@ -140,14 +139,12 @@ def data_table(run: Run) -> list[tuple[str, list[str]]]:
 
 def source_table(run: Run) -> list[tuple[str, list[str]]]:
     """Of each source of the training data, its tokens, what was trained of it, and its losses; empty for one source."""
-    last: dict[str, Any] = next((entry for entry in reversed(run.log) if "trained_tokens" in entry), {})
-    prepared = run.manifest["data"].get("train", {}).get("sources", {})
+    trained, prepared = run.trained, run.manifest["data"].get("train", {}).get("sources", {})
     rows = []
-    for name in sources_of(run):
-        of, trained = prepared.get(name, {}), last.get(f"trained_tokens_{name}", 0)
-        share = f"{trained / last['trained_tokens']:.1%}" if last.get("trained_tokens") else ""
-        losses = [entry[f"loss_{name}"] for entry in run.log if f"loss_{name}" in entry]
-        values = (of.get("tokens"), of.get("trained tokens"), trained, share, *(losses[:1] + losses[-1:] or ("", "")))
+    for name, source in trained["sources"].items():
+        of, share = prepared.get(name, {}), f"{source['tokens'] / max(trained['tokens'], 1):.1%}"
+        first = next((entry[f"loss_{name}"] for entry in run.log if f"loss_{name}" in entry), None)
+        values = (of.get("tokens"), of.get("trained tokens"), source["tokens"], share, first, source["loss"])
         rows.append((name, [number(value) for value in values]))
     return rows
 
