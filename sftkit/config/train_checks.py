@@ -274,7 +274,7 @@ def _warming_up(config: RunConfig) -> Iterator[Problem]:
 
 
 def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
-    """Fields that do nothing. What is switched off by its own name may keep its other fields, but no number of steps."""
+    """Fields that do nothing. What is switched off by name may keep its other fields, but no number of steps."""
     train = config.train
     configured = train | fields_of(config)
     for key, needed in _NEEDS.items():
