@@ -50,9 +50,10 @@ _MODULES = {
     # Models
     "models.adapt": "NEEDS_ADAPTER",
     "models.adapters": "base_of is_adapter",
+    "models.choices": "Choices",
     "models.embeddings": "align_special_tokens grow_embeddings table_weights",
     "models.generation": "complete end_token_ids",
-    "models.inspect": "autocast_type base_model evaluating has_adapter is_linear linear_names parts_of",
+    "models.inspect": "autocast_type base_model evaluating has_adapter is_linear layer_stacks linear_names parts_of",
     "models.loading": "MODEL_KEYS as_config_error load_model load_tokenizer misplaced_options model_problems",
     "models.quantized": "quantization_of quantization_settings",
     # Training

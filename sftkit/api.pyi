@@ -135,6 +135,7 @@ from sftkit.memory.unloaded import (
 )
 from sftkit.models.adapt import NEEDS_ADAPTER as NEEDS_ADAPTER
 from sftkit.models.adapters import base_of as base_of, is_adapter as is_adapter
+from sftkit.models.choices import Choices as Choices
 from sftkit.models.embeddings import (
     align_special_tokens as align_special_tokens,
     grow_embeddings as grow_embeddings,
@@ -147,6 +148,7 @@ from sftkit.models.inspect import (
     evaluating as evaluating,
     has_adapter as has_adapter,
     is_linear as is_linear,
+    layer_stacks as layer_stacks,
     linear_names as linear_names,
     parts_of as parts_of,
 )

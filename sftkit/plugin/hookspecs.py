@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from sftkit.data.stream import Stream
     from sftkit.data.tokenizing.engine import TokenizingEngine
     from sftkit.errors import Problem
+    from sftkit.models.choices import Choices
     from sftkit.plugin.selected import PluginSet
     from sftkit.run.stages import PreparedRun
     from sftkit.run.verdict import Verdict
@@ -243,12 +244,13 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
-    def adapt_model(self, model: PreTrainedModel, config: RunConfig, new_token_ids: list[int]) -> Any | None:
+    def adapt_model(self, model: Any, config: RunConfig, new_token_ids: list[int], choices: Choices) -> Any | None:
         """Slot: the model to train, as with PEFT adapters on it. Without a plugin here every weight is trained.
 
         Args:
             model: the model, patched and prepared.
             new_token_ids: ids of the tokens that ``add_tokens`` added; their embeddings must be trained and saved.
+            choices: keeps what is chosen from the weights, so that a resumed run chooses the same.
         """
 
     @hookspec(firstresult=True)

@@ -55,6 +55,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet, engine: Engine) -> dict[
         "stats": {},
         "warnings": [],
         "weights": {},
+        "choices": {},
         "metrics": {},
         "trained": {},
         "parts": [],

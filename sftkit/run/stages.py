@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sftkit.data.filtering import RowFilters
     from sftkit.data.pool import Pool
     from sftkit.data.prepare import PreparedData
+    from sftkit.models.choices import Choices
     from sftkit.run.verdict import Verdict
     from sftkit.training.collate import CheckedCollator
     from sftkit.training.loss import HeadLoss
@@ -215,13 +216,20 @@ class Stages:
             raise ConfigError(Problem(f"it returns {kind}, which is no Engine", where, fix))
         return made or Engine()
 
-    def load_model(self, vocabulary: Vocabulary, loaded: Any = None, engine: Engine | None = None) -> Any:
+    def load_model(
+        self,
+        vocabulary: Vocabulary,
+        loaded: Any = None,
+        engine: Engine | None = None,
+        choices: Choices | None = None,
+    ) -> Any:
         """The model to train: loaded, with a row for each token, patched and adapted.
 
         Args:
             loaded: an already loaded model; it is changed.
             engine: how the processes share the model, DDP by default; `Engine.place` shards it later. In a process that
                 receives the weights there, the model is built without them.
+            choices: what plugins have chosen from the weights, and will choose; none by default.
         """
         from transformers import set_seed
 
@@ -254,7 +262,7 @@ class Stages:
         require_rows(model, tokenizer, plugins)
         align_special_tokens(model, tokenizer, changed)
         patch_kernels(model, config, plugins)
-        return adapted_model(model, config, plugins, new_token_ids)
+        return adapted_model(model, config, plugins, new_token_ids, choices)
 
     def make_loss(self, model: Any) -> HeadLoss:
         """What is minimised."""

@@ -17,6 +17,8 @@ BUILT_IN = sorted(name for name, points in discover().items() if points[0].value
 OPTIONS = {
     "compile": "compile:backend=eager",
     "completion_only": 'completion_only:response_template="<|im_start|>assistant\\n"',
+    "freeze": "freeze:spectrum=0.5",
+    "lisa": "lisa:layers=1",
     "tensor_parallel": "tensor_parallel:size=2",
 }
 #: Plugins that another one needs.
