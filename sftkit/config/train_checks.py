@@ -284,7 +284,7 @@ def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem
     for kind in ("save", "eval", "logging"):
         key, strategy = f"{kind}_steps", configured.get(f"{kind}_strategy")
         if train.get(key) is not None and strategy is not None and strategy != "steps":
-            fix = f"set train.{kind}_strategy=steps, or remove {key}"
+            fix = f"set train.{kind}_strategy=steps, or remove it, as by train.{key}=null"
             yield _problem(key, f"does nothing with train.{kind}_strategy={strategy}", fix)
     if config.data.streaming and train.get("train_sampling_strategy", "random") not in ("random", "sequential"):
         what = f"a stream is read in its own order, not {train['train_sampling_strategy']}"

@@ -205,6 +205,7 @@ ACCEPTED = {
     ),
     "a metric of the user's callback": ({**BEST, "metric_for_best_model": "bleu"}, {**ONE, "callbacks": [Silent()]}),
     "a metric of a plugin's loss": ({**BEST, "metric_for_best_model": "entropy"}, {**ONE, "plugins": ["loss:entropy=true"]}),
+    "steps that an override unsets": ({"save_strategy": "no", "save_steps": None}, {}),
     "switched off": ({"eval_strategy": "no", "eval_delay": 5, "push_to_hub": False, "hub_model_id": "me/it"}, ONE),
     "evaluation only": ({"max_steps": 0}, ONE),
     "bitsandbytes": ({"optim": "adamw_bnb_8bit"}, {}),
