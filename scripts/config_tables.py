@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import _pages
 
 from sftkit.config.models import DataSection, EvaluateSection, ModelSection, RunSection
+from sftkit.plugin.option_types import as_yaml, option_type
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 SECTIONS = {"model": ModelSection, "data": DataSection, "evaluate": EvaluateSection, "run": RunSection}
-KINDS = {
-    "string": "text",
-    "integer": "whole number",
-    "number": "number",
-    "boolean": "true or false",
-    "array": "list",
-    "object": "mapping",
-}
 
 
 def with_tables(text: str) -> str:
@@ -35,48 +27,13 @@ def with_tables(text: str) -> str:
 
 def table(model: Any) -> str:
     """The keys of a section, each with its type, its default and what it means."""
-    schema = model.model_json_schema()
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for key, field in schema["properties"].items():
-        rows.append(
-            f"| `{key}` | {kind(field)} | {default(model, key)} | {field['description'].replace('|', chr(92) + '|')} |"
-        )
+    for key, field in model.model_fields.items():
+        kind = option_type(Annotated[field.annotation, field], lambda value: f"`{value}`")
+        default = "required" if field.is_required() else as_yaml(field.get_default(call_default_factory=True))
+        shown = default if field.is_required() else f"`{default}`" if default else "none"
+        rows.append(f"| `{key}` | {kind} | {shown} | {field.description.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
-
-
-def kind(schema: dict[str, Any]) -> str:
-    """The type of a value, in words."""
-    if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
-    if "anyOf" in schema:
-        kinds = [kind(item) for item in schema["anyOf"] if item.get("type") != "null"]
-        return " or ".join(dict.fromkeys(kinds))
-    return KINDS[schema["type"]] + bounds(schema)
-
-
-def bounds(schema: dict[str, Any]) -> str:
-    """The range of a number, in words."""
-    match schema:
-        case {"exclusiveMinimum": least, "exclusiveMaximum": most}:
-            return f" between {least:g} and {most:g}"
-        case {"exclusiveMinimum": least}:
-            return f" above {least:g}"
-        case {"minimum": least, "maximum": most}:
-            return f" from {least:g} to {most:g}"
-        case {"minimum": least}:
-            return f" from {least:g}"
-    return ""
-
-
-def default(model: Any, key: str) -> str:
-    """The default of a key, as YAML has it."""
-    field = model.model_fields[key]
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    if value is None:
-        return "none"
-    return f"`{str(value).lower() if isinstance(value, bool) else re.sub(r'[.]0$', '', str(value))}`"
 
 
 def pages() -> dict[Path, str]:

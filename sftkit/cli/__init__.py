@@ -77,6 +77,7 @@ def main() -> None:
     from sftkit.console import end_live
     from sftkit.errors import Interrupted, OtherProcessError, Problem, SftkitError
     from sftkit.redact import hide
+    from sftkit.run.interruption import remembering_interrupts
 
     prepare_process()
     place, first = place_of()
@@ -85,7 +86,8 @@ def main() -> None:
     try:
         completion.complete_and_exit(lambda: typer.main.get_command(app))
         sys.argv[1:] = map(hide, arguments)  # which trackers record
-        app(arguments, prog_name="sftkit")
+        with remembering_interrupts():
+            app(arguments, prog_name="sftkit")
     except OtherProcessError as error:  # which it has shown
         if shown["as_json"]:
             print_problems(error.problems)

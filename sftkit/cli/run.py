@@ -99,17 +99,19 @@ def run(
         return
     if as_json:
         directory = str(result.directory)
-        show_json({"status": result.status, "directory": directory, "metrics": result.metrics})
+        values = {"directory": directory, "metrics": result.metrics, "trained": result.trained}
+        show_json({"status": result.status, **values})
     else:
         _show(result)
 
 
 def _show(result: RunResult) -> None:
     from sftkit.cli.commands import discover_commands
-    from sftkit.console import console, output, show_metrics
+    from sftkit.console import console, output, show_metrics, show_sources
 
     screen = console()
     show_metrics(screen, result.metrics)
+    show_sources(screen, result.trained)
     ends = {
         "trained": f"saved to {result.directory}",
         "evaluated": f"no step was trained, so no model is saved; the metrics are in {result.directory}",

@@ -274,13 +274,18 @@ def _warming_up(config: RunConfig) -> Iterator[Problem]:
 
 
 def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
-    """Fields that do nothing. What is switched off by its own name may keep its other fields."""
+    """Fields that do nothing. What is switched off by name may keep its other fields, but no number of steps."""
     train = config.train
     configured = train | fields_of(config)
     for key, needed in _NEEDS.items():
         implied = key == "greater_is_better" and _needs_metric(config)
         if train.get(key) is not None and not implied and not any(other in configured for other in needed):
             yield _problem(key, f"does nothing without train.{needed[0]}", f"set train.{needed[0]}, or remove {key}")
+    for kind in ("save", "eval", "logging"):
+        key, strategy = f"{kind}_steps", configured.get(f"{kind}_strategy")
+        if train.get(key) is not None and strategy is not None and strategy != "steps":
+            fix = f"set train.{kind}_strategy=steps, or remove it, as by train.{key}=null"
+            yield _problem(key, f"does nothing with train.{kind}_strategy={strategy}", fix)
     if config.data.streaming and train.get("train_sampling_strategy", "random") not in ("random", "sequential"):
         what = f"a stream is read in its own order, not {train['train_sampling_strategy']}"
         yield _problem("train_sampling_strategy", what, "remove it, or set data.streaming=false")

@@ -4,7 +4,7 @@ from sftkit.console.display import Display
 from sftkit.console.names import metric_name, metric_value
 from sftkit.console.output import Output, json_text, output, printing_json, show_json, showing
 from sftkit.console.screen import console, end_live, is_live, new_console, stage, working
-from sftkit.console.tables import metric_cell, show_data, show_metrics, show_table
+from sftkit.console.tables import metric_cell, show_data, show_metrics, show_sources, show_table
 from sftkit.console.text import wrap
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "show_data",
     "show_json",
     "show_metrics",
+    "show_sources",
     "show_table",
     "showing",
     "stage",

@@ -25,11 +25,11 @@ _HIDDEN = (
     "_seconds",
     "epoch",
     "train_loss",
-    "trained_tokens",
     "memory",
     "saves",
     "save_share",
 )
+_TOTALS = ("trained_tokens", "trained_weight")  # also by source
 NARROWEST_BAR, WIDEST_BAR = 8, 40
 
 
@@ -139,7 +139,8 @@ class Display:
 
 def _others(logs: Mapping[str, Any]) -> list[tuple[int, str]]:
     """All other values; the mean loss of the training is among the results, and not one of its last step."""
-    shown = [name for name in logs if not name.endswith(_HIDDEN) and name not in _PLACED]
+    shown = [name for name in logs if not name.endswith(_HIDDEN) and not name.startswith(_TOTALS)]
+    shown = [name for name in shown if name not in _PLACED]
     parts, evaluated = [], False
     for rank, name in enumerate(shown, 1):  # "eval" once: what the user asked for is at the end of the line
         known = name.removeprefix("eval_") if evaluated else name

@@ -13,6 +13,7 @@ from rich.text import Text
 from sftkit.console.names import metric_name, metric_value, number
 from sftkit.console.text import TAB, longest_word, visible, wrap
 
+TOKENS = ("tokens", "trained tokens")
 BETWEEN = 3  # cells from one column to the next
 #: A column whose words do not leave the others this much room is shown below them, as lines of its own.
 NARROWEST = 12
@@ -104,22 +105,28 @@ def _cell(value: Any) -> Text:
 
 
 def show_data(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the counts of each split, and what was dropped or truncated."""
+    """Print the counts of each split, and of each of several sources in it, and what was dropped or truncated."""
     rows = []
     for split, counts in summary.items():
-        plain = {"rows", "tokens", "trained tokens", "fingerprint", "rows read", "streaming", "sources"}
         streamed = "streamed" if counts.get("streaming") else ""
-        share = "" if streamed else f"{counts['trained tokens'] / max(counts['tokens'], 1):.1%}"
-        done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if what not in plain)
-        rows.append(
-            (
-                *(split, counts["rows read"], *(counts.get(k, streamed) for k in ("rows", "tokens", "trained tokens"))),
-                share,
-                done or "nothing dropped or truncated",
-            )
-        )
+        sizes = (counts["rows read"], *(counts.get(name, streamed) for name in ("rows", *TOKENS)))
+        share = "" if streamed else _trained_share(counts)
+        rows.append((split, *sizes, share, _changes(counts) or "nothing dropped or truncated"))
+        for name, of in counts.get("sources", {}).items():
+            blank = Text("", justify="right")
+            sizes = (blank, blank, *(of[each] for each in TOKENS))
+            rows.append((f"{split}: {name}", *sizes, _trained_share(of), _changes(of)))
     names = ("split", "rows read", "rows", "tokens", "trained", "share", "changes")
     show_table(console, "Data", names, rows)
+
+
+def _trained_share(counts: Mapping[str, Any]) -> str:
+    return f"{counts['trained tokens'] / max(counts['tokens'], 1):.1%}"
+
+
+def _changes(counts: Mapping[str, Any]) -> str:
+    plain = {"rows", *TOKENS, "fingerprint", "rows read", "streaming", "sources"}
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if what not in plain)
 
 
 def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
@@ -138,6 +145,17 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     elif rest:
         values = [(metric_name(name), metric_cell(name, metrics[name])) for name in rest]
         show_table(console, "Results", ("metric", "value"), values)
+
+
+def show_sources(console: Console, trained: Mapping[str, Any]) -> None:
+    """Print how many tokens of each source of the data were trained, and their last loss; nothing for one source."""
+    rows = []
+    for name, of in trained.get("sources", {}).items():
+        share = Text(f"{of['tokens'] / max(trained['tokens'], 1):.1%}", justify="right")
+        loss = Text("") if of["loss"] is None else metric_cell("loss", of["loss"])
+        rows.append((name, of["tokens"], share, loss))
+    if rows:
+        show_table(console, "Training by data source", ("source", "trained tokens", "share", "last loss"), rows)
 
 
 def metric_cell(name: str, value: Any) -> Text:

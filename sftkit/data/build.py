@@ -54,6 +54,8 @@ SHOWN = 3  # skipped rows that are logged one by one
 
 Place = Callable[[int], str]
 """Describes where the row of a number is, for error messages."""
+NamedRows = Callable[["np.ndarray"], "np.ndarray"]
+"""The numbers of the sources of rows, given their own numbers."""
 
 
 @dataclass
@@ -147,7 +149,7 @@ class ExampleBuilder:
         formatter: Formatter,
         place: Place,
         capped: bool = True,
-        named: Callable[[np.ndarray], np.ndarray] | None = None,
+        named: NamedRows | None = None,
         use: UseOf = no_engine,
     ) -> Iterator[tuple[int, Examples]]:
         """The examples of batches of rows, in one or more pieces for each batch, with the number of the batch.
@@ -163,7 +165,7 @@ class ExampleBuilder:
         import numpy as np
 
         documents = (
-            self._documents(batch, formatter, place, capped)._replace(batch=number, before=before)
+            self._documents(batch, formatter, place, capped, named)._replace(batch=number, before=before)
             for number, (before, batch) in enumerate(_counted(rows))
         )
         rendered = formatter.rendered_special_tokens
@@ -183,11 +185,11 @@ class ExampleBuilder:
             if formatter.attached_type is not None:
                 attached_N = self._attachments(source.documents, formatter.attached_type)  # noqa: N806 (a shape)
                 examples = dataclasses.replace(examples, attached_N=attached_N)
-            if named is not None:
-                source_N = named(np.asarray(source.numbers, np.int64)).astype(np.int16)  # noqa: N806 (a shape)
+            source_N = None if named is None else named(np.asarray(source.numbers, np.int64)).astype(np.int16)  # noqa: N806
+            if source_N is not None:
                 examples = dataclasses.replace(examples, sources_S=np.repeat(source_N, examples.lengths_N))
             self._count(examples, rendered=not formatter.adds_special_tokens)
-            yield source.batch, drop_untrained(examples, self.split, self.counts)
+            yield source.batch, drop_untrained(examples, self.split, self.counts, source_N)
 
     def use_of(self, rows: int | None) -> UseOf:
         """How the texts of a source with this many rows (None: not known) are tokenized."""
@@ -238,8 +240,11 @@ class ExampleBuilder:
             self.columns.append(described)
         return formatter
 
-    def _documents(self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool) -> NumberedDocuments:
-        numbers, columns = batch
+    def _documents(
+        self, batch: RowBatch, formatter: Formatter, place: Place, capped: bool, named: NamedRows | None
+    ) -> NumberedDocuments:
+        given, columns = batch
+        numbers = given
         if not self.first_row and len(numbers):
             self.first_row = row_text(columns)
         numbers, good, formatted = self._format(numbers, columns, formatter, place, capped)
@@ -248,9 +253,21 @@ class ExampleBuilder:
                 if filled := sum(value is not None for value in columns[name]):
                     self.counts.note(self.split, f"column {name} ignored", filled)
         kept = kept_documents(numbers.tolist(), formatted, self.split, self.counts)
+        if named is not None:
+            bad = Counter(given.tolist()) - Counter(numbers.tolist())
+            self._count_by_source([(row, BAD) for row in bad.elements()], named)
+            self._count_by_source([(int(numbers[at]), what) for at, what, _ in kept.dropped], named)
         for at, what, detail in kept.dropped:
             self.dropped.add(int(numbers[at]), place, what, detail, partial(row_text, good, at))
         return kept.documents
+
+    def _count_by_source(self, dropped: Sequence[tuple[int, str]], named: NamedRows) -> None:
+        """Count rows, each with what has happened to it, to those of their sources."""
+        import numpy as np
+
+        sources = named(np.array([row for row, _ in dropped], np.int64)).tolist() if dropped else []
+        for source, (_, what) in zip(sources, dropped, strict=True):
+            self.counts.add_to_source(self.split, source, what, 1)
 
     def _format(
         self, numbers: np.ndarray, columns: dict[str, Any], formatter: Formatter, place: Place, capped: bool

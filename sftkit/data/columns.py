@@ -69,6 +69,11 @@ class Examples:
         """Number of tokens with a weight other than 1."""
         return 0 if self.weights_S is None else int((self.weights_S != 1).sum())
 
+    @property
+    def source_N(self) -> np.ndarray | None:
+        """The number of the source of each example, none of which is empty (int16, N); None if there is one source."""
+        return None if self.sources_S is None else self.sources_S[self.offsets_N1[:-1]]
+
     def tokens(self, which: np.ndarray, offsets_M1: np.ndarray, attached_M: pa.Array | None = None) -> Examples:
         """Examples made of some of the tokens.
 

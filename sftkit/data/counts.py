@@ -6,7 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NOTED = "rows noted: "  # followed by a note of the formatter
 IGNORED = re.compile(r"(?P<kind>.*\b(?:column|key)) (?P<name>.+) ignored")
@@ -14,13 +17,44 @@ IGNORED = re.compile(r"(?P<kind>.*\b(?:column|key)) (?P<name>.+) ignored")
 
 @dataclass
 class Counts:
-    """Counts by split and by event, as in ``counts.add("train", "rows truncated", 3)``."""
+    """Counts by split and by event, as in ``counts.add("train", "rows truncated", 3)``.
+
+    Attributes:
+        by_split: the counts of each split.
+        by_source: of each split, those of each source that are known by source, by its number.
+    """
 
     by_split: dict[str, Counter[str]] = field(default_factory=dict)
+    by_source: dict[str, dict[int, Counter[str]]] = field(default_factory=dict)
 
     def add(self, split: str, what: str, number: int = 1) -> None:
         """Add ``number`` to the count of ``what`` in ``split``."""
         self.by_split.setdefault(split, Counter())[what] += int(number)
+
+    def add_each(self, split: str, what: str, number_N: np.ndarray, source_N: np.ndarray | None) -> None:  # noqa: N803
+        """Add to the count of ``what`` for each row of ``split``, and to that of the row's source.
+
+        Args:
+            split: the split.
+            what: the event.
+            number_N: what to add for each row, or whether to add 1.
+            source_N: the number of the source of each row; None if there is one source.
+        """
+        self.add(split, what, int(number_N.sum()))
+        if source_N is not None:
+            for source in sorted({*source_N[number_N > 0].tolist()}):
+                self.add_to_source(split, source, what, int(number_N[source_N == source].sum()))
+
+    def add_to_source(self, split: str, source: int, what: str, number: int) -> None:
+        """Add ``number`` to the count of ``what`` of a source, by its number; that of the split stays."""
+        self.by_source.setdefault(split, {}).setdefault(source, Counter())[what] += number
+
+    def merge_sources(self, other: Counts) -> None:
+        """Add the counts of another that are known by source."""
+        for split, sources in other.by_source.items():
+            for source, counts in sources.items():
+                for what, number in counts.items():
+                    self.add_to_source(split, source, what, number)
 
     def note(self, split: str, note: str, number: int = 1) -> None:
         """Add ``number`` rows to those that have this note; see `sftkit.api.Formatted`."""

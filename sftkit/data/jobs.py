@@ -212,6 +212,7 @@ def _add(builder: ExampleBuilder, done: Done, source: DataSource) -> None:
         DataError: if more rows were skipped than ``data.max_bad_rows``.
     """
     builder.note(done.counts.by_split.get(builder.split, {}))
+    builder.counts.merge_sources(done.counts)
     builder.dropped.extend(each._replace(place=source.place(each.number)) for each in done.dropped)
     if builder.stats is not None and done.stats is not None:
         builder.stats.merge(done.stats)

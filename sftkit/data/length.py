@@ -1,4 +1,4 @@
-# ruff: noqa: N806 (suffixes are shapes)
+# ruff: noqa: N803, N806 (suffixes are shapes)
 """Fitting examples into ``data.max_length``; everything that is lost is counted."""
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import numpy as np
 
     from sftkit.config.models import DataSection
     from sftkit.data.counts import Counts
@@ -33,7 +35,7 @@ def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts
     if not long_N.any():
         return examples
     if data.truncation == "drop":
-        counts.add(split, too_long(limit), int(long_N.sum()))
+        counts.add_each(split, too_long(limit), long_N, examples.source_N)
         return examples.where(~long_N)
     kept_N = np.minimum(lengths_N, limit)
     cut_M = (lengths_N - kept_N)[long_N]
@@ -42,10 +44,11 @@ def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts
     keep_S[np.repeat(starts_M, cut_M) + np.arange(cut_M.sum())] = False
     offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
     fitted = examples.tokens(keep_S, offsets_N1, examples.attached_N)
-    counts.add(split, "rows truncated", int(long_N.sum()))
-    counts.add(split, "completions cut", int((fitted.trained_N < examples.trained_N).sum()))
-    counts.add(split, "tokens cut", int(len(keep_S) - keep_S.sum()))
-    return drop_untrained(fitted, split, counts)
+    source_N = examples.source_N
+    counts.add_each(split, "rows truncated", long_N, source_N)
+    counts.add_each(split, "completions cut", fitted.trained_N < examples.trained_N, source_N)
+    counts.add_each(split, "tokens cut", lengths_N - kept_N, source_N)
+    return drop_untrained(fitted, split, counts, source_N)
 
 
 def check_length(examples: Examples, data: DataSection, place: Callable[[int], str]) -> None:
@@ -109,9 +112,9 @@ def lost(examples: Examples, data: DataSection) -> Iterator[tuple[int, str]]:
         yield from ((int(at), too_long(data.max_length)) for at in np.flatnonzero(long_N))
 
 
-def drop_untrained(examples: Examples, split: str, counts: Counts) -> Examples:
-    """The examples with at least one trained token; the others are dropped and counted."""
+def drop_untrained(examples: Examples, split: str, counts: Counts, source_N: np.ndarray | None) -> Examples:
+    """The examples with at least one trained token; the others are dropped and counted, by their sources too."""
     trained_N = examples.trained_N > 0
     if not trained_N.all():
-        counts.add(split, NOTHING_TRAINED, int((~trained_N).sum()))
+        counts.add_each(split, NOTHING_TRAINED, ~trained_N, source_N)
     return examples.where(trained_N)

@@ -207,6 +207,9 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
         summary.pop("untrained")
     if not summary["rows"]:
         raise builder.nothing_left()
+    for number, some in counts.by_source.get(split, {}).items():
+        if SOURCES in summary:
+            summary[SOURCES][names[number]] |= some
     stats = builder.stats.as_dict() if builder.stats else {}
     info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
     info["dropped"] = without_secrets([each._asdict() for each in builder.dropped.rows])

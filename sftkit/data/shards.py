@@ -1,8 +1,4 @@
-# ruff: noqa: N806 (suffixes are shapes)
-"""Prepared rows as shards: Arrow files of limited size, each with a digest, and a manifest that lists them.
-
-Legend: N rows, S tokens in all of them, D documents of some rows.
-"""
+"""Prepared rows as shards: Arrow files of limited size, each with a digest, and a manifest that lists them."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.data.columns import count_trained, flatten_column
 from sftkit.data.store import checksum
 from sftkit.errors import ConfigError, Problem
 
@@ -25,9 +20,7 @@ SHARD = 256 << 20  # bytes
 
 
 def write_split(rows: Path, directory: Path, name: str) -> dict[str, Any]:
-    """Write the rows of a split as shards, and beside them the length of each row.
-
-    Of packed rows, the file of lengths also has the packing plan: the lengths of the documents of each row.
+    """Write the rows of a split as shards.
 
     Args:
         rows: the Arrow file of the split.
@@ -35,24 +28,21 @@ def write_split(rows: Path, directory: Path, name: str) -> dict[str, Any]:
         name: what the names of the files begin with.
 
     Returns:
-        ``shards`` and ``lengths``: the name of each file, its rows, size and digest.
+        ``shards``: the name of each file, its rows, size and digest.
     """
     import pyarrow as pa
 
     shards: list[dict[str, Any]] = []
     with pa.memory_map(str(rows)) as file:
         reader = pa.ipc.open_stream(file)
-        plan = directory / f"{name}-lengths.arrow"
-        with pa.ipc.new_stream(str(plan), _lengths_schema(reader.schema)) as lengths:
-            for at, batches in enumerate(_by_size(reader)):
-                path, number = directory / f"{name}-{at:05d}.arrow", 0
-                with pa.ipc.new_stream(str(path), reader.schema) as writer:
-                    for batch in batches:
-                        writer.write_batch(batch)
-                        lengths.write_table(_lengths(pa.Table.from_batches([batch])))
-                        number += len(batch)
-                shards.append(_listed(path, number))
-    return {"shards": shards, "lengths": _listed(plan, sum(shard["rows"] for shard in shards))}
+        for at, batches in enumerate(_by_size(reader)):
+            path, number = directory / f"{name}-{at:05d}.arrow", 0
+            with pa.ipc.new_stream(str(path), reader.schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                    number += len(batch)
+            shards.append(_listed(path, number))
+    return {"shards": shards}
 
 
 def _listed(path: Path, rows: int) -> dict[str, Any]:
@@ -74,31 +64,6 @@ def _by_size(batches: Iterable[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBa
         yield shard(first)
 
 
-def _lengths_schema(schema: pa.Schema) -> pa.Schema:
-    import pyarrow as pa
-
-    fields = [("tokens", pa.int32()), ("trained", pa.int32())]
-    return pa.schema([*fields, *([("documents", pa.list_(pa.int32()))] if "position_ids" in schema.names else [])])
-
-
-def _lengths(table: pa.Table) -> pa.Table:
-    import numpy as np
-    import pyarrow as pa
-
-    labels_S, offsets_N1 = flatten_column(table, "labels")
-    columns: dict[str, Any] = {
-        "tokens": pa.array(np.diff(offsets_N1), pa.int32()),
-        "trained": pa.array(count_trained(labels_S, offsets_N1), pa.int32()),
-    }
-    if "position_ids" in table.column_names:
-        positions_S, _ = flatten_column(table, "position_ids")
-        starts_D = np.flatnonzero(positions_S == 0)
-        lengths_D = pa.array(np.diff(starts_D, append=len(positions_S)), pa.int32())
-        borders_N1 = pa.array(np.searchsorted(starts_D, offsets_N1), pa.int32())
-        columns["documents"] = pa.ListArray.from_arrays(borders_N1, lengths_D)
-    return pa.table(columns)
-
-
 def file_names(splits: Iterable[str]) -> dict[str, str]:
     """What the names of the files of each split begin with."""
     plain = {split: re.sub(r"[^\w.-]+", "_", split) for split in splits}
@@ -109,7 +74,7 @@ def file_names(splits: Iterable[str]) -> dict[str, str]:
 
 def files_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All files that a manifest lists."""
-    return [file for split in manifest["splits"].values() for file in (*split["shards"], split["lengths"])]
+    return [file for split in manifest["splits"].values() for file in split["shards"]]
 
 
 def parse_manifest(text: str | bytes, name: str) -> dict[str, Any]:

@@ -78,4 +78,4 @@ def _limits(extra: Any) -> Iterator[str]:
     for each in extra.metadata if isinstance(extra, FieldInfo) else [extra]:
         for name, words in _LIMITS.items():
             if (limit := getattr(each, name, None)) is not None:
-                yield f"{words} {limit:g}"
+                yield f"{words} {limit:.10g}"

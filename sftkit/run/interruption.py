@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,33 @@ COPY_SECONDS = 5.0
 
 #: Those that are entered now.
 _entered: list[Interruption] = []
+#: Whether Ctrl-C came inside `remembering_interrupts`.
+_remembered: list[bool] = []
+
+
+@contextmanager
+def remembering_interrupts() -> Iterator[None]:
+    """Ctrl-C raises `KeyboardInterrupt` inside, as usual, and the next run ends if something has swallowed it.
+
+    Libraries that are being imported may catch everything, and what a destructor raises is only printed. Nothing is
+    different if Ctrl-C is handled already, or outside of the main thread.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _remembered.append(True)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _remembered.clear()
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _remembered.clear()
 
 
 def interrupt_runs(number: int) -> None:
@@ -61,6 +90,11 @@ class Interruption:
         self.save = False
 
     def __enter__(self) -> Interruption:
+        """Raises:
+        KeyboardInterrupt: if Ctrl-C has come before, and did not end the process.
+        """
+        if _remembered:
+            raise KeyboardInterrupt
         _entered.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

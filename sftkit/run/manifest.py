@@ -58,6 +58,7 @@ def new_manifest(config: RunConfig, plugins: PluginSet, engine: Engine) -> dict[
         "weights": {},
         "choices": {},
         "metrics": {},
+        "trained": {},
         "parts": [],
         "writes": sorted({name for item in plugins.selected for name in item.plugin.writes}),
         "files": [],

@@ -269,6 +269,7 @@ class Pipeline:
             status="evaluated" if evaluates_only(config) else "trained",
             best=Best.of(trainer),
             stopped=trainer.best.stopped,
+            trained=record.values["trained"],
         )
 
     def _check_prepared(self, prepared: PreparedRun, manifest: dict[str, Any], display: Display) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class RunResult:
             are None.
         best: the best model, if the run compared its models.
         stopped: why the run stopped before its last step; empty if it did not.
+        trained: the number of trained ``tokens``, and of each source of the data, if there are several, its ``tokens``
+            and its ``loss`` in the last log entry, as ``sources``; empty if no step was trained.
     """
 
     metrics: dict[str, float]
@@ -59,12 +61,13 @@ class RunResult:
     status: Literal["trained", "evaluated", "finished"] = "trained"
     best: Best | None = None
     stopped: str = ""
+    trained: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def finished(cls, manifest: Mapping[str, Any], directory: Path) -> RunResult:
         """The outcome of a run that was finished already, from its manifest."""
         best = Best(**manifest["best"]) if manifest.get("best") else None
-        found = {"best": best, "stopped": manifest.get("stopped", "")}
+        found = {"best": best, "stopped": manifest.get("stopped", ""), "trained": manifest.get("trained", {})}
         return cls(manifest["metrics"], directory, None, None, status="finished", **found)
 
     def __repr__(self) -> str:
@@ -74,6 +77,9 @@ class RunResult:
             lines.append(f"  best: {self.best.metric} {_number(self.best.value)} at step {self.best.step}")
         for name, before, after in self._rows():
             lines.append(f"  {name}: {f'{before} -> ' if before else ''}{after}")
+        for name, of in self.trained.get("sources", {}).items():
+            loss = "" if of["loss"] is None else f", loss {_number(of['loss'])}"
+            lines.append(f"  source {name}: {of['tokens']:,} trained tokens{loss}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

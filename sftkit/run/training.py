@@ -168,6 +168,8 @@ def train_or_evaluate(
     trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, earlier: EarlierRun | None
 ) -> dict[str, float]:
     """Train and export, or only evaluate, and record the end; returns the metrics. Arguments as of `train`."""
+    from sftkit.training.measures import trained_by_source
+
     record.steps = lambda: int(trainer.state.global_step)
     if evaluates_only(stages.config):
         metrics = evaluate(trainer, stages, prepared, record)
@@ -178,7 +180,8 @@ def train_or_evaluate(
         export(trainer, prepared, record)
     best = Best.of(trainer)
     ended: dict[str, Any] = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
-    ended |= {"tokenizing": prepared.data.tokenizing, "best": asdict(best) if best else None, "stopped": trainer.best.stopped}
+    ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
+    ended |= {"tokenizing": prepared.data.tokenizing, "trained": trained_by_source(trainer.state.log_history)}
     record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
     return metrics
 

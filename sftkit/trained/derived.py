@@ -116,7 +116,9 @@ def prepare_again(trained: TrainedModel, data: str = "") -> PreparedRun:
     if gone := next((name for name in named if was_loaded(name)), None):
         raise DataError(Problem(f"the data was passed as an object ({gone.removeprefix('loaded ')})", trained.name))
     plugins = plugins_again(trained.manifest, PREPARING) if trained.manifest else {}
-    sections = {"model": {"name": trained.name}, "data": section, "plugins": plugins}
+    # No step is trained, but a stream is refused without their number.
+    steps = {"max_steps": 1} if section.get("streaming") else {}
+    sections = {"model": {"name": trained.name}, "data": section, "train": steps, "plugins": plugins}
     logger = logging.getLogger("sftkit")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -27,7 +27,7 @@ from sftkit.training.loaders import (
     without_numbers,
 )
 from sftkit.training.loss import HeadLoss
-from sftkit.training.measures import Measures, or_one, peak_memory
+from sftkit.training.measures import Measures, or_one, peak_memory, read_sums
 from sftkit.training.oom import RowLimit, Window
 from sftkit.training.saving_trainer import SavingTrainer
 
@@ -153,7 +153,9 @@ class TokenLossTrainer(SavingTrainer):
         return replaced(self, "_chosen", collator)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
-        self.measures = Measures(self._names_of(self.train_dataset))
+        checkpoint, args = options.get("resume_from_checkpoint"), self.args
+        read = read_sums(checkpoint, args.process_index, self._sharing, args.device) if checkpoint else {}
+        self.measures = Measures(self._names_of(self.train_dataset), read)
         with self._asked_for_losses():
             return super()._inner_training_loop(*arguments, **options)
 
@@ -231,10 +233,14 @@ class TokenLossTrainer(SavingTrainer):
             if self.loss_head.auxiliary is None:
                 what = f"model type {self.model.config.model_type} returns an aux_loss with an unknown coefficient"
                 raise ConfigError(Problem(what, "model", "set model.options.output_router_logits: false"))
-            loss = loss + self.loss_head.auxiliary * auxiliary.to(loss.device) * share
+            added = self.loss_head.auxiliary * auxiliary.to(loss.device) * share
+            loss = loss + added
+            self.measures.add_auxiliary(added, share)
             measures = {**measures, "router_loss": auxiliary.detach().float().expand(len(batch.targets.tokens_K))}
-        self.measures.add(batch.tokens, len(batch.targets.tokens_K), measures)
-        self.measures.add_sources(result.losses_K, batch.targets.weights_K, batch.sources_K)
+        trained, weights_K = len(batch.targets.tokens_K), batch.targets.weights_K  # noqa: N806 (a shape)
+        weight = trained if weights_K is None else weights_K.sum()
+        self.measures.add(batch.tokens, trained, total.detach(), weight, measures)
+        self.measures.add_sources(result.losses_K, weights_K, batch.sources_K)
         return loss, outputs
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
@@ -299,21 +305,30 @@ class TokenLossTrainer(SavingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds tokens per second, trained tokens and measures since the last training log, and the peak of memory.
 
-        They are over all processes.
+        They are over all processes. The loss is the mean over the trained tokens since the last training log; the
+        Trainer's is the mean over its steps.
 
         The final ``train_loss`` is the mean over the steps of this run and all processes; of the steps since the last
         log, the Trainer's own has only the share of the first process.
         """
         if "train_loss" in logs and (mean := self.measures.mean_loss(self.accelerator)) is not None:
             logs["train_loss"] = mean  # in place: the Trainer returns this dictionary
+            logs.update(self.measures.totals(self.accelerator, self.state.log_history, self.engine.sharing))
         if "loss" in logs:
-            history = reversed(self.state.log_history)
-            before = next((entry["trained_tokens"] for entry in history if "trained_tokens" in entry), 0)
             if self.finite is not None:
                 self.finite.correct(logs)
-            if entry := self.measures.log_entry(self.accelerator, before, self.engine.sharing):
+            if entry := self.measures.log_entry(self.accelerator, self.state.log_history, self.engine.sharing):
                 logs.update(entry, memory=peak_memory(self.accelerator))
         super().log(logs, start_time)
+
+    @property
+    def _sharing(self) -> dict[str, int]:
+        return {"processes": self.args.world_size, "sharing": self.engine.sharing}
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if not self.saver.elsewhere:
+            self.measures.write(output_dir, self.args.process_index, self._sharing)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.measures.paused():

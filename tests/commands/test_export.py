@@ -38,9 +38,8 @@ def places(tmp_path_factory):
 def train(places, name, base, plugins, data="train.jsonl", **options):
     settings = {"output_dir": str(places / name), "max_steps": 3, "learning_rate": 0.05, "save_strategy": "no"}
     held_out = {"eval": str(places / "eval.jsonl")} if data == "train.jsonl" else {}
-    return Pipeline(
-        str(places / base), str(places / data), plugins=plugins, train=settings, **held_out, **options
-    ).run()
+    data = str(places / data) if isinstance(data, str) else data
+    return Pipeline(str(places / base), data, plugins=plugins, train=settings, **held_out, **options).run()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,18 @@ def run(places):
 def logits(model):
     with torch.no_grad():
         return model.eval()(input_ids=IDS).logits
+
+
+def test_an_export_of_a_streamed_run_compares_on_rows_of_its_stream(places, tmp_path):
+    made = train(
+        places,
+        "streamed",
+        "base",
+        ["chatml", "peft:r=4"],
+        data={"train": str(places / "train.jsonl"), "streaming": True},
+    )
+    report, _ = export(Wanted(str(made.directory), tmp_path / "out", merge=True))
+    assert "training rows of the run" in report.rows
 
 
 def test_a_merged_model_with_new_tokens_is_the_trained_one_in_plain_transformers(run, tmp_path):

@@ -10,7 +10,6 @@ import signal
 from pathlib import Path
 
 import fsspec
-import pyarrow as pa
 import pytest
 
 from sftkit import Pipeline
@@ -117,20 +116,6 @@ def test_one_worker_is_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr("sftkit.data.processes.worker_processes", lambda _: pytest.fail("a process was started"))
     prepare_to(pipeline(tmp_path), str(tmp_path / "prepared"), 1)
     assert (tmp_path / "prepared" / MANIFEST).exists()
-
-
-def test_packed_data_have_their_plan(tmp_path):
-    manifest = prepare_to(pipeline(tmp_path, plugins=["packing"]), str(tmp_path / "prepared"), 1)
-    split = manifest["splits"]["train"]
-    with pa.memory_map(str(tmp_path / "prepared" / split["lengths"]["name"])) as file:
-        plan = pa.ipc.open_stream(file).read_all().to_pydict()
-    rows = pipeline(tmp_path, plugins=["packing"]).prepare().data.train
-    assert plan["tokens"] == [len(ids) for ids in rows["input_ids"]]
-    assert plan["trained"] == [int((labels != -100).sum()) for labels in rows["labels"]]
-    assert [sum(row) for row in plan["documents"]] == plan["tokens"]
-    assert sum(map(len, plan["documents"])) == split["counts"]["documents packed"]
-    firsts = [[at for at, place in enumerate(row) if not place] for row in rows["position_ids"]]
-    assert [len(row) for row in plan["documents"]] == [len(row) for row in firsts]
 
 
 def test_a_run_trains_on_prepared_data_as_on_its_own(tmp_path):

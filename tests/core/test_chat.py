@@ -351,6 +351,7 @@ def test_a_script_gets_the_answer_alone(run, capsys, monkeypatch):
     [
         (["--prompt", "x", "--top-p", "3", "--top-k", "-1"], "--top-k"),
         (["--prompt", " "], "the prompt is empty"),
+        (["no/such/dir", "--prompt", " "], "there is no directory"),
         (["--prompt", "x", "--template-option", "kind"], "not of the form key=value"),
         (["--prompt", "x"], "there is no run with a model in the directory runs"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -196,3 +197,11 @@ def test_ctrl_c_ends_the_run_in_order_and_the_sweep_continues_with_resume(config
     done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, "resuming from" in done.stderr) == (0, True)
     assert [run["status"] for run in sweep_json(tmp_path / "s")["runs"]] == ["done", "done"]
+
+
+def test_a_run_of_a_sweep_with_json_writes_where_no_stream_of_python_is_a_file(monkeypatch, tmp_path):
+    from sftkit_commands.sweep.process import Processes
+
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr("sys.executable", "true")
+    assert Processes().run(tmp_path / "sft.yaml", tmp_path / "run", {}, quiet=True) == 0

@@ -164,7 +164,7 @@ def test_07_overwrite_removes_what_the_run_wrote_once_the_new_one_is_loaded(home
     with pytest.raises(ConfigError):  # nor does a failed start leave a directory that would be in the way
         pipeline(home, tmp_path / "new" / "run", model=str(model)).run()
     assert not (tmp_path / "new").exists()
-    pipeline(home, done, {"save_strategy": "no", "max_steps": 1}, overwrite=True).run()
+    pipeline(home, done, {"save_steps": 9, "max_steps": 1}, overwrite=True).run()
     assert [part["to_step"] for part in manifest(done)["parts"]] == [1]
     assert [*rates(done)] == [1]
     assert not {f"checkpoint-2/{name}" for name in ("optimizer.pt", "trainer_state.json")} & {*contents(done)}
@@ -279,7 +279,7 @@ def test_07_what_raises_after_training_does_not_cost_the_model(home, tmp_path, g
     output = tmp_path / "run"
     options = {"plugins": [guilty]} if isinstance(guilty, Plugin) else {"callbacks": [guilty]}
     with pytest.raises((OSError, HookError, RunError), match="no connection"):
-        pipeline(home, output, {"save_strategy": "no"}, **options).run()
+        pipeline(home, output, {"save_steps": 9}, **options).run()
     expected = load_file(home / "run" / "model.safetensors")
     assert all(value.equal(expected[name]) for name, value in load_file(output / "model.safetensors").items())
     AutoModelForCausalLM.from_pretrained(output)

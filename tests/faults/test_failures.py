@@ -130,7 +130,7 @@ def test_08_ctrl_c_saves_the_step_and_says_how_to_continue(start, configure, man
 
 
 def test_08_a_signal_in_an_evaluation_leaves_it_and_saves(start, configure, manifest, tmp_path):
-    train = {"save_strategy": "epoch", "eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 1}
+    train = {"save_steps": 100, "eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 1}
     train |= {"load_best_model_at_end": False, "metric_for_best_model": "loss", "save_total_limit": 1}
     config = configure(train=train, data={"train": "rows.jsonl", "eval": 0.5})
     run = start("run", config, "-o", "out", "-p", "poison:Fault:kind=evaluation")

@@ -38,7 +38,7 @@ class Short(Plugin):
 def test_10_a_split_batch_gives_the_same_weights_and_is_reported_once(start, configure, tmp_path):
     (tmp_path / "short_memory.py").write_text(PLUGIN, encoding="utf-8")
     train = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 2, "optim": "sgd"}
-    config = configure(train={**train, "learning_rate": 0.1, "max_grad_norm": 0, "save_strategy": "no"})
+    config = configure(train={**train, "learning_rate": 0.1, "max_grad_norm": 0, "save_steps": 9})
     short = start("run", config, "-o", "short", "-p", "short_memory:Short")
     whole = start("run", config, "-o", "whole")
     assert (short.wait(), whole.wait()) == (0, 0), short.output

@@ -81,7 +81,7 @@ def test_24_no_module_in_the_working_directory_is_executed(fresh_cli, hostile, c
     (hostile / "helpers.py").write_text("import my_helper\n\ndef passed(batch):\n    return my_helper.same(batch)\n")
     (hostile / "my_helper.py").write_text("def same(batch):\n    print('helped')\n    return batch\n")
     workers = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": method} if method else {}
-    config = configure(train={"max_steps": 1, "save_strategy": "no", **workers})
+    config = configure(train={"max_steps": 1, "save_steps": 9, **workers})
     done = fresh_cli("run", config, "-p", "my_plugin:Mine", "-o", tmp_path / "run", cwd=hostile)
     assert "helped" in done.stdout
     assert not executed(tmp_path)
@@ -217,6 +217,7 @@ def test_25_secrets_are_in_no_output_and_in_no_file(start, configure, tmp_path):
             "data.streaming=true",
             "data.window=24",
             "train.save_strategy=no",
+            "train.save_steps=null",
         ),
         ("fails", 1, "run", f"data.train={url}/rows.jsonl", "-p", "remote:Mine:api_key=options3cr3t-fails"),
         ("check", 0, "check", f"data.train={url}/rows.jsonl", "--json"),
@@ -280,7 +281,7 @@ def test_24_paths_with_brackets_spaces_and_other_scripts_work(start, configure, 
 
 
 def test_24_a_cache_or_home_that_cannot_be_written_is_an_error(start, configure):
-    config = configure(train={"max_steps": 1, "save_strategy": "no"})
+    config = configure(train={"max_steps": 1, "save_steps": 9})
     for variables in ({"SFTKIT_CACHE": "/dev/null/x"}, {"SFTKIT_CACHE": "", "HOME": "/dev/null"}):
         run = start("run", config, "-o", "run", env=variables)
         assert run.wait() == 2, run.output
@@ -345,7 +346,7 @@ def test_26_each_broken_plugin_is_named_with_its_fix_and_harms_no_other(start, c
     }
     for name, code in modules.items():
         (tmp_path / f"p_{name}.py").write_text(code, encoding="utf-8")
-    config = configure(train={"max_steps": 1, "save_strategy": "no"})
+    config = configure(train={"max_steps": 1, "save_steps": 9})
     selected = [item for name in modules if name != "option" for item in ("-p", f"p_{name}:P")]
     done = start("run", config, *selected, "-p", "p_option:P:strenght=2", "-p", "pakcing", "-o", "run")
     assert done.wait() == 2

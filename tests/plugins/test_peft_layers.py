@@ -79,6 +79,27 @@ def test_a_misspelt_parameter_of_experts_is_an_error_with_the_nearest() -> None:
         adapt(tiny_model("qwen3_moe", **EXPERTS), target_parameters=["experts.gate_up_prj"])
 
 
+def test_dropout_on_experts_is_an_error_that_names_the_option() -> None:
+    with pytest.raises(ConfigError, match=r"lora_dropout != 0.* -> set dropout=0, or name linear layers alone"):
+        PEFT(dropout=0.1, options={"target_parameters": BOTH}).adapt_model(
+            tiny_model("qwen3_moe", **EXPERTS), tiny_config(), []
+        )
+
+
+def test_peft_does_not_warn_of_ranks_that_it_has_set_itself(recwarn: pytest.WarningsRecorder) -> None:
+    adapted = PEFT(r=2).adapt_model(tiny_model("mixtral", num_local_experts=4), tiny_config(), [])
+    assert not [warning for warning in recwarn if "_pattern keys" in str(warning.message)]
+    pattern = adapted.peft_config["default"].rank_pattern
+    experts = adapted.base_model.model.model.layers[0].mlp.experts
+    assert pattern == {r".*\.gate_up_proj": 4}, "both halves of the fused weight have the rank"
+    assert sorted({layer.r["default"] for layer in experts.modules() if hasattr(layer, "lora_A")}) == [2, 4]
+
+
+def test_peft_warns_of_ranks_that_match_nothing() -> None:
+    with pytest.warns(RuntimeWarning, match="rank_pattern keys did not match"):
+        PEFT(options={"rank_pattern": {"nothing": 4}}).adapt_model(tiny_model(), tiny_config(), [])
+
+
 def test_experts_are_adapted_saved_and_merged(tmp_path: Path) -> None:
     tiny_model("qwen3_moe", **EXPERTS).save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")

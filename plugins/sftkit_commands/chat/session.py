@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -59,10 +60,14 @@ def hold(request: Request) -> None:
             raise ConfigError(Problem(what, "sftkit chat", "use --prompt TEXT, or pipe a prompt into the command"))
         check_terminal()
     question = request.prompt if request.prompt or chats else sys.stdin.read().strip("\r\n")
-    if not chats and not question.strip():
-        raise ConfigError(Problem("the prompt is empty", "standard input", "pipe a prompt in, or use --prompt TEXT"))
+    empty = ConfigError(Problem("the prompt is empty", "standard input", "pipe a prompt in, or use --prompt TEXT"))
+    answerable = chats or bool(question.strip())
+    if not answerable and (not request.model or Path(request.model).exists()):
+        raise empty
     with printing_json(request.as_json):
-        speakers, sampling = _opened(request, values)
+        speakers, sampling = _opened(request, values)  # a model that is not there comes before its prompt
+    if not answerable:
+        raise empty
     if request.system and not speakers[0].form.remembers:
         from sftkit_commands.chat.commands import no_system
 

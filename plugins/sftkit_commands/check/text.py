@@ -17,6 +17,7 @@ STYLES = {"wrong": "bold red", "warn": "yellow", "ok": "green"}
 #: Checks that are shown in full even if nothing is wrong: what is ignored in the data, for one.
 IN_FULL = ("noted",)
 WIDEST_BAR = 40
+BEFORE = "before cutting and packing"
 GROUP = ("group", "weights", "learning rate", "weight decay")
 SECTIONS = ("model.", "data.", "train.", "evaluate.", "run.", "plugins.")
 
@@ -27,7 +28,7 @@ def show_report(report: Report) -> None:
     if report.data and not shown.quiet:
         show_data(screen, {split: _counts(stats) for split, stats in report.data.items()})
         for split, stats in report.data.items():
-            lengths = stats.get("before cutting and packing", {}).get("lengths", {})
+            lengths = stats.get(BEFORE, {}).get("lengths", {})
             if lengths:
                 _show_lengths(screen, split, lengths)
     if (memory := report.details("memory")) and not shown.quiet:
@@ -95,7 +96,7 @@ def _print(screen: Console, parts: list[tuple[str, str]]) -> None:
 
 def _counts(stats: dict[str, Any]) -> dict[str, Any]:
     """The counts of a split without its notes, which have verdicts."""
-    return {name: value for name, value in without_notes(stats).items() if not isinstance(value, dict)}
+    return {name: value for name, value in without_notes(stats).items() if name != BEFORE}
 
 
 def _show_lengths(screen: Console, split: str, lengths: dict[str, int]) -> None:

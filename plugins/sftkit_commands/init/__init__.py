@@ -115,7 +115,7 @@ def _ask(file: Path, answers: Answers, yes: bool, as_json: bool) -> dict[str, An
     """Write a configuration from answers; returns what `--json` prints."""
     from sftkit.api import console
     from sftkit_commands.init.local import Places
-    from sftkit_commands.init.look import Seen, look
+    from sftkit_commands.init.look import Seen, gpu_memory, look
     from sftkit_commands.init.questions import ask, assume, configuration, require_terminal
     from sftkit_commands.init.render import folded, sections
 
@@ -142,11 +142,13 @@ def _ask(file: Path, answers: Answers, yes: bool, as_json: bool) -> dict[str, An
         *sections(values, comments),
     ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    problems = _problems(file)
+    problems, elsewhere = _problems(file), ""
+    if answers.memory and not gpu_memory():
+        elsewhere = f"the file is for a machine with a GPU of {answers.memory:g} GB, and this one has none"
     found = {"file": str(file), "config": values, "data": seen.lines, "problems": list(map(asdict, problems))}
     if as_json:
-        return found
-    _close(screen, file, [], problems)
+        return {**found, "elsewhere": elsewhere}
+    _close(screen, file, [], problems, elsewhere)
     if not yes and not problems and typer.confirm(f"Run `sftkit check {file}` now?", default=True):
         import subprocess
         import sys
@@ -155,14 +157,24 @@ def _ask(file: Path, answers: Answers, yes: bool, as_json: bool) -> dict[str, An
     return found
 
 
-def _close(screen: Console, file: Path, others: list[str], problems: list) -> None:
-    """Say what was written, what is wrong with it on this machine, and what comes next."""
+def _close(screen: Console, file: Path, others: list[str], problems: list, elsewhere: str = "") -> None:
+    """Say what was written, what is wrong with it on this machine, and what comes next.
+
+    Args:
+        screen: where to print it.
+        file: the configuration.
+        others: further files that were written.
+        problems: what is wrong with the configuration on this machine.
+        elsewhere: that it is for another machine, in words; empty if it is for this one.
+    """
     from sftkit_commands.init.render import folded, output_of
 
     names = " and ".join([str(file), *others])
     screen.print(f"\nwritten: {names}", style="bold", markup=False)
+    if elsewhere:
+        folded(screen, f"{elsewhere}: run `sftkit check {file}` there", "yellow")
     for problem in problems:
-        folded(screen, f"to fix: {problem}", "red")
+        folded(screen, f"{'here' if elsewhere else 'to fix'}: {problem}", "red")
     if not problems:
         screen.print("the configuration is valid", style="green", markup=False)
     screen.print("\nnext:", markup=False)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def by_reason(counts: Mapping[str, Any], rows: Sequence[DroppedRow], most: int) -> list[dict[str, Any]]:
-    """Why rows were dropped, each with the number of rows and the first of them.
+    """Why rows were dropped, each with the number of rows, that of each source if it is known, and the first of them.
 
     Args:
         counts: what was done to the rows of the split.
@@ -26,6 +26,7 @@ def by_reason(counts: Mapping[str, Any], rows: Sequence[DroppedRow], most: int) 
         {
             "what": what,
             "number": counts.get(what, len(some)),
+            "sources": {name: of[what] for name, of in counts.get("sources", {}).items() if what in of},
             "rows": [{"place": row.place, "detail": row.detail, "row": row.row} for row in some[:most]],
         }
         for what, some in found.items()
@@ -37,9 +38,9 @@ def print_dropped(screen: Console, split: str, reasons: Sequence[Mapping[str, An
     if not reasons:
         screen.print(f"no row of {split} was dropped", markup=False)
     for at, reason in enumerate(reasons):
-        screen.print(
-            f"{chr(10) if at else ''}{split}: {reason['number']:,} {reason['what']}", style="bold", markup=False
-        )
+        by_source = ", ".join(f"{name} {number:,}" for name, number in reason["sources"].items())
+        title = f"{split}: {reason['number']:,} {reason['what']}{f' ({by_source})' if by_source else ''}"
+        screen.print(f"{chr(10) if at else ''}{title}", style="bold", markup=False)
         for row in reason["rows"]:
             title = " · ".join(each for each in (row["place"], row["detail"]) if each)
             screen.print(f"── {title}", style="cyan", markup=False)

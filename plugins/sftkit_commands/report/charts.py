@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sftkit.api import metric_name
-from sftkit_commands.report.reading import Run
+from sftkit_commands.report.reading import TRAINED, Run
 from sftkit_commands.report.series import Chart, Series, Style, series, smooth, values_of
 
 LINE: Style = "line"
 POINTS: Style = "points"
 #: Logged values that are charts of their own, or no measure of the model.
 NO_MEASURES = re.compile(
-    r"^(step|time|epoch|trained_tokens|total_flos|train_\w+|saves|save_share|skipped_steps|.*(_runtime|_per_second|_time|seconds)"
+    r"^(step|time|epoch|trained_(tokens|weight)(_.*)?|total_flos|train_\w+|saves|save_share|skipped_steps|.*(_runtime|_per_second|_time|seconds)"
     r"|loss|learning_rate|grad_norm|memory)$"
 )
 
@@ -113,6 +113,15 @@ def _by_source(runs: Sequence[Run]) -> Iterator[Chart]:
         meaning = "in the evaluation set" if evaluated else "since the last entry, as a moving average"
         meaning = f"The mean loss of the trained tokens of each source {meaning}."
         yield Chart(f"{prefix}by_source", f"{kind} by data source", meaning, "loss", _filled(lines), _resumed(runs))
+    lines = [
+        series(name if len(runs) == 1 else f"{run.name}: {name}", values_of(run.log, TRAINED + name), "line", colour)
+        for colour, (run, name) in enumerate((run, name) for run in runs for name in run.trained["sources"])
+    ]
+    title, meaning = (
+        "Trained tokens by data source",
+        "The trained tokens of each source so far; they add up to all of them.",
+    )
+    yield Chart("trained_tokens_by_source", title, meaning, "tokens", _filled(lines), _resumed(runs))
 
 
 def _source_prefixes(runs: Sequence[Run]) -> list[str]:

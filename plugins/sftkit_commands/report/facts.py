@@ -137,6 +137,18 @@ def data_table(run: Run) -> list[tuple[str, list[str]]]:
     return [(split, [number(counts.get(name)) for name in names]) for split, counts in run.manifest["data"].items()]
 
 
+def source_table(run: Run) -> list[tuple[str, list[str]]]:
+    """Of each source of the training data, its tokens, what was trained of it, and its losses; empty for one source."""
+    trained, prepared = run.trained, run.manifest["data"].get("train", {}).get("sources", {})
+    rows = []
+    for name, source in trained["sources"].items():
+        of, share = prepared.get(name, {}), f"{source['tokens'] / max(trained['tokens'], 1):.1%}"
+        first = next((entry[f"loss_{name}"] for entry in run.log if f"loss_{name}" in entry), None)
+        values = (of.get("tokens"), of.get("trained tokens"), source["tokens"], share, first, source["loss"])
+        rows.append((name, [number(value) for value in values]))
+    return rows
+
+
 def length_bars(run: Run) -> dict[str, list[Bar]]:
     """Of each split, how many rows have which length, before they were cut and packed."""
     found = {}

@@ -15,6 +15,7 @@ from sftkit.api import holder, read_run
 Status = Literal["running", "done", "interrupted", "failed", "killed"]
 LOG, SAMPLES, ROWS = "log.jsonl", "samples.jsonl", "rows.jsonl"
 SAMPLES_SHOWN = 20
+TRAINED = "trained_tokens_"  # before the name of a source
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ class Run:
                         found[name] = value
         return found
 
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The number of trained ``tokens`` so far, and the ``tokens`` and the last ``loss`` of each source."""
+        last: dict[str, Any] = next((entry for entry in reversed(self.log) if "trained_tokens" in entry), {})
+        sources = {}
+        for name in (key.removeprefix(TRAINED) for key in last if key.startswith(TRAINED)):
+            losses = [entry[f"loss_{name}"] for entry in self.log if f"loss_{name}" in entry]
+            sources[name] = {"tokens": last[TRAINED + name], "loss": losses[-1] if losses else None}
+        return {"tokens": last.get("trained_tokens", 0), "sources": sources}
+
     def summary(self) -> dict[str, Any]:
         """What ``--json`` says about it."""
         return {
@@ -93,6 +104,7 @@ class Run:
             "steps": self.steps,
             "seconds": round(self.seconds, 1),
             "metrics": self.metrics,
+            "trained": self.trained,
         }
 
 

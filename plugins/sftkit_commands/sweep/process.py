@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+STDERR = 2  # the descriptor of standard error
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -58,7 +59,7 @@ class Processes:
         self._running = subprocess.Popen(
             command,
             env={**os.environ, **secrets},
-            stdout=sys.stderr.fileno() if quiet else None,
+            stdout=STDERR if quiet else None,  # also where sys.stderr is no file, as in a notebook
             start_new_session=True,
         )
         return self._running.wait()

@@ -31,6 +31,7 @@ from sftkit_plugins.peft.names import (
     is_tied,
     report_frozen,
     unsuited_layers,
+    without_pattern_warnings,
 )
 from sftkit_plugins.peft.targets import gptq_targets, part_targets, parts_named, token_fields, without_unsuited
 
@@ -148,9 +149,12 @@ class PEFT(Plugin):
         peft_config = self._peft_config(**more)
         layers = f"set target_modules; the linear layers are {', '.join(linear_names(model))}"
         try:
-            adapted = get_peft_model(model, peft_config)
+            with without_pattern_warnings(wanted):
+                adapted = get_peft_model(model, peft_config)
         except (ValueError, TypeError, NotImplementedError, ImportError) as error:
             fix = layers if hasattr(peft_config, "target_modules") else "correct the plugin's options"
+            if "lora_dropout" in str(error):  # of experts, whose weights are parameters and no layers
+                fix = "set dropout=0, or name linear layers alone in target_modules"
             raise ConfigError(Problem(" ".join(str(error).split()), "plugin peft", fix)) from error
         if tied and (problem := adapted_twins(adapted)):
             raise ConfigError(problem)

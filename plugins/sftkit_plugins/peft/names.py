@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftkit.api import ConfigError, Problem, is_linear, linear_names, nearest
@@ -78,6 +80,22 @@ def unsuited_layers(model: PreTrainedModel) -> list[str]:
             and type(module).__module__.startswith(own)
             and not adds(module)
         ]
+
+
+@contextmanager
+def without_pattern_warnings(wanted: Any) -> Iterator[None]:
+    """Without peft's warnings of ranks by pattern, if the user has set none.
+
+    For fused experts, peft sets some itself, and does not look among the experts whether they match.
+
+    Args:
+        wanted: the config of the method as the user has set it.
+    """
+    with warnings.catch_warnings():
+        for field in ("rank_pattern", "alpha_pattern"):
+            if not getattr(wanted, field, None):
+                warnings.filterwarnings("ignore", f"The following {field} keys did not match", RuntimeWarning)
+        yield
 
 
 def report_frozen(adapted: Any, layers: list[str], experts: list[str]) -> None:

@@ -14,6 +14,7 @@ from sftkit.cli import app
 from sftkit.run.manifest import read_manifest, write_manifest
 from sftkit.run.written import remove_run
 from sftkit_commands.report import PERIOD
+from sftkit_commands.report.facts import source_table
 from sftkit_commands.report.page import render
 from sftkit_commands.report.reading import read_runs
 
@@ -52,6 +53,30 @@ def test_the_charts_have_the_logged_values(page, real_run):
     assert {"learning_rate", "grad_norm", "tokens_per_second", "token_accuracy", "eval_loss_by_source"} <= set(charts)
     sources = {one["step"]: one["eval_loss_a"] for one in log if "eval_loss_a" in one}
     assert column(charts["eval_loss_by_source"], "a") == sources
+    tokens = {one["step"]: one["trained_tokens_b"] for one in log if "trained_tokens_b" in one}
+    assert column(charts["trained_tokens_by_source"], "b") == tokens
+
+
+def test_the_sources_of_a_run_have_a_table_with_what_was_trained_of_each(page, real_run):
+    [run] = read_runs([real_run])
+    log = [json.loads(line) for line in (real_run / "log.jsonl").read_text().splitlines()]
+    table = dict(source_table(run))
+    assert [*table] == ["a", "b"]
+    for name, (_, _, trained, share, first, last) in table.items():
+        losses = [entry[f"loss_{name}"] for entry in log if f"loss_{name}" in entry]
+        assert (first, last) == tuple(f"{loss:.4g}" for loss in (losses[0], losses[-1]))
+        tokens = next(entry for entry in reversed(log) if "trained_tokens" in entry)
+        assert trained == f"{tokens[f'trained_tokens_{name}']:,}"
+        assert share == f"{tokens[f'trained_tokens_{name}'] / tokens['trained_tokens']:.1%}"
+        assert trained in page
+    assert "Sources of the training data" in page
+    assert run.summary()["trained"] == run.manifest["trained"]
+
+
+def test_a_run_with_one_source_has_no_table_of_sources(write_run):
+    run = write_run(log=[{"step": 1, "time": 1.0, "loss": 2.0, "trained_tokens": 5}], data={"train": {"rows": 1}})
+    assert source_table(run) == []
+    assert "Sources of the training data" not in render([run])
 
 
 def test_text_of_rows_and_samples_is_never_markup(page, evil):

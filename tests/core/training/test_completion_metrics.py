@@ -89,7 +89,7 @@ def test_the_best_checkpoint_by_a_metric_of_completions_is_saved(learned):
 
 
 def test_training_is_bitwise_the_same_with_and_without_metrics(make_run, held_out):
-    train = {**LEARNS, "max_steps": 3, "eval_steps": 1, "save_strategy": "no", "eval_on_start": True}
+    train = {**LEARNS, "max_steps": 3, "eval_steps": 1, "save_steps": 3, "eval_on_start": True}
     model, results = tiny_model(attention_dropout=0.3), []
     for name, evaluate in (("without", None), ("with", {"metrics": ALL, "max_new_tokens": 4})):
         results.append(make_run(name, model=model, eval=held_out, train=train, evaluate=evaluate).run().model)

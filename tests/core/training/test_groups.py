@@ -63,8 +63,8 @@ def test_an_evaluation_gathers_the_rows_of_a_group_once():
 def test_a_log_entry_counts_the_tokens_of_a_group_once():
     measures = Measures()
     measures.begin_batch()
-    measures.add(10, 4, {"token_accuracy": torch.tensor([1.0, 1.0, 0.0, 0.0])})
-    entry = measures.log_entry(FourProcesses(), 7, sharing=2)
+    measures.add(10, 4, torch.tensor(8.0), 4, {"token_accuracy": torch.tensor([1.0, 1.0, 0.0, 0.0])})
+    entry = measures.log_entry(FourProcesses(), [{"trained_tokens": 7}], sharing=2)
     assert entry["trained_tokens"] == 7 + 12
     assert entry["token_accuracy"] == 0.5
 

@@ -48,12 +48,12 @@ def test_the_rate_does_not_count_evaluations_and_checkpoints(monkeypatch):
     measures = Measures()
     measures.begin_batch()
     now[0] += 2.0
-    measures.add(100, 50, {"token_accuracy": torch.ones(50)})
+    measures.add(100, 50, torch.tensor(25.0), 50, {"token_accuracy": torch.ones(50)})
     with measures.paused():
         now[0] += 30.0
-    entry = measures.log_entry(accelerator, trained_before=7)
-    assert entry == {"tokens_per_second": 50.0, "trained_tokens": 57, "token_accuracy": 1.0}
-    assert measures.log_entry(accelerator, trained_before=57) == {}
+    entry = measures.log_entry(accelerator, [{"trained_tokens": 7}])
+    assert entry == {"tokens_per_second": 50.0, "trained_tokens": 57, "loss": 0.5, "token_accuracy": 1.0}
+    assert measures.log_entry(accelerator, [entry]) == {}
 
 
 def test_a_repeated_window_counts_once():
@@ -62,8 +62,8 @@ def test_a_repeated_window_counts_once():
     for repeated in (False, True):
         measures.begin_window()
         measures.begin_batch()
-        measures.add(10, 5, {})
+        measures.add(10, 5, torch.ones(()), 5, {})
         if repeated:
             measures.repeat_window()
-            measures.add(10, 5, {})
-    assert measures.log_entry(accelerator, trained_before=0)["trained_tokens"] == 10
+            measures.add(10, 5, torch.ones(()), 5, {})
+    assert measures.log_entry(accelerator, [])["trained_tokens"] == 10

@@ -47,6 +47,19 @@ def test_a_tracker_gets_configuration_and_final_metrics(make_run, held_out, even
 
 
 @pytest.mark.slow
+def test_a_tracker_gets_loss_and_tokens_of_each_source_under_the_names_of_the_log(make_run, events, tmp_path, rows):
+    files = []
+    for name in ("code", "chat"):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scalars, _ = events(make_run(data={"train": files}, plugins=["no:checks"], train=TRACKED).run())
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for name in (f"{kind}_{source}" for kind in ("loss", "trained_tokens") for source in ("code", "chat")):
+        logged = [(entry["step"], entry[name]) for entry in entries if "grad_norm" in entry and name in entry]
+        assert scalars[f"train/{name}"][: len(logged)] == [(step, pytest.approx(value)) for step, value in logged]
+        assert logged
+
+
 def test_a_resumed_run_continues_the_run_of_the_tracker(make_run, events):
     make_run(train=TRACKED).run()
     result = make_run(train={**TRACKED, "max_steps": 3}, resume=True).run()

@@ -15,7 +15,8 @@ from sftkit.errors import ConfigError, DataError, RunError
 from sftkit.run.pipeline import Pipeline
 
 MISSING = "nowhere.jsonl"  # reading data would be a DataError
-STEPS = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+EVALUATING = {"eval_strategy": "steps", "eval_steps": 2}
+STEPS = {**EVALUATING, "save_steps": 2}
 BEST = {**STEPS, "load_best_model_at_end": True}
 ONE = {"eval": MISSING}
 TWO = {"eval": {"a": MISSING, "b": MISSING}}
@@ -54,6 +55,30 @@ REFUSED = {
     "evaluation at the start without data": ({"eval_on_start": True}, {}, "eval_on_start", "no evaluation data"),
     "nothing to do": ({"max_steps": 0}, {}, "max_steps", "nothing to train and nothing to evaluate"),
     "no epoch, nothing to do": ({"max_steps": -1, "num_train_epochs": 0}, {}, "num_train_epochs", "nothing to train"),
+    "steps of saves that are switched off": (
+        {"save_strategy": "no", "save_steps": 5},
+        {},
+        "save_steps",
+        "does nothing with train.save_strategy=no",
+    ),
+    "steps of saves at each epoch": (
+        {"save_strategy": "epoch", "save_steps": 5},
+        {},
+        "save_steps",
+        "does nothing with train.save_strategy=epoch",
+    ),
+    "steps of evaluations that are switched off": (
+        {"eval_strategy": "no", "eval_steps": 5},
+        ONE,
+        "eval_steps",
+        "does nothing with train.eval_strategy=no",
+    ),
+    "steps of a log at each epoch": (
+        {"logging_strategy": "epoch", "logging_steps": 5},
+        {},
+        "logging_steps",
+        "does nothing with train.logging_strategy=epoch",
+    ),
     "steps without a strategy": ({"eval_steps": 5}, ONE, "eval_steps", "does nothing without train.eval_strategy"),
     "best model without evaluation": ({"load_best_model_at_end": True}, ONE, "load_best_model_at_end", "evaluations"),
     "best model, other strategies": ({**BEST, "save_strategy": "epoch"}, ONE, "load_best_model_at_end", "save_strategy=steps"),
@@ -173,14 +198,15 @@ ACCEPTED = {
     "best model of one set": (BEST, ONE),
     "best model by accuracy": ({**BEST, "metric_for_best_model": "token_accuracy"}, ONE),
     "best model by one of several sets": ({**BEST, "metric_for_best_model": "eval_a_loss"}, TWO),
-    "saving the best": ({**STEPS, "save_strategy": "best", "metric_for_best_model": "eval_loss"}, ONE),
+    "saving the best": ({**EVALUATING, "save_strategy": "best", "metric_for_best_model": "eval_loss"}, ONE),
     "early stopping": ({**STEPS, "metric_for_best_model": "loss"}, {**ONE, "callbacks": [EarlyStoppingCallback()]}),
     "a metric of the user's function": (
         {**BEST, "metric_for_best_model": "bleu"}, {**ONE, "compute_metrics": lambda _: {"bleu": 1.0}},
     ),
     "a metric of the user's callback": ({**BEST, "metric_for_best_model": "bleu"}, {**ONE, "callbacks": [Silent()]}),
     "a metric of a plugin's loss": ({**BEST, "metric_for_best_model": "entropy"}, {**ONE, "plugins": ["loss:entropy=true"]}),
-    "switched off": ({"eval_strategy": "no", "eval_steps": 5, "push_to_hub": False, "hub_model_id": "me/it"}, ONE),
+    "steps that an override unsets": ({"save_strategy": "no", "save_steps": None}, {}),
+    "switched off": ({"eval_strategy": "no", "eval_delay": 5, "push_to_hub": False, "hub_model_id": "me/it"}, ONE),
     "evaluation only": ({"max_steps": 0}, ONE),
     "bitsandbytes": ({"optim": "adamw_bnb_8bit"}, {}),
     "options of an optimizer": ({"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}, {}),

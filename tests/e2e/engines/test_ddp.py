@@ -15,10 +15,13 @@ from sftkit.testing.processes import start_group, warm_processes
 COMMON = ["train.use_cpu=true", "train.lr_scheduler_type=constant", "train.logging_steps=1"]
 NINE = ["--model", "model", "--data", "nine.jsonl"]
 #: All that draws random numbers or divides rows unevenly: an epoch has three steps, of 4, 4 and 3 packed rows.
-EXACT = ["--model", "dropping", "--data", "many.jsonl", "-p", "neftune", "-p", "packing", "data.max_length=48"]
+EXACT = ["--model", "dropping", "data.train=[ones.jsonl,others.jsonl]", "-p", "neftune", "-p", "packing"]
+EXACT += ["data.max_length=48"]
 EXACT += ["train.save_strategy=steps", "train.save_steps=2"]
 EXACT += ["-p", "plugin:Watching"]
 EXACT += ["train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=1", "train.save_total_limit=9"]
+
+SOURCES = ("loss_ones", "loss_others", "trained_tokens_ones", "trained_tokens_others", "trained_tokens")
 
 #: A plugin that fails in one process at the second step, and one that writes down the random state of each process.
 PLUGINS = """
@@ -93,8 +96,9 @@ def runs(tmp_path_factory):
     for name in ("model", "dropping"):
         tiny_tokenizer().save_pretrained(place / name)
     rows = [{"prompt": f"What is {n}?", "completion": f" {n} is {'one more ' * (n % 4)}"} for n in range(33)]
-    for name, number in (("nine", 9), ("many", 33)):
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:number]))
+    parts = {"nine": rows[:9], "many": rows, "ones": rows[1::3], "others": [*rows[::3], *rows[2::3]]}
+    for name, some in parts.items():
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     (place / "plugin.py").write_text(PLUGINS)
     return Runs(place)
 
@@ -150,10 +154,35 @@ def test_the_saved_model_loads_in_transformers(whole):
 
 
 def test_resume_is_exact(whole, resumed):
-    names = ("loss", "grad_norm", "token_accuracy", "trained_tokens")
+    names = ("loss", "grad_norm", "token_accuracy", "trained_tokens", "trained_tokens_ones", "loss_others")
     assert logged(resumed, *names) == logged(whole, *names)
     expected = weights(whole)
     assert all(value.equal(expected[name]) for name, value in weights(resumed).items())
+
+
+def test_the_sources_sum_to_the_loss(whole):
+    """Also in a step that has no row of a source."""
+    before = dict.fromkeys(("ones", "others"), 0)
+    entries = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    for entry in (entry for entry in entries if "grad_norm" in entry):
+        counts = {name: entry[f"trained_tokens_{name}"] for name in before}
+        assert sum(counts.values()) == entry["trained_tokens"]
+        new = {name: counts[name] - before[name] for name in counts if counts[name] > before[name]}
+        total = sum(entry[f"loss_{name}"] * number for name, number in new.items())
+        assert total / sum(new.values()) == pytest.approx(entry["loss"], rel=1e-6)
+        before = counts
+
+
+@pytest.mark.slow
+def test_a_resumption_between_two_log_entries_changes_neither(runs):
+    """The last entry of the first part is that of the third step, and it ends with the fourth."""
+    options = [*EXACT, "train.logging_steps=3"]
+    once = runs("seldom", 2, *options, "train.max_steps=6")
+    runs("seldom-part", 2, *options, "train.max_steps=4")
+    again = runs("seldom-part", 2, *options, "train.max_steps=6", "--resume")
+    assert logged(again, "loss", *SOURCES) == logged(once, "loss", *SOURCES)
+    [(*losses, ones, others, trained)] = [values for step, values in logged(once, *SOURCES).items() if step == 6]
+    assert (len(losses), ones + others) == (2, trained)
 
 
 def test_each_process_draws_its_own_random_numbers_and_goes_on_with_them(runs, whole, resumed):

@@ -191,6 +191,15 @@ def test_a_command_line_alone_can_be_translated(workdir):
     assert yaml.safe_load((workdir / "sft.yaml").read_text())["train"]["learning_rate"] == 1e-4
 
 
+def test_a_file_for_the_gpu_of_another_machine_says_so(workdir, monkeypatch):
+    monkeypatch.setattr("sftkit_commands.init.look.gpu_memory", lambda: 0.0)
+    arguments = ("--model", "model", "--data", "chat.jsonl", "--memory", 24)
+    printed = " ".join(init("--yes", *arguments).split())
+    assert "the file is for a machine with a GPU of 24 GB, and this one has none: run `sftkit check" in printed
+    assert json.loads(init("--json", "--force", *arguments))["elsewhere"].startswith("the file is for a machine")
+    assert not json.loads(init("--json", "--force", *arguments[:-1], 0))["elsewhere"]
+
+
 def test_the_method_fits_the_memory_of_the_gpu():
     assert billions("Qwen/Qwen3-0.6B") == 0.6
     assert billions("HuggingFaceTB/SmolLM2-135M-Instruct") == 0.135
