@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Real
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import Self
@@ -152,6 +154,9 @@ class Formatted(NamedTuple):
 Outcome: TypeAlias = Document | Formatted | Skipped
 """What a formatter makes of a row."""
 
+PLAIN = frozenset({list, tuple, DocumentWithAttachment})
+"""The types of documents of text, for checks of many outcomes at once."""
+
 
 def documents_of(outcomes: Iterable[Outcome]) -> Iterator[Document]:
     """The documents of rows, in order."""
@@ -182,12 +187,13 @@ def with_documents(outcome: Outcome, change: Callable[[Document], Document | Ski
 def find_invalid_text(outcomes: Sequence[Outcome]) -> int | None:
     """The position of the first row whose text is not valid Unicode, such as half of a surrogate pair."""
 
-    def is_valid(some: Iterable[Outcome]) -> bool:
-        texts = (
-            span[0] for document in documents_of(some) if not isinstance(document, TokenDocument) for span in document
-        )
+    def is_valid(some: Sequence[Outcome]) -> bool:
+        documents: Iterable[Document] = some
+        if not {*map(type, some)} <= PLAIN:
+            documents = (each for each in documents_of(some) if not isinstance(each, TokenDocument))
+        texts = map(itemgetter(0), chain.from_iterable(documents))
         try:
-            "".join(texts).encode()
+            "".join([text for text in texts if not text.isascii()]).encode()
         except UnicodeEncodeError:
             return False
         return True

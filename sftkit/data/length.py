@@ -35,16 +35,10 @@ def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts
     if data.truncation == "drop":
         counts.add(split, too_long(limit), int(long_N.sum()))
         return examples.where(~long_N)
-    kept_N = np.minimum(lengths_N, limit)
-    cut_M = (lengths_N - kept_N)[long_N]
-    starts_M = examples.offsets_N1[1:][long_N] - np.cumsum(cut_M)  # where each cut begins, minus the earlier cuts
-    keep_S = np.ones(len(examples.ids_S), bool)
-    keep_S[np.repeat(starts_M, cut_M) + np.arange(cut_M.sum())] = False
-    offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
-    fitted = examples.tokens(keep_S, offsets_N1, examples.attached_N)
+    fitted = examples.cut(limit)
     counts.add(split, "rows truncated", int(long_N.sum()))
     counts.add(split, "completions cut", int((fitted.trained_N < examples.trained_N).sum()))
-    counts.add(split, "tokens cut", int(len(keep_S) - keep_S.sum()))
+    counts.add(split, "tokens cut", len(examples.ids_S) - len(fitted.ids_S))
     return drop_untrained(fitted, split, counts)
 
 
