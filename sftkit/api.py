@@ -43,6 +43,7 @@ _MODULES = {
     "data.media": "detach_image",
     "data.build": "WEIGHTED_TOKENS",
     "data.pool": "Pool",
+    "data.tokenizing.engine": "Tokenize TokenizingEngine",
     "data.problems": "FILTERED",
     "data.processes": "processors",
     "training.collate": "Collator",

@@ -95,6 +95,7 @@ from sftkit.data.pool import Pool as Pool
 from sftkit.data.problems import FILTERED as FILTERED
 from sftkit.data.processes import processors as processors
 from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
+from sftkit.data.tokenizing.engine import Tokenize as Tokenize, TokenizingEngine as TokenizingEngine
 from sftkit.data.words import (
     chosen_columns as chosen_columns,
     hash_ngrams as hash_ngrams,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ from sftkit.data.problems import nothing_left, several_types
 from sftkit.data.reading import Read
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
+from sftkit.data.tokenizing.engines import Engines, UseOf, no_engine
 from sftkit.data.tokens import token_stream
 from sftkit.errors import OF_ONE_PROCESS, ConfigError, DataError, Problem
 
@@ -70,6 +72,8 @@ class ExampleBuilder:
         first_row: the first row, for error messages.
         made_by: the plugin and the hook that made the formatter.
         dropped: some of the rows that were dropped, and why.
+        engines: of which one may tokenize; None for none.
+        tokenizing: the number of texts that the engine has tokenized, and how many of them were compared.
     """
 
     split: str
@@ -87,6 +91,8 @@ class ExampleBuilder:
     first_row: str = ""
     made_by: str = "the formatter"
     dropped: DroppedRows = field(default_factory=DroppedRows)
+    engines: Engines | None = None
+    tokenizing: Counter[str] = field(default_factory=Counter)
     _tried: bool = False
     _special: frozenset[int] = frozenset()
 
@@ -105,7 +111,8 @@ class ExampleBuilder:
         """
         read, picked, formatter = self.begin(source)
         named = None if first is None else lambda rows: first + source.named(rows)
-        encoded = self.encoded(batches(read.rows, picked), formatter, source.place, named=named)
+        use = self.use_of(len(read.rows) if picked is None else len(picked))
+        encoded = self.encoded(batches(read.rows, picked), formatter, source.place, named=named, use=use)
         return (examples for _, examples in encoded)
 
     def begin(self, source: DataSource) -> tuple[Read, np.ndarray | None, Formatter]:
@@ -141,6 +148,7 @@ class ExampleBuilder:
         place: Place,
         capped: bool = True,
         named: Callable[[np.ndarray], np.ndarray] | None = None,
+        use: UseOf = no_engine,
     ) -> Iterator[tuple[int, Examples]]:
         """The examples of batches of rows, in one or more pieces for each batch, with the number of the batch.
 
@@ -150,22 +158,25 @@ class ExampleBuilder:
             place: describes where a row is.
             capped: whether ``data.max_bad_rows`` limits their bad rows; false where a stream repeats them.
             named: the number of the source of each row, given the numbers of rows; None if there is one source.
+            use: how the texts are tokenized.
         """
         import numpy as np
 
         documents = (
-            self._documents(batch, formatter, place, capped)._replace(batch=number) for number, batch in enumerate(rows)
+            self._documents(batch, formatter, place, capped)._replace(batch=number, before=before)
+            for number, (before, batch) in enumerate(_counted(rows))
         )
         rendered = formatter.rendered_special_tokens
         special_tokens = self.config.data.special_tokens if formatter.adds_special_tokens else rendered
         labelled = (
             token_stream(documents)
             if formatter.tokenized
-            else encode_stream(documents, self.tokenizer, special_tokens, self.ahead)
+            else encode_stream(documents, self.tokenizer, special_tokens, self.ahead, use)
         )
-        for source, (examples, with_eos) in labelled:
+        for source, (examples, with_eos, tokenizing) in labelled:
             if formatter.tokenized and (wrong := wrong_ids(examples, len(self.tokenizer))):
                 self._fail(wrong)
+            self.tokenizing.update(tokenizing)
             if with_eos:
                 self.counts.note(self.split, WITH_EOS, with_eos)
             self._check_length(examples, source, formatter, place)
@@ -177,6 +188,10 @@ class ExampleBuilder:
                 examples = dataclasses.replace(examples, sources_S=np.repeat(source_N, examples.lengths_N))
             self._count(examples, rendered=not formatter.adds_special_tokens)
             yield source.batch, drop_untrained(examples, self.split, self.counts)
+
+    def use_of(self, rows: int | None) -> UseOf:
+        """How the texts of a source with this many rows (None: not known) are tokenized."""
+        return no_engine if self.engines is None else self.engines.of(rows)
 
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""
@@ -325,3 +340,11 @@ class ExampleBuilder:
             self.stats.add(examples, bos, eos, self._special, rendered)
         if weighted := examples.weighted:
             self.counts.add(self.split, WEIGHTED_TOKENS, weighted)
+
+
+def _counted(batches: Iterable[RowBatch]) -> Iterator[tuple[int, RowBatch]]:
+    """Batches of rows, each with the number of rows before it."""
+    before = 0
+    for batch in batches:
+        yield before, batch
+        before += len(batch[0])

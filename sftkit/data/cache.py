@@ -112,11 +112,13 @@ class Entry:
         return sum(file.stat().st_size for file in self.directory.iterdir())
 
 
-def find(directory: Path) -> Entry | None:
-    """The entry in a directory, or None if it is incomplete or its rows do not match their checksum."""
+def find(directory: Path, valid: Callable[[dict[str, Any]], bool] = lambda info: True) -> Entry | None:
+    """The entry in a directory, or None if it is incomplete or not ``valid``, or does not match its checksum."""
     entry = _read(directory)
     try:
-        return entry if entry is not None and checksum(entry.rows) == entry.info["checksum"] else None
+        if entry is None or not valid(entry.info):
+            return None
+        return entry if checksum(entry.rows) == entry.info["checksum"] else None
     except (OSError, KeyError):
         return None
 
@@ -130,7 +132,12 @@ def _read(directory: Path) -> Entry | None:
     return Entry(directory, info) if isinstance(info, dict) else None
 
 
-def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Entry, bool]:
+def get(
+    key: str,
+    parts: dict[str, Any],
+    build: Callable[[Path], dict[str, Any]],
+    valid: Callable[[dict[str, Any]], bool] = lambda info: True,
+) -> tuple[Entry, bool]:
     """The entry of a key; it is built if it does not exist or is damaged.
 
     Of the processes of a launch on one machine, the first one does this, and the others wait for it.
@@ -139,6 +146,7 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
         key: the entry's name.
         parts: what the key was computed from; stored for people to read, without secrets.
         build: writes ``rows.arrow`` into a directory and returns the entry's ``info``.
+        valid: whether an entry that exists can be used, given its ``info``.
 
     Returns:
         The entry, and whether it already existed.
@@ -154,7 +162,7 @@ def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]
         return entry, True
     with lock:
         try:
-            found = find(place)
+            found = find(place, valid)
             entry = found or _build(place, parts, build)
         except SftkitError as error:
             stamp.write([], error)

@@ -6,8 +6,7 @@ Legend: N documents, S tokens in all of them, R regions (runs of trained charact
 
 from __future__ import annotations
 
-from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ from sftkit.data.columns import IGNORE_INDEX, Examples
 from sftkit.data.documents import Document
 from sftkit.data.regions import Texts
 from sftkit.data.threads import SameThread, thread_ahead
+from sftkit.data.tokenizing.engines import Use, UseOf, no_engine
+from sftkit.data.tokenizing.proof import DiffersError
+from sftkit.data.tokenizing.tokens import EncodedTokens, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +35,13 @@ class NumberedDocuments(NamedTuple):
         numbers: the number of the row of each document.
         documents: the documents.
         batch: the number of the batch of rows that they come from.
+        before: the number of rows of the source before this batch.
     """
 
     numbers: Sequence[int]
     documents: Sequence[Document]
     batch: int = 0
+    before: int = 0
 
 
 def encode(
@@ -72,10 +76,12 @@ class Labelled(NamedTuple):
     Attributes:
         examples: one per document.
         with_eos: number of documents whose text already ended with EOS, so that none was added.
+        tokenizing: how the texts were tokenized, if an engine did it.
     """
 
     examples: Examples
     with_eos: int
+    tokenizing: Counter[str] = Counter()  # noqa: RUF012 (a default that nobody changes)
 
 
 def encode_stream(
@@ -83,6 +89,7 @@ def encode_stream(
     tokenizer: PreTrainedTokenizerBase,
     special_tokens: SpecialTokens,
     ahead: bool = True,
+    use: UseOf = no_engine,
 ) -> Iterator[tuple[NumberedDocuments, Labelled]]:
     """`encode` batch by batch and piece by piece; ``ahead``, a thread tokenizes the next piece meanwhile.
 
@@ -90,18 +97,18 @@ def encode_stream(
         The documents of each piece, with the numbers of their rows, and what they became.
     """
     encoder = Encoder.of(tokenizer, special_tokens)
-    pending: deque[tuple[NumberedDocuments, Texts, Future[list[Any]]]] = deque()
+    pending: deque[tuple[NumberedDocuments, Texts, Future[Tokens]]] = deque()
 
-    def finish(source: NumberedDocuments, texts: Texts, encodings: Future[list[Any]]) -> Any:
-        return source, encoder.label(texts, encodings.result())
+    def finish(source: NumberedDocuments, texts: Texts, tokens: Future[Tokens]) -> Any:
+        return source, encoder.label(texts, tokens.result())
 
     with thread_ahead() if ahead else SameThread() as pool:
-        for numbers, documents, batch in batches:
+        for numbers, documents, batch, before in batches:
             start = 0
             for texts in Texts.pieces_of(documents):
                 end = start + len(texts.texts)
-                source = NumberedDocuments(numbers[start:end], documents[start:end], batch)
-                pending.append((source, texts, pool.submit(encoder.tokenize, texts)))
+                source = NumberedDocuments(numbers[start:end], documents[start:end], batch, before)
+                pending.append((source, texts, pool.submit(encoder.tokenize, texts, use(before))))
                 start = end
                 if len(pending) > AHEAD:
                     yield finish(*pending.popleft())
@@ -145,32 +152,42 @@ class Encoder:
         bos, eos, eos_text = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token or ""
         return cls(backend, special_tokens, bos, eos, eos_text, prefix, suffix)
 
-    def tokenize(self, texts: Texts) -> list[Any]:
-        """The encodings of the texts, with offsets only if a region starts or ends inside a text."""
-        ends = zip(texts.owners, texts.ends, strict=True)
-        inside = any(texts.starts) or any(end < len(texts.texts[owner]) for owner, end in ends)
-        encode_batch = self.backend.encode_batch if inside else self.backend.encode_batch_fast
-        return encode_batch(texts.texts, add_special_tokens=self.special_tokens != "none")
+    def tokenize(self, texts: Texts, use: Use = Use()) -> Tokens:  # noqa: B008 (immutable)
+        """The tokens of the texts, with borders only if a region starts or ends inside a text.
 
-    def label(self, texts: Texts, encodings: list[Any]) -> Labelled:
-        """The ids and labels of encoded texts as flat arrays."""
+        Args:
+            texts: the texts.
+            use: the engine that does it.
+        """
         import numpy as np
 
-        ids = array("i")
-        lengths_N = np.empty(len(encodings), np.int64)
-        for index, encoding in enumerate(encodings):
-            some = encoding.ids
-            lengths_N[index] = len(some)
-            ids.fromlist(some)
-        offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)])
-        ids_S = np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32)
+        engine, special = use.engine, self.special_tokens != "none"
+        owners_R, starts_R, ends_R = (np.array(part, np.int64) for part in texts[1:4])
+        sizes_N = np.fromiter(map(len, texts.texts), np.int64, len(texts.texts))
+        begin_R, end_R = starts_R > 0, ends_R < sizes_N[owners_R]
+        if engine is not None and engine.difference is None and (engine.borders or not (begin_R | end_R).any()):
+            owners_M = np.concatenate([owners_R[begin_R], owners_R[end_R]])
+            looked_up = owners_M, np.concatenate([starts_R[begin_R], ends_R[end_R]])
+            try:
+                return engine.tokens(texts.texts, self.backend, special, looked_up, use.all_compared)
+            except DiffersError as error:
+                engine.refuted(error.difference)
+        inside = bool((begin_R | end_R).any())
+        encode_batch = self.backend.encode_batch if inside else self.backend.encode_batch_fast
+        return EncodedTokens(encode_batch(texts.texts, add_special_tokens=special))
+
+    def label(self, texts: Texts, tokens: Tokens) -> Labelled:
+        """The ids and labels of tokenized texts as flat arrays."""
+        import numpy as np
+
+        ids_S, lengths_N, offsets_N1 = tokens.ids_S, tokens.lengths_N, tokens.offsets_N1
         sizes_N = np.fromiter(map(len, texts.texts), np.int64, len(texts.texts))
         owners_R, starts_R, ends_R = (np.array(part, np.int64) for part in texts[1:4])
         inside_R = ends_R < sizes_N[owners_R]
         # the first token that ends inside each region, and the one after its last, counted in the region's text
         whole_R = np.maximum(lengths_N[owners_R] - self.suffix, 0)
-        firsts_R = _tokens_at(encodings, owners_R, starts_R, whole_R, starts_R > 0)
-        lasts_R = np.where(inside_R, _tokens_at(encodings, owners_R, ends_R, whole_R, inside_R), whole_R)
+        firsts_R = _tokens_at(tokens, owners_R, starts_R, whole_R, starts_R > 0)
+        lasts_R = np.where(inside_R, _tokens_at(tokens, owners_R, ends_R, whole_R, inside_R), whole_R)
         base_R = offsets_N1[owners_R]
         weights_R = np.array(texts.weights, np.float32)
         if (weights_R == 1).all():
@@ -180,7 +197,7 @@ class Encoder:
         if self.special_tokens == "bos_eos":
             ends_N = np.zeros(len(sizes_N), weights_S.dtype)
             ends_N[owners_R[~inside_R]] = weights_R[~inside_R]
-            own = self._own_eos(texts.texts, encodings)
+            own = self._own_eos(texts.texts, tokens)
             with_eos_N[list(own)] = True
             ids_S, weights_S, offsets_N1 = self._end_at(own, ids_S, weights_S, offsets_N1)
             ids_S, weights_S, offsets_N1 = self._fix_bos(ids_S, weights_S, offsets_N1)
@@ -193,9 +210,9 @@ class Encoder:
         trained_S = weights_S > 0
         labels_S = np.where(trained_S, ids_S, np.int32(IGNORE_INDEX))
         weights = None if weights_S.dtype == bool else np.where(trained_S, weights_S, np.float32(1))
-        return Labelled(Examples(ids_S, labels_S, offsets_N1, weights), int(with_eos_N.sum()))
+        return Labelled(Examples(ids_S, labels_S, offsets_N1, weights), int(with_eos_N.sum()), tokens.counts)
 
-    def _own_eos(self, texts: Sequence[str], encodings: list[Any]) -> dict[int, int]:
+    def _own_eos(self, texts: Sequence[str], tokens: Tokens) -> dict[int, int]:
         """The token of the EOS that texts end with, by their number; more EOS and whitespace may follow it."""
         found = {}
         for number, text in enumerate(texts) if self.eos_text else ():
@@ -204,7 +221,7 @@ class Encoder:
                 rest, times = rest.removesuffix(self.eos_text).rstrip(), times + 1
             if not times:
                 continue
-            ids = encodings[number].ids
+            ids = tokens.ids_of(number)
             places = [at for at in range(len(ids) - self.suffix) if ids[at] == self.eos]
             # At the start of a text, a token that is both BOS and EOS is BOS.
             if len(places) >= times and (places[-times] or self.eos != self.bos):
@@ -300,20 +317,11 @@ def _spread(weights_R: np.ndarray, firsts_R: np.ndarray, lasts_R: np.ndarray, si
 
 
 def _tokens_at(
-    encodings: list[Any], owners_R: np.ndarray, at_R: np.ndarray, whole_R: np.ndarray, which_R: np.ndarray
+    tokens: Tokens, owners_R: np.ndarray, at_R: np.ndarray, whole_R: np.ndarray, which_R: np.ndarray
 ) -> np.ndarray:
     """The first token that ends after a character, or the number of tokens if none does; 0 outside of ``which_R``."""
     import numpy as np
 
-    owners, characters = owners_R[which_R].tolist(), at_R[which_R].tolist()
-    found = [encodings[owner].char_to_token(at) for owner, at in zip(owners, characters, strict=True)]
-    if None in found:
-        # No token covers the character, for example because the tokenizer drops whitespace.
-        whole = whole_R[which_R].tolist()
-        for index, token in enumerate(found):
-            if token is None:
-                ends = enumerate(encodings[owners[index]].offsets)
-                found[index] = next((at for at, (_, end) in ends if end > characters[index]), whole[index])
     tokens_R = np.zeros(len(owners_R), np.int64)
-    tokens_R[which_R] = found
+    tokens_R[which_R] = tokens.first_after(*(each[which_R].tolist() for each in (owners_R, at_R, whole_R)))
     return tokens_R

@@ -143,7 +143,8 @@ class Feed:
         except DataError as error:
             raise DataError([*error.problems, *several_types(self._mixed(), self.source.where)]) from error
         batches = self._batches(rows, columns, report, mark or Mark([], 0, 0, 0, report.limit))
-        self._coming = self.builder.encoded(batches, formatter, self._place, capped=self._passes == 1)
+        use = self.builder.use_of(None)
+        self._coming = self.builder.encoded(batches, formatter, self._place, capped=self._passes == 1, use=use)
 
     def _report(self) -> Report:
         return report_of(self.builder.config.data, self.source.where)

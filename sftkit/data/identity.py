@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.data.code import code_of
 from sftkit.data.contents import content_of
 from sftkit.data.opening import MAGIC, is_remote
 from sftkit.data.sources import DataSource, StreamSource, named_source, source_labels
@@ -128,24 +127,3 @@ def _option(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value):
         return {"name": value, "code": code_of(value.partition(":")[0])}
     return value
-
-
-def code_of(module: str) -> str:
-    """A hash of the source of an imported module, or of all files of a package; empty if it has no source."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if not file:
-        return ""
-    path = Path(file)
-    return _hash_files(tuple(sorted(path.parent.rglob("*"))) if path.name == "__init__.py" else (path,))
-
-
-@functools.cache
-def _hash_files(paths: tuple[Path, ...]) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    for path in paths:
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ from sftkit.data.media import read_rows
 from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
+from sftkit.data.tokenizing.engines import Use, UseOf
+from sftkit.data.tokenizing.proof import Difference
+from sftkit.data.tokenizing.proven import ProvenEngine
 from sftkit.errors import SftkitError
 
 if TYPE_CHECKING:
@@ -46,15 +50,24 @@ class Job:
         features: how they are stored.
         numbers: the number of each row in its source.
         sources: the number of the source of each row; None if there is only one source.
+        all_compared: whether all texts are tokenized by `tokenizers` too, and compared.
     """
 
     rows: bytes
     features: Features
     numbers: np.ndarray
     sources: np.ndarray | None
+    all_compared: bool
 
     @classmethod
-    def of(cls, rows: Dataset, at: slice | np.ndarray, numbers: np.ndarray, sources: np.ndarray | None) -> Job:
+    def of(
+        cls,
+        rows: Dataset,
+        at: slice | np.ndarray,
+        numbers: np.ndarray,
+        sources: np.ndarray | None,
+        all_compared: bool = False,
+    ) -> Job:
         """The job of some rows of a data set."""
         import pyarrow as pa
 
@@ -62,7 +75,7 @@ class Job:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-        return cls(sink.getvalue().to_pybytes(), rows.features, numbers, sources)
+        return cls(sink.getvalue().to_pybytes(), rows.features, numbers, sources, all_compared)
 
     def columns(self) -> dict[str, Any]:
         """The rows as columns of Python values."""
@@ -85,6 +98,8 @@ class Done:
         skipped: the number of each skipped row in its source, with what is wrong with it.
         first_row: the first row, for error messages.
         dropped: some of the rows that were dropped; numbers take the place of file and line.
+        tokenizing: the number of texts that an engine has tokenized, and how many of them were compared.
+        difference: what the engine has tokenized otherwise than `tokenizers`.
     """
 
     parts: list[Examples]
@@ -94,6 +109,8 @@ class Done:
     skipped: list[tuple[int, str]]
     first_row: str
     dropped: list[DroppedRow]
+    tokenizing: Counter[str]
+    difference: Difference | None
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,7 @@ class Worker:
         config: the run as resolved.
         formatter: formats the rows of the source.
         made_by: the plugin and the hook that made the formatter.
+        engine: tokenizes; None for `tokenizers`.
     """
 
     split: str
@@ -113,6 +131,7 @@ class Worker:
     config: RunConfig
     formatter: Formatter
     made_by: str
+    engine: ProvenEngine | None
 
     def __call__(self, job: Job) -> Done:
         """Run a job.
@@ -134,10 +153,13 @@ class Worker:
 
         batches = [(job.numbers, job.columns())]
         named = None if job.sources is None else sources_of
-        encoded = builder.encoded(batches, self.formatter, lambda row: f"row {row + 1}", named=named)
+        use = Use(self.engine, job.all_compared)
+        encoded = builder.encoded(batches, self.formatter, lambda row: f"row {row + 1}", named=named, use=lambda _: use)
         parts = [examples for _, examples in encoded]
         found = parts, builder.counts, builder.stats, builder.trained, skipped, builder.first_row
-        return Done(*found, builder.dropped.rows)
+        return Done(
+            *found, builder.dropped.rows, builder.tokenizing, None if self.engine is None else self.engine.difference
+        )
 
     @functools.cached_property
     def _pickled(self) -> bytes:
@@ -168,13 +190,17 @@ def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: 
         RunError: if a worker dies.
     """
     read, picked, formatter = builder.begin(source)
-    worker = Worker(builder.split, builder.tokenizer, builder.config, formatter, builder.made_by)
-    for job, done in pool.in_order(worker, _jobs(read.rows, picked, source, first)):
+    use = builder.use_of(len(read.rows) if picked is None else len(picked))
+    engine = None if formatter.tokenized else use(0).engine
+    worker = Worker(builder.split, builder.tokenizer, builder.config, formatter, builder.made_by, engine)
+    for job, done in pool.in_order(worker, _jobs(read.rows, picked, source, first, use)):
         if isinstance(done, SftkitError):
             _fail_here(builder, formatter, source, job)
             raise done
         for number, what in done.skipped[: max(SHOWN - builder.bad_rows, 0)]:
             logger.warning("skipped a bad row: %s: %s", source.place(number), what)
+        if engine is not None and done.difference is not None:
+            engine.refuted(done.difference)
         _add(builder, done, source)
         yield from done.parts
 
@@ -190,14 +216,18 @@ def _add(builder: ExampleBuilder, done: Done, source: DataSource) -> None:
     if builder.stats is not None and done.stats is not None:
         builder.stats.merge(done.stats)
     builder.trained += done.trained
+    builder.tokenizing.update(done.tokenizing)
     builder.first_row = builder.first_row or done.first_row
     builder.bad_rows += len(done.skipped)
     builder.check_bad_rows()
 
 
-def _jobs(rows: Dataset, picked: np.ndarray | None, source: DataSource, first: int | None) -> Iterator[Job]:
+def _jobs(rows: Dataset, picked: np.ndarray | None, source: DataSource, first: int | None, use: UseOf) -> Iterator[Job]:
+    before = 0
     for part, at, numbers in parts_of(rows, picked):
-        yield Job.of(part, at, numbers, None if first is None else first + source.named(numbers))
+        named = None if first is None else first + source.named(numbers)
+        yield Job.of(part, at, numbers, named, use(before).all_compared)
+        before += len(numbers)
 
 
 def _fail_here(builder: ExampleBuilder, formatter: Formatter, source: DataSource, job: Job) -> None:

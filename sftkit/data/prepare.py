@@ -26,6 +26,7 @@ from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.store import Spool, open_rows, open_sources, write_rows
+from sftkit.data.tokenizing.engines import Engines
 from sftkit.redact import without_secrets
 
 if TYPE_CHECKING:
@@ -135,19 +136,28 @@ def prepare(
     Raises:
         DataError: for a malformed row, or a split with nothing to train on.
     """
-    directory = None if config.data.cache else tempfile.TemporaryDirectory(prefix="sftkit-")
-    entries: dict[str, cache.Entry] = {}
-    cached = set()
-    for split, parts in sources.items():
-        build = functools.partial(_build, parts, ExampleBuilder(split, tokenizer, config, plugins, processor), pool)
-        key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
-        if directory is None:
-            entries[split], existed = cache.get(cache.key_of(key), key, build)
-            cached |= {split} if existed else set()
-        else:
-            place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
-            place.mkdir()
-            entries[split] = cache.build_entry(place, key, build)
+    engines = Engines(plugins, tokenizer, config)
+
+    def entries_of() -> tuple[dict[str, cache.Entry], set[str], Any]:
+        directory = None if config.data.cache else tempfile.TemporaryDirectory(prefix="sftkit-")
+        entries: dict[str, cache.Entry] = {}
+        cached = set()
+        for split, parts in sources.items():
+            builder = ExampleBuilder(split, tokenizer, config, plugins, processor, engines=engines)
+            build = functools.partial(_build, parts, builder, pool)
+            key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
+            if directory is None:
+                entries[split], existed = cache.get(cache.key_of(key), key, build, engines.still_proved)
+                cached |= {split} if existed else set()
+            else:
+                place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
+                place.mkdir()
+                entries[split] = cache.build_entry(place, key, build)
+        return entries, cached, directory
+
+    entries, cached, directory = entries_of()
+    if engines.refuted:  # by a text that came after others, which may differ too
+        entries, cached, directory = entries_of()
     return PreparedData(
         splits={split: open_rows(entry.rows) for split, entry in entries.items()},
         counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
@@ -197,6 +207,8 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
     stats = builder.stats.as_dict() if builder.stats else {}
     info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
     info["dropped"] = without_secrets([each._asdict() for each in builder.dropped.rows])
+    if builder.engines is not None:
+        info |= builder.engines.described(builder.tokenizing)
     return {**info, "names": without_secrets([name for source in sources for name in source.names])}
 
 

@@ -23,6 +23,7 @@ from sftkit.data.packed import packed
 from sftkit.data.sources import DataSource, StreamSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
+from sftkit.data.tokenizing.engines import Engines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,6 +93,7 @@ class Stream(IterableDataset):
         self._seed = data_seed(config)
         self.source_names = source_labels([source for source, _ in sources]) if len(sources) > 1 else []
         self._filters, self._held_out = RowFilters(plugins, config), held_out or {}
+        self._engines = Engines(plugins, tokenizer, config)
         self._builder = self._new_builder()
         self.first: FirstWindow | None = None
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
@@ -120,7 +122,8 @@ class Stream(IterableDataset):
         return self._sought["next"] if self._sought else 0
 
     def _new_builder(self) -> ExampleBuilder:
-        return ExampleBuilder(SPLIT, self._tokenizer, self._config, self._plugins, self._processor)
+        made_with = self._tokenizer, self._config, self._plugins, self._processor
+        return ExampleBuilder(SPLIT, *made_with, engines=self._engines)
 
     @property
     def counts(self) -> Counts:

@@ -13,6 +13,7 @@ A run calls them like this; a test holds this listing against a real run::
         filter_rows                         # of the training rows alone, and of all of them together
         for source in split:
             make_formatter
+            make_tokenizing                 # once, for a source of thousands of rows
     make_collator
     check_prepared                          # the data, and what the run will take; no weights are loaded yet
     model_options
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from sftkit.data.documents import Formatter, RowFilter
     from sftkit.data.packs import Packer
     from sftkit.data.stream import Stream
+    from sftkit.data.tokenizing.engine import TokenizingEngine
     from sftkit.errors import Problem
     from sftkit.plugin.selected import PluginSet
     from sftkit.run.stages import PreparedRun
@@ -153,6 +155,16 @@ class Hooks:
             columns: the data's columns, name to feature type (`datasets.Features`).
             tokenizer: the run's tokenizer, with its chat template.
             processor: the processor that ``load_tokenizer`` returned, if it returned one.
+        """
+
+    @hookspec(firstresult=True)
+    def make_tokenizing(
+        self, tokenizer: PreTrainedTokenizerBase, config: RunConfig
+    ) -> TokenizingEngine | Sequence[TokenizingEngine] | None:
+        """Slot: engines that tokenize faster than `tokenizers`. The first that is proved equal to it is used.
+
+        Args:
+            tokenizer: the run's tokenizer.
         """
 
     @hookspec(firstresult=True)

@@ -13,7 +13,7 @@ from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.base import Plugin
 
 #: Selected unless dropped with ``no:NAME``; any other plugin on their slots overrides them.
-DEFAULTS = ("hf", "formats", "pad", "metrics", "checks")
+DEFAULTS = ("hf", "formats", "fast_tokens", "pad", "metrics", "checks")
 
 
 @dataclasses.dataclass(frozen=True)

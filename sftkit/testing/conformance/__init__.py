@@ -31,6 +31,7 @@ SUBJECTS = (
     "loading",
     "formatters",
     "filters",
+    "tokenizing",
     "packers",
     "collators",
     "kernels",

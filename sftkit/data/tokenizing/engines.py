@@ -1,0 +1,170 @@
+"""The tokenizing engine of a run: the first one offered that is proved equal to `tokenizers` for its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from sftkit.data.tokenizing.borders import Borders
+from sftkit.data.tokenizing.engine import TokenizingEngine
+from sftkit.data.tokenizing.proof import proof_key, prove, store_proof, stored_proof
+from sftkit.data.tokenizing.proven import ProvenEngine
+from sftkit.errors import OF_ONE_PROCESS, ConfigError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(OF_ONE_PROCESS)
+
+HOOK = "make_tokenizing"
+COMPARED = 2000  # rows of each source that are tokenized twice, and the results compared
+WORTHWHILE = 2 * COMPARED  # rows of a source for which an engine is used: of fewer, too many would be tokenized twice
+
+
+class Use(NamedTuple):
+    """How the texts of a batch of rows are tokenized.
+
+    Attributes:
+        engine: the engine; None for `tokenizers`.
+        all_compared: whether all texts are compared with `tokenizers`, and not a sample.
+    """
+
+    engine: ProvenEngine | None = None
+    all_compared: bool = False
+
+
+UseOf: TypeAlias = Callable[[int], Use]
+"""The number of rows of a source before a batch, to how the texts of the batch are tokenized."""
+
+
+def no_engine(before: int) -> Use:
+    """`tokenizers` does all the work."""
+    return Use()
+
+
+class Engines:
+    """The engines that plugins offer for a run's tokenizer, of which one is found when rows need it.
+
+    Args:
+        plugins: the selected plugins.
+        tokenizer: the run's tokenizer.
+        config: the run as resolved.
+    """
+
+    def __init__(self, plugins: Any, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+        self._plugins, self._tokenizer, self._config = plugins, tokenizer, config
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the engine has tokenized a text otherwise than `tokenizers`."""
+        return "_first_proved" in self.__dict__ and bool(self._first_proved and self._first_proved.difference)
+
+    def found(self, rows: int) -> ProvenEngine | None:
+        """The engine for a source that has this many rows, or at least these; None if `tokenizers` does the work.
+
+        Raises:
+            ConfigError: if the run requires an engine that cannot be used.
+        """
+        return self._first_proved if rows >= WORTHWHILE and not self.refuted else None
+
+    def of(self, rows: int | None) -> UseOf:
+        """How the texts of a source are tokenized.
+
+        Args:
+            rows: the number of its rows; None if it is not known, as of a stream.
+        """
+        first = WORTHWHILE if rows is None else 0
+
+        def use(before: int) -> Use:
+            engine = self.found(before if rows is None else rows)
+            return Use(engine, before < first + COMPARED)
+
+        return use
+
+    @cached_property
+    def _definition(self) -> str:
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        definition: str = backend.to_str()
+        return definition
+
+    @cached_property
+    def _first_proved(self) -> ProvenEngine | None:
+        offered = getattr(self._plugins.hook, HOOK)(tokenizer=self._tokenizer, config=self._config)
+        where = self._plugins.responsible(HOOK)
+        if offered is not None and not isinstance(offered, Sequence):
+            offered = [offered]
+        reasons = []
+        for engine in offered or ():
+            if not isinstance(engine, TokenizingEngine):
+                what = f"it returns an object of type {type(engine).__name__}"
+                raise ConfigError(Problem(what, where, "return objects of classes derived from TokenizingEngine"))
+            made = prepare_engine(engine, self._tokenizer, self._definition, where)
+            if isinstance(made, ProvenEngine):
+                logger.debug("%s is equal to tokenizers for this tokenizer", engine.name)
+                return made
+            reasons.append(f"{engine.name}: {made}")
+            if engine.required:
+                fix = "let tokenizers do it: deselect the plugin, or let it choose the engine"
+                raise ConfigError(Problem(f"{engine.name} cannot be used for this tokenizer: {made}", where, fix))
+        if reasons:
+            logger.info("the text is tokenized by tokenizers; not used: %s", "; ".join(reasons))
+        return None
+
+    def described(self, texts: Mapping[str, int]) -> dict[str, Any]:
+        """What a cache entry's ``info`` says about how its texts were tokenized: nothing if `tokenizers` did it."""
+        if not texts:
+            return {}
+        assert self._first_proved is not None
+        return {"tokenizing": dict(texts), "proof": self._first_proved.proof}
+
+    @staticmethod
+    def still_proved(info: Mapping[str, Any]) -> bool:
+        """Whether the engine that has tokenized prepared rows, if one has, is still proved.
+
+        Args:
+            info: the ``info`` of their cache entry.
+        """
+        proof = stored_proof(info["proof"]) if "proof" in info else None
+        return proof is None or not proof.failed
+
+
+def prepare_engine(
+    engine: TokenizingEngine, tokenizer: PreTrainedTokenizerBase, definition: str, where: str
+) -> ProvenEngine | str:
+    """An engine that is equal to `tokenizers` for a tokenizer, or why it is not used.
+
+    The proof is read from the cache, or made and stored there.
+
+    Args:
+        engine: the engine.
+        tokenizer: the tokenizer.
+        definition: its ``tokenizer.json``.
+        where: the plugin that made the engine.
+    """
+    if json.loads(definition)["model"].get("dropout"):
+        return "the tokenizer divides words at random (dropout)"
+    backend = tokenizer.backend_tokenizer
+    masks = [backend.encode("a", add_special_tokens=special).special_tokens_mask for special in (True, False)]
+    prefixes, suffixes = ([_ones(mask) for mask in some] for some in (masks, [mask[::-1] for mask in masks]))
+    around = (prefixes[0], prefixes[1]), (suffixes[0], suffixes[1])
+    key = proof_key(engine, definition)
+    made = ProvenEngine(engine, definition, where, key, *around, Borders.of(definition))
+    proof = stored_proof(key)
+    if proof is None:
+        proof = prove(made, backend)
+        store_proof(key, proof)
+    if proof.failed:
+        return proof.failed
+    if proof.no_borders:
+        made.borders = None
+    return made
+
+
+def _ones(mask: list[int]) -> int:
+    """The number of special tokens that a mask begins with; 0 if there are no others."""
+    return mask.index(0) if 0 in mask else 0
