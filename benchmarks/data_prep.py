@@ -6,9 +6,9 @@ The data is 26,208 rows of Code Alpaca without a repeated text, at 512 tokens, w
 Llama 3's, which is trained here, and Llama 2's. sftkit is measured with the tokenizing engine of plugin fast_tokens and
 without it; ``--no-engine`` leaves the former out. All start from the same loaded `datasets.Dataset` and tokenizer, in
 one process with all threads: sftkit's `Stages.prepare_data` without its cache, TRL's `SFTTrainer._prepare_dataset`, and
-`encode_batch_fast` of the same texts in batches of 1,000. The first round only fills caches and is not counted; in it
-the engine is proved equal, which is done once for each tokenizer on a machine. The comparison of the first 2,000 rows
-is part of each round. ``--quick`` gives fewer rows to all but sftkit with its engine. Ratios are of rows per second,
+`encode_batch_fast` of the same texts in batches of 1,000. Before that, some rows fill caches, and the engine is proved
+equal, which is done once for each tokenizer on a machine. The comparison of the first 2,000 rows is measured.
+``--quick`` gives fewer rows to all but sftkit with its engine. Ratios are of rows per second,
 and, less sensitive to what else a machine does, of rows per second of processor time.
 
 Turns are found in conversations of 1 to 80 turns with tool calls, each of another structure, with a template without
@@ -28,10 +28,19 @@ os.environ["SFTKIT_CACHE"] = tempfile.mkdtemp(prefix="sftkit-bench-")
 
 from _data import code_alpaca, distinct_rows
 from _report import add_flags, report, versions
-from _tokenizers import tokenizers
-from _whole_path import CHATML, MAX_LENGTH, TARGETS, Sizes, alternate, ratios, trl_prepare, whole_path
+from _whole_path import (
+    CHATML,
+    MAX_LENGTH,
+    TARGETS,
+    Sizes,
+    alternate,
+    ratios,
+    tokenizers,
+    trl_prepare,
+    whole_path,
+)
 
-QUICK = Sizes(sftkit=26_208, trl=800, others=3_000)
+QUICK = Sizes(sftkit=26_208, trl=500, others=2_500)
 CALLS = (
     "{% for tool in tools or [] %}<tool>{{ tool | tojson }}</tool>\n{% endfor %}{% for m in messages %}"
     "<|im_start|>{{ m.role }}\n{{ m.content or '' }}{% for call in m.tool_calls or [] %}"
@@ -248,7 +257,7 @@ def main() -> None:
     for name, each in result.items():
         figures = ", ".join(f"{key} {value:,.5g}" for key, value in each.items())
         rows.append([name, figures, *verdict(name, each, tuple(name.split(", ", 1)) in found)])
-    libraries = versions("sftkit-train", "trl", "tokenizers", "datasets", *([] if flags.no_engine else ["tokie"]))
+    libraries = versions("sftkit-train", "trl", "tokenizers", "datasets", *([] if flags.no_engine else ["fastokens"]))
     report(result, f"Data preparation ({libraries})", ("case", "figures", "target", ""), rows, flags.json)
 
 

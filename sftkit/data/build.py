@@ -31,7 +31,7 @@ from sftkit.data.problems import nothing_left, several_types
 from sftkit.data.reading import Read
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
-from sftkit.data.tokenizing.engines import Engines, UseOf, no_engine
+from sftkit.data.tokenizing.use import EngineOfRun, UseOf, no_engine
 from sftkit.data.tokens import token_stream
 from sftkit.errors import OF_ONE_PROCESS, ConfigError, DataError, Problem
 
@@ -72,7 +72,7 @@ class ExampleBuilder:
         first_row: the first row, for error messages.
         made_by: the plugin and the hook that made the formatter.
         dropped: some of the rows that were dropped, and why.
-        engines: of which one may tokenize; None for none.
+        engine: tokenizes if there are enough rows; None for none.
         tokenizing: the number of texts that the engine has tokenized, and how many of them were compared.
     """
 
@@ -91,7 +91,7 @@ class ExampleBuilder:
     first_row: str = ""
     made_by: str = "the formatter"
     dropped: DroppedRows = field(default_factory=DroppedRows)
-    engines: Engines | None = None
+    engine: EngineOfRun | None = None
     tokenizing: Counter[str] = field(default_factory=Counter)
     _tried: bool = False
     _special: frozenset[int] = frozenset()
@@ -191,7 +191,7 @@ class ExampleBuilder:
 
     def use_of(self, rows: int | None) -> UseOf:
         """How the texts of a source with this many rows (None: not known) are tokenized."""
-        return no_engine if self.engines is None else self.engines.of(rows)
+        return no_engine if self.engine is None else self.engine.of(rows)
 
     def nothing_left(self) -> DataError:
         """The error for a split without examples, with the reasons and the first row."""

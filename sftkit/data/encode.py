@@ -16,9 +16,9 @@ from sftkit.data.columns import IGNORE_INDEX, Examples
 from sftkit.data.documents import Document
 from sftkit.data.regions import Texts
 from sftkit.data.threads import SameThread, thread_ahead
-from sftkit.data.tokenizing.engines import Use, UseOf, no_engine
 from sftkit.data.tokenizing.proof import DiffersError
 from sftkit.data.tokenizing.tokens import EncodedTokens, Tokens
+from sftkit.data.tokenizing.use import Use, UseOf, no_engine
 
 if TYPE_CHECKING:
     import numpy as np

@@ -26,9 +26,9 @@ from sftkit.data.media import read_rows
 from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
-from sftkit.data.tokenizing.engines import Use, UseOf
 from sftkit.data.tokenizing.proof import Difference
 from sftkit.data.tokenizing.proven import ProvenEngine
+from sftkit.data.tokenizing.use import Use, UseOf
 from sftkit.errors import SftkitError
 
 if TYPE_CHECKING:

@@ -25,8 +25,6 @@ def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts
     Raises:
         DataError: with the policy ``error``, for the first example that is too long.
     """
-    import numpy as np
-
     check_length(examples, data, lambda at: f"data.{split}, example {at + 1}")
     limit, lengths_N = data.max_length, examples.lengths_N
     long_N = lengths_N > limit

@@ -26,7 +26,7 @@ from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.store import Spool, open_rows, open_sources, write_rows
-from sftkit.data.tokenizing.engines import Engines
+from sftkit.data.tokenizing.use import EngineOfRun
 from sftkit.redact import without_secrets
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class PreparedData:
             first window.
         sources: of each split with several sources, the column ``sources`` of its rows; their names are in
             ``described``.
+        tokenizing: of each split that an engine has tokenized, the texts of the engine, and those that were compared.
     """
 
     splits: dict[str, Any]
@@ -70,6 +71,7 @@ class PreparedData:
     directory: tempfile.TemporaryDirectory[str] | None = None
     sources: dict[str, Dataset] = field(default_factory=dict)
     dropped: dict[str, list[DroppedRow]] = field(default_factory=dict)
+    tokenizing: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def train(self) -> Dataset | Stream:
@@ -83,7 +85,7 @@ class PreparedData:
 
     def held_out(self) -> PreparedData:
         """This data without the examples to train on."""
-        names = ("splits", "stats", "described", "formatted", "sources", "dropped")
+        names = ("splits", "stats", "described", "formatted", "sources", "dropped", "tokenizing")
         kept: dict[str, Any] = {
             name: {split: each for split, each in getattr(self, name).items() if split != "train"} for name in names
         }
@@ -108,6 +110,8 @@ class PreparedData:
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
         splits = {name: {**described, **self.counts.by_split[name]} for name, described in self.described.items()}
+        for name, tokenizing in self.tokenizing.items():
+            splits[name]["tokenizing"] = tokenizing
         train = self.splits.get("train")
         if train is None or "train" in self.described:
             return splits
@@ -136,18 +140,18 @@ def prepare(
     Raises:
         DataError: for a malformed row, or a split with nothing to train on.
     """
-    engines = Engines(plugins, tokenizer, config)
+    engine = EngineOfRun(plugins, tokenizer, config)
 
     def entries_of() -> tuple[dict[str, cache.Entry], set[str], Any]:
         directory = None if config.data.cache else tempfile.TemporaryDirectory(prefix="sftkit-")
         entries: dict[str, cache.Entry] = {}
         cached = set()
         for split, parts in sources.items():
-            builder = ExampleBuilder(split, tokenizer, config, plugins, processor, engines=engines)
+            builder = ExampleBuilder(split, tokenizer, config, plugins, processor, engine=engine)
             build = functools.partial(_build, parts, builder, pool)
             key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
             if directory is None:
-                entries[split], existed = cache.get(cache.key_of(key), key, build, engines.still_proved)
+                entries[split], existed = cache.get(cache.key_of(key), key, build, engine.still_proved)
                 cached |= {split} if existed else set()
             else:
                 place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
@@ -156,7 +160,7 @@ def prepare(
         return entries, cached, directory
 
     entries, cached, directory = entries_of()
-    if engines.refuted:  # by a text that came after others, which may differ too
+    if engine.refuted:  # by a text that came after others, which may differ too
         entries, cached, directory = entries_of()
     return PreparedData(
         splits={split: open_rows(entry.rows) for split, entry in entries.items()},
@@ -171,6 +175,7 @@ def prepare(
             split: open_sources(entry.rows) for split, entry in entries.items() if SOURCES in entry.info["summary"]
         },
         dropped={split: dropped_rows(entry.info["dropped"]) for split, entry in entries.items()},
+        tokenizing={split: entry.info["tokenizing"] for split, entry in entries.items() if "tokenizing" in entry.info},
     )
 
 
@@ -207,8 +212,8 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
     stats = builder.stats.as_dict() if builder.stats else {}
     info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
     info["dropped"] = without_secrets([each._asdict() for each in builder.dropped.rows])
-    if builder.engines is not None:
-        info |= builder.engines.described(builder.tokenizing)
+    if builder.engine is not None and builder.tokenizing and not builder.engine.refuted:
+        info |= builder.engine.described(builder.tokenizing, split)
     return {**info, "names": without_secrets([name for source in sources for name in source.names])}
 
 

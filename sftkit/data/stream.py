@@ -23,7 +23,7 @@ from sftkit.data.packed import packed
 from sftkit.data.sources import DataSource, StreamSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.threads import thread_ahead
-from sftkit.data.tokenizing.engines import Engines
+from sftkit.data.tokenizing.use import EngineOfRun
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +93,7 @@ class Stream(IterableDataset):
         self._seed = data_seed(config)
         self.source_names = source_labels([source for source, _ in sources]) if len(sources) > 1 else []
         self._filters, self._held_out = RowFilters(plugins, config), held_out or {}
-        self._engines = Engines(plugins, tokenizer, config)
+        self._engine = EngineOfRun(plugins, tokenizer, config)
         self._builder = self._new_builder()
         self.first: FirstWindow | None = None
         parts = parts_of(SPLIT, [source for source, _ in sources], tokenizer, config, plugins, processor)
@@ -123,7 +123,7 @@ class Stream(IterableDataset):
 
     def _new_builder(self) -> ExampleBuilder:
         made_with = self._tokenizer, self._config, self._plugins, self._processor
-        return ExampleBuilder(SPLIT, *made_with, engines=self._engines)
+        return ExampleBuilder(SPLIT, *made_with, engine=self._engine)
 
     @property
     def counts(self) -> Counts:

@@ -158,10 +158,8 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
-    def make_tokenizing(
-        self, tokenizer: PreTrainedTokenizerBase, config: RunConfig
-    ) -> TokenizingEngine | Sequence[TokenizingEngine] | None:
-        """Slot: engines that tokenize faster than `tokenizers`. The first that is proved equal to it is used.
+    def make_tokenizing(self, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> TokenizingEngine | None:
+        """Slot: an engine that tokenizes faster than `tokenizers`. It is used if it is proved to be equal.
 
         Args:
             tokenizer: the run's tokenizer.

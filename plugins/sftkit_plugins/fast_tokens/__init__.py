@@ -1,10 +1,10 @@
-"""Tokenizing by tokie or fastokens, after a proof that they give the same tokens as tokenizers."""
+"""Tokenizing by fastokens, after a proof that it gives the same tokens as tokenizers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from sftkit.api import Field, Plugin, Problem, dataclass, hookimpl, install_command
 
@@ -13,38 +13,32 @@ if TYPE_CHECKING:
 
     from sftkit.api import RunConfig, TokenizingEngine
 
-ENGINES = ("tokie", "fastokens")  # the faster one first
-
 
 @dataclass(frozen=True, kw_only=True)
 class FastTokens(Plugin):
-    """Tokenizes with tokie or fastokens, where they are installed and proved equal to tokenizers.
+    """Tokenizes with fastokens, if it is installed and proved equal to tokenizers for the run's tokenizer.
 
-    A source of fewer than 4,000 rows is left to tokenizers. Sources: https://github.com/chonkie-inc/tokie and
-    https://github.com/crusoecloud/fastokens.
+    A source of fewer than 4,000 rows is left to tokenizers. Source: https://github.com/crusoecloud/fastokens
     """
 
-    engine: Annotated[
-        Literal["auto", "tokie", "fastokens"],
-        Field(
-            description="`auto`: the first installed one that gives the same tokens, else tokenizers, with the reason "
-            "in the log. An engine's name: this one, and an error if it cannot be used or gives other tokens"
-        ),
-    ] = "auto"
+    required: Annotated[
+        bool,
+        Field(description="stop if fastokens cannot be used, instead of leaving the work to tokenizers with a message"),
+    ] = False
 
     @hookimpl
     def check_run(self, config: RunConfig) -> Iterator[Problem]:
-        """An engine that is not installed."""
-        if self.engine != "auto" and find_spec(self.engine) is None:
-            fix = f"{install_command(self.engine)}, or set it to auto"
-            key = ("plugins", "fast_tokens", "engine")
-            yield Problem(f"{self.engine} is not installed", "plugin fast_tokens, option engine", fix, key)
+        """fastokens is required and not installed."""
+        if self.required and find_spec("fastokens") is None:
+            fix = f"{install_command('fastokens')}, or set it to false"
+            key = ("plugins", "fast_tokens", "required")
+            yield Problem("fastokens is not installed", "plugin fast_tokens, option required", fix, key)
 
     @hookimpl
-    def make_tokenizing(self, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[TokenizingEngine]:
-        """The engines to try."""
-        from sftkit_plugins.fast_tokens.engines import Fastokens, Tokie
+    def make_tokenizing(self, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> TokenizingEngine | None:
+        """fastokens, if it is installed."""
+        if find_spec("fastokens") is None:
+            return None
+        from sftkit_plugins.fast_tokens.engine import Fastokens
 
-        made: dict[str, type[Tokie] | type[Fastokens]] = {"tokie": Tokie, "fastokens": Fastokens}
-        names = [name for name in ENGINES if find_spec(name)] if self.engine == "auto" else [self.engine]
-        return [made[name](required=self.engine != "auto") for name in names]
+        return Fastokens(self.required)

@@ -91,7 +91,7 @@ class Shared:
     turns: _Turns
 
     def find(self, messages: Messages, values: Sequence[str]) -> tuple[str, list[Region], tuple[str, ...]] | None:
-        """The rendered conversation, its regions and notes; None if the template writes something else around the texts.
+        """The rendered conversation, its regions and notes; None if the texts are not where those of the first row are.
 
         Args:
             messages: the conversation.

@@ -28,7 +28,7 @@ class TokenizingEngine(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The engine and its version, such as ``tokie 0.1.4``: a proof holds for both."""
+        """The engine and its version, such as ``fastokens 0.3.5``: a proof holds for both."""
 
     @abstractmethod
     def load(self, definition: str) -> Tokenize:

@@ -138,11 +138,14 @@ def prove(engine: ProvenEngine, backend: Any) -> Proof:
         engine: the engine with its tokenizer.
         backend: the tokenizer of the library `tokenizers`, without truncation and padding.
     """
+    try:
+        engine.load()
+    except Exception as error:  # each engine has its own
+        return Proof(0, f"it does not support the tokenizer: {error}")
     parts = json.loads(engine.definition)
     vocabulary = parts["model"]["vocab"]
-    size = len(vocabulary)
     chance = random.Random(SEED)
-    drawn = [backend.decode([number], skip_special_tokens=False) for number in chance.choices(range(size), k=3000)]
+    drawn = [backend.decode([n], skip_special_tokens=False) for n in chance.choices(range(len(vocabulary)), k=3000)]
     texts = corpus([text for text in drawn if text], [token["content"] for token in parts["added_tokens"]])
     characters = [sorted(chance.sample(range(len(text)), min(PROBES, len(text)))) for text in texts]
     no_borders = "" if engine.borders else "the bytes that its tokens stand for are not known"

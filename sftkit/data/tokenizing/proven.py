@@ -52,6 +52,16 @@ class ProvenEngine:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tokenize": None}
 
+    def load(self) -> Tokenize:
+        """The engine's function, loaded when it is first needed in a process.
+
+        Raises:
+            Exception: any that the engine raises.
+        """
+        if self._tokenize is None:
+            self._tokenize = self.engine.load(self.definition)
+        return self._tokenize
+
     def trial(self, texts: Sequence[str], special: bool, inside: bool) -> tuple[FlatTokens, np.ndarray]:
         """The tokens of texts, and of which of them the borders are known.
 
@@ -65,9 +75,7 @@ class ProvenEngine:
         """
         import numpy as np
 
-        if self._tokenize is None:
-            self._tokenize = self.engine.load(self.definition)
-        ids, lengths = self._tokenize(texts, special)
+        ids, lengths = self.load()(texts, special)
         ids_S, lengths_N = np.asarray(ids).astype(np.int32, copy=False), np.asarray(lengths).astype(np.int64)
         if ids_S.shape != (lengths_N.sum(),) or lengths_N.shape != (len(texts),):
             raise ValueError(f"{ids_S.shape} ids of {lengths_N.shape} texts, instead of {len(texts)}")

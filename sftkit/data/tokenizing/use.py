@@ -1,17 +1,17 @@
-"""The tokenizing engine of a run: the first one offered that is proved equal to `tokenizers` for its tokenizer."""
+"""The tokenizing engine of a run, if there is one that is proved equal to `tokenizers` for its tokenizer."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sftkit.data.tokenizing.borders import Borders
 from sftkit.data.tokenizing.engine import TokenizingEngine
 from sftkit.data.tokenizing.proof import proof_key, prove, store_proof, stored_proof
-from sftkit.data.tokenizing.proven import ProvenEngine
+from sftkit.data.tokenizing.proven import COMPARED_TEXTS, ProvenEngine
 from sftkit.errors import OF_ONE_PROCESS, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def no_engine(before: int) -> Use:
     return Use()
 
 
-class Engines:
-    """The engines that plugins offer for a run's tokenizer, of which one is found when rows need it.
+class EngineOfRun:
+    """The engine of a run, which is made and proved when there are enough rows.
 
     Args:
         plugins: the selected plugins.
@@ -60,7 +60,7 @@ class Engines:
     @property
     def refuted(self) -> bool:
         """Whether the engine has tokenized a text otherwise than `tokenizers`."""
-        return "_first_proved" in self.__dict__ and bool(self._first_proved and self._first_proved.difference)
+        return "_proved" in self.__dict__ and bool(self._proved and self._proved.difference)
 
     def found(self, rows: int) -> ProvenEngine | None:
         """The engine for a source that has this many rows, or at least these; None if `tokenizers` does the work.
@@ -68,7 +68,7 @@ class Engines:
         Raises:
             ConfigError: if the run requires an engine that cannot be used.
         """
-        return self._first_proved if rows >= WORTHWHILE and not self.refuted else None
+        return self._proved if rows >= WORTHWHILE and not self.refuted else None
 
     def of(self, rows: int | None) -> UseOf:
         """How the texts of a source are tokenized.
@@ -93,34 +93,35 @@ class Engines:
         return definition
 
     @cached_property
-    def _first_proved(self) -> ProvenEngine | None:
-        offered = getattr(self._plugins.hook, HOOK)(tokenizer=self._tokenizer, config=self._config)
+    def _proved(self) -> ProvenEngine | None:
+        engine = getattr(self._plugins.hook, HOOK)(tokenizer=self._tokenizer, config=self._config)
         where = self._plugins.responsible(HOOK)
-        if offered is not None and not isinstance(offered, Sequence):
-            offered = [offered]
-        reasons = []
-        for engine in offered or ():
-            if not isinstance(engine, TokenizingEngine):
-                what = f"it returns an object of type {type(engine).__name__}"
-                raise ConfigError(Problem(what, where, "return objects of classes derived from TokenizingEngine"))
-            made = prepare_engine(engine, self._tokenizer, self._definition, where)
-            if isinstance(made, ProvenEngine):
-                logger.debug("%s is equal to tokenizers for this tokenizer", engine.name)
-                return made
-            reasons.append(f"{engine.name}: {made}")
-            if engine.required:
-                fix = "let tokenizers do it: deselect the plugin, or let it choose the engine"
-                raise ConfigError(Problem(f"{engine.name} cannot be used for this tokenizer: {made}", where, fix))
-        if reasons:
-            logger.info("the text is tokenized by tokenizers; not used: %s", "; ".join(reasons))
+        if engine is None:
+            return None
+        if not isinstance(engine, TokenizingEngine):
+            what = f"it returns an object of type {type(engine).__name__}"
+            raise ConfigError(Problem(what, where, "return an object of a class derived from TokenizingEngine"))
+        made = prepare_engine(engine, self._tokenizer, self._definition, where)
+        if isinstance(made, ProvenEngine):
+            return made
+        if engine.required:
+            fix = "let tokenizers do it: deselect the plugin, or do not require it"
+            raise ConfigError(Problem(f"{engine.name} cannot be used for this tokenizer: {made}", where, fix))
+        logger.info("tokenizers tokenizes the text, and not %s: %s", engine.name, made)
         return None
 
-    def described(self, texts: Mapping[str, int]) -> dict[str, Any]:
-        """What a cache entry's ``info`` says about how its texts were tokenized: nothing if `tokenizers` did it."""
-        if not texts:
-            return {}
-        assert self._first_proved is not None
-        return {"tokenizing": dict(texts), "proof": self._first_proved.proof}
+    def described(self, texts: Mapping[str, int], split: str) -> dict[str, Any]:
+        """What a cache entry's ``info`` says about how the engine has tokenized its texts; this is logged, too.
+
+        Args:
+            texts: the number of its texts, and of those that were compared.
+            split: whose texts they are.
+        """
+        assert self._proved is not None
+        name = self._proved.engine.name
+        what = "%s: %s tokenized %s texts; %s were compared with tokenizers, and are equal"
+        logger.info(what, split, name, f"{texts[name]:,}", f"{texts[COMPARED_TEXTS]:,}")
+        return {"tokenizing": dict(texts), "proof": self._proved.proof}
 
     @staticmethod
     def still_proved(info: Mapping[str, Any]) -> bool:
