@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from numbers import Real
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 from typing_extensions import Self
 
@@ -154,8 +154,12 @@ class Formatted(NamedTuple):
 Outcome: TypeAlias = Document | Formatted | Skipped
 """What a formatter makes of a row."""
 
-PLAIN = frozenset({list, tuple, DocumentWithAttachment})
-"""The types of documents of text, for checks of many outcomes at once."""
+_LISTS = {list, tuple, DocumentWithAttachment}
+
+
+def are_documents(outcomes: Sequence[Any]) -> TypeGuard[Sequence[Document]]:
+    """Whether all outcomes are documents of text, of the usual types; many are checked at once."""
+    return {*map(type, outcomes)} <= _LISTS
 
 
 def documents_of(outcomes: Iterable[Outcome]) -> Iterator[Document]:
@@ -188,10 +192,9 @@ def find_invalid_text(outcomes: Sequence[Outcome]) -> int | None:
     """The position of the first row whose text is not valid Unicode, such as half of a surrogate pair."""
 
     def is_valid(some: Sequence[Outcome]) -> bool:
-        documents: Iterable[Document] = some
-        if not {*map(type, some)} <= PLAIN:
-            documents = (each for each in documents_of(some) if not isinstance(each, TokenDocument))
-        texts = map(itemgetter(0), chain.from_iterable(documents))
+        documents = some if are_documents(some) else documents_of(some)
+        spans = chain.from_iterable(each for each in documents if not isinstance(each, TokenDocument))
+        texts = map(itemgetter(0), spans)
         try:
             "".join([text for text in texts if not text.isascii()]).encode()
         except UnicodeEncodeError:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.counts import Counts
 from sftkit.data.documents import (
-    PLAIN,
     WEIGHT_FIX,
     Columns,
     Document,
@@ -19,6 +18,7 @@ from sftkit.data.documents import (
     Skipped,
     Span,
     TokenDocument,
+    are_documents,
     documents_of,
     is_weight,
 )
@@ -81,10 +81,10 @@ def wrong_outcomes(outcomes: Any, rows: int, formatter: Formatter) -> Wrong | No
 
 def _of_usual_types(outcomes: Sequence[Any], tokenized: bool) -> bool:
     """Whether all outcomes are right, which their types show without a look at each."""
-    documents = outcomes if {*map(type, outcomes)} <= PLAIN else list(documents_of(outcomes))
+    documents = outcomes if are_documents(outcomes) else list(documents_of(outcomes))
     if tokenized:
         return {*map(type, documents)} <= {TokenDocument}
-    if not {*map(type, documents)} <= PLAIN:
+    if not are_documents(documents):
         return False
     spans = list(chain.from_iterable(documents))
     if not ({*map(type, spans)} <= {Span, tuple} and {*map(len, spans)} <= {3}):
@@ -181,7 +181,7 @@ class Kept(NamedTuple):
 
 def kept_documents(numbers: Sequence[int], outcomes: Sequence[Outcome], split: str, counts: Counts) -> Kept:
     """The documents of rows; dropped rows and notes are counted."""
-    if {*map(type, outcomes)} <= PLAIN:
+    if are_documents(outcomes):
         return Kept(NumberedDocuments(numbers, list(outcomes)), [])
     kept: list[tuple[int, Document]] = []
     dropped: list[tuple[int, str, str]] = []

@@ -102,11 +102,12 @@ class Shared:
         """
         text = self.rendering.text(messages, None, self.variables)
         skeleton, notes = self.structure.skeleton, self.turns.notes
-        starts: list[int] | int = skeleton.unchanged(text, values)
+        starts = skeleton.unchanged(text, values)
         if not starts:
-            starts = skeleton.find(text, values)
-            if isinstance(starts, int):
+            found = skeleton.find(text, values)
+            if isinstance(found, int):
                 return None
+            starts = found
             if self.structure.strips(starts, values):
                 notes = (*notes, STRIPPED)
         regions = [(starts[low] + after, starts[high] + until) for _, (low, after), (high, until) in self.turns.regions]
