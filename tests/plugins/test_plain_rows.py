@@ -86,7 +86,7 @@ def test_a_row_whose_text_is_changed_is_noted(located):
 
 def test_a_row_into_which_the_template_looks_is_located_by_itself(located):
     looking = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if '#' in m.content %}{% endif %}</s>{% endfor %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if '##' in m.content %}{% endif %}</s>{% endfor %}"
     )
     chat(looking)({"messages": [talk("a", "b"), talk("a", "c"), talk("a", "## d"), talk("a", "e")]})
     assert [messages[1]["content"] for messages in located] == ["b", "## d"]
