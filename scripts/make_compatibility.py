@@ -39,6 +39,8 @@ TECHNIQUES: dict[str, list[str]] = {
     "optimizer: layer_decay": ["optimizer:layer_decay=0.9"],
     "muon": ["muon"],
     "schedule_free": ["schedule_free"],
+    "freeze: spectrum": ["freeze:spectrum=0.5"],
+    "lisa": ["lisa:layers=1,interval=1"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
     "dedup": ["dedup:near=0.9"],

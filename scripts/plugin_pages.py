@@ -164,7 +164,8 @@ def _facts(name: str, cls: type[Plugin]) -> Iterator[str]:
     required = [each["name"] for each in describe_options(cls) if each["default"] == "required"]
     needed = ":" + ",".join(f"{each}=..." for each in required) if required else ""
     if name in DEFAULTS:
-        yield f"**Selected by default**; `-p no:{name}` drops it."
+        options = ", ".join(f"{option}: {str(value).lower()}" for option, value in DEFAULTS[name].items())
+        yield f"**Selected by default**{options and f' with `{options}`'}; `-p no:{name}` drops it."
     else:
         yield f"**Select it** with `-p {name}{needed}`, or under `plugins` in the configuration."
     if cls.requires:

@@ -95,6 +95,14 @@ from sftkit.data.pool import Pool as Pool
 from sftkit.data.problems import FILTERED as FILTERED
 from sftkit.data.processes import processors as processors
 from sftkit.data.stats import DatasetStats as DatasetStats, hash_documents as hash_documents
+from sftkit.data.token_store import (
+    DocumentKey as DocumentKey,
+    StoredDocument as StoredDocument,
+    StoreWriter as StoreWriter,
+    TokenStore as TokenStore,
+    documents_of_row as documents_of_row,
+    stored_rows as stored_rows,
+)
 from sftkit.data.tokenizing.engine import Tokenize as Tokenize, TokenizingEngine as TokenizingEngine
 from sftkit.data.words import (
     chosen_columns as chosen_columns,
@@ -135,6 +143,7 @@ from sftkit.memory.unloaded import (
 )
 from sftkit.models.adapt import NEEDS_ADAPTER as NEEDS_ADAPTER
 from sftkit.models.adapters import base_of as base_of, is_adapter as is_adapter
+from sftkit.models.choices import Choices as Choices
 from sftkit.models.embeddings import (
     align_special_tokens as align_special_tokens,
     grow_embeddings as grow_embeddings,
@@ -147,6 +156,7 @@ from sftkit.models.inspect import (
     evaluating as evaluating,
     has_adapter as has_adapter,
     is_linear as is_linear,
+    layer_stacks as layer_stacks,
     linear_names as linear_names,
     parts_of as parts_of,
 )
@@ -161,6 +171,11 @@ from sftkit.models.loading import (
 from sftkit.models.quantized import (
     quantization_of as quantization_of,
     quantization_settings as quantization_settings,
+)
+from sftkit.models.vocabularies import (
+    tokens_by_id as tokens_by_id,
+    vocabulary_difference as vocabulary_difference,
+    vocabulary_digest as vocabulary_digest,
 )
 from sftkit.plugin.base import Field as Field, Plugin as Plugin, dataclass as dataclass, hookimpl as hookimpl
 from sftkit.plugin.describe import all_plugins as all_plugins
@@ -220,7 +235,7 @@ from sftkit.trained.formatted import (
 )
 from sftkit.trained.loading import TrainedModel as TrainedModel, load_trained as load_trained, read_run as read_run
 from sftkit.training.arguments import use_one_device as use_one_device
-from sftkit.training.collate import Collator as Collator
+from sftkit.training.collate import BatchChoice as BatchChoice, Collator as Collator
 from sftkit.training.completions import (
     Completion as Completion,
     HeldOut as HeldOut,
@@ -233,6 +248,7 @@ from sftkit.training.configured import (
 )
 from sftkit.training.documents import difference_from_alone as difference_from_alone
 from sftkit.training.engine import Engine as Engine
+from sftkit.training.frozen import FrozenModel as FrozenModel, FrozenStates as FrozenStates
 from sftkit.training.groups import WeightGroup as WeightGroup
 from sftkit.training.intercept import replaced_forward as replaced_forward
 from sftkit.training.loss import (
@@ -240,12 +256,15 @@ from sftkit.training.loss import (
     LossResult as LossResult,
     OutputHead as OutputHead,
     TokenLosses as TokenLosses,
+    TokenValues as TokenValues,
     at_target as at_target,
+    chunks as chunks,
     minus_target as minus_target,
 )
 from sftkit.training.progress import ProgressCallback as ProgressCallback
 from sftkit.training.sharded import ShardedEngine as ShardedEngine
 from sftkit.training.sharding import dtensor_problems as dtensor_problems, sharding_problems as sharding_problems
+from sftkit.training.targets import Targets as Targets
 from sftkit.training.trainer import TokenLossTrainer as TokenLossTrainer
 from sftkit.training.trials import (
     Trial as Trial,

@@ -44,7 +44,7 @@ class Compile(Plugin):
                 yield Problem(what, f"train.{name}", f"remove train.{name}", ("train", name))
         yield from self._backend_problems()
         attention = config.plugins.get("flash_attn")
-        if attention is None:
+        if attention is None or attention.get("fallback"):  # which gives way to this plugin
             return
         if self.regions == "model":
             what = "the plugin flash_attn finds the documents of a batch outside the layers, which cannot be compiled"

@@ -42,6 +42,11 @@ class PadCollator:
     pad_id: int
     to_multiple_of: int | None = None
 
+    @property
+    def pads_only(self) -> bool:
+        """Whether nobody asked for the padding, so that a plugin may make the batches without it."""
+        return self.to_multiple_of is None
+
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The batch: ``input_ids``, ``labels`` and either ``attention_mask`` or ``position_ids``.
 

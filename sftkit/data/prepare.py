@@ -110,8 +110,6 @@ class PreparedData:
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
         splits = {name: {**described, **self.counts.by_split[name]} for name, described in self.described.items()}
-        for name, tokenizing in self.tokenizing.items():
-            splits[name]["tokenizing"] = tokenizing
         train = self.splits.get("train")
         if train is None or "train" in self.described:
             return splits

@@ -106,6 +106,10 @@ def estimate_memory(
     available = memory_of(device)
     held = sum(t.nbytes for t in tensors if t.device.type == device.type)
     items = {"process": max(available.held - held, 0) + more} if device.type == "cpu" else {}
+    if here.type not in ("meta", "cpu"):
+        items["other tensors"] = max(available.held - held, 0)
+    if loss is not None and here.type == "meta":
+        items["other models"] = sum(t.nbytes for each in loss.models for t in (*each.parameters(), *each.buffers()))
     items["weights"] = sum(t.nbytes for t in tensors) if quantized is None else sum(quantized)
     items["optimizer state"] = optimizer_bytes(model, config, plugins)
     gradients = sum(t.nbytes for t in trained)

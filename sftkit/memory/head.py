@@ -41,9 +41,11 @@ class TracedHead(LossHead):
         with self.installed():
             return self.ask(model, inputs, targets)[0]
 
-    def _losses(self, inputs_ND: Tensor, head: OutputHead, targets: Targets) -> tuple[Tensor, LossResult]:
+    def _losses(
+        self, loss: HeadLoss, inputs_ND: Tensor, head: OutputHead, targets: Targets
+    ) -> tuple[Tensor, LossResult]:
         with replaced(self._counted, "kind", "head"):
-            return super()._losses(inputs_ND, head, targets)
+            return super()._losses(loss, inputs_ND, head, targets)
 
     def _is_whole(self, weight: Tensor) -> bool:
         """Every weight is: fake tensors have another type than real ones."""

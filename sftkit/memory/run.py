@@ -12,6 +12,7 @@ from sftkit.memory.unloaded import UnknownMemoryError, unloaded_model
 if TYPE_CHECKING:
     from sftkit.memory import MemoryEstimate
     from sftkit.run.stages import PreparedRun
+    from sftkit.training.loss import HeadLoss
 
 #: Bytes that a process needs in addition when it trains: modules that the Trainer imports, and threads.
 TO_COME = 40_000_000
@@ -34,13 +35,21 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
         model, quantized = unloaded_model(prepared)
         sizes = None if quantized is None else quantized.sizes(model)
         with as_trained(model, prepared, batch):
-            plugins = prepared.plugins
-            return estimate_memory(model, batch, prepared.config, plugins=plugins, quantized=sizes, more=TO_COME)
+            loss, plugins = _loss_of(prepared, model), prepared.plugins
+            return estimate_memory(
+                model, batch, prepared.config, loss=loss, plugins=plugins, quantized=sizes, more=TO_COME
+            )
     except SftkitError:
         raise
     except Exception as error:  # a model's forward, or a plugin, may raise anything on tensors without data
         first = next(iter(str(error).splitlines()), "")
         raise UnknownMemoryError(f"the model cannot run without data ({type(error).__name__}: {first})") from error
+
+
+def _loss_of(prepared: PreparedRun, model: Any) -> HeadLoss | None:
+    """The loss of the run if it runs further models, whose memory is counted; None for any other."""
+    made = prepared.plugins.hook.make_loss(model=model, config=prepared.config)
+    return made if made is not None and made.models else None
 
 
 @contextmanager

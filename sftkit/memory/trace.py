@@ -133,13 +133,16 @@ def trace_step(
         accumulates: whether gradients of an earlier micro-batch exist already.
     """
     known = Batch.of(as_rows(batch))
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    models = [model, *loss.models]
+    attributes = [(module, dict(vars(module))) for each in models for module in each.modules()]
     state = torch.get_rng_state()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     counted = LiveBytes(device)
     try:
         model.train()
-        with fake, fake_weights(model, fake, counted, device) as weights:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(fake)
+            weights, *_ = [stack.enter_context(fake_weights(each, fake, counted, device)) for each in models]
             inputs = {name: _fake_input(value, device) for name, value in known.inputs.items()}
             for value in tree_leaves(inputs):
                 if isinstance(value, torch.Tensor):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import ConfigError, Problem
+from sftkit.models.choices import Choices
 from sftkit.models.inspect import computes_logits, has_adapter
 from sftkit.models.precision import precision_problems
 from sftkit.models.quantized import quantization_settings
@@ -18,7 +19,9 @@ NEEDS_ADAPTER = "quantized weights cannot be trained; add an adapter"
 ADAPTER_FIX = "select a plugin that adds an adapter; `sftkit plugins` lists what is installed"
 
 
-def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_ids: list[int]) -> Any:
+def adapted_model(
+    model: Any, config: RunConfig, plugins: PluginSet, new_token_ids: list[int], choices: Choices | None = None
+) -> Any:
     """The model as the plugins prepare and adapt it. Changes the model.
 
     Raises:
@@ -26,7 +29,8 @@ def adapted_model(model: Any, config: RunConfig, plugins: PluginSet, new_token_i
             mixed precision.
     """
     plugins.hook.prepare_base(model=model, config=config)
-    adapted = plugins.hook.adapt_model(model=model, config=config, new_token_ids=new_token_ids)
+    known = {"new_token_ids": new_token_ids, "choices": choices or Choices()}
+    adapted = plugins.hook.adapt_model(model=model, config=config, **known)
     adapted = model if adapted is None else adapted
     if adapted is not model and computes_logits(model) and not computes_logits(adapted):
         what = f"it returns an object of type {type(adapted).__name__}, which computes no logits"

@@ -42,6 +42,18 @@ def linear_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def layer_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of layers of a model, by name; an image-text model has one for each of its parts."""
+    from torch import nn
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and module and isinstance(module[0], GradientCheckpointingLayer)
+    }
+
+
 def parts_of(model: Any, projectors: Collection[str] = ()) -> dict[str, Part]:
     """Which part of an image-text model each of its modules belongs to.
 

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from sftkit.data.stream import Stream
     from sftkit.data.tokenizing.engine import TokenizingEngine
     from sftkit.errors import Problem
+    from sftkit.models.choices import Choices
     from sftkit.plugin.selected import PluginSet
     from sftkit.run.stages import PreparedRun
     from sftkit.run.verdict import Verdict
@@ -243,12 +244,13 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
-    def adapt_model(self, model: PreTrainedModel, config: RunConfig, new_token_ids: list[int]) -> Any | None:
+    def adapt_model(self, model: Any, config: RunConfig, new_token_ids: list[int], choices: Choices) -> Any | None:
         """Slot: the model to train, as with PEFT adapters on it. Without a plugin here every weight is trained.
 
         Args:
             model: the model, patched and prepared.
             new_token_ids: ids of the tokens that ``add_tokens`` added; their embeddings must be trained and saved.
+            choices: keeps what is chosen from the weights, so that a resumed run chooses the same.
         """
 
     @hookspec(firstresult=True)
@@ -256,7 +258,7 @@ class Hooks:
         """Slot: what is minimised; None leaves it to the next plugin. Without one, negative log-likelihood.
 
         Args:
-            model: the model to train.
+            model: the model to train; one without weights (on the meta device) when `sftkit check` estimates memory.
         """
 
     @hookspec
@@ -291,7 +293,7 @@ class Hooks:
     def training_context(
         self, model: Any, config: RunConfig, rows: Dataset | Stream | None, collator: Collator | None
     ) -> AbstractContextManager[Any]:
-        """Broadcast: a context manager around the training loop.
+        """Broadcast: a context manager around the training loop. One plugin's may yield a `BatchChoice`.
 
         Args:
             model: the model to train, on its device.

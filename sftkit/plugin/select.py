@@ -142,9 +142,11 @@ def select(choices: Iterable[Choice], source: ConfigSource | None = None) -> tup
         problems += wrong
         if item:
             selected.append(item)
-    problems += _check_conflicts(selected, merged)
+    replaced = _conflicting_defaults(selected, {choice.name for choice in choices})
+    selected = [item for item in selected if item.name not in replaced]
+    problems += _check_conflicts(selected, {choice.name for choice in merged} - replaced)
     manager, wrong = make_manager([(item.name, item.plugin) for item in selected])
-    problems += wrong + _check_slots(manager)
+    problems += wrong + _check_slots(manager, {choice.name for choice in merged if _is_default(choice)})
     return (None if problems else PluginSet(tuple(selected), manager)), problems
 
 
@@ -168,10 +170,18 @@ def _merge(choices: Iterable[Choice], known: Mapping[str, Any]) -> tuple[list[Ch
         else:
             merged[choice.name] = choice
             dropped.discard(choice.name)
-    for name in DEFAULTS:  # last even if they were named, so that any other plugin overrides them
+    for name, default in DEFAULTS.items():  # last even if they were named, so that any other plugin overrides them
         if name in merged or name not in dropped:
-            merged[name] = merged.pop(name, Choice(name))
+            choice = merged.get(name, Choice(name, default))
+            if _is_default(choice):
+                merged.pop(name, None)
+            merged[name] = choice
     return list(merged.values()), problems
+
+
+def _is_default(choice: Choice) -> bool:
+    """Whether a choice is one of the defaults, which it is not if it lacks an option of that default."""
+    return choice.name in DEFAULTS and DEFAULTS[choice.name].items() <= choice.options.items()
 
 
 def _build(
@@ -233,8 +243,12 @@ def _placed(problem: Problem, choice: Choice, source: ConfigSource) -> Problem:
     return dataclasses.replace(problem, where=where)
 
 
-def _check_conflicts(selected: list[Selected], chosen: list[Choice]) -> list[Problem]:
-    names = {choice.name for choice in chosen}
+def _conflicting_defaults(selected: list[Selected], named: set[str]) -> set[str]:
+    """The defaults that nobody named, and with which a selected plugin cannot be used."""
+    return {name for item in selected for name in item.plugin.conflicts if name in DEFAULTS and name not in named}
+
+
+def _check_conflicts(selected: list[Selected], names: set[str]) -> list[Problem]:
     return [
         Problem(f"plugins {item.name} and {other} cannot be used together", f"plugin {item.name}", f"drop {other}")
         for item in selected
@@ -243,13 +257,13 @@ def _check_conflicts(selected: list[Selected], chosen: list[Choice]) -> list[Pro
     ]
 
 
-def _check_slots(manager: pluggy.PluginManager) -> list[Problem]:
+def _check_slots(manager: pluggy.PluginManager, defaults: set[str]) -> list[Problem]:
     problems = []
     for name in filter(is_slot, hook_names()):
         owners = [
             impl.plugin_name
             for impl in reversed(getattr(manager.hook, name).get_hookimpls())
-            if not (impl.wrapper or impl.hookwrapper) and impl.plugin_name not in DEFAULTS
+            if not (impl.wrapper or impl.hookwrapper) and impl.plugin_name not in defaults
         ]
         if len(owners) > 1:
             what = f"plugins {' and '.join(owners)} both fill the slot {name}"

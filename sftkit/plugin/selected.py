@@ -12,8 +12,17 @@ import pluggy
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.base import Plugin
 
-#: Selected unless dropped with ``no:NAME``; any other plugin on their slots overrides them.
-DEFAULTS = ("hf", "formats", "fast_tokens", "pad", "metrics", "checks")
+#: Selected with these options unless they are named, or dropped with ``no:NAME``; any other plugin on their slots
+#: overrides them, and one that conflicts with them takes their place.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "hf": {},
+    "formats": {},
+    "fast_tokens": {},
+    "pad": {},
+    "flash_attn": {"fallback": True},
+    "metrics": {},
+    "checks": {},
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,7 @@ class _Written:
             for key, value in _changed_options(item):
                 if not self._refused(("plugins", item.name, key), value):
                     options[key] = self._value(("plugins", item.name, key), value)
-            if options or item.name not in DEFAULTS:
+            if options != DEFAULTS.get(item.name):
                 found[item.name] = options
         names = {item.name for item in plugins.selected}
         found |= {name: False for name in DEFAULTS if name not in names}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import RunError
+from sftkit.models.choices import Choices
 from sftkit.ranks import is_main_process, world_size
 from sftkit.run.changes import schedule_note, unknown_names, version_changes
 from sftkit.run.manifest import DONE, new_manifest
@@ -14,6 +15,7 @@ from sftkit.run.shares import share_note
 
 if TYPE_CHECKING:
     from sftkit.run.directory import EarlierRun, Resume, RunDirectory
+    from sftkit.run.processes import Processes
     from sftkit.run.stages import Stages
 
 logger = logging.getLogger("sftkit")
@@ -58,6 +60,12 @@ def require_unchanged(earlier: EarlierRun | None, manifest: dict[str, Any], allo
         return
     if problems := earlier.refusals(manifest, allowed):
         raise RunError(problems)
+
+
+def earlier_choices(earlier: EarlierRun | None, processes: Processes) -> Choices:
+    """What plugins have chosen from the weights of the model, if a run is resumed."""
+    made = earlier.manifest.get("choices") if earlier is not None else None
+    return Choices(made, processes.from_main, is_main_process())
 
 
 def announce(earlier: EarlierRun | None, manifest: dict[str, Any]) -> dict[str, str]:

@@ -277,6 +277,12 @@ class RunRecord:
         """Inside, what is written into the directory is recorded as the run's."""
         return _Recorded(self) if is_main_process() else nullcontext()
 
+    def update(self, **values: Any) -> None:
+        """Record values of the manifest while the run goes on."""
+        if is_main_process():
+            self.values |= values
+            write_manifest(self.directory, self.values)
+
     def failed(self, reason: str) -> None:
         """Record that the run has failed."""
         self.end(FAILED, error=reason)

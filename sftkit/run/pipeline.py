@@ -19,7 +19,7 @@ from sftkit.ranks import is_main_process
 from sftkit.redact import hide
 from sftkit.run.changes import change_name
 from sftkit.run.config_file import WrittenConfig, write_config
-from sftkit.run.continuing import announce, earlier_run, require_unchanged
+from sftkit.run.continuing import announce, earlier_choices, earlier_run, require_unchanged
 from sftkit.run.directory import EarlierRun, Resume, RunDirectory, default_directory
 from sftkit.run.inputs import Configuration, RunInputs, as_source, is_map, split_inputs
 from sftkit.run.interruption import Interruption
@@ -238,11 +238,13 @@ class Pipeline:
         trackers = begin_trackers(prepared, manifest, earlier)
         with closing(display), trackers, closing(prepared.engine) as engine:
             metrics_function = self._inputs.compute_metrics
+            choices = earlier_choices(earlier, processes)
             processes.meet("the prepared data")  # before they form a group, in which they wait for a limited time
             arguments = training_arguments(config, bool(prepared.data.eval), metrics_function is not None, engine)
             with engine.loading():
                 loaded = copy_of(self._inputs.model, weights=not engine.receives)
-                model = stages.load_model(prepared.vocabulary, loaded, engine)
+                model = stages.load_model(prepared.vocabulary, loaded, engine, choices)
+            manifest["choices"] = choices.made
             processes.meet("the loaded model")
             model = engine.place(model, arguments)
             rows = sample_rows(prepared) if is_main_process() else []  # before the trainer sets the seed

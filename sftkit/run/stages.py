@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.selected import PluginSet
-from sftkit.run.guards.contexts import activation_context, plugin_contexts
+from sftkit.run.guards.contexts import activation_context, batch_choices, plugin_contexts
 from sftkit.run.guards.kernels import patch_kernels
 from sftkit.run.guards.model import require_dtype, require_model, require_rows
 from sftkit.run.guards.training import callbacks_of, require_loss
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from sftkit.data.filtering import RowFilters
     from sftkit.data.pool import Pool
     from sftkit.data.prepare import PreparedData
+    from sftkit.models.choices import Choices
     from sftkit.run.verdict import Verdict
-    from sftkit.training.collate import CheckedCollator
+    from sftkit.training.collate import BatchChoice, CheckedCollator
     from sftkit.training.loss import HeadLoss
 
 
@@ -215,13 +216,20 @@ class Stages:
             raise ConfigError(Problem(f"it returns {kind}, which is no Engine", where, fix))
         return made or Engine()
 
-    def load_model(self, vocabulary: Vocabulary, loaded: Any = None, engine: Engine | None = None) -> Any:
+    def load_model(
+        self,
+        vocabulary: Vocabulary,
+        loaded: Any = None,
+        engine: Engine | None = None,
+        choices: Choices | None = None,
+    ) -> Any:
         """The model to train: loaded, with a row for each token, patched and adapted.
 
         Args:
             loaded: an already loaded model; it is changed.
             engine: how the processes share the model, DDP by default; `Engine.place` shards it later. In a process that
                 receives the weights there, the model is built without them.
+            choices: what plugins have chosen from the weights, and will choose; none by default.
         """
         from transformers import set_seed
 
@@ -254,7 +262,7 @@ class Stages:
         require_rows(model, tokenizer, plugins)
         align_special_tokens(model, tokenizer, changed)
         patch_kernels(model, config, plugins)
-        return adapted_model(model, config, plugins, new_token_ids)
+        return adapted_model(model, config, plugins, new_token_ids, choices)
 
     def make_loss(self, model: Any) -> HeadLoss:
         """What is minimised."""
@@ -268,8 +276,10 @@ class Stages:
         return callbacks_of(self.plugins, self.config)
 
     @contextmanager
-    def training(self, model: Any, rows: Any = None, collator: Any = None) -> Iterator[None]:
+    def training(self, model: Any, rows: Any = None, collator: Any = None) -> Iterator[dict[str, BatchChoice]]:
         """Context around the training loop, with the evaluations in it: noise, and the plugins' training contexts.
+
+        Yields what plugins decide about the batches, by their names.
 
         Args:
             model: the model to train, on its device.
@@ -279,8 +289,8 @@ class Stages:
         hook, known = self.plugins.hook, {"config": self.config, "rows": rows, "collator": collator}
         with plugin_contexts("inject_noise", reversed(hook.inject_noise(model=model)), model):
             contexts = hook.training_context(model=model, **known)
-            with plugin_contexts("training_context", contexts, model):
-                yield
+            with plugin_contexts("training_context", contexts, model) as yielded:
+                yield batch_choices(yielded)
 
 
 def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextManager[Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import evaluates_only
 from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.plugin.calls import NamedContext
 from sftkit.run.guards.training import try_loss
 from sftkit.run.inputs import chosen_metrics, stops_early
 from sftkit.run.manifest import DONE
@@ -27,9 +29,12 @@ if TYPE_CHECKING:
     from sftkit.run.interruption import Interruption
     from sftkit.run.processes import Processes
     from sftkit.run.stages import PreparedRun, Stages
+    from sftkit.training.collate import BatchChoice
     from sftkit.training.engine import Engine
     from sftkit.training.loaders import RowSources
     from sftkit.training.trackers import Trackers
+
+logger = logging.getLogger("sftkit")
 
 #: How the entries of an evaluation end that are about its speed.
 NO_METRICS = ("_runtime", "_per_second", "_preparation_time", "flos")
@@ -165,7 +170,7 @@ def train_or_evaluate(
     """Train and export, or only evaluate, and record the end; returns the metrics. Arguments as of `train`."""
     record.steps = lambda: int(trainer.state.global_step)
     if evaluates_only(stages.config):
-        metrics = evaluate(trainer, stages, prepared)
+        metrics = evaluate(trainer, stages, prepared, record)
     else:
         known = str(earlier.checkpoint) if earlier and earlier.checkpoint else ""
         checkpoint = record.processes.from_main("the checkpoint", known) or None
@@ -173,7 +178,7 @@ def train_or_evaluate(
         export(trainer, prepared, record)
     best = Best.of(trainer)
     ended: dict[str, Any] = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
-    ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
+    ended |= {"tokenizing": prepared.data.tokenizing, "best": asdict(best) if best else None, "stopped": trainer.best.stopped}
     record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
     return metrics
 
@@ -213,7 +218,9 @@ def train(
         stack.enter_context(reduced_activations(trainer.model, prepared))
         stack.enter_context(trainer.loss_head.installed())
         with trainer.engine.callable(trainer.model):
-            stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+            choices = stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+            collator = _make_batches(trainer, choices, record, stack) or prepared.collator
+            stack.enter_context(loss_context(trainer, prepared, collator))
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except KeyError as error:
@@ -226,18 +233,44 @@ def train(
     return _final_metrics(trainer.state.log_history, saved_step(trainer.args, trainer.state))
 
 
-def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun) -> dict[str, float]:
+def _make_batches(trainer: Any, choices: Mapping[str, BatchChoice], record: RunRecord, stack: ExitStack) -> Any:
+    """Make the batches as plugins decided, until the stack is left; log and record why.
+
+    Returns:
+        The collator that a plugin chose; None if the run's own is used.
+    """
+    from sftkit.training.collate import CheckedCollator
+
+    made = None
+    for plugin, choice in choices.items():
+        logger.info("%s: %s", plugin, choice.reason)
+        if choice.collator is not None:
+            made = CheckedCollator(choice.collator, plugin, f"plugin {plugin}, hook training_context")
+            stack.enter_context(trainer.collating(made))
+    record.update(batches={plugin: choice.reason for plugin, choice in choices.items()})
+    return made
+
+
+def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord) -> dict[str, float]:
     """Evaluate, with everything that happens when a training begins and ends; arguments as of `train`."""
     with ExitStack() as stack:
         stack.enter_context(trainer.stopping.interrupting())
         stack.enter_context(trainer.loss_head.installed())
         with trainer.engine.callable(trainer.model):
-            stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+            choices = stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+            collator = _make_batches(trainer, choices, record, stack) or prepared.collator
+            stack.enter_context(loss_context(trainer, prepared, collator))
         call = trainer.callback_handler
         trainer.control = call.on_train_begin(trainer.args, trainer.state, trainer.control)
         trainer.evaluate()
         trainer.control = call.on_train_end(trainer.args, trainer.state, trainer.control)
     return _final_metrics(trainer.state.log_history, 0)
+
+
+def loss_context(trainer: Any, prepared: PreparedRun, collator: Any) -> AbstractContextManager[Any]:
+    """What the loss holds around the training, with batches of this collator; errors name the loss's plugin."""
+    held = trainer.loss_held(prepared.data.splits.get("train"), collator)
+    return NamedContext(prepared.plugins.first_filler("make_loss"), "make_loss", held)
 
 
 def export(trainer: Any, prepared: PreparedRun, record: RunRecord) -> None:

@@ -42,8 +42,10 @@ def run_problems(plugin: Plugin, **sections: Any) -> list[Problem]:
     known = discover()
     own = name_of(type(plugin), known)
     chosen = {own: plugin}
-    for name, options in {**sections.pop("plugins", {}), **{default: {} for default in DEFAULTS}}.items():
-        chosen.setdefault(name, load_class(name, known)(**options))
+    further = sections.pop("plugins", {})
+    for name, options in [*further.items(), *DEFAULTS.items()]:
+        if name not in chosen:
+            chosen[name] = load_class(name, known)(**options)
     manager, problems = make_manager(list(chosen.items()))
     assert not problems, SftkitError(problems)
     plugins = PluginSet(tuple(Selected(*item) for item in chosen.items()), manager)

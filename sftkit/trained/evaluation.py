@@ -20,7 +20,7 @@ from sftkit.run.completing import completion_problems
 from sftkit.run.inputs import RunInputs, chosen_metrics
 from sftkit.run.manifest import data_section
 from sftkit.run.stages import PreparedRun, Stages
-from sftkit.run.training import NO_METRICS
+from sftkit.run.training import NO_METRICS, loss_context
 from sftkit.trained.loading import plugins_again
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class Evaluator:
             trainer = _trainer(self.run, self.stages, trained.model, completing, directory)
             stack.enter_context(trainer.loss_head.installed())
             stack.enter_context(self.stages.training(trainer.model))
+            stack.enter_context(loss_context(trainer, self.run, self.run.collator))
             found = trainer.evaluate(sets[0] if len(sets) == 1 else self.run.data.eval)
         metrics = {
             name: value for name, value in found.items() if name.startswith("eval_") and not name.endswith(NO_METRICS)

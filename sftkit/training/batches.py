@@ -7,7 +7,7 @@ Legend: B rows, T positions, R examples of a padding-free batch (one row), K tra
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from sftkit.data.columns import SOURCES
 from sftkit.errors import ConfigError, Problem, RunError
 from sftkit.training.collate import Collator
+from sftkit.training.loss import TokenValues
 from sftkit.training.targets import Targets, trained_positions
 from sftkit.user_modules import DirectoryFinder, finders
 
@@ -23,6 +24,7 @@ ROW_SHARES = "row_shares"
 POSITIONS = "trained_positions"  # found before the batch is on its device, where finding them would wait for it
 FRACTION = "fraction_of_batch"
 ROW = "row_number"  # of an example; from 1
+VALUES = "token_values"  # of the trained tokens, by name: ``[K, ...]``
 SOURCES_BT = "source_numbers"  # of the tokens of a batch: int16, ``[B, T]``; -1 for padding
 ROWS = "row_numbers"  # of the examples of a batch: a list, so that it stays on the host
 CUMULATIVE = ("cu_seq_lens_q", "cu_seq_lens_k")
@@ -33,9 +35,14 @@ class WithPositions:
     """A collator whose batches contain their trained positions.
 
     They also contain the numbers of their rows, and of the sources of their tokens, if the examples have them.
+
+    Attributes:
+        collator: the collator.
+        values: makes values of the trained tokens; None if the loss needs none.
     """
 
     collator: Collator
+    values: TokenValues | None = None
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch."""
@@ -51,15 +58,26 @@ class WithPositions:
             batch[SOURCES_BT] = sources_BT
         if "labels" in batch:
             batch[POSITIONS] = trained_positions(batch["labels"])
+        if self.values is not None:
+            batch[VALUES] = self._values_of(examples, len(batch[POSITIONS]))
         return batch
+
+    def _values_of(self, examples: list[dict[str, Any]], trained: int) -> dict[str, Tensor]:
+        assert self.values is not None
+        values = dict(self.values(examples))
+        for value in values.values():
+            if len(value) != trained:
+                what = f"the batch trains {trained} tokens, but its examples have values of {len(value)}"
+                raise RunError(Problem(what, "the collator", "use one that trains the tokens of its examples"))
+        return values
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a data worker, the user's modules are found before the collator is loaded, which may be one of theirs."""
-        return _with_positions, (finders(), self.collator)
+        return _with_positions, (finders(), self.collator, self.values)
 
 
-def _with_positions(_: list[DirectoryFinder], collator: Collator) -> WithPositions:
-    return WithPositions(collator)
+def _with_positions(_: list[DirectoryFinder], collator: Collator, values: TokenValues | None) -> WithPositions:
+    return WithPositions(collator, values)
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Batch:
         row_lengths: tokens of each example of a padding-free batch (``[R]``); None if each example has a row.
         fraction: part of the collator's batch, if that was split; 0 for a row that fills in; else 1.
         sources_K: the number of the source of each trained token; None if it is not known.
+        values: of the trained tokens, by name; empty if the loss needs none.
     """
 
     inputs: dict[str, Any]
@@ -79,6 +98,7 @@ class Batch:
     row_lengths: Tensor | None
     fraction: float
     sources_K: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: dict[str, Any]) -> Batch:
@@ -93,10 +113,11 @@ class Batch:
         inputs = {**inputs, "use_cache": False}  # with a cache, packed documents would attend to each other
         row_lengths = inputs.pop("row_lengths", None)
         inputs.pop(ROW_SHARES, None)
+        values = inputs.pop(VALUES, {})
         fraction, sources_BT = inputs.pop(FRACTION, 1.0), inputs.pop(SOURCES_BT, None)
         targets = Targets.of(inputs.pop("labels"), inputs.pop("loss_weights", None), inputs.pop(POSITIONS, None))
         sources_K = None if sources_BT is None else sources_BT.flatten()[targets.positions_K + 1]
-        return cls(inputs, targets, row_lengths, fraction, sources_K)
+        return cls(inputs, targets, row_lengths, fraction, sources_K, values)
 
     @property
     def tokens(self) -> int | Tensor:
@@ -174,11 +195,24 @@ def micro_batches(inputs: dict[str, Any], size: int) -> Iterator[dict[str, Any]]
     if rows <= size:
         yield inputs
         return
-    inputs = {name: value for name, value in inputs.items() if name != POSITIONS}
+    values, trained_R1 = inputs.get(VALUES, {}), _trained_borders(inputs) if VALUES in inputs else []
+    inputs = {name: value for name, value in inputs.items() if name not in (POSITIONS, VALUES)}
     split = _columns if "row_lengths" in inputs else _rows
     fraction = 1 / -(-rows // size)
     for low in range(0, rows, size):
-        yield {**split(inputs, slice(low, min(low + size, rows))), FRACTION: fraction}
+        at = slice(low, min(low + size, rows))
+        part = {**split(inputs, at), FRACTION: fraction}
+        if values:
+            of_part = slice(trained_R1[at.start], trained_R1[at.stop])
+            part[VALUES] = {name: value[of_part] for name, value in values.items()}
+        yield part
+
+
+def _trained_borders(inputs: dict[str, Any]) -> list[int]:
+    """The number of trained tokens before each example, and after the last one."""
+    batch = Batch.of(inputs)
+    trained_R = batch.by_row(torch.ones_like(batch.targets.positions_K))
+    return [0, *trained_R.cumsum(0).tolist()]
 
 
 def _rows(inputs: dict[str, Any], at: slice) -> dict[str, Any]:

@@ -29,6 +29,21 @@ class Collator(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class BatchChoice:
+    """How the batches of a training are made, as a plugin decided when it tried the model.
+
+    A context manager of ``training_context`` yields it.
+
+    Attributes:
+        reason: what was decided, and why; for the log and the run's manifest.
+        collator: makes the batches; None for the run's own collator.
+    """
+
+    reason: str
+    collator: Collator | None = None
+
+
 @dataclass
 class CheckedCollator:
     """The collator of a run, whose batches are compared with the examples that they are made of.
@@ -49,6 +64,11 @@ class CheckedCollator:
     where: str = "Pipeline(collator=...)"
     fewer: bool = False
     _made: dict[tuple[bool, ...], int] = field(default_factory=dict)
+
+    @property
+    def pads_only(self) -> bool:
+        """Whether its batches are the examples and padding, so that they may be made without padding as well."""
+        return bool(getattr(self.collator, "pads_only", False))
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The collator's batch.

@@ -24,7 +24,10 @@ EDGE = 4  # tokens at each end of a document whose logits are compared
 EPSILONS = 8
 GRADIENTS = 4  # times the error of the logits
 LEAK = 1e-6  # of the largest gradient of the document: a masked score has none
-NOT_OF_THE_MODEL = ("labels", "loss_weights", "row_lengths", "row_shares", "trained_positions", "source_numbers")
+NOT_OF_THE_MODEL = (
+    *("labels", "loss_weights", "row_lengths", "row_shares"),
+    *("trained_positions", "source_numbers", "token_values"),
+)
 QUANTIZED = 2**-7  # rounding of 8 bits
 
 

@@ -42,7 +42,7 @@ class RowSums(NamedTuple):
         """From a forward of the model."""
         batch = Batch.of(inputs)
         with torch.no_grad():
-            _, result, outputs = head.ask(model, batch.inputs, batch.targets, logits=logits)
+            _, result, outputs = head.ask(model, batch.inputs, batch.targets, logits=logits, values=batch.values)
         ones = torch.ones_like(result.losses_K)
         weights = ones if batch.targets.weights_K is None else batch.targets.weights_K.to(ones.device)
         columns: dict[str | tuple[str, str], Tensor] = {"loss": result.losses_K, "weights": weights, "tokens": ones}

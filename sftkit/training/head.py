@@ -7,7 +7,7 @@ Legend: B rows, T positions, N all positions, K trained positions, V vocabulary,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,7 +56,12 @@ class LossHead:
             yield self
 
     def ask(
-        self, model: Any, inputs: dict[str, Any], targets: Targets, logits: bool = False
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        targets: Targets,
+        logits: bool = False,
+        values: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, LossResult, Any]:
         """The sum of the losses (a scalar), the losses of the tokens, and the model's outputs.
 
@@ -65,16 +70,18 @@ class LossHead:
             inputs: arguments of its forward, without labels.
             targets: the trained tokens.
             logits: whether the outputs contain the logits of every position, too.
+            values: of the trained tokens, for the loss.
         """
         if not self._vocabulary and not self.full_logits:
             self._inspect(model)
+        loss = self.loss.of_batch(inputs, targets, values or {})
         if self.full_logits or logits:
             outputs = model(**inputs)
             logits_ND = outputs["logits"][:, -targets.shape[1] :].flatten(0, 1)
             identity = OutputHead(logits_ND.shape[-1], lambda logits: logits)
-            return *self._losses(logits_ND, identity, targets), outputs
+            return *self._losses(loss, logits_ND, identity, targets), outputs
         assert self._intercept.module is not None
-        call = _LossCall(self, targets)
+        call = _LossCall(self, loss, targets)
         hook = self._intercept.module.register_forward_hook(call.leave_module)
         try:
             with self._intercept.calling(call):
@@ -84,11 +91,13 @@ class LossHead:
         assert call.result is not None
         return outputs["loss"], call.result, outputs
 
-    def _losses(self, inputs_ND: Tensor, head: OutputHead, targets: Targets) -> tuple[Tensor, LossResult]:
+    def _losses(
+        self, loss: HeadLoss, inputs_ND: Tensor, head: OutputHead, targets: Targets
+    ) -> tuple[Tensor, LossResult]:
         device = inputs_ND.device
         inputs_KD = inputs_ND.index_select(0, targets.positions_K.to(device))
         weights_K = None if targets.weights_K is None else targets.weights_K.to(device)
-        return summed_loss(self.loss, inputs_KD, head, targets.tokens_K.to(device), weights_K)
+        return summed_loss(loss, inputs_KD, head, targets.tokens_K.to(device), weights_K)
 
     def _output_head(self) -> OutputHead:
         module: Any = self._intercept.module
@@ -127,8 +136,8 @@ class LossHead:
 class _LossCall(Call):
     """A call of a model that returns a loss in place of logits."""
 
-    def __init__(self, head: LossHead, targets: Targets) -> None:
-        self._head, self._targets = head, targets
+    def __init__(self, head: LossHead, loss: HeadLoss, targets: Targets) -> None:
+        self._head, self._loss, self._targets = head, loss, targets
         self._total: Tensor | None = None
         self.result: LossResult | None = None
 
@@ -136,7 +145,7 @@ class _LossCall(Call):
         """The loss, in place of logits."""
         hidden_ND = hidden[:, -self._targets.shape[1] :].flatten(0, 1)
         head = self._head._output_head()
-        self._total, self.result = self._head._losses(hidden_ND, head, self._targets)
+        self._total, self.result = self._head._losses(self._loss, hidden_ND, head, self._targets)
         return self._total.expand(1, 1, head.vocabulary).clone()  # has the shape of logits; a model may change it
 
     def leave_module(self, module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -6,15 +6,20 @@ Legend: K trained tokens, k tokens of a chunk, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sftkit.training.targets import Targets
 from sftkit.training.vocabulary import VocabularyPart
+
+TokenValues: TypeAlias = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Tensor]]
+"""From examples to values of their trained tokens by name: ``[K, ...]``, in the order of the tokens."""
 
 #: Bytes of a chunk's logits in float32: small enough for a CPU's cache, large enough for efficient products elsewhere.
 CHUNK_BYTES_CPU, CHUNK_BYTES = 1 << 24, 1 << 29
@@ -89,12 +94,40 @@ class LossResult:
 
 
 class HeadLoss:
-    """Negative log-likelihood of the target tokens; other losses override `tokens`, or all of `run`.
+    """Negative log-likelihood of the target tokens; other losses override `tokens`, `chunk` or all of `run`.
 
     Gradients are computed in the forward, chunk by chunk, and the chunk's logits are freed: memory does not grow with
     the vocabulary times the tokens, and no product is computed twice.
     Source: Hsu et al., 2024, Liger Kernel (arXiv 2410.10989), section 3.2.
     """
+
+    @property
+    def models(self) -> Sequence[Any]:
+        """Frozen models that the loss runs on each batch, besides the one that is trained."""
+        return ()
+
+    @property
+    def token_values(self) -> TokenValues | None:
+        """Called where batches are made, so it can be pickled; `of_batch` gets what it returns."""
+        return None
+
+    def held(self, model: Any, rows: Any, collator: Any) -> AbstractContextManager[Any]:
+        """A context manager held around the training, inside those of plugins; arguments as of ``training_context``."""
+        return nullcontext()
+
+    def of_batch(self, inputs: Mapping[str, Any], targets: Targets, values: Mapping[str, Tensor]) -> HeadLoss:
+        """The loss of one batch; called before the model is.
+
+        Args:
+            inputs: arguments of the model's forward, without labels.
+            targets: the trained tokens.
+            values: from ``token_values``, on the device; empty without it.
+        """
+        return self
+
+    def chunk(self, at: slice, logits_KV: Tensor, targets_K: Tensor, gradient: bool) -> TokenLosses:
+        """As `tokens`, for those of the batch's trained tokens that ``at`` gives."""
+        return self.tokens(logits_KV, targets_K, gradient)
 
     def tokens(self, logits_KV: Tensor, targets_K: Tensor, gradient: bool) -> TokenLosses:
         """The loss of each token from its logits (float32), which may be overwritten."""
@@ -124,12 +157,12 @@ class HeadLoss:
         device = hidden_KD.device
         parts = []
         for at in chunks(len(hidden_KD), head.vocabulary, device):
-            source, logits_kV = _logits(hidden_KD[at], head, gradients is not None)
+            source, logits_kV = logits_of(hidden_KD[at], head, gradients is not None)
             values_kV = logits_kV.detach().float()
             if logits_kV.requires_grad and logits_kV.dtype == values_kV.dtype:
                 values_kV = values_kV.clone()  # the logits may be needed by their own graph
             correct_k = (at_target(values_kV, targets_K[at]) >= values_kV.amax(1)).float()
-            made = self.tokens(values_kV, targets_K[at], gradients is not None)
+            made = self.chunk(at, values_kV, targets_K[at], gradients is not None)
             if gradients is not None and made.gradient_KV is not None:
                 gradients.add(at, source, logits_kV, made.gradient_KV)
             parts.append({"": made.losses_K, "token_accuracy": correct_k, **made.measures})
@@ -190,7 +223,7 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _logits(hidden_kD: Tensor, head: OutputHead, gradient: bool) -> tuple[Tensor, Tensor]:
+def logits_of(hidden_kD: Tensor, head: OutputHead, gradient: bool) -> tuple[Tensor, Tensor]:
     """The start of the graph of a chunk's logits (a plain layer's output, else the hidden states), and the logits."""
     with torch.set_grad_enabled(gradient):
         if head.linear is not None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sftkit.checkpoints.manifest import details_of
 from sftkit.data.columns import IGNORE_INDEX
 from sftkit.errors import ConfigError, Problem
-from sftkit.training.batches import FRACTION, POSITIONS
+from sftkit.training.batches import FRACTION, POSITIONS, VALUES
 from sftkit.training.order import BLOCK, RowOrder
 from sftkit.training.permutation import Numbers
 from sftkit.training.targets import trained_positions
@@ -234,6 +234,8 @@ class _Untrained:
             batch[name] = torch.full_like(torch.as_tensor(batch[name]), IGNORE_INDEX)
         if POSITIONS in batch:
             batch[POSITIONS], batch[FRACTION] = trained_positions(batch["labels"]), 0.0
+        if VALUES in batch:
+            batch[VALUES] = {name: value[:0] for name, value in batch[VALUES].items()}
         return batch
 
 

@@ -69,6 +69,7 @@ class TokenLossTrainer(SavingTrainer):
             self.loss_is_scaled_for_ga = True
             self._loss_shifts_labels = True
         self._loss, self._completing = loss, completing
+        self._chosen: Any = None  # the collator that a plugin chose
         self._head: LossHead | None = None
         # The loss is that of the model or of a subclass.
         self._own_loss = loss is None or type(self).compute_loss is not TokenLossTrainer.compute_loss
@@ -106,6 +107,10 @@ class TokenLossTrainer(SavingTrainer):
     def _asked_for_losses(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._loss is None else self.loss_head.installed()
 
+    def loss_held(self, rows: Any, collator: Any) -> contextlib.AbstractContextManager[Any]:
+        """The context of the loss around trainings and evaluations; see `HeadLoss.held`."""
+        return contextlib.nullcontext() if self._loss is None else self._loss.held(self.model, rows, collator)
+
     def call_model_init(self, trial: Any = None) -> Any:
         """As in the Trainer; the new model gets a new loss head."""
         self._head = None
@@ -136,7 +141,16 @@ class TokenLossTrainer(SavingTrainer):
 
     def _batch_collator(self, dataset: Any) -> Any:
         """The collator of a data set, with what the training step needs to know of each batch."""
-        return self.data_collator if self._own_loss else WithPositions(self.data_collator)
+        # compute_metrics gets predictions row by row
+        own = self.compute_metrics is not None and without_numbers(dataset) is not self.train_dataset
+        collator = self.data_collator if own or self._chosen is None else self._chosen
+        if self._own_loss or self._loss is None:
+            return collator
+        return WithPositions(collator, self._loss.token_values)
+
+    def collating(self, collator: Any) -> contextlib.AbstractContextManager[None]:
+        """Inside, batches are made by this collator; those of evaluations with ``compute_metrics`` by the own one."""
+        return replaced(self, "_chosen", collator)
 
     def _inner_training_loop(self, *arguments: Any, **options: Any) -> Any:
         self.measures = Measures(self._names_of(self.train_dataset))
@@ -201,7 +215,9 @@ class TokenLossTrainer(SavingTrainer):
     def _training_loss(self, model: Any, inputs: dict[str, Any], logits: bool, num_items_in_batch: Any) -> Any:
         batch = Batch.of(inputs)
         self.measures.begin_batch()
-        total, result, outputs = self.loss_head.ask(model, batch.inputs, batch.targets, logits=logits)
+        total, result, outputs = self.loss_head.ask(
+            model, batch.inputs, batch.targets, logits=logits, values=batch.values
+        )
         share = 1.0
         if num_items_in_batch is None:
             loss = total / or_one(batch.targets.weight.to(total.device))

@@ -12,7 +12,7 @@ import pytest
 
 from sftkit import Pipeline, Plugin
 from sftkit.api import load_trained, merged_model, quantize_model
-from sftkit.data.tokenizing import engines
+from sftkit.data.tokenizing import use
 from sftkit.plugin import hookspecs
 from sftkit.plugin.calls import hook_names
 from sftkit.testing import CHATML, tiny_conversations, tiny_model, tiny_tokenizer
@@ -101,7 +101,7 @@ def plugin_in(code, monkeypatch):
 
 @pytest.mark.parametrize(("hook", "code"), EXAMPLES)
 def test_each_example_is_called_in_a_run(hook, code, model, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "WORTHWHILE", 1)
+    monkeypatch.setattr(use, "WORTHWHILE", 1)
     assert "from sftkit.api import" in code
     assert not re.search(r"^\s*(from|import) sftkit(?!\.api)", code, re.MULTILINE)
     calls = []
@@ -134,7 +134,7 @@ def listed_hooks():
 
 def test_a_run_calls_the_hooks_in_the_listed_order(adapter, tmp_path, monkeypatch):
     assert listed_hooks() == hook_names()
-    monkeypatch.setattr(engines, "WORTHWHILE", 1)
+    monkeypatch.setattr(use, "WORTHWHILE", 1)
     calls = []
     bodies = {
         hook: f"    @hookimpl(wrapper=True)\n    def {hook}(self):\n        CALLS.append({hook!r}); return (yield)\n"

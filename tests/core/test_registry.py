@@ -209,7 +209,15 @@ def test_an_option_without_a_value_is_an_error():
 def test_defaults_go_last_and_can_be_dropped():
     plugins, problems = select(chosen("neftune", "no:pad"))
     assert not problems
-    assert [item.name for item in plugins.selected] == ["neftune", "hf", "formats", "fast_tokens", "metrics", "checks"]
+    assert [item.name for item in plugins.selected] == [
+        "neftune",
+        "hf",
+        "formats",
+        "fast_tokens",
+        "flash_attn",
+        "metrics",
+        "checks",
+    ]
 
 
 def test_a_plugin_that_is_not_selected_can_be_dropped_and_an_unknown_one_cannot():

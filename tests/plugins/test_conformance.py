@@ -9,7 +9,7 @@ import pytest
 
 from sftkit.api import plugin_from
 from sftkit.plugin.registry import discover
-from sftkit.testing import examine_plugin
+from sftkit.testing import CHATML, examine_plugin, tiny_model, tiny_tokenizer
 from sftkit.testing.conformance.declared import HEAVY
 
 BUILT_IN = sorted(name for name, points in discover().items() if points[0].value.startswith("sftkit_plugins"))
@@ -17,6 +17,8 @@ BUILT_IN = sorted(name for name, points in discover().items() if points[0].value
 OPTIONS = {
     "compile": "compile:backend=eager",
     "completion_only": 'completion_only:response_template="<|im_start|>assistant\\n"',
+    "freeze": "freeze:spectrum=0.5",
+    "lisa": "lisa:layers=1",
     "tensor_parallel": "tensor_parallel:size=2",
 }
 #: Plugins that another one needs.
@@ -25,13 +27,23 @@ BESIDE = {"bitsandbytes": ["peft"]}
 SLOW = ("bitsandbytes", "compile", "deepspeed", "metrics")
 
 
-def examined(name, **options):
-    return examine_plugin(plugin_from(OPTIONS.get(name, name)), beside=BESIDE.get(name, ()), **options)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The directory of a model that another one can learn from in the kit's run."""
+    directory = tmp_path_factory.mktemp("models")
+    tiny_model(seed=1).save_pretrained(directory)
+    tiny_tokenizer(chat_template=CHATML).save_pretrained(directory)
+    return directory
+
+
+def examined(name, teacher, **options):
+    chosen = f"distill:teacher={teacher}" if name == "distill" else OPTIONS.get(name, name)
+    return examine_plugin(plugin_from(chosen), beside=BESIDE.get(name, ()), **options)
 
 
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name not in SLOW])
-def test_a_built_in_plugin_passes_the_checks_of_its_hooks(name):
-    report = examined(name, without=("import", "run"))
+def test_a_built_in_plugin_passes_the_checks_of_its_hooks(name, teacher):
+    report = examined(name, teacher, without=("import", "run"))
     assert not report.failed, str(report)
     assert report.passed
 
@@ -45,6 +57,6 @@ def test_built_in_plugins_import_no_heavy_library():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_a_built_in_plugin_passes_all_checks(name):
-    report = examined(name)
+def test_a_built_in_plugin_passes_all_checks(name, teacher):
+    report = examined(name, teacher)
     assert not report.failed, str(report)

@@ -675,18 +675,18 @@ def assert_same_run(one, other):
     ],
 )
 def test_a_packed_run_equals_one_without_flash_attn(tmp_path, plugin):
-    assert_same_run(run(tmp_path, "packing", plugin), run(tmp_path, "packing", name="other"))
+    assert_same_run(run(tmp_path, "packing", plugin), run(tmp_path, "packing", "no:flash_attn", name="other"))
 
 
 def test_a_run_without_padding_equals_one_with_padded_batches(tmp_path):
     train = {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
 
-    assert_same_run(run(tmp_path, "flash_attn", **train), run(tmp_path, name="other", **train))
+    assert_same_run(run(tmp_path, "flash_attn", **train), run(tmp_path, "no:flash_attn", name="other", **train))
 
 
 def test_a_mixed_precision_run_is_close_to_one_with_padded_batches(tmp_path):
     train = {"bf16": True, "use_cpu": True}
-    one, other = run(tmp_path, "flash_attn", **train), run(tmp_path, name="other", **train)
+    one, other = run(tmp_path, "flash_attn", **train), run(tmp_path, "no:flash_attn", name="other", **train)
 
     assert one.metrics["train_loss"] == pytest.approx(other.metrics["train_loss"], rel=1e-2)
 
@@ -694,13 +694,15 @@ def test_a_mixed_precision_run_is_close_to_one_with_padded_batches(tmp_path):
 def test_a_run_with_adapters_and_checkpointing_equals_one_with_padded_batches(tmp_path):
     plugins, train = ["peft:r=2"], {"gradient_checkpointing": True}
 
-    assert_same_run(run(tmp_path, "flash_attn", *plugins, **train), run(tmp_path, *plugins, name="other", **train))
+    assert_same_run(
+        run(tmp_path, "flash_attn", *plugins, **train), run(tmp_path, "no:flash_attn", *plugins, name="other", **train)
+    )
 
 
 def test_final_evaluation_keeps_documents_apart_in_a_leaking_model(tmp_path):
     one = run(tmp_path, "flash_attn", model=model_of("opt"))
 
-    assert_same_run(one, run(tmp_path, model=model_of("opt"), name="other"))
+    assert_same_run(one, run(tmp_path, "no:flash_attn", model=model_of("opt"), name="other"))
 
 
 @pytest.mark.parametrize("plugins", [["packing", "flash_attn"], ["flash_attn", "packing"]])
@@ -717,7 +719,7 @@ def test_the_isolation_test_of_packing_passes_with_several_rows_per_batch():
 
 def test_samples_equal_those_of_a_run_without_flash_attn(tmp_path):
     run(tmp_path, "flash_attn", "samples")
-    run(tmp_path, "samples", name="other")
+    run(tmp_path, "samples", "no:flash_attn", name="other")
 
     lines = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "other")]
     assert lines[0] == lines[1]

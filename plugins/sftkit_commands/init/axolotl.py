@@ -126,8 +126,9 @@ RULES: dict[str, Rule] = {
     "warmup_steps": Handled("train.warmup_steps"),
     "warmup_ratio": Handled("train.warmup_steps, as a fraction of all steps"),
     **dict.fromkeys(("cosine_constant_lr_ratio", "lr_quadratic_warmup", "lr_div_factor"), _METHOD),
-    **dict.fromkeys(("embedding_lr", "embedding_lr_scale", "lr_groups", "loraplus_lr_ratio"), _METHOD),
-    "loraplus_lr_embedding": Handled("nothing without loraplus_lr_ratio"),
+    **dict.fromkeys(("embedding_lr", "embedding_lr_scale", "lr_groups"), _METHOD),
+    "loraplus_lr_ratio": Handled("plugin optimizer, lora_plus"),
+    "loraplus_lr_embedding": Handled("plugin optimizer, groups, if embeddings are adapted"),
     **dict.fromkeys(("adam_beta3", "adam_epsilon2", "dion_lr", "dion_momentum", "torchdistx_path"), _METHOD),
     # precision and memory
     "bf16": Handled("train.bf16, and model.dtype"),
@@ -205,7 +206,7 @@ RULES: dict[str, Rule] = {
         ("merge_lora", "merge_method"), Lost("an adapter is merged afterwards", "sftkit export RUN --merge")
     ),
     "gptq": Lost("a GPTQ base is not trained", "use plugin bitsandbytes, or an unquantized base"),
-    "unfrozen_parameters": Lost("either all weights are trained or an adapter", "plugin peft, options.modules_to_save"),
+    "unfrozen_parameters": Handled("plugin freeze, train"),
     # saving, evaluation, logs
     "output_dir": To("train.output_dir"),
     "save_steps": Handled("train.save_strategy, train.save_steps"),
@@ -286,13 +287,17 @@ RULES: dict[str, Rule] = {
     "neftune_noise_alpha": Handled("plugin neftune, alpha"),
     "noisy_embedding_alpha": Handled("plugin neftune, alpha"),
     **dict.fromkeys(("relora", "relora_prune_ratio", "relora_prune_method", "relora_cpu_offload"), _METHOD),
-    **dict.fromkeys(("lisa_n_layers", "lisa_step_interval", "lisa_layers_attribute"), _METHOD),
+    "lisa_n_layers": Handled("plugin lisa, layers"),
+    "lisa_step_interval": Handled("plugin lisa, interval"),
+    "lisa_layers_attribute": Handled("nothing: the layers are found in the model"),
     **dict.fromkeys(("jagged_restart_steps", "jagged_restart_warmup_steps", "jagged_restart_anneal_steps"), _METHOD),
     **dict.fromkeys(("use_pose", "use_eaft", "use_onebitllms", "fp8", "fp8_config", "qat", "quantization"), _METHOD),
     **dict.fromkeys(("eaft_alpha", "eaft_k"), Always("it does nothing without use_eaft")),
     **dict.fromkeys(("fix_untrained_tokens", "shrink_embeddings", "freeze_mm_modules", "trainer_cls"), _METHOD),
     **dict.fromkeys(("dynamic_checkpoint", "model_quantization_config", "llama4_linearized_experts"), _METHOD),
-    **dict.fromkeys(("spectrum_top_fraction", "spectrum_model_name", "lm_eval_tasks"), _METHOD),
+    "spectrum_top_fraction": Handled("plugin freeze, spectrum"),
+    "spectrum_model_name": Handled("nothing: ratios are computed from the weights"),
+    "lm_eval_tasks": _METHOD,
     **dict.fromkeys(
         ("image_size", "image_resize_algorithm", "processor_kwargs"), Lost("images are resized by the processor")
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sftkit_commands.init import axolotl, axolotl_data, axolotl_model, axolotl_training, hf
+from sftkit_commands.init import axolotl, axolotl_data, axolotl_model, axolotl_training, hf, techniques
 from sftkit_commands.init.axolotl import INSIDE, RULES
 from sftkit_commands.init.axolotl_dataset import DATASET_RULES
 from sftkit_commands.init.local import Places
@@ -31,6 +31,9 @@ def translate(values: dict[str, Any], places: Places) -> Translation:
     axolotl_training.trackers(t)
     axolotl_training.processes(t, places)
     axolotl_model.tokens(t)
+    techniques.lora_plus(t, str(t.get("adapter")), "lora_embedding_")
+    techniques.unfrozen(t)
+    techniques.lisa(t)
     hf.positive(t, "neftune_noise_alpha", "neftune", "alpha", "the noise is scaled by the length of each document")
     hf.positive(t, "noisy_embedding_alpha", "neftune", "alpha", "the noise is scaled by the length of each document")
     axolotl_data.rest(t)

@@ -77,8 +77,6 @@ def schedule(t: Translation) -> None:
         t.move("lr_scheduler_kwargs", "train.lr_scheduler_kwargs")
     elif t.pending("lr_scheduler_kwargs"):
         t.always("lr_scheduler_kwargs", "it is empty, or cosine_min_lr_ratio is used")
-    if t.pending("loraplus_lr_embedding"):
-        t.always("loraplus_lr_embedding", "it does nothing without loraplus_lr_ratio")
 
 
 def _warmup(t: Translation) -> None:

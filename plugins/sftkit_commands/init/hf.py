@@ -140,7 +140,8 @@ def optimizer(t: Translation, key: str) -> None:
         note = "the old name is gone in transformers 5" if name != t.get(key) else ""
         t.move(key, "train.optim", name, note)
     else:
-        t.lose(key, f"transformers has no optimizer {name!r}", "set train.optim; AdamW is used without it")
+        fix = "plugin muon, whose updates have another scale" if name == "muon" else "set train.optim"
+        t.lose(key, f"transformers has no optimizer {name!r}", f"{fix}; AdamW is used without it")
 
 
 def switched(t: Translation, key: str, target: str, value: Any) -> None:

@@ -24,7 +24,7 @@ _GALORE = Always("it does nothing by itself")
 RULES: dict[str, Rule] = {
     # method
     "stage": Handled("nothing for sft; plugin packing, strategy: wrapped, for pt"),
-    "finetuning_type": Handled("plugin peft, or none for full"),
+    "finetuning_type": Handled("plugin peft; plugin freeze for freeze; none for full"),
     "lora_rank": Handled("plugin peft, r"),
     "lora_alpha": Handled("plugin peft, alpha"),
     "lora_dropout": Handled("plugin peft, dropout"),
@@ -40,10 +40,10 @@ RULES: dict[str, Rule] = {
     "create_new_adapter": Lost(
         "an adapter is not put on another one", "merge the first one: sftkit export RUN --merge"
     ),
-    **dict.fromkeys(
-        ("loraplus_lr_ratio", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"), _METHOD
-    ),
-    "loraplus_lr_embedding": Always("it does nothing without loraplus_lr_ratio"),
+    **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini"), _METHOD),
+    "use_muon": Handled("plugin muon"),
+    "loraplus_lr_ratio": Handled("plugin optimizer, lora_plus"),
+    "loraplus_lr_embedding": Handled("plugin optimizer, groups, if embeddings are adapted"),
     **{f"galore_{x}": _GALORE for x in ("target", "rank", "update_interval", "scale", "proj_type", "layerwise")},
     **{
         f"apollo_{x}": _GALORE
@@ -56,7 +56,7 @@ RULES: dict[str, Rule] = {
     },
     "badam_verbose": _GALORE,
     **{
-        f"freeze_{x}": Always("it matters for finetuning_type: freeze only")
+        f"freeze_{x}": Handled("plugin freeze, train, for finetuning_type: freeze")
         for x in ("trainable_layers", "trainable_modules", "extra_modules")
     },
     **{f"oft_{x}": Always("it matters for finetuning_type: oft only") for x in ("rank", "block_size", "target")},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sftkit_commands.init import hf, llamafactory, llamafactory_data
+from sftkit_commands.init import hf, llamafactory, llamafactory_data, techniques
 from sftkit_commands.init.llamafactory import INFO_RULES, INSIDE, rules
 from sftkit_commands.init.local import Places
 from sftkit_commands.init.nested import flatten
@@ -21,6 +21,7 @@ _ADAPTER_KEYS = (
     "pissa_init",
     "pissa_iter",
 )
+_FREEZE_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
 
 
 def translate(values: dict[str, Any], places: Places) -> Translation:
@@ -43,6 +44,8 @@ def translate(values: dict[str, Any], places: Places) -> Translation:
     packing(t)
     other(t)
     hf.training(t, places)
+    techniques.muon(t)
+    techniques.lora_plus(t, t.get("finetuning_type", "lora"), "lora_embedding_B")
     hf.early_stopping(t, "early_stopping_steps")
     t.apply(rules())
     defaults(t)
@@ -122,6 +125,9 @@ def adapter(t: Translation, places: Places) -> None:
         t.translated("finetuning_type", "plugins.unsloth" if t.selected("unsloth") else "plugins.peft")
     elif kind == "full":
         t.always("finetuning_type", "all weights are trained without plugin peft")
+    elif kind == "freeze":
+        modules, extra = t.get("freeze_trainable_modules", "all"), t.get("freeze_extra_modules")
+        techniques.last_layers(t, places, llamafactory_data.names(modules), llamafactory_data.names(extra))
     else:
         t.lose(
             "finetuning_type",
@@ -130,6 +136,8 @@ def adapter(t: Translation, places: Places) -> None:
         )
     for key in [key for key in _ADAPTER_KEYS if t.pending(key)]:
         t.always(key, "it does nothing without a new adapter, or is off")
+    for key in [key for key in _FREEZE_KEYS if t.pending(key)]:
+        t.always(key, "it matters for finetuning_type: freeze only")
     _quantization(t)
     if t.pending("use_unsloth"):
         t.always("use_unsloth", "it is off, or unsloth is not used without LoRA")

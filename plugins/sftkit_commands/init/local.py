@@ -47,6 +47,15 @@ class Places:
             return True
         return "expert" in (path / "config.json").read_text(encoding="utf-8")
 
+    def layers(self, model: Any) -> int:
+        """The number of layers of a local model; 0 if it is not known."""
+        path = self.find(model)
+        if path is None or not (path / "config.json").is_file():
+            return 0
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config") or config
+        return next((int(config[key]) for key in ("num_hidden_layers", "num_layers", "n_layer") if config.get(key)), 0)
+
     def rows(self, name: Any) -> Iterator[dict[str, Any]]:
         """The rows of a local JSON, JSON lines or CSV file; none of any other."""
         path = self.find(name)

@@ -30,6 +30,8 @@ LACKS = {
     "flex": ("dropout",),
 }
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+#: Methods of the plugin peft that put virtual tokens before a row, and so only before its first document.
+PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt", "cartridge")
 SINKS = ("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash")
 FIX = "choose another implementation, or run without flash_attn"
 WIDEST_HEAD = 256
@@ -108,8 +110,18 @@ def half_precision(config: RunConfig, model: Any) -> bool | None:
     return config.model.dtype != "float32"
 
 
+def has_prompts(config: RunConfig) -> bool:
+    """Whether the plugin peft puts virtual tokens before each row."""
+    return str(config.plugins.get("peft", {}).get("method", "lora")).lower().replace("-", "_") in PROMPTS
+
+
 def resolve(
-    implementation: str, config: RunConfig, machine: Machine, model: Any, half: bool | None
+    implementation: str,
+    config: RunConfig,
+    machine: Machine,
+    model: Any,
+    half: bool | None,
+    compiled: bool = True,
 ) -> tuple[str, list[Problem]]:
     """The implementation to use, and the problems that prevent its use.
 
@@ -119,10 +131,11 @@ def resolve(
         machine: the hardware and packages.
         model: the model's configuration, or None if it is not known yet.
         half: whether training computes in half precision, or None if it is not known yet.
+        compiled: whether ``auto`` may select ``flex``, which is compiled in the first steps.
     """
     if implementation != "auto":
         return implementation, list(obstacles(implementation, config, machine, model, half))
-    candidates = ORDER.get(machine.device, ORDER["other"])
+    candidates = [name for name in ORDER.get(machine.device, ORDER["other"]) if compiled or name != "flex"]
     found = {name: list(obstacles(name, config, machine, model, half)) for name in candidates}
     free = next((name for name in candidates if not found[name]), None)
     if free is not None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sftkit.api import ConfigError, Problem, base_model, decayed_names
+from sftkit.api import ConfigError, Problem, base_model, decayed_names, layer_stacks
 from sftkit_plugins.optimizer import WHERE, Setting
-
-if TYPE_CHECKING:
-    from torch import nn
 
 #: A part of the name of each matrix B of LoRA.
 LORA_B = ("lora_B", "lora_embedding_B")
@@ -109,7 +106,9 @@ def _depths(model: Any, names: list[str]) -> dict[str, tuple[str, int]]:
     """
     from torch import nn
 
-    stacks = {stack: len(layers) for stack, layers in _stacks(model).items() if any(_in(stack, name) for name in names)}
+    stacks = {
+        stack: len(layers) for stack, layers in layer_stacks(model).items() if any(_in(stack, name) for name in names)
+    }
     where, fix = f"{WHERE}, option layer_decay", "give its parts a factor in the option groups"
     if len(stacks) != 1:
         what = f"the model has {len(stacks)} stacks of layers that are trained: {', '.join(stacks)}"
@@ -127,18 +126,6 @@ def _depths(model: Any, names: list[str]) -> dict[str, tuple[str, int]]:
         else:
             depths[name] = ("head", 0)
     return depths
-
-
-def _stacks(model: Any) -> dict[str, nn.ModuleList]:
-    """The lists of layers of a model, by name."""
-    from torch import nn
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and module and isinstance(module[0], GradientCheckpointingLayer)
-    }
 
 
 def _in(module: str, name: str) -> bool:

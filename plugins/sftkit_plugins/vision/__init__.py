@@ -80,7 +80,8 @@ class Vision(Plugin):
         if config.evaluate.metrics:
             why, key = "rows are completed from their tokens alone, without images", ("evaluate", "metrics")
             yield Problem(why, "evaluate.metrics", "remove it, or drop plugin vision", key)
-        if config.plugins.get("flash_attn", {}).get("padding_free"):
+        attention = config.plugins.get("flash_attn", {})
+        if attention.get("padding_free") and not attention.get("fallback"):  # which leaves batches with images padded
             why = "padding-free rows hold several examples, but models locate images by row"
             fix = "set padding_free: false"
             yield Problem(why, "plugin flash_attn, option padding_free", fix, ("plugins", "flash_attn"))

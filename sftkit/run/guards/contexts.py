@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ from sftkit.run.guards.weights import Weights
 
 if TYPE_CHECKING:
     from sftkit.plugin.selected import PluginSet
+    from sftkit.training.collate import BatchChoice
 
 logger = logging.getLogger("sftkit")
 
@@ -26,8 +27,8 @@ FIX_CONTEXT = "put @contextmanager below @hookimpl, or return a context manager"
 
 
 @contextmanager
-def plugin_contexts(hook: str, found: Iterable[tuple[str, Any]], model: Any) -> Iterator[None]:
-    """Inside, the plugins' context managers are held, in their order.
+def plugin_contexts(hook: str, found: Iterable[tuple[str, Any]], model: Any) -> Iterator[dict[str, Any]]:
+    """Inside, the plugins' context managers are held, in their order; yields what each yields, by its plugin.
 
     Args:
         hook: the hook that made them.
@@ -41,17 +42,32 @@ def plugin_contexts(hook: str, found: Iterable[tuple[str, Any]], model: Any) -> 
     """
     watched = _Watched(model)
     with ExitStack() as stack:
-        for plugin, context in found:
-            stack.enter_context(_Guarded(plugin, hook, context, watched))
+        yielded = {plugin: stack.enter_context(_Guarded(plugin, hook, context, watched)) for plugin, context in found}
         watched.forget()
-        yield
+        yield yielded
 
 
-def activation_context(context: Any, plugins: PluginSet, model: Any) -> AbstractContextManager[None]:
+def activation_context(context: Any, plugins: PluginSet, model: Any) -> AbstractContextManager[Any]:
     """The context of ``reduce_activations``, held as those of `plugin_contexts`."""
     hook = "reduce_activations"
     name = context.plugin if isinstance(context, NamedContext) else plugins.first_filler(hook)
     return plugin_contexts(hook, [(name, context)], model)
+
+
+def batch_choices(yielded: Mapping[str, Any]) -> dict[str, BatchChoice]:
+    """What the contexts of ``training_context`` decided about the batches, by plugin.
+
+    Raises:
+        RunError: if two of them choose a collator.
+    """
+    from sftkit.training.collate import BatchChoice
+
+    found = {plugin: value for plugin, value in yielded.items() if isinstance(value, BatchChoice)}
+    choosing = [plugin for plugin, choice in found.items() if choice.collator is not None]
+    if len(choosing) > 1:
+        what, fix = f"plugins {' and '.join(choosing)} both choose a collator", f"keep one of {', '.join(choosing)}"
+        raise RunError(Problem(what, "hook training_context", fix))
+    return found
 
 
 class State(NamedTuple):
@@ -82,7 +98,7 @@ class _Watched:
         self._known = None
 
 
-class _Guarded(AbstractContextManager[None]):
+class _Guarded(AbstractContextManager[Any]):
     """One plugin's context, with the model compared before and after its own code runs."""
 
     def __init__(self, plugin: str, hook: str, context: Any, watched: _Watched) -> None:
@@ -94,14 +110,15 @@ class _Guarded(AbstractContextManager[None]):
         self._changed: set[Key] = set()
         self._before: Surface = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Any:
         before = self._watched.known()
-        self._context.__enter__()
+        yielded = self._context.__enter__()
         now = self._watched.look()
         self._before, self._changed = before.surface, differing(before.surface, now.surface)
         if changes := self._changes(before.weights, now.weights, chooses=self._hook in CHOOSING):
             self._context.__exit__(None, None, None)
             raise RunError(Problem(f"at its start, it {'; '.join(changes)}", self._where, FIX_ENTRY))
+        return yielded
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         before = self._watched.known()

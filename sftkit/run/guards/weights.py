@@ -144,7 +144,8 @@ def _plain(tensor: Tensor) -> Iterable[Tensor]:
     """The tensors with memory of their own that one of a subclass consists of, such as a quantized or a sharded one."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    return [part for name in tensor.__tensor_flatten__()[0] for part in _plain(getattr(tensor, name).detach())]
+    parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [plain for part in parts if hasattr(part, "detach") for plain in _plain(part.detach())]  # not a DeviceMesh
 
 
 def _of_bytes(tensor: Tensor) -> int:

@@ -172,7 +172,9 @@ def adapter_run(bench: Workbench) -> tuple[Any, Any, Any]:
 
     directory = bench.directory / "adapter"
     adding = bench.pipeline(directory, [bench.adapter]).stages()
-    model = adding.plugins.hook.adapt_model(model=bench.model(), config=adding.config, new_token_ids=[])
+    from sftkit.models.adapt import adapted_model
+
+    model = adapted_model(bench.model(), adding.config, adding.plugins, [])
     if not getattr(model, "peft_config", None):
         skip(f"plugin {bench.adapter} adds no adapter of peft")
     torch.manual_seed(1)

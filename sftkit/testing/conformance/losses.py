@@ -92,6 +92,8 @@ def _made(bench: Workbench) -> HeadLoss:
     loss = bench.own("make_loss", model=bench.model(), config=bench.config)
     if loss is None:
         skip("it leaves the loss of the kit's run to another plugin")
+    if type(loss).of_batch is not HeadLoss.of_batch:
+        skip("the loss needs a batch")
     return loss
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.console.output import Output, showing
-from sftkit.errors import ConfigError, HookError, Problem
+from sftkit.errors import ConfigError, HookError, Problem, SftkitError
 from sftkit.plugin.base import Plugin
 from sftkit.plugin.calls import PROJECT, hooks_filled, is_slot, make_manager
 from sftkit.plugin.registry import discover, load_class, name_of
@@ -270,9 +270,21 @@ class Workbench:
                 continue
             if "adapt_model" not in hooks_filled(cls) or cls is type(self.plugin) or cls.needs_gpu:
                 continue
-            if not _wraps(cls, "adapt_model") and not any(requirement_problem(item, "") for item in cls.requires):
+            missing = any(requirement_problem(item, "") for item in cls.requires)
+            if not missing and not _wraps(cls, "adapt_model") and self._adds_adapter(cls):
                 return name
         skip("no plugin that adds an adapter is installed with what it needs")
+
+    def _adds_adapter(self, cls: type[Plugin]) -> bool:
+        """Whether a plugin puts an adapter on a model, by its defaults."""
+        from sftkit.models.adapt import adapted_model
+        from sftkit.models.inspect import has_adapter
+        from sftkit.testing.plugins import plugin_set
+
+        try:
+            return has_adapter(adapted_model(tiny_model(), self.config, plugin_set(cls()), []))
+        except (SftkitError, HookError):  # it needs options
+            return False
 
 
 def _wraps(cls: type[Plugin], hook: str) -> bool:

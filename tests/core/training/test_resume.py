@@ -120,7 +120,7 @@ def test_steps_of_other_sizes_train_each_row_of_the_epoch_once(make_run, tmp_pat
     rows = [{"prompt": "Q", "completion": letter} for letter in "abcdefghijk"]
     train = {"num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 2, **SAVING, "save_total_limit": 9}
     before, after = Remembering(), Remembering()
-    make_run(data=rows, train=train, plugins=[before]).run()
+    make_run(data=rows, train=train, plugins=[before, "no:flash_attn"]).run()
     run = tmp_path / "run"
     for checkpoint in run.glob("checkpoint-*"):
         if checkpoint.name != "checkpoint-2":
@@ -128,7 +128,9 @@ def test_steps_of_other_sizes_train_each_row_of_the_epoch_once(make_run, tmp_pat
     manifest = json.loads((run / "manifest.json").read_text()) | {"status": "running"}
     (run / "manifest.json").write_text(json.dumps(manifest))
     train |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-    resumed = make_run(data=rows, train=train, plugins=[after], resume=True, allow_changes=["train"]).run()
+    resumed = make_run(
+        data=rows, train=train, plugins=[after, "no:flash_attn"], resume=True, allow_changes=["train"]
+    ).run()
     assert json.loads((resumed.directory / "manifest.json").read_text())["parts"][-1]["to_step"] == steps
     first, later = ([row for batch in plugin.seen for row in batch] for plugin in (before, after))
     assert sorted(first[:4] + later[:7]) == sorted(later[7:]) == sorted(set(first))

@@ -149,11 +149,9 @@ CASES = [
             "train.lr_scheduler_type": "cosine",
             "train.eval_steps": 0.25,
             "train.save_steps": 0.5,
+            "plugins.freeze": {"spectrum": 0.5},
         },
-        {
-            *("plugins[2]", "spectrum_top_fraction", "spectrum_model_name", "optimizer", "lr_scheduler"),
-            "unfrozen_parameters",
-        },
+        {"optimizer", "lr_scheduler"},
         set(),
     ),
     (
@@ -295,8 +293,9 @@ CASES = [
             "plugins.peft.options": {"use_dora": True, "init_lora_weights": "pissa_niter_4"},
             "train.optim": "adamw_torch",
             "train.train_sampling_strategy": "group_by_length",
+            "plugins.optimizer": {"lora_plus": 16.0},
         },
-        {"pissa_convert", "default_system", "loraplus_lr_ratio", "logging_dir", "hub_token"},
+        {"pissa_convert", "default_system", "logging_dir", "hub_token"},
         set(),
     ),
     (
@@ -309,9 +308,10 @@ CASES = [
             "train.report_to": "wandb",
             "train.run_name": "freeze",
             "plugins.peft": None,
+            "plugins.freeze": {"train": [r"\.(?:0|1)\."]},
         },
         {
-            *("cache_dir", "hf_hub_token", "finetuning_type", "predict_with_generate", "use_galore", "use_swanlab"),
+            *("cache_dir", "hf_hub_token", "predict_with_generate", "use_galore", "use_swanlab"),
             *("ray_num_workers", "rope_scaling", "dataset_info.hub.folder"),
         },
         set(),
