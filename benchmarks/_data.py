@@ -19,3 +19,17 @@ def code_alpaca() -> list[tuple[str, str]]:
         for row in json.loads((SHARED / name).read_text(encoding="utf-8"))
     ]
     return [(f"{row['instruction']}\n{row['input']}\n", row["output"]) for row in rows]
+
+
+def distinct_rows(times: int = 4) -> list[tuple[str, str]]:
+    """Code Alpaca several times, without a repeated text: each question is numbered, and gets another answer each time.
+
+    A cache of whole texts finds nothing in them.
+    """
+    rows = code_alpaca()
+    number = len(rows)
+    return [
+        (f"Task {time * number + at}: {question}", rows[(at + time * (number // times)) % number][1])
+        for time in range(times)
+        for at, (question, _) in enumerate(rows)
+    ]

@@ -11,8 +11,9 @@ token; it is kept apart from the rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ class Examples:
 
         return np.diff(self.offsets_N1)
 
-    @property
+    @cached_property
     def trained_N(self) -> np.ndarray:
-        """Trained tokens of each example (int64)."""
+        """Trained tokens of each example (int64), counted once."""
         return count_trained(self.labels_S, self.offsets_N1)
 
     @property
@@ -74,18 +75,6 @@ class Examples:
         """The number of the source of each example, none of which is empty (int16, N); None if there is one source."""
         return None if self.sources_S is None else self.sources_S[self.offsets_N1[:-1]]
 
-    def tokens(self, which: np.ndarray, offsets_M1: np.ndarray, attached_M: pa.Array | None = None) -> Examples:
-        """Examples made of some of the tokens.
-
-        Args:
-            which: a mask (bool, S), or positions of tokens.
-            offsets_M1: where each new example starts.
-            attached_M: the value attached to each.
-        """
-        weights_S = None if self.weights_S is None else self.weights_S[which]
-        sources_S = None if self.sources_S is None else self.sources_S[which]
-        return Examples(self.ids_S[which], self.labels_S[which], offsets_M1, weights_S, attached_M, sources_S)
-
     def take(self, index_M: np.ndarray) -> Examples:
         """The examples at these positions, in this order."""
         import numpy as np
@@ -94,14 +83,36 @@ class Examples:
         offsets_M1 = np.concatenate([[0], np.cumsum(lengths_M)])
         token = np.arange(offsets_M1[-1]) + np.repeat(self.offsets_N1[:-1][index_M] - offsets_M1[:-1], lengths_M)
         attached_M = None if self.attached_N is None else self.attached_N.take(index_M)
-        return self.tokens(token, offsets_M1, attached_M)
+        return self._of_tokens(lambda values_S: values_S[token], offsets_M1, attached_M)
 
     def where(self, keep_N: np.ndarray) -> Examples:
         """The examples for which a mask (bool, N) is True."""
+        import numpy as np
+
         if keep_N.all():
             return self
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], keep_N, [False]])))  # of runs of examples to keep
         attached_M = None if self.attached_N is None else self.attached_N.filter(keep_N)
-        return self.tokens(*tokens_of(keep_N, self.offsets_N1), attached_M)
+        runs = _runs(self.offsets_N1[edges[::2]], self.offsets_N1[edges[1::2]])
+        return self._of_tokens(runs, np.concatenate([[0], np.cumsum(self.lengths_N[keep_N])]), attached_M)
+
+    def cut(self, limit: int) -> Examples:
+        """The first ``limit`` tokens of each example."""
+        import numpy as np
+
+        long_N = self.lengths_N > limit
+        starts = np.append(0, self.offsets_N1[1:][long_N])  # what is kept begins after a long example
+        ends = np.append(self.offsets_N1[:-1][long_N] + limit, len(self.ids_S))
+        offsets_N1 = np.concatenate([[0], np.cumsum(np.minimum(self.lengths_N, limit))])
+        return self._of_tokens(_runs(starts, ends), offsets_N1, self.attached_N)
+
+    def _of_tokens(
+        self, choose: Callable[[np.ndarray], np.ndarray], offsets_M1: np.ndarray, attached_M: pa.Array | None
+    ) -> Examples:
+        """Examples made of some of the tokens, which ``choose`` takes from a value for each token."""
+        weights_S = None if self.weights_S is None else choose(self.weights_S)
+        sources_S = None if self.sources_S is None else choose(self.sources_S)
+        return Examples(choose(self.ids_S), choose(self.labels_S), offsets_M1, weights_S, attached_M, sources_S)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Examples]) -> Examples:
@@ -188,12 +199,12 @@ def examples_of(dataset: Dataset) -> Examples:
     return Examples(ids, flatten_column(table, "labels")[0], offsets, weights)
 
 
-def tokens_of(keep_N: np.ndarray, offsets_N1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens (bool, S) of the examples for which a mask (bool, N) is True, and where each of these starts."""
+def _runs(starts: np.ndarray, ends: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Takes the tokens from each start to its end; faster than a mask where runs are long."""
     import numpy as np
 
-    lengths_N = np.diff(offsets_N1)
-    return np.repeat(keep_N, lengths_N), np.concatenate([[0], np.cumsum(lengths_N[keep_N])])
+    runs = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return lambda values_S: np.concatenate([values_S[:0], *(values_S[run] for run in runs)])
 
 
 def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:

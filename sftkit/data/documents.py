@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Real
-from typing import Any, Literal, NamedTuple, TypeAlias
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 from typing_extensions import Self
 
@@ -152,6 +154,13 @@ class Formatted(NamedTuple):
 Outcome: TypeAlias = Document | Formatted | Skipped
 """What a formatter makes of a row."""
 
+_LISTS = {list, tuple, DocumentWithAttachment}
+
+
+def are_documents(outcomes: Sequence[Any]) -> TypeGuard[Sequence[Document]]:
+    """Whether all outcomes are documents of text, of the usual types; many are checked at once."""
+    return {*map(type, outcomes)} <= _LISTS
+
 
 def documents_of(outcomes: Iterable[Outcome]) -> Iterator[Document]:
     """The documents of rows, in order."""
@@ -182,12 +191,12 @@ def with_documents(outcome: Outcome, change: Callable[[Document], Document | Ski
 def find_invalid_text(outcomes: Sequence[Outcome]) -> int | None:
     """The position of the first row whose text is not valid Unicode, such as half of a surrogate pair."""
 
-    def is_valid(some: Iterable[Outcome]) -> bool:
-        texts = (
-            span[0] for document in documents_of(some) if not isinstance(document, TokenDocument) for span in document
-        )
+    def is_valid(some: Sequence[Outcome]) -> bool:
+        documents = some if are_documents(some) else documents_of(some)
+        spans = chain.from_iterable(each for each in documents if not isinstance(each, TokenDocument))
+        texts = map(itemgetter(0), spans)
         try:
-            "".join(texts).encode()
+            "".join([text for text in texts if not text.isascii()]).encode()
         except UnicodeEncodeError:
             return False
         return True

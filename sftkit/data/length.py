@@ -27,8 +27,6 @@ def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts
     Raises:
         DataError: with the policy ``error``, for the first example that is too long.
     """
-    import numpy as np
-
     check_length(examples, data, lambda at: f"data.{split}, example {at + 1}")
     limit, lengths_N = data.max_length, examples.lengths_N
     long_N = lengths_N > limit
@@ -37,17 +35,10 @@ def fit_length(examples: Examples, split: str, data: DataSection, counts: Counts
     if data.truncation == "drop":
         counts.add_each(split, too_long(limit), long_N, examples.source_N)
         return examples.where(~long_N)
-    kept_N = np.minimum(lengths_N, limit)
-    cut_M = (lengths_N - kept_N)[long_N]
-    starts_M = examples.offsets_N1[1:][long_N] - np.cumsum(cut_M)  # where each cut begins, minus the earlier cuts
-    keep_S = np.ones(len(examples.ids_S), bool)
-    keep_S[np.repeat(starts_M, cut_M) + np.arange(cut_M.sum())] = False
-    offsets_N1 = np.concatenate([[0], np.cumsum(kept_N)])
-    fitted = examples.tokens(keep_S, offsets_N1, examples.attached_N)
-    source_N = examples.source_N
+    fitted, source_N = examples.cut(limit), examples.source_N
     counts.add_each(split, "rows truncated", long_N, source_N)
     counts.add_each(split, "completions cut", fitted.trained_N < examples.trained_N, source_N)
-    counts.add_each(split, "tokens cut", lengths_N - kept_N, source_N)
+    counts.add_each(split, "tokens cut", lengths_N - fitted.lengths_N, source_N)
     return drop_untrained(fitted, split, counts, source_N)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftkit.data.counts import Counts
@@ -15,7 +16,9 @@ from sftkit.data.documents import (
     Formatter,
     Outcome,
     Skipped,
+    Span,
     TokenDocument,
+    are_documents,
     documents_of,
     is_weight,
 )
@@ -61,6 +64,8 @@ def wrong_outcomes(outcomes: Any, rows: int, formatter: Formatter) -> Wrong | No
     if len(outcomes) != rows:
         what = f"the formatter returns {len(outcomes):,} outcomes for {rows:,} rows"
         return Wrong(what, "return one outcome for each row; Skipped with a reason for a row without documents")
+    if _of_usual_types(outcomes, formatter.tokenized):
+        return None
     for row, outcome in enumerate(outcomes):
         if isinstance(outcome, Skipped):
             continue
@@ -72,6 +77,22 @@ def wrong_outcomes(outcomes: Any, rows: int, formatter: Formatter) -> Wrong | No
                 if span[2] != 1 and not is_weight(span[2]):
                     return Wrong(f"a span has the weight {span[2]!r}", WEIGHT_FIX, row)
     return None
+
+
+def _of_usual_types(outcomes: Sequence[Any], tokenized: bool) -> bool:
+    """Whether all outcomes are right, which their types show without a look at each."""
+    documents = outcomes if are_documents(outcomes) else list(documents_of(outcomes))
+    if tokenized:
+        return {*map(type, documents)} <= {TokenDocument}
+    if not are_documents(documents):
+        return False
+    spans = list(chain.from_iterable(documents))
+    if not ({*map(type, spans)} <= {Span, tuple} and {*map(len, spans)} <= {3}):
+        return False
+    texts, _, weights = zip(*spans, strict=True) if spans else ((), (), ())
+    if not ({*map(type, texts)} <= {str} and {*map(type, weights)} <= {float, int}):
+        return False
+    return weights.count(1) == len(weights) or all(map(is_weight, {*weights}))
 
 
 def _wrong_document(document: Any, tokenized: bool) -> str:
@@ -160,6 +181,8 @@ class Kept(NamedTuple):
 
 def kept_documents(numbers: Sequence[int], outcomes: Sequence[Outcome], split: str, counts: Counts) -> Kept:
     """The documents of rows; dropped rows and notes are counted."""
+    if are_documents(outcomes):
+        return Kept(NumberedDocuments(numbers, list(outcomes)), [])
     kept: list[tuple[int, Document]] = []
     dropped: list[tuple[int, str, str]] = []
     for at, (number, made) in enumerate(zip(numbers, outcomes, strict=True)):

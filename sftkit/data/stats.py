@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LONGEST = 1 << 16  # longer examples are counted as this long
+_CACHED = 1 << 15  # tokens to hash at once
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so multiplying by it is invertible; derived from the golden ratio, as in splitmix64
 
 
@@ -145,13 +146,32 @@ def hash_documents(ids_S: np.ndarray, offsets_N1: np.ndarray, attached_N: pa.Arr
         hashes_N += _hashes_of(attached_N)
     if not len(ids_S):
         return hashes_N
-    place_S = np.arange(len(ids_S)) - np.repeat(offsets_N1[:-1], lengths_N)
     powers = np.multiply.accumulate(np.full(int(lengths_N.max()), _FACTOR, np.uint64))
-    mixed_S = (ids_S.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed_S ^= mixed_S >> np.uint64(31)
-    filled_N = lengths_N > 0
-    hashes_N[filled_N] += np.add.reduceat(mixed_S * powers[place_S], offsets_N1[:-1][filled_N])
+    low = 0
+    while low < len(lengths_N):  # some documents at a time, whose numbers stay in the processor's cache
+        high = max(int(np.searchsorted(offsets_N1, offsets_N1[low] + _CACHED, side="right")) - 1, low + 1)
+        first, end = offsets_N1[low], offsets_N1[high]
+        hashes_N[low:high] += _polynomials(ids_S[first:end], offsets_N1[low:high] - first, lengths_N[low:high], powers)
+        low = high
     return hashes_N
+
+
+def _polynomials(ids_S: np.ndarray, starts_N: np.ndarray, lengths_N: np.ndarray, powers: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    sums_N = np.zeros(len(lengths_N), np.uint64)
+    filled_N = lengths_N > 0
+    if not filled_N.any():
+        return sums_N
+    place_S = np.arange(len(ids_S))
+    place_S -= np.repeat(starts_N, lengths_N)
+    mixed_S = ids_S.astype(np.uint64)
+    mixed_S += np.uint64(1)
+    mixed_S *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed_S ^= mixed_S >> np.uint64(31)
+    mixed_S *= powers[place_S]
+    sums_N[filled_N] = np.add.reduceat(mixed_S, starts_N[filled_N])
+    return sums_N
 
 
 def _hashes_of(attached_N: pa.Array) -> np.ndarray:

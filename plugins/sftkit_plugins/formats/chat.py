@@ -14,6 +14,7 @@ from sftkit_plugins.formats.conversation import Conversation, Reader
 from sftkit_plugins.formats.details import narrowed
 from sftkit_plugins.formats.flags import DETAIL, READ, weight_of
 from sftkit_plugins.formats.options import ColumnFormatter, Loss
+from sftkit_plugins.formats.plain import Known, PlainRows
 from sftkit_plugins.formats.presence import Part
 from sftkit_plugins.formats.probes import Probes, in_form
 from sftkit_plugins.formats.rendering import DATE, Messages, RefusedError, Region, Rendering, split
@@ -55,6 +56,7 @@ class Chat(ColumnFormatter):
     reasoning: Reasoning = "as_rendered"
     date: str = DATE
     _known: dict[Any, tuple[Probes, Turns]] = field(default_factory=dict, repr=False, compare=False)
+    _plain: Known = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -63,7 +65,7 @@ class Chat(ColumnFormatter):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is known about the template, so that a used formatter pickles to the same bytes as a new one."""
-        return {**self.__dict__, "_known": {}}
+        return {**self.__dict__, "_known": {}, "_plain": {}}
 
     def documents(self, rows: Columns) -> list[Outcome]:
         """The rendered conversations as spans.
@@ -72,11 +74,16 @@ class Chat(ColumnFormatter):
             RowError: for a value that is not a conversation, messages that the template rejects or leaves out, a
                 template that does not reveal what the assistant wrote, or an invalid weight.
         """
-        outcomes = []
+        outcomes, reader, plain = [], self.reader, self._plain_rows()
         for index in range(len(next(iter(rows.values())))):
-            conversation = self.reader(rows, index)
+            conversation = reader(rows, index)
             try:
-                outcomes.append(self._outcome(conversation, index))
+                outcome = None if plain is None else plain.outcome(conversation)
+                if outcome is None:
+                    outcome = self._outcome(conversation, index)
+                    if plain is not None:
+                        plain.learn()
+                outcomes.append(outcome)
             except RefusedError as refusal:
                 raise RowError(index, refusal.message, refusal.fix) from refusal
         return outcomes
@@ -85,6 +92,17 @@ class Chat(ColumnFormatter):
     def columns_used(self) -> frozenset[str]:
         """See `ColumnFormatter`."""
         return self.with_weight(self.reader.columns)
+
+    def _plain_rows(self) -> PlainRows | None:
+        if self.loss != "assistant" or self.reasoning == "each_turn_as_last":
+            return None
+        known = self.known(None, self.variables)
+        notes = unread_notes(self.variables, known[0])
+        return PlainRows(self._plain, known, self.variables, notes, self._dated, self._chosen)
+
+    @property
+    def _dated(self) -> str:
+        return f"the template prints a date: {self.date} is used"
 
     def _outcome(self, conversation: Conversation, index: int) -> Outcome:
         if not conversation.messages:
@@ -154,6 +172,12 @@ _KEPT = 16
 """For how many combinations of template, tools and variables the probes and structures are kept."""
 
 
+def unread_notes(variables: Mapping[str, Any], probes: Probes) -> list[str]:
+    """Notes of the variables that the template does not read."""
+    unread = [name for name in variables if name not in probes.source.reads and name != "documents"]
+    return [f"chat_template_kwargs {name} ignored" for name in unread]
+
+
 class _Row:
     """One row: renders it, and collects the notes."""
 
@@ -167,8 +191,7 @@ class _Row:
             messages = [in_form(message, form) for message in messages]
         self._messages = messages
         self._parts = {n: message[DETAIL] for n, message in enumerate(conversation.messages) if DETAIL in message}
-        unread = [name for name in self._variables if name not in self._probes.source.reads and name != "documents"]
-        self.notes = [f"chat_template_kwargs {name} ignored" for name in unread]
+        self.notes = unread_notes(self._variables, self._probes)
 
     def find(self, wanted: frozenset[int], count: int | None = None) -> Found:
         """The rendered conversation, or its first messages, with some turns located."""
@@ -176,7 +199,7 @@ class _Row:
         clock.clear()
         self.found = self._turns.find(self._messages[:count], self._tools, self._variables, wanted)
         if clock:
-            self.notes.append(f"the template prints a date: {self._chat.date} is used")
+            self.notes.append(self._chat._dated)
         self.notes += self.found.notes
         return self.found
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from sftkit.api import Columns
 
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """One row.
 
     Attributes:
@@ -27,7 +26,7 @@ class Conversation:
     messages: list[Message]
     prompt: int | None = None
     tools: list[dict[str, Any]] | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, Any] = MappingProxyType({})
     notes: Sequence[str] = ()
 
 

@@ -59,6 +59,7 @@ class Rendering:
     special_tokens: Mapping[str, Any]
     date: str = DATE
     clock: list[str] = field(default_factory=list, repr=False, compare=False)
+    _ready: dict[bool, tuple[Any, dict[str, Any]]] = field(default_factory=dict, repr=False, compare=False)
 
     def text(
         self,
@@ -81,17 +82,28 @@ class Rendering:
         Raises:
             RejectedError: if the template rejects the messages.
         """
-        values = {"messages": messages, "tools": tools, "add_generation_prompt": prompt}
         try:
-            template, names = _compiled(self.template, marked)
-            names = {**names, "strftime_now": self._now, **self.special_tokens, "documents": None}
-            context = template.new_context({**names, **(variables or {}), **values}, shared=True)
+            template, names = self._ready[marked] if marked in self._ready else self._prepare(marked)
+            values = names.copy()
+            if variables:
+                values.update(variables)
+            values["messages"], values["tools"], values["add_generation_prompt"] = messages, tools, prompt
+            # As template.new_context makes it, without a copy of the names of globals, which only imports need.
+            environment = template.environment
+            context = environment.context_class(environment, values, template.name, template.blocks)
             return "".join(template.root_render_func(context))
         except Exception as error:  # a template runs the user's Jinja, which may raise anything
             roles = ", ".join(str(message.get("role")) for message in messages) or "none"
             what = f"the chat template rejects the messages (roles: {roles}): {type(error).__name__}: {error}"
             fix = "change the messages, or use another template, such as -p chatml"
             raise RejectedError(what, fix) from error
+
+    def _prepare(self, marked: bool) -> tuple[Any, dict[str, Any]]:
+        """The compiled template, and the names that all rows share."""
+        template, names = _compiled(self.template, marked)
+        names = {**names, "strftime_now": self._now, **self.special_tokens, "documents": None}
+        self._ready[marked] = template, names
+        return template, names
 
     def _now(self, form: str) -> str:
         self.clock.append(form)

@@ -51,6 +51,19 @@ class Skeleton:
         marks = tuple(zip(places[::2], places[1::2], strict=True)) if balanced else ()
         return cls(tuple(literals), tuple(order), marks)
 
+    def unchanged(self, text: str, values: Sequence[str]) -> list[int]:
+        """What `find` returns, if the template writes all values unchanged; an empty list if not."""
+        parts = [*self.literals, *self.literals[1:]]
+        shown = [values[leaf] for leaf in self.order]
+        parts[::2], parts[1::2] = self.literals, shown
+        if "".join(parts) != text:
+            return []
+        starts, at = [0], len(parts[0])
+        for value, after in zip(shown, self.literals[1:], strict=True):
+            starts.append(at := at + len(value))
+            at += len(after)
+        return starts
+
     def find(self, text: str, values: Sequence[Any]) -> list[int] | int:
         """Where each literal begins in the text of a row with these values.
 

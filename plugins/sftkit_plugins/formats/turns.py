@@ -81,6 +81,39 @@ class _Structure:
         return False
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What conversations of plain messages with the same roles have in common: all but the texts."""
+
+    rendering: Rendering
+    variables: Mapping[str, Any]
+    structure: _Structure
+    turns: _Turns
+
+    def find(self, messages: Messages, values: Sequence[str]) -> tuple[str, list[Region], tuple[str, ...]] | None:
+        """The rendered conversation, its regions and notes; None if the texts are not where those of the first row are.
+
+        Args:
+            messages: the conversation.
+            values: its texts, as `Turns.values` returns them.
+
+        Raises:
+            RejectedError: if the template rejects the messages.
+        """
+        text = self.rendering.text(messages, None, self.variables)
+        skeleton, notes = self.structure.skeleton, self.turns.notes
+        starts = skeleton.unchanged(text, values)
+        if not starts:
+            found = skeleton.find(text, values)
+            if isinstance(found, int):
+                return None
+            starts = found
+            if self.structure.strips(starts, values):
+                notes = (*notes, STRIPPED)
+        regions = [(starts[low] + after, starts[high] + until) for _, (low, after), (high, until) in self.turns.regions]
+        return text, regions, notes
+
+
 class Turns:
     """Finds the turns of conversations in one template.
 
@@ -137,6 +170,29 @@ class Turns:
         shown = [leaf for leaf in replaced.leaves if leaf not in missing]
         presence = check_presence(missing, shown, messages, self._probes, self._allowed)
         return Found(text, [], presence, presence.notes)
+
+    def shared(self, messages: Messages, variables: Mapping[str, Any], wanted: frozenset[int]) -> Shared | None:
+        """What all conversations of plain messages with these roles have in common; None if that cannot be used.
+
+        Args:
+            messages: such a conversation, which `find` has located the turns of.
+            variables: further variables for the template.
+            wanted: the numbers of the messages to locate.
+        """
+        if _plain_values(messages, self._probes.source.keywords) is None or "documents" in variables:
+            return None
+        structure, _ = self._structure(messages, None, variables, *self._attempts[0])
+        if structure is None:
+            return None
+        try:
+            turns = self._turns(structure, messages, wanted)
+        except RefusedError:
+            return None
+        return None if turns.presence.reasoning else Shared(self._rendering, variables, structure, turns)
+
+    def values(self, messages: Messages) -> list[str] | None:
+        """The contents of plain messages, into which the template does not look; None for others."""
+        return _plain_values(messages, self._probes.source.keywords)
 
     @property
     def _attempts(self) -> tuple[tuple[bool, bool], ...]:
@@ -222,7 +278,9 @@ def _plain_values(messages: Messages, keywords: Collection[str]) -> list[str] | 
     values = []
     for message in messages:
         content = message.get("content")
-        if message.keys() != PLAIN or not content or content.isspace() or any(word in content for word in keywords):
+        if not content or len(message) != 2 or message.keys() != PLAIN or content.isspace():
+            return None
+        if keywords and any(word in content for word in keywords):
             return None
         values.append(content)
     return values
