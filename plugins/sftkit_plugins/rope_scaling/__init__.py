@@ -147,6 +147,7 @@ class RopeScaling(Plugin):
         rotary = rotary_of(architecture)
         what = f"positions are scaled: {described(rotary)}"
         longest = max((stats.longest for stats in run.data.stats.values()), default=0)
+        longest = min(longest, run.config.data.max_length)  # longer ones are cut
         original = self.original_max_position_embeddings or rotary.original
         if original is not None and 0 < longest <= original:
             what += f", but no row is longer than {original:,} tokens, so that nothing is learned about longer ones"
@@ -167,16 +168,18 @@ class RopeScaling(Plugin):
         with ExitStack() as stack:
             for module in rotary_modules(model):
                 if module.rope_type == "dynamic":
+                    stack.callback(forget, module)
                     stack.callback(module.register_forward_pre_hook(forget).remove)
             yield
 
-    def _unscaled(self, config: RunConfig) -> Any:
-        """The configuration of the model without this plugin.
+    def _unscaled(self, config: RunConfig, options: Mapping[str, Any] | None = None) -> Any:
+        """The configuration of the model without this plugin, or with its options.
 
         Raises:
             ConfigError: if it cannot be read.
         """
-        return base_configuration(config, base_options(config.model.name) | config.model.options)[0]
+        known = base_options(config.model.name) | config.model.options
+        return base_configuration(config, known | dict(options or {}))[0]
 
     def _change(self, rotary: Rotary, config: RunConfig) -> dict[str, Any]:
         """The arguments of ``from_pretrained`` that scale the embeddings.
@@ -203,13 +206,32 @@ class RopeScaling(Plugin):
         if self.truncate is False and rotary.layers:
             what = "truncate=false is ignored for models whose layers have different rotary embeddings"
             raise ConfigError(Problem(what, f"{PLUGIN}, option truncate", "remove it"))
-        return self._options(rotary, self._scaled(now, factor, original), original)
+        made = self._options(rotary, self._scaled(now, factor, original), original)
+        self._require_accepted(made, config)
+        return made
+
+    def _require_accepted(self, options: Mapping[str, Any], config: RunConfig) -> None:
+        """Check that transformers accepts the configuration, also when it is read back after the training.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        scaled = self._unscaled(config, options)
+        what = f"transformers refuses this scaling for models of the type {scaled.model_type}"
+        fix = "use another type, or drop the plugin"
+        try:
+            read = rotary_of(type(scaled).from_dict(scaled.to_dict()))
+        except Exception as error:  # the classes of configurations have checks of their own
+            reason = str(error).splitlines()[-1].strip().removeprefix("ValueError: ")
+            raise ConfigError(Problem(f"{what}: {reason}", PLUGIN, fix)) from error
+        if read.now != rotary_of(scaled).now:
+            raise ConfigError(Problem(f"{what}: it is read back as {described(read)}", PLUGIN, fix))
 
     def _is_there(self, rotary: Rotary, config: RunConfig) -> bool:
         """Whether the model has a scaling of this type that is as the options say."""
         now = rotary.now
         factor = now.get("factor")
-        known = {**DEFAULTS, ORIGINAL: rotary.original, **now}
+        known = {**DEFAULTS, ORIGINAL: rotary.original or round(getattr(rotary.text, LENGTH) / (factor or 1)), **now}
         known |= {"attention_factor": now.get("attention_factor") or 0.1 * math.log(factor or 1) + 1}
         given = {name: getattr(self, name) for name in ("factor", ORIGINAL, *OPTIONS)}
         if any(value is not None and value != known.get(name) for name, value in given.items()):
@@ -218,10 +240,8 @@ class RopeScaling(Plugin):
 
     def _scaled(self, now: Mapping[str, Any], factor: float, original: int) -> dict[str, Any]:
         """The parameters of the scaled layers, from those of the model."""
-        others = {name for kind, names in PARAMETERS.items() if kind != self.type for name in names}
-        dropped = {"factor", ORIGINAL, "attention_factor"} | (others - {*PARAMETERS[self.type]})
-        if now["rope_type"] != self.type:
-            dropped |= {*PARAMETERS[self.type]}
+        kept = {*PARAMETERS[self.type]} - {"attention_factor"} if now["rope_type"] == self.type else set()
+        dropped = {"factor", ORIGINAL, *(name for names in PARAMETERS.values() for name in names)} - kept
         made = {name: value for name, value in now.items() if name not in dropped}
         made |= {"rope_type": self.type, "factor": factor}
         if self.type in ("yarn", "llama3"):
