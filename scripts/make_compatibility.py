@@ -39,6 +39,7 @@ TECHNIQUES: dict[str, list[str]] = {
     "optimizer: layer_decay": ["optimizer:layer_decay=0.9"],
     "muon": ["muon"],
     "schedule_free": ["schedule_free"],
+    "rope_scaling: yarn": ["rope_scaling:factor=4"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
     "dedup": ["dedup:near=0.9"],

@@ -230,7 +230,7 @@ def test_a_merged_adapter_has_the_scaling_in_its_configuration(adapter, tmp_path
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.config.rope_parameters["factor"] == FACTOR
     wanted = adapter.model.eval()(ids_of(200)).logits
-    torch.testing.assert_close(merged(ids_of(200)).logits, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged(ids_of(200)).logits, wanted, rtol=0, atol=1e-4)
     cli("export", adapter.directory, "--to", tmp_path / "copy", cwd=tmp_path)
     assert json.loads((tmp_path / "copy" / "base_config.json").read_text()) == parameters("yarn")
 

@@ -308,11 +308,12 @@ CASES = [
             "data.max_length": 2048,
             "train.report_to": "wandb",
             "train.run_name": "freeze",
+            "plugins.rope_scaling": {"type": "yarn"},
             "plugins.peft": None,
         },
         {
             *("cache_dir", "hf_hub_token", "finetuning_type", "predict_with_generate", "use_galore", "use_swanlab"),
-            *("ray_num_workers", "rope_scaling", "dataset_info.hub.folder"),
+            *("ray_num_workers", "dataset_info.hub.folder"),
         },
         set(),
     ),
