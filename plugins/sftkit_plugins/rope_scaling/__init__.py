@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sftkit.api import (
@@ -162,15 +161,11 @@ class RopeScaling(Plugin):
         yield Verdict("rope scaling", "ok", what)
 
     @hookimpl
-    @contextmanager
-    def training_context(self, model: Any) -> Iterator[None]:
-        """With dynamic, each batch is scaled by its own rows alone, and not by those of batches before it."""
-        with ExitStack() as stack:
-            for module in rotary_modules(model):
-                if module.rope_type == "dynamic":
-                    stack.callback(forget, module)
-                    stack.callback(module.register_forward_pre_hook(forget).remove)
-            yield
+    def patch_kernels(self, model: PreTrainedModel) -> None:
+        """With dynamic, each batch is scaled by its own rows alone, and not by those before it. Changes the model."""
+        for module in rotary_modules(model):
+            if module.rope_type == "dynamic":
+                module.register_forward_pre_hook(forget)
 
     def _unscaled(self, config: RunConfig, options: Mapping[str, Any] | None = None) -> Any:
         """The configuration of the model without this plugin, or with its options.

@@ -128,7 +128,7 @@ def _close(found: Any, wanted: Any) -> bool:
     return found.shape == wanted.shape and torch.allclose(found.detach().cpu().float(), wanted.float())
 
 
-def forget(module: Any, arguments: Any = None) -> None:
+def forget(module: Any, arguments: Any) -> None:
     """Let a rotary embedding of the type dynamic forget the longest row so far. Changes the module."""
     module.max_seq_len_cached = module.original_max_seq_len
     module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
