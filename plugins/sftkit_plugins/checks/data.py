@@ -156,9 +156,7 @@ def _document_hashes(rows: Any) -> np.ndarray:
 
 
 def _model_config(run: PreparedRun) -> Any:
-    """The configuration of the model as it will be trained; None if it is not known."""
-    if run.model is not None:
-        return run.model.config
+    """The configuration of the model as it will be trained; None if it is not in a directory here."""
     from sftkit.api import base_of, model_config
 
     section = run.config.model
