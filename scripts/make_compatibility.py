@@ -41,6 +41,7 @@ TECHNIQUES: dict[str, list[str]] = {
     "schedule_free": ["schedule_free"],
     "freeze: spectrum": ["freeze:spectrum=0.5"],
     "lisa": ["lisa:layers=1,interval=1"],
+    "rope_scaling: yarn": ["rope_scaling:factor=4"],
     "activations: full": ["activations:checkpointing=full"],
     "activations: selective": ["activations:checkpointing=selective"],
     "dedup": ["dedup:near=0.9"],

@@ -46,7 +46,7 @@ GROUPS: dict[str, set[str]] = {
     "What it learned": {"trainer_callbacks", "metrics"},
 }
 #: Plugins that fill hooks of no group, such as a context around the training, which may be for anything.
-EXCEPTIONS = {"compile": "Speed and memory"}
+EXCEPTIONS = {"compile": "Speed and memory", "rope_scaling": "Data and what is trained"}
 #: The groups as they are listed.
 ORDER = (
     DEFAULT_GROUP,

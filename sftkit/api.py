@@ -50,12 +50,14 @@ _MODULES = {
     "training.collate": "BatchChoice Collator",
     # Models
     "models.adapt": "NEEDS_ADAPTER",
-    "models.adapters": "base_of is_adapter",
+    "models.adapters": "BASE_CONFIG base_of base_options is_adapter",
     "models.choices": "Choices",
     "models.embeddings": "align_special_tokens grow_embeddings table_weights",
     "models.generation": "complete end_token_ids",
-    "models.inspect": "autocast_type base_model evaluating has_adapter is_linear layer_stacks linear_names parts_of",
-    "models.loading": "MODEL_KEYS as_config_error load_model load_tokenizer misplaced_options model_problems",
+    "models.inspect": "autocast_type base_model evaluating has_adapter is_linear layer_stacks linear_names parts_of "
+    "position_limit",
+    "models.loading": "MODEL_KEYS as_config_error base_configuration load_model load_tokenizer misplaced_options "
+    "model_problems",
     "models.quantized": "quantization_of quantization_settings",
     "models.vocabularies": "tokens_by_id vocabulary_difference vocabulary_digest",
     # Training

@@ -142,7 +142,12 @@ from sftkit.memory.unloaded import (
     model_config as model_config,
 )
 from sftkit.models.adapt import NEEDS_ADAPTER as NEEDS_ADAPTER
-from sftkit.models.adapters import base_of as base_of, is_adapter as is_adapter
+from sftkit.models.adapters import (
+    BASE_CONFIG as BASE_CONFIG,
+    base_of as base_of,
+    base_options as base_options,
+    is_adapter as is_adapter,
+)
 from sftkit.models.choices import Choices as Choices
 from sftkit.models.embeddings import (
     align_special_tokens as align_special_tokens,
@@ -159,10 +164,12 @@ from sftkit.models.inspect import (
     layer_stacks as layer_stacks,
     linear_names as linear_names,
     parts_of as parts_of,
+    position_limit as position_limit,
 )
 from sftkit.models.loading import (
     MODEL_KEYS as MODEL_KEYS,
     as_config_error as as_config_error,
+    base_configuration as base_configuration,
     load_model as load_model,
     load_tokenizer as load_tokenizer,
     misplaced_options as misplaced_options,

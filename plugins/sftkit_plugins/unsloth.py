@@ -18,6 +18,7 @@ from sftkit.api import (
     Problem,
     UnknownMemoryError,
     as_config_error,
+    base_options,
     dataclass,
     has_adapter,
     hookimpl,
@@ -49,6 +50,7 @@ LOADING = {
     **{name: f"set option {name} of plugin unsloth" for name in _OWN_OPTIONS},
     "model_name": "set model.name",
     "fast_inference": "remove it; a run generates too little for a second engine in the GPU's memory",
+    "rope_parameters": "remove it, or drop plugin unsloth, which scales positions itself from its max_seq_length",
     "attn_implementation": "remove it; unsloth chooses its attention itself and ignores this",
 }
 
@@ -130,7 +132,7 @@ class Unsloth(Plugin):
             if config.train.get(key):
                 fix = "remove it; use_gradient_checkpointing of plugin unsloth is on unless set to false"
                 yield Problem("unsloth checkpoints activations itself", f"train.{key}", fix, ("train", key))
-        yield from misplaced_options(config.model.options, LOADING)
+        yield from misplaced_options(base_options(config.model.name) | config.model.options, LOADING)
         yield from self._option_problems()
 
     def _adapter_problems(self) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +60,23 @@ def _without_info() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def model_config(name: str, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model; None if ``name`` is not a local directory that contains one."""
+def model_config(name: str, trust_remote_code: bool = False, options: Mapping[str, Any] | None = None) -> Any:
+    """The configuration of a model; None if ``name`` is not a local directory that contains one.
+
+    Args:
+        name: the directory.
+        trust_remote_code: whether code that comes with the model may run.
+        options: arguments of ``from_pretrained``; those that are of the configuration change it.
+    """
     path = Path(name)
     if not (path / "config.json").is_file():
         return None
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            str(path), trust_remote_code=trust_remote_code, return_unused_kwargs=True, **(options or {})
+        )[0]
     except (OSError, ValueError, KeyError):
         return None
 
@@ -83,10 +91,10 @@ def _from_configuration(prepared: PreparedRun) -> tuple[Any, Quantized | None]:
 
     section = prepared.config.model
     name, _ = base_of(section.name)
-    config = model_config(name, section.trust_remote_code)
+    options = prepared.plugins.model_options(prepared.config)
+    config = model_config(name, section.trust_remote_code, options)
     if config is None:
         raise UnknownMemoryError(f"there is no local configuration of {name!r}")
-    options = {**section.options, **prepared.plugins.model_options(prepared.config)}
     stored = getattr(config, "quantization_config", None)
     settings = options.get("quantization_config") or stored
     wanted = config.dtype or "float32" if section.dtype == "auto" else section.dtype

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from sftkit.models.inspect import evaluating
+from sftkit.models.inspect import evaluating, position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,8 +53,7 @@ def _complete_batch(
 ) -> list[str]:
     device = next(model.get_input_embeddings().parameters()).device
     width = max(map(len, prompts))
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    room = getattr(config, "max_position_embeddings", None)
+    room = position_limit(model.config)
     new = max_new_tokens if room is None else min(max_new_tokens, room - width)
     if new < 1:
         return [""] * len(prompts)

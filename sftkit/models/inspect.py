@@ -29,6 +29,20 @@ def computes_logits(model: Any) -> bool:
     return callable(found) and hasattr(model, "config") and found() is not None
 
 
+def position_limit(config: Any) -> int | None:
+    """The number of tokens of the longest text that a model is made for; None if its configuration names none.
+
+    Args:
+        config: the model's configuration.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if found is not None and rope.get("rope_type") == "dynamic":  # which is scaled by the length beyond this one
+        return round(found * rope["factor"])
+    return found
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer of any library."""
     # By name: quantized layers and GPT-2's Conv1D are not subclasses of nn.Linear. A KimiLinearModel is no layer.

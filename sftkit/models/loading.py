@@ -108,7 +108,7 @@ def load_model(config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreT
     """
     name, revision = base_of(config.model.name, config.model.revision)
     if config.model.init == "random":
-        return _random_model(name, revision, config, options, auto)
+        return _random_model(name, config, options, auto)
     if Path(name).is_dir() and (problems := list(_weight_problems(Path(name), config))):
         raise ConfigError(problems)
     with as_config_error("model", name=name):
@@ -125,6 +125,33 @@ def load_model(config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreT
         what = f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
         raise ConfigError(Problem(what, "model.name", "use a checkpoint of this model class"))
     return model
+
+
+def base_configuration(config: RunConfig, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The configuration of the section ``model``, or of an adapter's base, read from here or the hub.
+
+    Args:
+        config: the run as resolved.
+        options: arguments of ``from_pretrained``, of which some change the configuration.
+
+    Returns:
+        The configuration, and the arguments that are no part of it.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    name, revision = base_of(config.model.name, config.model.revision)
+    with as_config_error("model", name=name):
+        found, unused = AutoConfig.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=config.model.trust_remote_code,
+            return_unused_kwargs=True,
+            **options,
+        )
+    return found, unused
 
 
 def looks_like_path(name: str) -> bool:
@@ -158,19 +185,17 @@ def _weight_problems(path: Path, config: RunConfig) -> Iterator[Problem]:
         yield Problem(f"there are no *.safetensors in {str(root)!r}", "model.name", fix, ("model", "name"))
 
 
-def _random_model(
-    name: str, revision: str | None, config: RunConfig, options: Mapping[str, Any], auto: Any
-) -> PreTrainedModel:
+def _random_model(name: str, config: RunConfig, options: Mapping[str, Any], auto: Any) -> PreTrainedModel:
     import torch
-    from transformers import AutoConfig, GenerationConfig, set_seed
+    from transformers import GenerationConfig, set_seed
 
     trust = config.model.trust_remote_code
+    architecture, unused = base_configuration(config, options)
     with as_config_error("model", name=name):
-        architecture = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
         wanted = architecture.dtype or "float32" if config.model.dtype == "auto" else config.model.dtype
         dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
         set_seed(train_value(config, "seed"))
-        model = auto.from_config(architecture, dtype=dtype, trust_remote_code=trust, **options)
+        model = auto.from_config(architecture, dtype=dtype, trust_remote_code=trust, **unused)
         if Path(name, "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(name)
     return model.eval()

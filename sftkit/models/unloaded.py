@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftkit.models.adapters import base_of
-from sftkit.models.loading import as_config_error
+from sftkit.models.loading import as_config_error, base_configuration
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -69,18 +69,14 @@ def base_without_weights(config: RunConfig, options: Mapping[str, Any], images: 
         ConfigError: if the configuration cannot be read, or no model class takes it.
     """
     import torch
-    from transformers import AutoConfig
 
     section = config.model
-    name, revision = base_of(section.name, section.revision)
-    trust = section.trust_remote_code
-    with as_config_error("model", name=name), torch.device("meta"):
-        architecture, _ = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=trust, return_unused_kwargs=True, **options
-        )
+    architecture, _ = base_configuration(config, options)
+    with as_config_error("model", name=base_of(section.name)[0]), torch.device("meta"):
         wanted = architecture.dtype or "float32" if section.dtype == "auto" else section.dtype
         dtype = getattr(torch, wanted) if isinstance(wanted, str) else wanted
-        return auto_class(images).from_config(architecture, dtype=dtype, trust_remote_code=trust).eval()
+        made = auto_class(images).from_config(architecture, dtype=dtype, trust_remote_code=section.trust_remote_code)
+        return made.eval()
 
 
 def auto_class(images: bool) -> Any:

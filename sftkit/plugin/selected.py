@@ -10,6 +10,7 @@ from typing import Any
 import pluggy
 
 from sftkit.errors import ConfigError, Problem
+from sftkit.models.adapters import base_options
 from sftkit.plugin.base import Plugin
 
 #: Selected with these options unless they are named, or dropped with ``no:NAME``; any other plugin on their slots
@@ -119,11 +120,13 @@ class PluginSet:
     def model_options(self, config: Any) -> dict[str, Any]:
         """``config.model.options`` and every plugin's ``model_options``, merged.
 
+        If the model is an adapter, they override those with which its base was loaded when it was trained.
+
         Raises:
             ConfigError: if two of them set one key.
         """
-        merged = dict(config.model.options)
-        owner = dict.fromkeys(merged, "model.options")
+        merged = base_options(config.model.name) | config.model.options
+        owner = dict.fromkeys(config.model.options, "model.options")
         problems = []
         for plugin, options in self.hook.model_options(config=config):
             for key, value in options.items():

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sftkit.checkpoints.choice import checkpoints, is_saved
 from sftkit.checkpoints.space import free_bytes
 from sftkit.errors import ConfigError, Problem, RunError
+from sftkit.models.adapters import changed_configuration
+from sftkit.models.inspect import has_adapter
 from sftkit.units import size_text
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ SPARE = 1.02  # file headers, tokenizer, random states
 
 
 def prepare_saving(trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
-    """Check the disk space for checkpoints and model, and choose whether to save in the background.
+    """Check the disk space for checkpoints and model, and choose what is saved beside an adapter, and in which thread.
 
     Raises:
         RunError: if the disk has too little space.
@@ -30,8 +32,9 @@ def prepare_saving(trainer: Any, config: RunConfig, plugins: PluginSet) -> None:
     from sftkit.memory.made import optimizer_bytes
 
     model, args = trainer.model, trainer.args
+    trainer.base_options = changed_configuration(model, plugins.model_options(config)) if has_adapter(model) else {}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    saved = trained if hasattr(model, "peft_config") else [*model.parameters(), *model.buffers()]
+    saved = trained if has_adapter(model) else [*model.parameters(), *model.buffers()]
     weights = sum(weight.nbytes for weight in saved)
     state = 0 if args.save_only_model else optimizer_bytes(model, config, plugins)
     checkpoint = int((weights + state) * SPARE)

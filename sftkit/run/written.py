@@ -27,7 +27,7 @@ REPORT_MARK = '<meta name="generator" content="sftkit report">'
 #: What the Trainer and ``save_pretrained`` write into the directory of a model.
 MODEL = (
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json",
-    "generation_config.json", "adapter_model.safetensors", "adapter_config.json", "README.md",
+    "generation_config.json", "adapter_model.safetensors", "adapter_config.json", "base_config.json", "README.md",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "additional_chat_templates", "vocab.json", "merges.txt", "vocab.txt", "*.model", "processor_config.json",
     "preprocessor_config.json", "video_preprocessor_config.json",

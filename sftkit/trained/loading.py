@@ -101,7 +101,7 @@ def load_trained(
     section |= {"name": str(name), "trust_remote_code": trust_remote_code} | ({"dtype": dtype} if dtype else {})
     section |= _base_section(str(name), None if base is None else str(base))
     section |= {"tokenizer": str(tokenizer)} if tokenizer else {}
-    config = _checked(section, _precision(manifest), selected)
+    config = _checked(section, _precision(manifest), selected, manifest)
     loaded, processor = split_processor(selected.hook.load_tokenizer(config=config))
     model = _load(config, selected, loaded, base_of(str(name))[0] if base is None else str(base))
     if not getattr(model, "hf_device_map", None):
@@ -181,13 +181,16 @@ def _precision(manifest: dict[str, Any] | None) -> dict[str, Any]:
     return {name: train[name] for name in ("bf16", "fp16") if train.get(name)}
 
 
-def _checked(section: dict[str, Any], train: dict[str, Any], plugins: PluginSet) -> RunConfig:
-    """The configuration that loads a model.
+def _checked(
+    section: dict[str, Any], train: dict[str, Any], plugins: PluginSet, manifest: dict[str, Any] | None
+) -> RunConfig:
+    """The configuration that loads a model; its rows are as long as those of the run, on which options may depend.
 
     Raises:
         ConfigError: with every problem of it.
     """
-    model, data = ModelSection.model_validate(section), DataSection.model_validate({"train": "none"})
+    length = {"max_length": manifest["config"]["data"]["max_length"]} if manifest else {}
+    model, data = ModelSection.model_validate(section), DataSection.model_validate({"train": "none", **length})
     config = RunConfig(model=model, data=data, train=train, plugins=plugins.options())
     plugins.import_first()
     found = [problem for _, found in plugins.hook.check_run(config=config, plugins=plugins) for problem in found or ()]
@@ -238,13 +241,14 @@ def _load(config: RunConfig, plugins: PluginSet, tokenizer: Any, base: str) -> A
     Raises:
         ConfigError: if it cannot be loaded; for the base model of an adapter, with the way to name another place.
     """
-    from sftkit.models.adapters import is_adapter
+    from sftkit.models.adapters import base_options, is_adapter
 
     adapter = is_adapter(config.model.name)
     model_section = config.model.model_copy(update={"name": base} if adapter else {})
     base_config = config.model_copy(update={"model": model_section})
     try:
-        model = plugins.hook.load_model(config=base_config, options=plugins.model_options(base_config))
+        options = plugins.model_options(base_config) | base_options(config.model.name)
+        model = plugins.hook.load_model(config=base_config, options=options)
     except ConfigError as error:
         if not adapter or Path(base).is_dir():
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from sftkit.checkpoints.files import write_text
 from sftkit.checkpoints.publish import PARTIAL
 from sftkit.data.stream import Stream
+from sftkit.models.adapters import BASE_CONFIG
 from sftkit.models.inspect import has_adapter
 from sftkit.training.attributes import replaced
 from sftkit.training.checkpoint import loading_all_weights, refusing_pickles
@@ -49,12 +52,14 @@ class SavingTrainer(SharedTrainer):
     Attributes:
         saver: writes the checkpoints.
         engine: how the processes share the model.
+        base_options: what is written beside an adapter: how the configuration of its base was changed.
     """
 
     def __init__(self, *, engine: Engine | None = None, **arguments: Any) -> None:
         self.engine = engine or Engine()
         super().__init__(**arguments)
         self.saver = Saver(self)
+        self.base_options: dict[str, Any] = {}
 
     @property
     def sharded(self) -> bool:
@@ -195,5 +200,8 @@ class SavingTrainer(SharedTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with without_progress_bars():
             super()._save(output_dir, state_dict)
+        directory = Path(output_dir or self.args.output_dir)
         if self.args.should_save:  # nothing needs the pickled arguments: the manifest has them as text
-            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+            (directory / "training_args.bin").unlink(missing_ok=True)
+            if self.base_options:
+                write_text(directory / BASE_CONFIG, json.dumps(self.base_options, indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -95,7 +96,25 @@ def test_the_frequencies_of_llama_3_are_scaled_as_transformers_does():
     torch.testing.assert_close(plain / torch.tensor(rope_factors(architecture_of(config))), theirs)
 
 
+def test_yarn_is_written_with_what_its_attention_differs_by(tmp_path):
+    model = tiny_model(head_dim=32, hidden_size=128, rope_parameters={**YARN, "attention_factor": 1.5})
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    path, _ = written(tmp_path, model, tokenizer)
+    fields = gguf.GGUFReader(path).fields
+    scaling = {name: fields[f"llama.rope.scaling.{name}"].contents() for name in ("type", "factor", "attn_factor")}
+    assert (scaling["type"], scaling["factor"]) == ("yarn", 4)
+    assert scaling["attn_factor"] == pytest.approx(1.5 / (0.1 * math.log(4) + 1))  # llama.cpp multiplies the rest
+    assert fields["llama.rope.scaling.original_context_length"].contents() == 64
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 REFUSED = {
+    "beta_fast 8, which llama.cpp does not read": {"rope_parameters": {**YARN, "beta_fast": 8}},
+    "by llama3 only for Llama": {"architecture": "qwen3", "rope_parameters": LLAMA3},
+    "scaled by dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
     "the types are: llama, qwen2, qwen3": {"architecture": "gpt2"},
     "the activation is gelu": {"hidden_act": "gelu"},
     "not as wide as the model": {"architecture": "qwen2", "head_dim": 8},

@@ -14,7 +14,7 @@ spec = importlib.util.spec_from_file_location("make_compatibility", ROOT / "scri
 compatibility = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compatibility)
 
-SLOW = (*compatibility.INTERPRETED, "gptq", "optimizer: layer_decay", "muon", "schedule_free")
+SLOW = (*compatibility.INTERPRETED, "gptq", "optimizer: layer_decay", "muon", "schedule_free", "rope_scaling: yarn")
 PAIRS = [
     pytest.param(
         *(technique, column, plugins),

@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, Stopp
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
-from sftkit.api import ConfigError, Problem, TrainedModel, base_model, end_token_ids, has_adapter
+from sftkit.api import ConfigError, Problem, TrainedModel, base_model, end_token_ids, has_adapter, position_limit
 
 if TYPE_CHECKING:
     from sftkit_commands.chat.forms import Form, Message
@@ -73,7 +73,7 @@ class Speaker:
     @property
     def room(self) -> int | None:
         """The number of tokens of the context window; None if the model has no limit."""
-        return getattr(self.trained.model.config.get_text_config(), "max_position_embeddings", None)
+        return position_limit(self.trained.model.config)
 
     def answer(
         self,

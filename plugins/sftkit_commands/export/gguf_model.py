@@ -65,6 +65,8 @@ def architecture_of(config: Any) -> Architecture:
         (config.hidden_act != "silu", f"the activation is {config.hidden_act}, and llama.cpp uses silu"),
         (getattr(config, "use_sliding_window", False), "the model uses a sliding window, which llama.cpp ignores"),
         (scaling not in SCALINGS, f"the positions are scaled by {scaling}, which is not written"),
+        ((scaling == "llama3") > (made.name == "llama"), "llama.cpp scales positions by llama3 only for Llama"),
+        (_unread(config), f"YaRN has {', '.join(_unread(config))}, which llama.cpp does not read from the file"),
         (narrow, "the heads together are not as wide as the model, which llama.cpp requires for qwen2"),
     ):
         if wrong:
@@ -221,10 +223,26 @@ def _add_sizes(writer: Any, architecture: Architecture) -> None:
         writer.add_rope_scaling_factor(float(rope["factor"]))
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+        writer.add_rope_scaling_attn_factors(_attention_factor(config))
 
 
 def _rope(config: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10_000.0, **(config.rope_parameters or {})}
+
+
+def _attention_factor(config: Any) -> float:
+    """By what a model's cosines and sines differ from those of YaRN, which llama.cpp multiplies itself."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    _, own = ROPE_INIT_FUNCTIONS["yarn"](config)
+    return float(own / (0.1 * math.log(_rope(config)["factor"]) + 1))
+
+
+def _unread(config: Any) -> list[str]:
+    """The parameters of YaRN that llama.cpp does not read from the file, where they are not its defaults."""
+    rope, defaults = _rope(config), {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+    yarn = rope["rope_type"] == "yarn"
+    return [f"{name} {rope[name]}" for name, value in defaults.items() if yarn and rope.get(name) not in (None, value)]
 
 
 def rope_factors(architecture: Architecture) -> np.ndarray[Any, Any] | None:

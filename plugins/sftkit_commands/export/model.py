@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import ConfigError, Problem, RunError
+from sftkit.api import BASE_CONFIG, ConfigError, Problem, RunError
 
 if TYPE_CHECKING:
     from sftkit.api import TrainedModel
@@ -40,7 +40,7 @@ def write_adapter(source: Path, target: Path) -> Any:
     if not (source / ADAPTER[1]).is_file():
         what = "there is no adapter_model.safetensors"
         raise ConfigError(Problem(what, str(source), "save the adapter again with peft's save_pretrained"))
-    for name in ADAPTER:
+    for name in (*ADAPTER, *([BASE_CONFIG] if (source / BASE_CONFIG).is_file() else [])):
         shutil.copyfile(source / name, target / name)
     processor = any((source / name).is_file() for name in PROCESSOR)
     loaded = (AutoProcessor if processor else AutoTokenizer).from_pretrained(source)

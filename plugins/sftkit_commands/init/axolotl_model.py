@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from sftkit_commands.init import hf
+from sftkit_commands.init import hf, rope
 from sftkit_commands.init.local import Places
 from sftkit_commands.init.translation import Translation
 
@@ -70,11 +71,31 @@ def model(t: Translation, places: Places) -> None:
         t.move("tokenizer_config", "model.tokenizer", places.name(str(t.get("tokenizer_config"))))
     for key in ("overrides_of_model_config", "overrides_of_model_kwargs"):
         if t.get(key):
-            t.put("model.options", {**(t.value("model.options") or {}), **t.get(key)}, key)
-            t.translated(key, "model.options")
+            _overrides(t, key, dict(t.get(key)))
         elif t.pending(key):
             t.always(key, "it is empty")
+    if value := t.get("rope_scaling"):
+        if reason := rope.by_parameters(t, "rope_scaling", value):
+            t.lose("rope_scaling", reason, rope.INSTEAD)
+        else:
+            t.translated("rope_scaling", rope.TARGET)
+    elif t.pending("rope_scaling"):
+        t.always("rope_scaling", "it is empty")
     hf.switched(t, "reinit_weights", "model.init", "random")
+
+
+def _overrides(t: Translation, key: str, given: dict[str, Any]) -> None:
+    """What is changed in the model's configuration; scaled positions become a plugin, which sets their number too."""
+    scaling, target = given.pop("rope_scaling", None), "model.options"
+    if scaling is not None:
+        if reason := rope.by_parameters(t, key, scaling):
+            t.lose(key, f"rope_scaling: {reason}", rope.INSTEAD)
+            return
+        given.pop("max_position_embeddings", None)
+        target = rope.TARGET
+    if given:
+        t.put("model.options", {**(t.value("model.options") or {}), **given}, key)
+    t.translated(key, target, f"the rest: model.options {', '.join(given)}" if scaling is not None and given else "")
 
 
 def adapter(t: Translation) -> None:

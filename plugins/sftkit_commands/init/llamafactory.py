@@ -100,7 +100,7 @@ RULES: dict[str, Rule] = {
         Lost("new rows start as the mean of the others, with noise", off=("noise_init",)),
     ),
     "low_cpu_mem_usage": Always("transformers always does so"),
-    "rope_scaling": Lost("it is part of the model's configuration", "model.options: {rope_parameters: {...}}"),
+    "rope_scaling": Handled("plugin rope_scaling, type"),
     "flash_attn": Handled("plugin flash_attn, or model.options.attn_implementation"),
     "use_unsloth": Handled("plugin unsloth"),
     "use_unsloth_gc": Handled("plugin activations, offload"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sftkit_commands.init import hf, llamafactory, llamafactory_data, techniques
+from sftkit_commands.init import hf, llamafactory, llamafactory_data, rope, techniques
 from sftkit_commands.init.llamafactory import INFO_RULES, INSIDE, rules
 from sftkit_commands.init.local import Places
 from sftkit_commands.init.nested import flatten
@@ -64,6 +64,7 @@ def model(t: Translation, places: Places) -> None:
     if t.pending("model_name_or_path"):
         t.move("model_name_or_path", "model.name", places.name(str(t.get("model_name_or_path"))))
     hf.switched(t, "train_from_scratch", "model.init", "random")
+    rope.by_type(t, "rope_scaling")
     coefficient = t.get("moe_aux_loss_coef")
     if t.pending("moe_aux_loss_coef") and not places.may_have_experts(t.get("model_name_or_path")):
         t.always("moe_aux_loss_coef", "the model has no experts")

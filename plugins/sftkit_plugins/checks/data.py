@@ -6,7 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import FILTERED, WEIGHTED_TOKENS, DatasetStats, Status, Verdict, describe_notes, notes_of, without_fix
+from sftkit.api import (
+    FILTERED,
+    WEIGHTED_TOKENS,
+    DatasetStats,
+    Status,
+    Verdict,
+    describe_notes,
+    notes_of,
+    position_limit,
+    without_fix,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,11 +95,17 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
     status: Status = "wrong" if cut_share > CUT_MOST else "warn" if cut_share > CUT_SHARE else "ok"
     fix = f"raise data.max_length to {share.get('p99', limit):,}, or set data.truncation=drop"
     yield Verdict("length", status, what, fix if status != "ok" else "", "data.max_length")
-    positions = _positions(run)
+    config = _model_config(run)
+    positions = position_limit(config) if config is not None else None
     longest = min(stats.longest, limit)
     if positions and longest > positions:
         what = f"{split}: rows have up to {longest:,} tokens, but the model has {positions:,} positions"
-        yield Verdict("positions", "wrong", what, f"set data.max_length={positions}", "data.max_length")
+        fix = f"set data.max_length={positions}"
+        if "rope_scaling" in run.config.plugins:
+            fix += ", or raise the factor of plugin rope_scaling"
+        elif getattr(config.get_text_config(), "rope_parameters", None):
+            fix += ", or stretch the model's rotary embeddings with -p rope_scaling"
+        yield Verdict("positions", "wrong", what, fix, "data.max_length")
 
 
 def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
@@ -139,9 +155,9 @@ def _document_hashes(rows: Any) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _positions(run: PreparedRun) -> int | None:
-    """The number of position embeddings in the model's configuration; None if it is not known."""
-    from sftkit.api import model_config
+def _model_config(run: PreparedRun) -> Any:
+    """The configuration of the model as it will be trained; None if it is not in a directory here."""
+    from sftkit.api import base_of, model_config
 
-    config = model_config(run.config.model.name, run.config.model.trust_remote_code)
-    return getattr(config, "max_position_embeddings", None) if config is not None else None
+    section = run.config.model
+    return model_config(base_of(section.name)[0], section.trust_remote_code, run.plugins.model_options(run.config))

@@ -91,6 +91,7 @@ def loads_the_weights(bench: Workbench, hook: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
+    from sftkit.models.adapters import changed_configuration
     from sftkit.models.quantized import quantization_settings
 
     options = bench.plugins.model_options(bench.config)
@@ -104,7 +105,8 @@ def loads_the_weights(bench: Workbench, hook: str) -> None:
     dtype, wanted = model.get_input_embeddings().weight.dtype, bench.config.model.dtype
     right = wanted == "auto" or dtype == getattr(torch, wanted)
     require(right, f"the weights are {dtype}, and model.dtype is {wanted}", "pass config.model.dtype on")
-    plain = AutoModelForCausalLM.from_pretrained(bench.model_directory, dtype=dtype).to(bench.device)
+    changed = changed_configuration(model, options)
+    plain = AutoModelForCausalLM.from_pretrained(bench.model_directory, dtype=dtype, **changed).to(bench.device)
     model = model.to(bench.device)
     batch = bench.batch(model)
     apart = distance(results(model.eval(), batch)["logits"][""], results(plain.eval(), batch)["logits"][""])
