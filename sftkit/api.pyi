@@ -53,7 +53,7 @@ from sftkit.console import (
     wrap as wrap,
 )
 from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
-from sftkit.data.cache import cache_directory as cache_directory
+from sftkit.storage import cache_directory as cache_directory
 from sftkit.data.columns import (
     ATTACHED as ATTACHED,
     IGNORE_INDEX as IGNORE_INDEX,
@@ -127,9 +127,9 @@ from sftkit.memory.checkpointing import (
 )
 from sftkit.memory.made import optimizer_groups as optimizer_groups
 from sftkit.memory.run import estimate_run as estimate_run
+from sftkit.memory.shape import ModelShape as ModelShape, model_shape as model_shape
 from sftkit.memory.unloaded import (
     UnknownMemoryError as UnknownMemoryError,
-    auto_class as auto_class,
     model_config as model_config,
 )
 from sftkit.models.adapt import NEEDS_ADAPTER as NEEDS_ADAPTER

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sftkit.data.cache import made
+from sftkit.storage import made
 from sftkit.data.node import identity_on_disk
 from sftkit.data.opening import cannot_read, filesystem_of, is_remote, suffixes_of
 from sftkit.data.store import checksum

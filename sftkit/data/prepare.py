@@ -7,7 +7,7 @@ import functools
 import gc
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from sftkit.data.packed import check_packable, packed
 from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
-from sftkit.data.store import Spool, open_rows, open_sources, write_rows
+from sftkit.data.store import OpenedLater, Spool, map_rows, open_rows, open_sources, write_rows
 from sftkit.redact import without_secrets
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class PreparedData:
     """The examples of each split, and what happened to the data.
 
     Attributes:
-        splits: rows ready for the collator, by split: a Dataset, or the Stream to train on.
+        splits: rows ready for the collator, by split: a Dataset, opened when it is asked for, or the Stream to train
+            on.
         counts: what was done to the data; for a stream, to its first window.
         stats: statistics of the examples as encoded, before they were cut or packed; for a stream, of its first window.
         described: rows, tokens, trained tokens and a fingerprint of each split.
@@ -59,7 +60,7 @@ class PreparedData:
             ``described``.
     """
 
-    splits: dict[str, Any]
+    splits: Mapping[str, Any]
     counts: Counts
     stats: dict[str, DatasetStats] = field(default_factory=dict)
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -67,8 +68,13 @@ class PreparedData:
     cached: frozenset[str] = frozenset()
     entries: dict[str, cache.Entry] = field(default_factory=dict)
     directory: tempfile.TemporaryDirectory[str] | None = None
-    sources: dict[str, Dataset] = field(default_factory=dict)
+    sources: Mapping[str, Dataset] = field(default_factory=dict)
     dropped: dict[str, list[DroppedRow]] = field(default_factory=dict)
+
+    def table(self, split: str) -> pa.Table:
+        """The rows of a split that is no stream, memory-mapped, with the columns that `write_rows` wrote."""
+        entry = self.entries.get(split)
+        return self.splits[split].with_format("arrow")[:] if entry is None else map_rows(entry.rows)
 
     @property
     def train(self) -> Dataset | Stream:
@@ -107,9 +113,9 @@ class PreparedData:
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
         splits = {name: {**described, **self.counts.by_split[name]} for name, described in self.described.items()}
-        train = self.splits.get("train")
-        if train is None or "train" in self.described:
+        if "train" not in self.splits or "train" in self.described:
             return splits
+        train = self.splits["train"]
         stream = {"streaming": True, "fingerprint": train.fingerprint, **train.counts.by_split["train"]}
         return {"train": stream, **splits}
 
@@ -149,7 +155,7 @@ def prepare(
             place.mkdir()
             entries[split] = cache.build_entry(place, key, build)
     return PreparedData(
-        splits={split: open_rows(entry.rows) for split, entry in entries.items()},
+        splits=OpenedLater({split: functools.partial(open_rows, entry.rows) for split, entry in entries.items()}),
         counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
         stats={split: DatasetStats.from_dict(entry.info["stats"]) for split, entry in entries.items()},
         described={split: entry.info["summary"] for split, entry in entries.items()},
@@ -157,9 +163,13 @@ def prepare(
         cached=frozenset(cached),
         entries=entries,
         directory=directory,
-        sources={
-            split: open_sources(entry.rows) for split, entry in entries.items() if SOURCES in entry.info["summary"]
-        },
+        sources=OpenedLater(
+            {
+                split: functools.partial(open_sources, entry.rows)
+                for split, entry in entries.items()
+                if SOURCES in entry.info["summary"]
+            }
+        ),
         dropped={split: dropped_rows(entry.info["dropped"]) for split, entry in entries.items()},
     )
 

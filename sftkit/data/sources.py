@@ -171,11 +171,9 @@ def load_sources(
 
 def _eval_sets(evaluation: Any) -> Iterable[tuple[str, str, Any]]:
     """Name, configuration key and value of each evaluation set."""
-    from datasets import DatasetDict
-
     if evaluation is None:
         return ()
-    if not isinstance(evaluation, dict) or isinstance(evaluation, DatasetDict):
+    if not isinstance(evaluation, dict) or type(evaluation).__module__.partition(".")[0] == "datasets":
         return [("eval", "data.eval", evaluation)]
     if "train" in evaluation:
         what = "an evaluation set is named train, like the training data"

@@ -15,6 +15,7 @@ from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data, stage, working
 from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, SftkitError
+from sftkit.garbage import uncollected
 from sftkit.ranks import is_main_process
 from sftkit.redact import hide
 from sftkit.run.changes import change_name
@@ -218,11 +219,13 @@ class Pipeline:
         processes: Processes,
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
-        from sftkit.models.unloaded import copy_of
-        from sftkit.run.sample_rows import sample_rows, write_sample_rows
-        from sftkit.run.tracking import begin_trackers
-        from sftkit.run.training import make_trainer, train_or_evaluate
-        from sftkit.training.arguments import training_arguments
+        with uncollected(freeze=self.from_command):
+            from sftkit.models.unloaded import copy_of
+            from sftkit.run.sample_rows import sample_rows, write_sample_rows
+            from sftkit.run.tracking import begin_trackers
+            from sftkit.run.training import make_trainer, train_or_evaluate
+            from sftkit.training.arguments import training_arguments
+            from sftkit.training.trainer import TokenLossTrainer as _  # what it imports takes seconds
 
         config, directory = stages.config, self._directory.path
         require_seen(seen := seen_by_all(processes, directory), directory, earlier, stages.engine)
@@ -307,7 +310,8 @@ class Pipeline:
         Raises:
             ConfigError: every problem of the configuration and the inputs, and the ``known`` ones.
         """
-        config, plugins = resolve_run(self._source, self._choices, self._inputs, known, trains)
+        with uncollected(freeze=self.from_command):
+            config, plugins = resolve_run(self._source, self._choices, self._inputs, known, trains)
         train = {**config.train, "output_dir": str(self._directory.path)}
         return config.model_copy(update={"train": train}), plugins
 

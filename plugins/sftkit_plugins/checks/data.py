@@ -6,7 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import FILTERED, WEIGHTED_TOKENS, DatasetStats, Status, Verdict, describe_notes, notes_of, without_fix
+from sftkit.api import (
+    FILTERED,
+    WEIGHTED_TOKENS,
+    DatasetStats,
+    Status,
+    Verdict,
+    describe_notes,
+    model_shape,
+    notes_of,
+    without_fix,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +95,8 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
     status: Status = "wrong" if cut_share > CUT_MOST else "warn" if cut_share > CUT_SHARE else "ok"
     fix = f"raise data.max_length to {share.get('p99', limit):,}, or set data.truncation=drop"
     yield Verdict("length", status, what, fix if status != "ok" else "", "data.max_length")
-    positions = _positions(run)
+    shape = model_shape(run)
+    positions = shape and shape.positions
     longest = min(stats.longest, limit)
     if positions and longest > positions:
         what = f"{split}: rows have up to {longest:,} tokens, but the model has {positions:,} positions"
@@ -93,8 +104,7 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
 
 
 def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
-    rows = run.data.splits[split]
-    if "position_ids" not in rows.column_names:
+    if "position_ids" not in run.data.table(split).column_names:
         return
     described = run.data.described[split]
     fill = described["tokens"] / (described["rows"] * run.config.data.max_length)
@@ -106,12 +116,12 @@ def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
 def _leaks(run: PreparedRun) -> Iterator[Verdict]:
     import numpy as np
 
-    held_out = run.data.eval
+    held_out = [name for name in run.data.splits if name != "train"]
     if not held_out or "train" not in run.data.described:
         return
-    train = np.unique(_document_hashes(run.data.train))
-    for name, rows in held_out.items():
-        own = _document_hashes(rows)
+    train = np.unique(_document_hashes(run.data.table("train")))
+    for name in held_out:
+        own = _document_hashes(run.data.table(name))
         leaked = int(np.isin(own, train).sum())
         what = f"{name}: {leaked:,} of {len(own):,} rows are also in the training data"
         status: Status = "ok" if not leaked else "wrong" if leaked > LEAK_SHARE * len(own) else "warn"
@@ -128,20 +138,11 @@ def _document_hashes(rows: Any) -> np.ndarray:
     from sftkit.api import ATTACHED, flatten_column, hash_documents
 
     found = [np.zeros(0, np.uint64)]
-    arrow = rows.with_format("arrow")
     for start in range(0, len(rows), AT_ONCE):
-        table = arrow[start : start + AT_ONCE]
+        table = rows.slice(start, AT_ONCE)
         ids, offsets = flatten_column(table, "input_ids")
         if "position_ids" in table.column_names:
             offsets = np.append(np.flatnonzero(flatten_column(table, "position_ids")[0] == 0), len(ids))
         attached = table[ATTACHED].combine_chunks() if ATTACHED in table.column_names else None
         found.append(hash_documents(ids, offsets, attached))
     return np.concatenate(found)
-
-
-def _positions(run: PreparedRun) -> int | None:
-    """The number of position embeddings in the model's configuration; None if it is not known."""
-    from sftkit.api import model_config
-
-    config = model_config(run.config.model.name, run.config.model.trust_remote_code)
-    return getattr(config, "max_position_embeddings", None) if config is not None else None
