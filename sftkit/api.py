@@ -86,6 +86,7 @@ _MODULES = {
     "run.interruption": "interrupt_runs",
     "run.lock": "holder",
     "run.config_file": "WrittenConfig",
+    "run.first_rows": "FirstRows",
     "run.manifest": "manifest_of",
     "run.pipeline": "Pipeline",
     "run.preparation": "prepare_to",

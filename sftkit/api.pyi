@@ -182,6 +182,7 @@ from sftkit.redact import hide as hide
 from sftkit.run.completing import completion_problems as completion_problems
 from sftkit.run.config_file import WrittenConfig as WrittenConfig
 from sftkit.run.directories import trained_runs as trained_runs
+from sftkit.run.first_rows import FirstRows as FirstRows
 from sftkit.run.interruption import interrupt_runs as interrupt_runs
 from sftkit.run.lock import holder as holder
 from sftkit.run.manifest import manifest_of as manifest_of

@@ -99,6 +99,11 @@ def _read(directory: Path) -> Entry | None:
     return Entry(directory, info) if isinstance(info, dict) else None
 
 
+def has(key: str) -> bool:
+    """Whether there is an entry of this key; its rows are not compared with their checksum."""
+    return _read(cache_directory() / "data" / key) is not None
+
+
 def get(key: str, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Entry, bool]:
     """The entry of a key; it is built if it does not exist or is damaged.
 

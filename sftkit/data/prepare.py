@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data import cache
 from sftkit.data.build import ExampleBuilder
-from sftkit.data.columns import SOURCES, Examples
+from sftkit.data.columns import ATTACHED, SOURCES, Examples, rows_of
 from sftkit.data.counts import Counts
 from sftkit.data.dropped import DroppedRow, dropped_rows
 from sftkit.data.identity import parts_of
@@ -81,17 +82,39 @@ class PreparedData:
         """The examples to train on."""
         return self.splits["train"]
 
+    def rows(self, split: str, first: int, number: int) -> list[dict[str, Any]]:
+        """Rows of a split as the collator takes them, up to its end; only these are read.
+
+        Args:
+            split: the split.
+            first: the number of the first one, from 0.
+            number: how many.
+        """
+        if split not in self.entries:
+            rows = self.splits[split]
+            if not hasattr(rows, "__len__"):
+                return list(islice(rows, first, first + number))
+            return [rows[index] for index in range(first, min(first + number, len(rows)))]
+        table = self.table(split)
+        if ATTACHED in table.column_names:
+            return [self.splits[split][index] for index in range(first, min(first + number, len(table)))]
+        kept = [name for name in table.column_names if name != SOURCES]
+        return list(rows_of(table.select(kept).slice(first, number)))
+
     @property
-    def eval(self) -> dict[str, Dataset]:
+    def eval(self) -> Mapping[str, Dataset]:
         """The evaluation sets by name."""
+        if isinstance(self.splits, OpenedLater):
+            return self.splits.without("train")
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
 
     def held_out(self) -> PreparedData:
         """This data without the examples to train on."""
-        names = ("splits", "stats", "described", "formatted", "sources", "dropped")
+        names = ("stats", "described", "formatted", "sources", "dropped")
         kept: dict[str, Any] = {
             name: {split: each for split, each in getattr(self, name).items() if split != "train"} for name in names
         }
+        kept["splits"] = self.eval
         kept["counts"] = Counts({split: each for split, each in self.counts.by_split.items() if split != "train"})
         return dataclasses.replace(self, **kept)
 

@@ -202,6 +202,27 @@ def load_streams(config: RunConfig, train: Any = None) -> list[tuple[StreamSourc
     return [(_streamed(data.train or [], data, "data.train"), 1.0)]
 
 
+def source_from_start(config: RunConfig, split: str) -> StreamSource | None:
+    """The files of a split, to read rows from their start without reading all of them.
+
+    Returns:
+        The source; None if the rows come from the hub, from several sources, or out of a fraction that is held out.
+
+    Raises:
+        DataError: if a file does not exist or its type is not supported.
+    """
+    data = config.data.model_copy(update={"shuffle_buffer": 0})
+    if split == "train":
+        named, where = None if data.mix or isinstance(data.eval, float) else data.train, "data.train"
+    else:
+        sets = () if isinstance(data.eval, float) else _eval_sets(data.eval)
+        named, where = next(((value, where) for name, where, value in sets if name == split), (None, ""))
+        data = data.model_copy(update={"split": None})
+    if not named or _find([named] if isinstance(named, str) else list(named), data.split, where) is None:
+        return None
+    return _streamed(named, data, where)
+
+
 def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSource:
     listed = [names] if isinstance(names, str) else list(names)
     found = _find(listed, data.split, where)

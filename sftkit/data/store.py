@@ -10,6 +10,7 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,10 @@ class OpenedLater(Mapping[str, "Dataset"]):
 
     def __len__(self) -> int:
         return len(self._opening)
+
+    def without(self, split: str) -> OpenedLater:
+        """The others, which are still opened later."""
+        return OpenedLater({name: partial(self.__getitem__, name) for name in self if name != split})
 
 
 def checksum(path: Path) -> str:

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from sftkit.plugin.base import Plugin
     from sftkit.plugin.select import Choice
     from sftkit.plugin.selected import PluginSet
+    from sftkit.run.first_rows import FirstRows
     from sftkit.run.preview import Preview
+    from sftkit.run.stages import Vocabulary
+    from sftkit.training.collate import CheckedCollator
 
 logger = logging.getLogger("sftkit")
 
@@ -142,14 +145,28 @@ class Pipeline:
         return Stages(*self._resolve(trains=False), self._inputs)
 
     @for_the_caller
-    def prepare(self) -> PreparedRun:
+    def prepare(self, first: FirstRows | None = None) -> PreparedRun:
         """Check, load the tokenizer, prepare the data. Reads no weights, and writes nothing but the cache.
+
+        Args:
+            first: rows to show before all data is read; what only transformers and torch can refuse of the
+                configuration is found after these.
 
         Raises:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used.
         """
-        return Stages(*self._resolve(), self._inputs).prepare()
+        if first is None:
+            return Stages(*self._resolve(), self._inputs).prepare()
+        from sftkit.run.first_rows import show_first
+
+        stages = Stages(*self._resolve(rehearses=False), self._inputs)
+
+        def begun(vocabulary: Vocabulary, collator: CheckedCollator) -> None:
+            show_first(stages, vocabulary, collator, first)
+            self._resolve()
+
+        return stages.prepare(begun)
 
     def preview(self, split: str = "train", rows: int = 3, row: int = 1) -> Preview:
         """What the model sees and what it is trained on: some rows, as one batch of the training.
@@ -300,18 +317,21 @@ class Pipeline:
             problems.append(Problem("nothing is resumed", "--allow-change", "use it with --resume"))
         return problems
 
-    def _resolve(self, known: Iterable[Problem] = (), trains: bool = True) -> tuple[RunConfig, PluginSet]:
+    def _resolve(
+        self, known: Iterable[Problem] = (), trains: bool = True, rehearses: bool = True
+    ) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins.
 
         Args:
             known: problems that were found before.
             trains: whether the section ``train`` is for the Trainer of this run.
+            rehearses: whether transformers and torch are asked about it, which takes seconds.
 
         Raises:
             ConfigError: every problem of the configuration and the inputs, and the ``known`` ones.
         """
         with uncollected(freeze=self.from_command):
-            config, plugins = resolve_run(self._source, self._choices, self._inputs, known, trains)
+            config, plugins = resolve_run(self._source, self._choices, self._inputs, known, trains, rehearses)
         train = {**config.train, "output_dir": str(self._directory.path)}
         return config.model_copy(update={"train": train}), plugins
 

@@ -125,7 +125,7 @@ class Evaluator:
             trainer = _trainer(self.run, self.stages, trained.model, completing, directory)
             stack.enter_context(trainer.loss_head.installed())
             stack.enter_context(self.stages.training(trainer.model))
-            found = trainer.evaluate(sets[0] if len(sets) == 1 else self.run.data.eval)
+            found = trainer.evaluate(sets[0] if len(sets) == 1 else dict(self.run.data.eval))
         metrics = {
             name: value for name, value in found.items() if name.startswith("eval_") and not name.endswith(NO_METRICS)
         }
