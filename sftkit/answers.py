@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,8 @@ def keep(question: str, parts: Mapping[str, Any], answer: Any) -> None:
         partial.write_text(json.dumps({"question": question, "answer": answer}), encoding="utf-8")
         partial.replace(path)
     except (OSError, TypeError, ValueError):
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def parts_of_run(config: RunConfig, plugins: PluginSet, *paths: str) -> dict[str, Any] | None:

@@ -53,7 +53,6 @@ from sftkit.console import (
     wrap as wrap,
 )
 from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
-from sftkit.storage import cache_directory as cache_directory
 from sftkit.data.columns import (
     ATTACHED as ATTACHED,
     IGNORE_INDEX as IGNORE_INDEX,
@@ -200,6 +199,7 @@ from sftkit.run.rows import (
 from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
 from sftkit.run.verdict import Status as Status, Verdict as Verdict
 from sftkit.run.written import REPORT as REPORT, REPORT_MARK as REPORT_MARK, is_report as is_report
+from sftkit.storage import cache_directory as cache_directory
 from sftkit.testing.conformance import (
     CheckResult as CheckResult,
     PluginReport as PluginReport,

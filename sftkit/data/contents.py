@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sftkit.storage import made
 from sftkit.data.node import identity_on_disk
 from sftkit.data.opening import cannot_read, filesystem_of, is_remote, suffixes_of
 from sftkit.data.store import checksum
 from sftkit.errors import DataError
+from sftkit.storage import made
 
 #: What remote systems call a digest of a file's content, or a tag that changes with it.
 TAGS = frozenset({"etag", "md5", "md5hash", "content_md5", "crc32c", "checksum", "sha256", "blob_id"})

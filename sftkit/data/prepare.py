@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sftkit.data.stream import Stream
     from sftkit.plugin.selected import PluginSet
 
+AT_ONCE = 4096  # rows
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -100,6 +102,13 @@ class PreparedData:
             return [self.splits[split][index] for index in range(first, min(first + number, len(table)))]
         kept = [name for name in table.column_names if name != SOURCES]
         return list(rows_of(table.select(kept).slice(first, number)))
+
+    def each_row(self, split: str) -> Iterator[dict[str, Any]]:
+        """All rows of a split that is no stream, one after the other, without `datasets`."""
+        import pyarrow as pa
+
+        for batch in self.table(split).to_batches(max_chunksize=AT_ONCE):
+            yield from rows_of(pa.Table.from_batches([batch]))
 
     @property
     def eval(self) -> Mapping[str, Dataset]:

@@ -203,13 +203,9 @@ def load_streams(config: RunConfig, train: Any = None) -> list[tuple[StreamSourc
 
 
 def source_from_start(config: RunConfig, split: str) -> StreamSource | None:
-    """The files of a split, to read rows from their start without reading all of them.
+    """The files of a split, to read rows from their start; raises as `load_streams`.
 
-    Returns:
-        The source; None if the rows come from the hub, from several sources, or out of a fraction that is held out.
-
-    Raises:
-        DataError: if a file does not exist or its type is not supported.
+    None if the rows come from the hub, from a mixture, or out of a fraction that is held out.
     """
     data = config.data.model_copy(update={"shuffle_buffer": 0})
     if split == "train":

@@ -163,7 +163,7 @@ def _opened(paths: Sequence[Path]) -> Dataset:
 
 
 def map_rows(path: Path) -> pa.Table:
-    """The memory-mapped rows of a file that `write_rows` wrote, without `datasets`, whose import takes half a second."""
+    """The memory-mapped rows of a file that `write_rows` wrote; without `datasets`, which takes long to import."""
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()

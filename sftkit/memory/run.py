@@ -65,7 +65,6 @@ def _available(device: str, config: RunConfig) -> DeviceMemory:
 
 def _estimated(prepared: PreparedRun) -> MemoryEstimate:
     from sftkit.memory.batch import largest_batch
-    from sftkit.training.trainer import TokenLossTrainer as _  # a run has it in its memory
 
     batch = largest_batch(prepared)
     try:

@@ -92,7 +92,9 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
             from transformers import AutoTokenizer
 
             trust = config.model.trust_remote_code
-            loaded = (auto or AutoTokenizer).from_pretrained(name, revision=revision, trust_remote_code=trust, **options)
+            loaded = (auto or AutoTokenizer).from_pretrained(
+                name, revision=revision, trust_remote_code=trust, **options
+            )
     if not getattr(split_processor(loaded)[0], "is_fast", False):
         fix = "set model.tokenizer to one with a tokenizer.json"
         raise ConfigError(Problem(f"the tokenizer of {name!r} is not a fast tokenizer", where, fix))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sftkit.data.columns import Examples
     from sftkit.data.sources import StreamSource
     from sftkit.run.rows import TokenRow
-    from sftkit.run.stages import Stages, Vocabulary
+    from sftkit.run.stages import PreparedRun, Stages, Vocabulary
     from sftkit.training.collate import CheckedCollator
 
 
@@ -36,8 +36,22 @@ class FirstRows:
     number: int
     show: Callable[[list[TokenRow], bool], None]
 
+    def prepare(self, stages: Stages, then: Callable[[], Any]) -> PreparedRun:
+        """Prepare a run, and show the rows on the way.
 
-def show_first(stages: Stages, vocabulary: Vocabulary, collator: CheckedCollator, wanted: FirstRows) -> None:
+        Args:
+            stages: those of the run.
+            then: called after the rows were shown, before the data is prepared.
+        """
+
+        def begun(vocabulary: Vocabulary, collator: CheckedCollator) -> None:
+            _show_first(stages, vocabulary, collator, self)
+            then()
+
+        return stages.prepare(begun)
+
+
+def _show_first(stages: Stages, vocabulary: Vocabulary, collator: CheckedCollator, wanted: FirstRows) -> None:
     """Read rows from the start of a split's files, and show them. A problem is left to the preparation of all rows."""
     from sftkit.data.sources import source_from_start
     from sftkit.run.rows import read_batch
@@ -88,9 +102,7 @@ def _is_prepared(stages: Stages, vocabulary: Vocabulary, split: str) -> bool:
     return config.data.cache and cache.has(cache.key_of(parts))
 
 
-def _examples(
-    stages: Stages, vocabulary: Vocabulary, source: StreamSource, wanted: FirstRows
-) -> list[dict[str, Any]]:
+def _examples(stages: Stages, vocabulary: Vocabulary, source: StreamSource, wanted: FirstRows) -> list[dict[str, Any]]:
     """The examples of the first rows, cut to length, as the collator takes them."""
     from sftkit.data.build import ExampleBuilder
     from sftkit.data.columns import rows_of

@@ -49,7 +49,9 @@ def resolve_run(
     if trains:
         around = inputs.surroundings(config, plugins)
         found = [*found, *training_problems(config, around), *accelerate_problems(config)]
-        if rehearses and not problems and not found:  # transformers is only asked if nothing else is wrong: its import takes seconds
+        if (
+            rehearses and not problems and not found
+        ):  # transformers is only asked if nothing else is wrong: its import takes seconds
             from sftkit.training.rehearsal import rehearse
 
             found = [*rehearse(config, bool(around.sets))]

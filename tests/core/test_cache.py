@@ -17,6 +17,7 @@ from sftkit import Pipeline
 from sftkit.data import cache
 from sftkit.data.documents import Formatter, Span
 from sftkit.plugin.base import Plugin, dataclass, hookimpl
+from sftkit.storage import cache_directory
 from sftkit.testing import CHATML, tiny_model, tiny_tokenizer
 
 
@@ -250,8 +251,7 @@ def test_the_cache_is_listed_and_cleared(data, cli, tmp_path):
     listed = cli("cache", "list", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache_directory())}).stdout
     assert str(data) in listed
     assert (
-        "removed 1 entries"
-        in cli("cache", "clear", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache_directory())}).stdout
+        "removed 1 entries" in cli("cache", "clear", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache_directory())}).stdout
     )
     assert list(cache.entries()) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -139,7 +140,7 @@ class _Early:
         print_rows(console(), rows, self.ids)
 
 
-def _check_split(splits: dict[str, Any], split: str) -> None:
+def _check_split(splits: Mapping[str, Any], split: str) -> None:
     from sftkit.api import ConfigError, Problem, nearest
 
     if split not in splits:

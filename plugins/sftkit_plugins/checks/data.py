@@ -96,7 +96,7 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
     fix = f"raise data.max_length to {share.get('p99', limit):,}, or set data.truncation=drop"
     yield Verdict("length", status, what, fix if status != "ok" else "", "data.max_length")
     shape = model_shape(run)
-    positions = shape and shape.positions
+    positions = None if shape is None else shape.positions
     longest = min(stats.longest, limit)
     if positions and longest > positions:
         what = f"{split}: rows have up to {longest:,} tokens, but the model has {positions:,} positions"

@@ -57,4 +57,4 @@ def _parameters(run: PreparedRun) -> int | None:
     if run.plugins.fillers("adapt_model") or is_adapter(run.config.model.name):
         return None
     shape = model_shape(run)
-    return shape and shape.parameters
+    return None if shape is None else shape.parameters

@@ -78,7 +78,7 @@ def _configured_ends(run: PreparedRun) -> int | list[int] | None:
     name, revision = base_of(section.name, section.revision)
     if Path(name).is_dir() and not Path(name, "generation_config.json").is_file():
         shape = model_shape(run)
-        return shape and shape.eos_token_id
+        return None if shape is None else shape.eos_token_id
     try:
         return getattr(GenerationConfig.from_pretrained(name, revision=revision), "eos_token_id", None)
     except (OSError, ValueError):
