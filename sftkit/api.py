@@ -18,7 +18,7 @@ _MODULES = {
     "SftkitError TrainingError nearest warn_caller",
     "plugin.describe": "all_plugins",
     "plugin.paths": "absolute_at",
-    "data.cache": "cache_directory",
+    "storage": "cache_directory",
     "redact": "hide",
     "plugin.versions": "API_VERSION",
     "plugin.requirements": "has_gpu install_command requirement_problem",
@@ -80,8 +80,9 @@ _MODULES = {
     # Memory
     "memory": "MemoryEstimate device_of estimate_memory",
     "memory.run": "estimate_run",
+    "memory.shape": "ModelShape model_shape",
     "memory.made": "optimizer_groups",
-    "memory.unloaded": "UnknownMemoryError auto_class model_config",
+    "memory.unloaded": "UnknownMemoryError model_config",
     "memory.checkpointing": "checkpointed full_checkpointing offloaded_checkpointing selective_checkpointing",
     # Runs
     "ranks": "is_main_process launch_advice rank world_size",
@@ -93,6 +94,7 @@ _MODULES = {
     "run.interruption": "interrupt_runs",
     "run.lock": "holder",
     "run.config_file": "WrittenConfig",
+    "run.first_rows": "FirstRows",
     "run.manifest": "manifest_of",
     "run.pipeline": "Pipeline",
     "run.preparation": "prepare_to",

@@ -53,7 +53,6 @@ from sftkit.console import (
     wrap as wrap,
 )
 from sftkit.data.build import WEIGHTED_TOKENS as WEIGHTED_TOKENS
-from sftkit.data.cache import cache_directory as cache_directory
 from sftkit.data.columns import (
     ATTACHED as ATTACHED,
     IGNORE_INDEX as IGNORE_INDEX,
@@ -136,9 +135,9 @@ from sftkit.memory.checkpointing import (
 )
 from sftkit.memory.made import optimizer_groups as optimizer_groups
 from sftkit.memory.run import estimate_run as estimate_run
+from sftkit.memory.shape import ModelShape as ModelShape, model_shape as model_shape
 from sftkit.memory.unloaded import (
     UnknownMemoryError as UnknownMemoryError,
-    auto_class as auto_class,
     model_config as model_config,
 )
 from sftkit.models.adapt import NEEDS_ADAPTER as NEEDS_ADAPTER
@@ -205,6 +204,7 @@ from sftkit.redact import hide as hide
 from sftkit.run.completing import completion_problems as completion_problems
 from sftkit.run.config_file import WrittenConfig as WrittenConfig
 from sftkit.run.directories import trained_runs as trained_runs
+from sftkit.run.first_rows import FirstRows as FirstRows
 from sftkit.run.interruption import interrupt_runs as interrupt_runs
 from sftkit.run.lock import holder as holder
 from sftkit.run.manifest import manifest_of as manifest_of
@@ -222,6 +222,7 @@ from sftkit.run.rows import (
 from sftkit.run.stages import PreparedRun as PreparedRun, Stages as Stages, Vocabulary as Vocabulary
 from sftkit.run.verdict import Status as Status, Verdict as Verdict
 from sftkit.run.written import REPORT as REPORT, REPORT_MARK as REPORT_MARK, is_report as is_report
+from sftkit.storage import cache_directory as cache_directory
 from sftkit.testing.conformance import (
     CheckResult as CheckResult,
     PluginReport as PluginReport,

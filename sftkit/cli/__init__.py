@@ -72,6 +72,7 @@ def main() -> None:
     It exits with 0 when done, 1 and a traceback for a bug, 2 for what the user can fix, 3 if the training failed, 130
     or 143 if the run was interrupted.
     """
+    from sftkit.answers import using_answers
     from sftkit.cli.ending import end_process
     from sftkit.cli.errors import place_of, print_problems, show_command, show_problems
     from sftkit.console import end_live
@@ -86,7 +87,7 @@ def main() -> None:
     try:
         completion.complete_and_exit(lambda: typer.main.get_command(app))
         sys.argv[1:] = map(hide, arguments)  # which trackers record
-        with remembering_interrupts():
+        with using_answers(), remembering_interrupts():
             app(arguments, prog_name="sftkit")
     except OtherProcessError as error:  # which it has shown
         if shown["as_json"]:

@@ -18,6 +18,7 @@ def list_entries(as_json: JsonOption = False) -> None:
 
     from sftkit.console import console, show_json, show_table
     from sftkit.data import cache
+    from sftkit.storage import cache_directory
     from sftkit.units import size_text
 
     entries = []
@@ -34,16 +35,16 @@ def list_entries(as_json: JsonOption = False) -> None:
             }
         )
     if as_json:
-        show_json({"directory": str(cache.cache_directory()), "entries": entries})
+        show_json({"directory": str(cache_directory()), "entries": entries})
         return
     rows = [[*entry.values()] for entry in entries]
     for row in rows:
         row[4] = size_text(row[4])
     screen, columns = console(), ("made", "key", "split", "rows", "size", "source")
     if rows:
-        show_table(screen, f"Prepared data in {cache.cache_directory()}", columns, rows)
+        show_table(screen, f"Prepared data in {cache_directory()}", columns, rows)
     else:
-        screen.print(f"no prepared data in {cache.cache_directory()}", markup=False)
+        screen.print(f"no prepared data in {cache_directory()}", markup=False)
 
 
 @app.command("clear")

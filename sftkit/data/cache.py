@@ -8,7 +8,6 @@ process of each machine; the others trust the stamp that it leaves.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -20,42 +19,12 @@ from typing import Any
 
 from sftkit.data.node import Stamp, node_name as node_name
 from sftkit.data.store import checksum
-from sftkit.errors import Problem, RunError, SftkitError
+from sftkit.errors import SftkitError
 from sftkit.redact import without_secrets
+from sftkit.storage import ANSWERS, PROOFS, cache_directory, made
 
 ENTRY = "entry.json"
 ROWS = "rows.arrow"
-CACHE_FIX = "set SFTKIT_CACHE to a directory that can be written"
-
-
-def cache_directory() -> Path:
-    """The cache directory: ``$SFTKIT_CACHE``, else ``sftkit`` in the user's cache directory.
-
-    Raises:
-        RunError: if there is none.
-    """
-    if directory := os.environ.get("SFTKIT_CACHE"):
-        return Path(directory).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftkit"
-    except RuntimeError as error:  # neither a variable nor the system names a home
-        raise RunError(Problem("there is no home directory for the cache", "SFTKIT_CACHE", CACHE_FIX)) from error
-
-
-def made(name: str) -> Path:
-    """A directory in the cache, which is made if it does not exist.
-
-    Raises:
-        RunError: if nothing can be written there.
-    """
-    directory = cache_directory() / name
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return directory
-    except OSError as error:
-        what = f"nothing can be written into the cache: {error.strerror or error}"
-        raise RunError(Problem(what, str(directory), CACHE_FIX)) from error
 
 
 class Scratch:
@@ -130,6 +99,11 @@ def _read(directory: Path) -> Entry | None:
     except (OSError, ValueError):
         return None
     return Entry(directory, info) if isinstance(info, dict) else None
+
+
+def has(key: str) -> bool:
+    """Whether there is an entry of this key; its rows are not compared with their checksum."""
+    return _read(cache_directory() / "data" / key) is not None
 
 
 def get(
@@ -261,9 +235,9 @@ def clear(older_than: float = 0.0) -> tuple[int, int]:
     from filelock import FileLock, Timeout
 
     number = size = 0
-    for stamp in (cache_directory() / "stamps").glob("*"):
-        if time.time() - stamp.stat().st_mtime >= older_than:
-            stamp.unlink(missing_ok=True)
+    for small in (file for name in ("stamps", ANSWERS, PROOFS) for file in (cache_directory() / name).glob("*")):
+        if time.time() - small.stat().st_mtime >= older_than:
+            small.unlink(missing_ok=True)
     for path in sorted([*(cache_directory() / "data").glob("*"), *(cache_directory() / "rows").glob("*")]):
         key = path.name.partition(".")[0]
         if path.name.endswith(".lock") or time.time() - path.stat().st_mtime < older_than:

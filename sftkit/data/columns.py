@@ -11,10 +11,10 @@ token; it is kept apart from the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,13 +182,21 @@ def flatten_column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray
 
     dtype = {LOSS_WEIGHTS: np.float32, SOURCES: np.int16}.get(column, np.int32)
     chunks = table[column].chunks
-    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
+    values = [_as_numpy(chunk.flatten()) for chunk in chunks]
+    lengths = [_as_numpy(chunk.value_lengths()) for chunk in chunks]
     offsets = np.zeros(len(table) + 1, np.int64)
     if lengths:
         np.cumsum(np.concatenate(lengths), out=offsets[1:])
     together = values[0] if len(values) == 1 else np.concatenate([np.zeros(0, dtype), *values])
     return together.astype(dtype, copy=False), offsets
+
+
+def _as_numpy(array: pa.Array) -> np.ndarray:
+    """The values of an array of numbers; without nulls not copied, and by a protocol that does not import pandas."""
+    import numpy as np
+
+    values: np.ndarray = array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
+    return values
 
 
 def examples_of(dataset: Dataset) -> Examples:
@@ -216,3 +224,13 @@ def count_trained(labels_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
     if filled_N.any():
         counts_N[filled_N] = np.add.reduceat(labels_S != IGNORE_INDEX, offsets_N1[:-1][filled_N], dtype=np.int64)
     return counts_N
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table as mappings of numpy arrays, as the collator takes them."""
+    columns = {name: flatten_column(table, name) for name in table.column_names if name != ATTACHED}
+    for row in range(len(table)):
+        example = {name: values[offsets[row] : offsets[row + 1]] for name, (values, offsets) in columns.items()}
+        if ATTACHED in table.column_names:
+            example[ATTACHED] = table[ATTACHED][row].as_py()
+        yield example

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sftkit.data.cache import made
 from sftkit.data.node import identity_on_disk
 from sftkit.data.opening import cannot_read, filesystem_of, is_remote, suffixes_of
 from sftkit.data.store import checksum
 from sftkit.errors import DataError
+from sftkit.storage import made
 
 #: What remote systems call a digest of a file's content, or a tag that changes with it.
 TAGS = frozenset({"etag", "md5", "md5hash", "content_md5", "crc32c", "checksum", "sha256", "blob_id"})
@@ -48,6 +48,17 @@ def content_of(name: str, where: str) -> dict[str, Any]:
     return {"kind": kind, "size": info.get("size"), **(tags or {"url": name, **reported})}
 
 
+def was_read(path: Path) -> bool:
+    """Whether the cache directory keeps the digest of a local file as it is now, so that it is not new."""
+    return path.is_file() and _known(_record(path), path) is not None
+
+
+def _record(path: Path) -> Path:
+    import xxhash
+
+    return made("contents") / f"{xxhash.xxh3_128_hexdigest(str(path.resolve()).encode())}.json"
+
+
 def digest_of(path: Path) -> dict[str, Any]:
     """Size and digest of a local file. Each state of a file is read once; the cache directory keeps its digest.
 
@@ -55,10 +66,9 @@ def digest_of(path: Path) -> dict[str, Any]:
         OSError: if it cannot be read.
         RunError: if nothing can be written into the cache.
     """
-    import xxhash
     from filelock import FileLock
 
-    record = made("contents") / f"{xxhash.xxh3_128_hexdigest(str(path.resolve()).encode())}.json"
+    record = _record(path)
     if (known := _known(record, path)) is not None:
         return known
     with FileLock(f"{record}.lock"):

@@ -7,15 +7,16 @@ import functools
 import gc
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.data import cache
 from sftkit.data.build import ExampleBuilder
-from sftkit.data.columns import SOURCES, Examples
+from sftkit.data.columns import ATTACHED, SOURCES, Examples, rows_of
 from sftkit.data.counts import Counts
 from sftkit.data.dropped import DroppedRow, dropped_rows
 from sftkit.data.identity import parts_of
@@ -25,7 +26,7 @@ from sftkit.data.packed import check_packable, packed
 from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
-from sftkit.data.store import Spool, open_rows, open_sources, write_rows
+from sftkit.data.store import OpenedLater, Spool, map_rows, open_rows, open_sources, write_rows
 from sftkit.data.tokenizing.use import EngineOfRun
 from sftkit.redact import without_secrets
 
@@ -39,13 +40,16 @@ if TYPE_CHECKING:
     from sftkit.data.stream import Stream
     from sftkit.plugin.selected import PluginSet
 
+AT_ONCE = 4096  # rows
+
 
 @dataclass(frozen=True)
 class PreparedData:
     """The examples of each split, and what happened to the data.
 
     Attributes:
-        splits: rows ready for the collator, by split: a Dataset, or the Stream to train on.
+        splits: rows ready for the collator, by split: a Dataset, opened when it is asked for, or the Stream to train
+            on.
         counts: what was done to the data; for a stream, to its first window.
         stats: statistics of the examples as encoded, before they were cut or packed; for a stream, of its first window.
         described: rows, tokens, trained tokens and a fingerprint of each split.
@@ -61,7 +65,7 @@ class PreparedData:
         tokenizing: of each split that an engine has tokenized, the texts of the engine, and those that were compared.
     """
 
-    splits: dict[str, Any]
+    splits: Mapping[str, Any]
     counts: Counts
     stats: dict[str, DatasetStats] = field(default_factory=dict)
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -69,26 +73,60 @@ class PreparedData:
     cached: frozenset[str] = frozenset()
     entries: dict[str, cache.Entry] = field(default_factory=dict)
     directory: tempfile.TemporaryDirectory[str] | None = None
-    sources: dict[str, Dataset] = field(default_factory=dict)
+    sources: Mapping[str, Dataset] = field(default_factory=dict)
     dropped: dict[str, list[DroppedRow]] = field(default_factory=dict)
     tokenizing: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def table(self, split: str) -> pa.Table:
+        """The rows of a split that is no stream, memory-mapped, with the columns that `write_rows` wrote."""
+        entry = self.entries.get(split)
+        return self.splits[split].with_format("arrow")[:] if entry is None else map_rows(entry.rows)
 
     @property
     def train(self) -> Dataset | Stream:
         """The examples to train on."""
         return self.splits["train"]
 
+    def rows(self, split: str, first: int, number: int) -> list[dict[str, Any]]:
+        """Rows of a split as the collator takes them, up to its end; only these are read.
+
+        Args:
+            split: the split.
+            first: the number of the first one, from 0.
+            number: how many.
+        """
+        if split not in self.entries:
+            rows = self.splits[split]
+            if not hasattr(rows, "__len__"):
+                return list(islice(rows, first, first + number))
+            return [rows[index] for index in range(first, min(first + number, len(rows)))]
+        table = self.table(split)
+        if ATTACHED in table.column_names:
+            return [self.splits[split][index] for index in range(first, min(first + number, len(table)))]
+        kept = [name for name in table.column_names if name != SOURCES]
+        return list(rows_of(table.select(kept).slice(first, number)))
+
+    def each_row(self, split: str) -> Iterator[dict[str, Any]]:
+        """All rows of a split that is no stream, one after the other, without `datasets`."""
+        import pyarrow as pa
+
+        for batch in self.table(split).to_batches(max_chunksize=AT_ONCE):
+            yield from rows_of(pa.Table.from_batches([batch]))
+
     @property
-    def eval(self) -> dict[str, Dataset]:
+    def eval(self) -> Mapping[str, Dataset]:
         """The evaluation sets by name."""
+        if isinstance(self.splits, OpenedLater):
+            return self.splits.without("train")
         return {name: dataset for name, dataset in self.splits.items() if name != "train"}
 
     def held_out(self) -> PreparedData:
         """This data without the examples to train on."""
-        names = ("splits", "stats", "described", "formatted", "sources", "dropped", "tokenizing")
+        names = ("stats", "described", "formatted", "sources", "dropped", "tokenizing")
         kept: dict[str, Any] = {
             name: {split: each for split, each in getattr(self, name).items() if split != "train"} for name in names
         }
+        kept["splits"] = self.eval
         kept["counts"] = Counts({split: each for split, each in self.counts.by_split.items() if split != "train"})
         return dataclasses.replace(self, **kept)
 
@@ -110,9 +148,9 @@ class PreparedData:
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
         splits = {name: {**described, **self.counts.by_split[name]} for name, described in self.described.items()}
-        train = self.splits.get("train")
-        if train is None or "train" in self.described:
+        if "train" not in self.splits or "train" in self.described:
             return splits
+        train = self.splits["train"]
         stream = {"streaming": True, "fingerprint": train.fingerprint, **train.counts.by_split["train"]}
         return {"train": stream, **splits}
 
@@ -161,7 +199,7 @@ def prepare(
     if engine.refuted:  # by a text that came after others, which may differ too
         entries, cached, directory = entries_of()
     return PreparedData(
-        splits={split: open_rows(entry.rows) for split, entry in entries.items()},
+        splits=OpenedLater({split: functools.partial(open_rows, entry.rows) for split, entry in entries.items()}),
         counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
         stats={split: DatasetStats.from_dict(entry.info["stats"]) for split, entry in entries.items()},
         described={split: entry.info["summary"] for split, entry in entries.items()},
@@ -169,9 +207,13 @@ def prepare(
         cached=frozenset(cached),
         entries=entries,
         directory=directory,
-        sources={
-            split: open_sources(entry.rows) for split, entry in entries.items() if SOURCES in entry.info["summary"]
-        },
+        sources=OpenedLater(
+            {
+                split: functools.partial(open_sources, entry.rows)
+                for split, entry in entries.items()
+                if SOURCES in entry.info["summary"]
+            }
+        ),
         dropped={split: dropped_rows(entry.info["dropped"]) for split, entry in entries.items()},
         tokenizing={split: entry.info["tokenizing"] for split, entry in entries.items() if "tokenizing" in entry.info},
     )

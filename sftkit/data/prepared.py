@@ -21,6 +21,7 @@ from sftkit.data.stats import DatasetStats
 from sftkit.data.store import checksum, open_rows, open_sources
 from sftkit.errors import ConfigError, DataError, Problem
 from sftkit.redact import without_secrets
+from sftkit.storage import made
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,7 +172,7 @@ def _verified(name: str, manifest: Mapping[str, Any]) -> Path:
     """
     files, remote = files_of(manifest), is_remote(name)
     key = cache.key_of({"files": files})
-    directory = cache.made("prepared") / key if remote else Path(name).expanduser()
+    directory = made("prepared") / key if remote else Path(name).expanduser()
 
     def verify() -> list[Path]:
         for file in files:

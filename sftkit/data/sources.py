@@ -171,11 +171,9 @@ def load_sources(
 
 def _eval_sets(evaluation: Any) -> Iterable[tuple[str, str, Any]]:
     """Name, configuration key and value of each evaluation set."""
-    from datasets import DatasetDict
-
     if evaluation is None:
         return ()
-    if not isinstance(evaluation, dict) or isinstance(evaluation, DatasetDict):
+    if not isinstance(evaluation, dict) or type(evaluation).__module__.partition(".")[0] == "datasets":
         return [("eval", "data.eval", evaluation)]
     if "train" in evaluation:
         what = "an evaluation set is named train, like the training data"
@@ -202,6 +200,23 @@ def load_streams(config: RunConfig, train: Any = None) -> list[tuple[StreamSourc
     if data.mix:
         return [(_streamed(name, data, "data.mix"), weight) for name, weight in data.mix.items()]
     return [(_streamed(data.train or [], data, "data.train"), 1.0)]
+
+
+def source_from_start(config: RunConfig, split: str) -> StreamSource | None:
+    """The files of a split, to read rows from their start; raises as `load_streams`.
+
+    None if the rows come from the hub, from a mixture, or out of a fraction that is held out.
+    """
+    data = config.data.model_copy(update={"shuffle_buffer": 0})
+    if split == "train":
+        named, where = None if data.mix or isinstance(data.eval, float) else data.train, "data.train"
+    else:
+        sets = () if isinstance(data.eval, float) else _eval_sets(data.eval)
+        named, where = next(((value, where) for name, where, value in sets if name == split), (None, ""))
+        data = data.model_copy(update={"split": None})
+    if not named or _find([named] if isinstance(named, str) else list(named), data.split, where) is None:
+        return None
+    return _streamed(named, data, where)
 
 
 def _streamed(names: str | list[str], data: DataSection, where: str) -> StreamSource:

@@ -7,9 +7,10 @@ Legend: N examples, S tokens in all of them.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,43 @@ def _opened(paths: Sequence[Path]) -> Dataset:
 
     files = [Dataset.from_file(str(path)) for path in paths]
     return files[0] if len(files) == 1 else concatenate_datasets(files)
+
+
+def map_rows(path: Path) -> pa.Table:
+    """The memory-mapped rows of a file that `write_rows` wrote; without `datasets`, which takes long to import."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+class OpenedLater(Mapping[str, "Dataset"]):
+    """Rows by split, each of which is opened when it is asked for first.
+
+    Args:
+        opening: opens the rows of each split.
+    """
+
+    def __init__(self, opening: Mapping[str, Callable[[], Dataset]]) -> None:
+        self._opening = opening
+        self._opened: dict[str, Dataset] = {}
+
+    def __getitem__(self, split: str) -> Dataset:
+        if split not in self._opened:
+            self._opened[split] = self._opening[split]()
+        return self._opened[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._opening
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._opening)
+
+    def __len__(self) -> int:
+        return len(self._opening)
+
+    def without(self, split: str) -> OpenedLater:
+        """The others, which are still opened later."""
+        return OpenedLater({name: partial(self.__getitem__, name) for name in self if name != split})
 
 
 def checksum(path: Path) -> str:

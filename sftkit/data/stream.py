@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from sftkit.config.train_fields import data_seed
 from sftkit.data import cache
 from sftkit.data.build import ExampleBuilder
-from sftkit.data.columns import ATTACHED, SOURCES, Examples, flatten_column
+from sftkit.data.columns import SOURCES, Examples, rows_of
 from sftkit.data.dropped import DroppedRow
 from sftkit.data.feed import SPLIT, Feed
 from sftkit.data.filtering import RowFilters
@@ -166,7 +166,7 @@ class Stream(IterableDataset):
                 for table in tables:
                     begin = min(max(start - given, 0), len(table))  # of the rows that were given before
                     given += len(table)
-                    yield from _rows(table.slice(begin))
+                    yield from rows_of(table.slice(begin))
 
     def _windows(self, builder: ExampleBuilder, sought: Position | None) -> Iterator[tuple[Position, list[pa.Table]]]:
         """The tables of each window, and what `seek` needs to begin with it."""
@@ -203,7 +203,7 @@ class Stream(IterableDataset):
             tables = [fitted.table()] if packer is None else self._packed(packer, fitted)
             if builder.stats is not None:
                 stats = DatasetStats.from_dict(builder.stats.as_dict())
-                shown = [_without_sources(row) for table in tables for row in _rows(table.slice(0, SHOWN))][:SHOWN]
+                shown = [_without_sources(row) for table in tables for row in rows_of(table.slice(0, SHOWN))][:SHOWN]
                 known = stats, Counter(counts.by_split[SPLIT]), shown
                 self.first, builder.stats = FirstWindow(*known, list(builder.dropped.rows)), None
             yield position, tables
@@ -226,12 +226,3 @@ def _numbered(parts: list[Examples]) -> list[Examples]:
         dataclasses.replace(part, sources_S=np.full(len(part.ids_S), number, np.int16))
         for number, part in enumerate(parts)
     ]
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    columns = {name: flatten_column(table, name) for name in table.column_names if name != ATTACHED}
-    for row in range(len(table)):
-        example = {name: values[offsets[row] : offsets[row + 1]] for name, (values, offsets) in columns.items()}
-        if ATTACHED in table.column_names:
-            example[ATTACHED] = table[ATTACHED][row].as_py()
-        yield example

@@ -50,16 +50,21 @@ def memory_of(device: torch.device) -> DeviceMemory:
     import torch
 
     if device.type == "cpu":
-        import psutil
-
-        held = psutil.Process().memory_info().rss
-        free = min([psutil.virtual_memory().available, *cgroup_free()])
-        return DeviceMemory("cpu", held, held + free)
+        return host_memory()
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         return DeviceMemory(torch.cuda.get_device_name(device), torch.cuda.memory_allocated(device), free + reserved)
     return DeviceMemory(device.type, 0, None)
+
+
+def host_memory() -> DeviceMemory:
+    """The memory of the CPU, within the limits of the process's cgroups."""
+    import psutil
+
+    held = psutil.Process().memory_info().rss
+    free = min([psutil.virtual_memory().available, *cgroup_free()])
+    return DeviceMemory("cpu", held, held + free)
 
 
 def fragments() -> bool:

@@ -116,7 +116,11 @@ def split_processor(loaded: Any) -> tuple[PreTrainedTokenizerBase, Any]:
 
     A processor's tokenizer gets the processor's chat template. Changes the tokenizer.
     """
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedTokenizerBase
+
+    if isinstance(loaded, PreTrainedTokenizerBase):
+        return loaded, None
+    from transformers import ProcessorMixin  # which imports torch
 
     if not isinstance(loaded, ProcessorMixin):
         return loaded, None

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.config.train_fields import train_value
 from sftkit.errors import ConfigError, Problem, nearest
+from sftkit.garbage import uncollected
 from sftkit.models.adapters import base_of, is_adapter
+from sftkit.models.auto_tokenizer import load_auto_tokenizer
 from sftkit.models.embeddings import split_processor
 from sftkit.ranks import world_size
 
@@ -77,18 +79,22 @@ def load_tokenizer(config: RunConfig, auto: Any = None, **options: Any) -> Any:
     Raises:
         ConfigError: if it cannot be loaded, or is slow: only fast tokenizers report the offsets of tokens in the text.
     """
-    from transformers import AutoTokenizer
-
     name, revision, where = config.model.name, config.model.revision, "model.name"
     if not any(Path(name, file).is_file() for file in TOKENIZER_FILES):
         name, revision = base_of(name, revision)
     if config.model.tokenizer:
         name, where = config.model.tokenizer, "model.tokenizer"
         revision = revision if name == config.model.name else None
-    with as_config_error(where, name=name):
-        loaded = (auto or AutoTokenizer).from_pretrained(
-            name, revision=revision, trust_remote_code=config.model.trust_remote_code, **options
-        )
+    with as_config_error(where, name=name), uncollected():
+        if auto is None and not options and not config.model.trust_remote_code:
+            loaded = load_auto_tokenizer(name, revision)
+        else:
+            from transformers import AutoTokenizer
+
+            trust = config.model.trust_remote_code
+            loaded = (auto or AutoTokenizer).from_pretrained(
+                name, revision=revision, trust_remote_code=trust, **options
+            )
     if not getattr(split_processor(loaded)[0], "is_fast", False):
         fix = "set model.tokenizer to one with a tokenizer.json"
         raise ConfigError(Problem(f"the tokenizer of {name!r} is not a fast tokenizer", where, fix))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 from sftkit.errors import Problem
+from sftkit.machine import has_gpu as has_gpu
 
 
 def requirement_problem(text: str, where: str) -> Problem | None:
@@ -36,17 +34,3 @@ def install_command(*requirements: Requirement | str) -> str:
     for each in bare:
         each.marker = None
     return " ".join(["pip install", *(f'"{each}"' for each in bare)])
-
-
-def has_gpu() -> bool:
-    """Whether a GPU is visible, found without torch: by the CUDA driver, or the device files of ROCm and Intel."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
-        return False
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0:
-            return True
-    except OSError:
-        pass
-    return Path("/dev/kfd").exists() or Path("/dev/xpu").exists()

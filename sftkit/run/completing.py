@@ -30,7 +30,7 @@ def completion_problems(run: PreparedRun, rows: int | None, sets: Iterable[str])
             problems.append(Problem(what, where, "pack evaluation data as whole documents, or leave it unpacked"))
             continue
         try:
-            HeldOut.of(run.data.eval[name], rows, where)
+            HeldOut.of(run.data.each_row(name), rows, where)
         except DataError as error:
             problems += error.problems
     return problems

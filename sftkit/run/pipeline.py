@@ -15,8 +15,8 @@ from sftkit.config.train_fields import evaluates_only
 from sftkit.console import Display, show_data, stage, working
 from sftkit.data.counts import note_lines, without_notes
 from sftkit.errors import ConfigError, Problem, SftkitError
+from sftkit.garbage import uncollected
 from sftkit.ranks import is_main_process
-from sftkit.redact import hide
 from sftkit.run.changes import change_name
 from sftkit.run.config_file import WrittenConfig, write_config
 from sftkit.run.continuing import announce, earlier_choices, earlier_run, require_unchanged
@@ -31,13 +31,14 @@ from sftkit.run.resolving import resolve_run
 from sftkit.run.result import Best, RunResult
 from sftkit.run.stages import PreparedRun, Stages
 from sftkit.run.verdict import stop_if_wrong
-from sftkit.run.wording import for_the_caller, problem_in_python
+from sftkit.run.wording import for_the_caller, named, problem_in_python
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
     from sftkit.plugin.base import Plugin
     from sftkit.plugin.select import Choice
     from sftkit.plugin.selected import PluginSet
+    from sftkit.run.first_rows import FirstRows
     from sftkit.run.preview import Preview
 
 logger = logging.getLogger("sftkit")
@@ -107,7 +108,7 @@ class Pipeline:
 
     def __repr__(self) -> str:
         values = self._source.values
-        shown = [f"{section} {_named(values.get(section))}" for section in ("model", "data") if values.get(section)]
+        shown = [f"{section} {named(values.get(section))}" for section in ("model", "data") if values.get(section)]
         return f"Pipeline({', '.join([*shown, f'in {self._directory.path}'])})"
 
     def check(self) -> tuple[Problem, ...]:
@@ -141,14 +142,19 @@ class Pipeline:
         return Stages(*self._resolve(trains=False), self._inputs)
 
     @for_the_caller
-    def prepare(self) -> PreparedRun:
+    def prepare(self, first: FirstRows | None = None) -> PreparedRun:
         """Check, load the tokenizer, prepare the data. Reads no weights, and writes nothing but the cache.
+
+        Args:
+            first: rows to show before all data is read. What only libraries find wrong is reported after these.
 
         Raises:
             ConfigError: every problem of the configuration, before anything is read.
             DataError: if the data cannot be used.
         """
-        return Stages(*self._resolve(), self._inputs).prepare()
+        if first is None:
+            return Stages(*self._resolve(), self._inputs).prepare()
+        return first.prepare(Stages(*self._resolve(rehearses=False), self._inputs), then=self._resolve)
 
     def preview(self, split: str = "train", rows: int = 3, row: int = 1) -> Preview:
         """What the model sees and what it is trained on: some rows, as one batch of the training.
@@ -218,11 +224,12 @@ class Pipeline:
         processes: Processes,
     ) -> RunResult:
         """The run in its directory, which is written to only after everything is loaded."""
-        from sftkit.models.unloaded import copy_of
-        from sftkit.run.sample_rows import sample_rows, write_sample_rows
-        from sftkit.run.tracking import begin_trackers
-        from sftkit.run.training import make_trainer, train_or_evaluate
-        from sftkit.training.arguments import training_arguments
+        with uncollected(freeze=self.from_command):
+            from sftkit.models.unloaded import copy_of
+            from sftkit.run.sample_rows import sample_rows, write_sample_rows
+            from sftkit.run.tracking import begin_trackers
+            from sftkit.run.training import make_trainer, train_or_evaluate
+            from sftkit.training.arguments import training_arguments
 
         config, directory = stages.config, self._directory.path
         require_seen(seen := seen_by_all(processes, directory), directory, earlier, stages.engine)
@@ -300,22 +307,17 @@ class Pipeline:
             problems.append(Problem("nothing is resumed", "--allow-change", "use it with --resume"))
         return problems
 
-    def _resolve(self, known: Iterable[Problem] = (), trains: bool = True) -> tuple[RunConfig, PluginSet]:
+    def _resolve(self, known: Iterable[Problem] = (), **asked: bool) -> tuple[RunConfig, PluginSet]:
         """The configuration and its plugins.
 
         Args:
             known: problems that were found before.
-            trains: whether the section ``train`` is for the Trainer of this run.
+            asked: ``trains`` and ``rehearses``, as of `resolve_run`.
 
         Raises:
             ConfigError: every problem of the configuration and the inputs, and the ``known`` ones.
         """
-        config, plugins = resolve_run(self._source, self._choices, self._inputs, known, trains)
+        with uncollected(freeze=self.from_command):
+            config, plugins = resolve_run(self._source, self._choices, self._inputs, known, **asked)
         train = {**config.train, "output_dir": str(self._directory.path)}
         return config.model_copy(update={"train": train}), plugins
-
-
-def _named(section: Any) -> str:
-    """The name of a model or of data, for people."""
-    value = section.get("name", section.get("train", section.get("mix"))) if isinstance(section, Mapping) else section
-    return hide(", ".join(map(str, value)) if isinstance(value, list | Mapping) else str(value))

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def resolve_run(
-    source: ConfigSource, choices: list[Any], inputs: RunInputs, known: Iterable[Problem] = (), trains: bool = True
+    source: ConfigSource,
+    choices: list[Any],
+    inputs: RunInputs,
+    known: Iterable[Problem] = (),
+    trains: bool = True,
+    rehearses: bool = True,
 ) -> tuple[RunConfig, PluginSet]:
     """The configuration and its plugins.
 
@@ -30,6 +35,7 @@ def resolve_run(
         inputs: loaded objects that take the place of names.
         known: problems that were found before.
         trains: whether the section ``train`` is for the Trainer of this run.
+        rehearses: whether transformers and torch are asked about it, which takes seconds.
 
     Raises:
         ConfigError: every problem of the configuration and the inputs, and the ``known`` ones.
@@ -43,7 +49,9 @@ def resolve_run(
     if trains:
         around = inputs.surroundings(config, plugins)
         found = [*found, *training_problems(config, around), *accelerate_problems(config)]
-        if not problems and not found:  # transformers is only asked if nothing else is wrong: its import takes seconds
+        if (
+            rehearses and not problems and not found
+        ):  # transformers is only asked if nothing else is wrong: its import takes seconds
             from sftkit.training.rehearsal import rehearse
 
             found = [*rehearse(config, bool(around.sets))]

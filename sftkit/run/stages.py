@@ -114,11 +114,17 @@ class Stages:
     plugins: PluginSet
     inputs: RunInputs
 
-    def prepare(self) -> PreparedRun:
-        """The stages up to the collator."""
+    def prepare(self, begun: Callable[[Vocabulary, CheckedCollator], None] | None = None) -> PreparedRun:
+        """The stages up to the collator.
+
+        Args:
+            begun: called before the data is prepared, with a collator that is made for it.
+        """
         stage("loading the tokenizer")
         vocabulary = self.load_tokenizer()
         tokenizer, processor = vocabulary.tokenizer, vocabulary.processor
+        if begun is not None:
+            begun(vocabulary, self.checked(self.make_collator(tokenizer, processor)))
         stage("preparing the data")
         data = self.prepare_data(tokenizer, processor)
         collator = self.checked(self.make_collator(tokenizer, processor))

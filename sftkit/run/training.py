@@ -100,7 +100,7 @@ def make_trainer(
             stopping=StopCallback(interruption),
             best=BestModel(progress.note, chosen.patience, chosen.min_delta, last=chosen.best is not None),
             train_dataset=None if evaluates_only(config) else data.train,
-            eval_dataset=sets[0] if len(sets) == 1 else data.eval or None,
+            eval_dataset=sets[0] if len(sets) == 1 else dict(data.eval) or None,
             processing_class=prepared.vocabulary.processor or prepared.tokenizer,
             compute_metrics=metrics,
             callbacks=[Marks(processes), progress, *trackers.callbacks, *callbacks],

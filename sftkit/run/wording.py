@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from sftkit.errors import Interrupted, Problem, SftkitError
+from sftkit.redact import hide
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -65,3 +66,9 @@ def _continued(error: Interrupted) -> Interrupted:
     resume = "True" if newest(error.directory, contents=False).path else '"auto"'
     how = f'continue with Pipeline(..., train={{"output_dir": "{error.directory}"}}, resume={resume})'
     return Interrupted(f"{error}; {how}", error.exit_code, error.directory)
+
+
+def named(section: Any) -> str:
+    """The name of a model or of data, for people."""
+    value = section.get("name", section.get("train", section.get("mix"))) if isinstance(section, Mapping) else section
+    return hide(", ".join(map(str, value)) if isinstance(value, list | Mapping) else str(value))

@@ -126,7 +126,7 @@ class Evaluator:
             stack.enter_context(trainer.loss_head.installed())
             stack.enter_context(self.stages.training(trainer.model))
             stack.enter_context(loss_context(trainer, self.run, self.run.collator))
-            found = trainer.evaluate(sets[0] if len(sets) == 1 else self.run.data.eval)
+            found = trainer.evaluate(sets[0] if len(sets) == 1 else dict(self.run.data.eval))
         metrics = {
             name: value for name, value in found.items() if name.startswith("eval_") and not name.endswith(NO_METRICS)
         }

@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sftkit.answers import keep, recall
 from sftkit.config.train_fields import CHECKPOINTING_KEYS
 from sftkit.errors import Problem
+from sftkit.ranks import world_size
 from sftkit.training.arguments import argument_values
 from sftkit.training.optimizer import optimizer_problems, refused
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
 
+REHEARSED = "what libraries refuse of the section train"
 #: Reporting integrations whose check or package has another name.
 _CHECKED_AS = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
 _PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}
@@ -28,12 +31,36 @@ _PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flyte
 def rehearse(config: RunConfig, has_eval: bool) -> list[Problem]:
     """The problems that a run would meet when it makes its arguments, optimizer, schedule and loaders.
 
-    Changes nothing: no device, no process group and no environment variable.
+    Changes nothing: no device, no process group and no environment variable. That there are none is kept for the next
+    run with the same values.
 
     Args:
         config: the run as resolved, without any other problem.
         has_eval: whether there is evaluation data.
     """
+    parts = {
+        "train": {name: value for name, value in config.train.items() if name != "output_dir"},
+        "evaluate": config.evaluate.model_dump(mode="json"),
+        "timeout": config.run.timeout,
+        "has_eval": has_eval,
+    }
+    # A token of the hub, a file, and the other processes of a run may change at any time.
+    kept = world_size() == 1 and not config.train.get("push_to_hub") and not _names_file(config)
+    if kept and recall(REHEARSED, parts) == []:
+        return []
+    problems = _rehearsed(config, has_eval)
+    if kept and not problems:
+        keep(REHEARSED, parts, [])
+    return problems
+
+
+def _names_file(config: RunConfig) -> bool:
+    """Whether a value is the path of a file, which is read."""
+    values = (value for key, value in config.train.items() if key != "output_dir")
+    return any(isinstance(value, str) and os.path.exists(value) for value in values)
+
+
+def _rehearsed(config: RunConfig, has_eval: bool) -> list[Problem]:
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -17,6 +17,7 @@ from sftkit import Pipeline
 from sftkit.data import cache
 from sftkit.data.documents import Formatter, Span
 from sftkit.plugin.base import Plugin, dataclass, hookimpl
+from sftkit.storage import cache_directory
 from sftkit.testing import CHATML, tiny_model, tiny_tokenizer
 
 
@@ -210,7 +211,7 @@ def test_a_failed_preparation_leaves_no_files(data):
     with pytest.raises(Exception, match="completion"):
         prepare(data)
     assert list(cache.entries()) == []
-    assert not list(cache.cache_directory().glob("data/*.partial"))
+    assert not list(cache_directory().glob("data/*.partial"))
 
 
 @pytest.mark.slow
@@ -247,11 +248,10 @@ def test_uncached_rows_are_removed_with_the_prepared_data(data):
 
 def test_the_cache_is_listed_and_cleared(data, cli, tmp_path):
     prepare(data)
-    listed = cli("cache", "list", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache.cache_directory())}).stdout
+    listed = cli("cache", "list", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache_directory())}).stdout
     assert str(data) in listed
     assert (
-        "removed 1 entries"
-        in cli("cache", "clear", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache.cache_directory())}).stdout
+        "removed 1 entries" in cli("cache", "clear", cwd=tmp_path, env={"SFTKIT_CACHE": str(cache_directory())}).stdout
     )
     assert list(cache.entries()) == []
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -44,16 +45,19 @@ def preview(
         sftkit preview sft.yaml --split eval --row 40 --ids
         sftkit preview sft.yaml -p dedup --dropped
     """
-    from sftkit.api import note_lines, printing_json, read_batch, show_json, working
+    from sftkit.api import FirstRows, note_lines, printing_json, read_batch, show_json, working
 
     _check_dropped(dropped, html, ids, row)
     if not any(argument.startswith("model.init=") for argument in arguments or []):
         arguments = [*(arguments or []), "model.init=random"]  # a preview works without weights
+    early = _Early(ids)
+    wanted = FirstRows(split, row - 1, rows, early.show)
     with printing_json(as_json), working("reading the configuration"):
-        prepared = pipeline_from(arguments, plugin, model, data).prepare()
+        at_once = not (as_json or dropped or html)
+        prepared = pipeline_from(arguments, plugin, model, data).prepare(wanted if at_once else None)
         _check_split(prepared.data.splits, split)
         if not dropped:
-            examples = _examples(prepared.data.splits, split, row - 1, rows)
+            examples = _examples(prepared, split, row - 1, rows)
             shown = read_batch(examples, prepared.collator, prepared.tokenizer, first=row - 1)
             noted = note_lines({split: prepared.data.summary()[split]})
     if dropped:
@@ -66,7 +70,7 @@ def preview(
     if as_json:
         show_json({"split": split, "rows": [each.as_dict() for each in shown], "noted": noted})
     elif html is None:
-        _print(shown, ids, noted)
+        early.complete(shown, noted)
     else:
         from sftkit.api import console
 
@@ -92,17 +96,51 @@ def _show_dropped(prepared: PreparedRun, split: str, rows: int, as_json: bool) -
         print_dropped(console(), split, reasons)
 
 
-def _print(rows: list[TokenRow], ids: bool, noted: list[str]) -> None:
-    from sftkit.api import console
-    from sftkit_commands.preview.text import print_rows
+@dataclass
+class _Early:
+    """Prints the first rows as soon as they are known, and the others when all data is prepared.
 
-    screen = console()
-    print_rows(screen, rows, ids)
-    for line in noted:
-        screen.print(f"\n{line}", markup=False)
+    Attributes:
+        ids: whether to show token ids.
+        shown: the rows that were printed and stay as they are.
+    """
+
+    ids: bool
+    shown: list[TokenRow] | None = None
+
+    def show(self, rows: list[TokenRow], final: bool) -> None:
+        """Print the first rows; in a terminal also documents that are still to be packed or filtered."""
+        from sftkit.api import console
+
+        screen = console()
+        if final:
+            self.shown = rows
+            self._print(rows)
+        elif screen.is_terminal:
+            screen.print("the first documents, before all of them are filtered and packed:\n", style="bold")
+            self._print(rows)
+            screen.print("\nthe rows that the model sees:\n", style="bold")
+
+    def complete(self, rows: list[TokenRow], noted: list[str]) -> None:
+        """Print what was not printed yet: the rows, if they are not those that were, and the notes."""
+        from sftkit.api import console
+
+        screen = console()
+        if rows != self.shown:
+            if self.shown is not None:
+                screen.print("\nwith all rows known, these are the rows that the model sees:\n", style="bold")
+            self._print(rows)
+        for line in noted:
+            screen.print(f"\n{line}", markup=False)
+
+    def _print(self, rows: list[TokenRow]) -> None:
+        from sftkit.api import console
+        from sftkit_commands.preview.text import print_rows
+
+        print_rows(console(), rows, self.ids)
 
 
-def _check_split(splits: dict[str, Any], split: str) -> None:
+def _check_split(splits: Mapping[str, Any], split: str) -> None:
     from sftkit.api import ConfigError, Problem, nearest
 
     if split not in splits:
@@ -110,13 +148,11 @@ def _check_split(splits: dict[str, Any], split: str) -> None:
         raise ConfigError(Problem(f"there is no split {split!r}", "--split", nearest(split, splits) or known))
 
 
-def _examples(splits: dict[str, Any], split: str, first: int, number: int) -> list[dict[str, Any]]:
+def _examples(prepared: PreparedRun, split: str, first: int, number: int) -> list[dict[str, Any]]:
     from sftkit.api import ConfigError, Problem
 
-    rows = splits[split]
-    if not hasattr(rows, "__len__"):
-        return list(islice(rows, first, first + number))
-    if first >= len(rows):
-        what = f"there is no row {first + 1}: {split} has {len(rows)} rows"
-        raise ConfigError(Problem(what, "--row", f"use a number from 1 to {len(rows)}"))
-    return [rows[index] for index in range(first, min(first + number, len(rows)))]
+    known = prepared.data.described.get(split)
+    if known is not None and first >= known["rows"]:
+        what = f"there is no row {first + 1}: {split} has {known['rows']} rows"
+        raise ConfigError(Problem(what, "--row", f"use a number from 1 to {known['rows']}"))
+    return prepared.data.rows(split, first, number)

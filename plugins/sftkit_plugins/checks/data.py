@@ -13,8 +13,8 @@ from sftkit.api import (
     Status,
     Verdict,
     describe_notes,
+    model_shape,
     notes_of,
-    position_limit,
     without_fix,
 )
 
@@ -95,22 +95,21 @@ def _lengths(split: str, stats: DatasetStats, done: Counter[str], run: PreparedR
     status: Status = "wrong" if cut_share > CUT_MOST else "warn" if cut_share > CUT_SHARE else "ok"
     fix = f"raise data.max_length to {share.get('p99', limit):,}, or set data.truncation=drop"
     yield Verdict("length", status, what, fix if status != "ok" else "", "data.max_length")
-    config = _model_config(run)
-    positions = position_limit(config) if config is not None else None
+    shape = model_shape(run)
+    positions = None if shape is None else shape.positions
     longest = min(stats.longest, limit)
     if positions and longest > positions:
         what = f"{split}: rows have up to {longest:,} tokens, but the model has {positions:,} positions"
         fix = f"set data.max_length={positions}"
         if "rope_scaling" in run.config.plugins:
             fix += ", or raise the factor of plugin rope_scaling"
-        elif getattr(config.get_text_config(), "rope_parameters", None):
+        elif shape is not None and shape.rotary:
             fix += ", or stretch the model's rotary embeddings with -p rope_scaling"
         yield Verdict("positions", "wrong", what, fix, "data.max_length")
 
 
 def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
-    rows = run.data.splits[split]
-    if "position_ids" not in rows.column_names:
+    if "position_ids" not in run.data.table(split).column_names:
         return
     described = run.data.described[split]
     fill = described["tokens"] / (described["rows"] * run.config.data.max_length)
@@ -122,12 +121,12 @@ def _fill(split: str, run: PreparedRun) -> Iterator[Verdict]:
 def _leaks(run: PreparedRun) -> Iterator[Verdict]:
     import numpy as np
 
-    held_out = run.data.eval
+    held_out = [name for name in run.data.splits if name != "train"]
     if not held_out or "train" not in run.data.described:
         return
-    train = np.unique(_document_hashes(run.data.train))
-    for name, rows in held_out.items():
-        own = _document_hashes(rows)
+    train = np.unique(_document_hashes(run.data.table("train")))
+    for name in held_out:
+        own = _document_hashes(run.data.table(name))
         leaked = int(np.isin(own, train).sum())
         what = f"{name}: {leaked:,} of {len(own):,} rows are also in the training data"
         status: Status = "ok" if not leaked else "wrong" if leaked > LEAK_SHARE * len(own) else "warn"
@@ -144,20 +143,11 @@ def _document_hashes(rows: Any) -> np.ndarray:
     from sftkit.api import ATTACHED, flatten_column, hash_documents
 
     found = [np.zeros(0, np.uint64)]
-    arrow = rows.with_format("arrow")
     for start in range(0, len(rows), AT_ONCE):
-        table = arrow[start : start + AT_ONCE]
+        table = rows.slice(start, AT_ONCE)
         ids, offsets = flatten_column(table, "input_ids")
         if "position_ids" in table.column_names:
             offsets = np.append(np.flatnonzero(flatten_column(table, "position_ids")[0] == 0), len(ids))
         attached = table[ATTACHED].combine_chunks() if ATTACHED in table.column_names else None
         found.append(hash_documents(ids, offsets, attached))
     return np.concatenate(found)
-
-
-def _model_config(run: PreparedRun) -> Any:
-    """The configuration of the model as it will be trained; None if it is not in a directory here."""
-    from sftkit.api import base_of, model_config
-
-    section = run.config.model
-    return model_config(base_of(section.name)[0], section.trust_remote_code, run.plugins.model_options(run.config))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftkit.api import Verdict, free_bytes, size_text, train_value
+from sftkit.api import Verdict, free_bytes, is_adapter, model_shape, size_text, train_value
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -54,13 +54,7 @@ def _checkpoints(run: PreparedRun, plan: Plan) -> int:
 
 def _parameters(run: PreparedRun) -> int | None:
     """The number of parameters if all are trained; None with adapters, or if the number is not known."""
-    from sftkit.api import auto_class, model_config
-
-    config = model_config(run.config.model.name, run.config.model.trust_remote_code)
-    if config is None or run.plugins.fillers("adapt_model"):
+    if run.plugins.fillers("adapt_model") or is_adapter(run.config.model.name):
         return None
-    import torch
-
-    with torch.device("meta"):
-        model = auto_class(run).from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    shape = model_shape(run)
+    return None if shape is None else shape.parameters

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.api import DatasetStats, Status, Verdict
+from sftkit.api import DatasetStats, Status, Verdict, base_of, model_shape
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -62,24 +62,25 @@ def _eos(split: str, stats: DatasetStats, done: Counter[str], run: PreparedRun) 
 
 def stop_ids(run: PreparedRun) -> list[int]:
     """The tokens at which generation stops: the tokenizer's EOS, and those of the model's generation configuration."""
-    settings = run.model.generation_config if run.model is not None else _generation_config(run)
-    listed = getattr(settings, "eos_token_id", None)
+    if run.model is not None:
+        listed = getattr(run.model.generation_config, "eos_token_id", None)
+    else:
+        listed = _configured_ends(run)
     more = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
     return list(dict.fromkeys([run.tokenizer.eos_token_id, *more]))
 
 
-def _generation_config(run: PreparedRun) -> Any:
-    """The generation configuration beside the model, else the model's own configuration; None if neither is there."""
+def _configured_ends(run: PreparedRun) -> int | list[int] | None:
+    """As of the generation configuration beside the model, else of the model's own; None if neither is there."""
     from transformers import GenerationConfig
-
-    from sftkit.api import base_of, model_config
 
     section = run.config.model
     name, revision = base_of(section.name, section.revision)
     if Path(name).is_dir() and not Path(name, "generation_config.json").is_file():
-        return model_config(name, section.trust_remote_code)
+        shape = model_shape(run)
+        return None if shape is None else shape.eos_token_id
     try:
-        return GenerationConfig.from_pretrained(name, revision=revision)
+        return getattr(GenerationConfig.from_pretrained(name, revision=revision), "eos_token_id", None)
     except (OSError, ValueError):
         return None
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftkit.data import cache
+from sftkit.data.cache import key_of
 from sftkit.data.code import code_of
 from sftkit.data.tokenizing.corpus import SEED, corpus
 from sftkit.data.tokenizing.tokens import token_after
+from sftkit.storage import PROOFS, made
 
 if TYPE_CHECKING:
     from sftkit.data.tokenizing.engine import TokenizingEngine
@@ -108,7 +109,7 @@ def proof_key(engine: TokenizingEngine, definition: str) -> str:
         "tokenizers": metadata.version("tokenizers"),
         "code": [code_of(__package__ or ""), code_of(type(engine).__module__)],
     }
-    return cache.key_of(parts)
+    return key_of(parts)
 
 
 def stored_proof(key: str) -> Proof | None:
@@ -128,7 +129,7 @@ def store_proof(key: str, proof: Proof) -> None:
 
 
 def _place(key: str) -> Path:
-    return cache.made("proofs") / f"{key}.json"
+    return made(PROOFS) / f"{key}.json"
 
 
 def prove(engine: ProvenEngine, backend: Any) -> Proof:

@@ -1,0 +1,31 @@
+"""Imports of large libraries without garbage collection."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def uncollected(freeze: bool = False) -> Iterator[None]:
+    """Nothing is collected inside, where libraries are imported.
+
+    Torch and transformers make a million objects, of which none is garbage. Collections while they are imported take a
+    fifth of the time, and each full one later takes 0.3 s.
+
+    Args:
+        freeze: whether later collections leave out all objects that exist at the end, as a process may that imports
+            libraries before it does anything else.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # moves them out of the youngest generation, which the next collection would go through
+        if not freeze:
+            gc.unfreeze()
+        gc.enable()
