@@ -23,7 +23,7 @@ from sftkit.data.documents import (
     find_invalid_text,
 )
 from sftkit.data.dropped import DroppedRows, row_text
-from sftkit.data.encode import NumberedDocuments, encode_stream
+from sftkit.data.encode import AHEAD, NumberedDocuments, encode_stream
 from sftkit.data.length import check_length, check_uncut, drop_untrained, lost
 from sftkit.data.media import read_rows
 from sftkit.data.outcomes import Wrong, kept_documents, wrong_ids, wrong_outcomes, wrong_state
@@ -67,7 +67,7 @@ class ExampleBuilder:
         processor: the processor that the tokenizer belongs to, if there is one.
         stats: statistics of the examples; None to compute none, as after the first window of a stream.
         columns: the columns of each source that was formatted, with their types, as `datasets.Features.to_dict`.
-        ahead: whether a thread tokenizes the next piece while one is processed.
+        ahead: pieces that a thread tokenizes while one is processed; 0 for no thread.
         trained: trained tokens, before anything was cut.
         bad_rows: the number of rows and lines skipped so far.
         skipped: gets the number of each skipped row and what is wrong with it, instead of the log.
@@ -86,7 +86,7 @@ class ExampleBuilder:
     counts: Counts = field(default_factory=Counts)
     stats: DatasetStats | None = field(default_factory=DatasetStats)
     columns: list[dict[str, Any]] = field(default_factory=list)
-    ahead: bool = True
+    ahead: int = AHEAD
     trained: int = 0
     bad_rows: int = 0
     skipped: list[tuple[int, str]] | None = None

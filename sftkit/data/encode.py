@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from sftkit.data.columns import IGNORE_INDEX, Examples
 from sftkit.data.documents import Document
-from sftkit.data.regions import Texts
+from sftkit.data.regions import PIECE, Texts
 from sftkit.data.threads import SameThread, thread_ahead
 from sftkit.data.tokenizing.proof import DiffersError
 from sftkit.data.tokenizing.tokens import EncodedTokens, Tokens
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SpecialTokens: TypeAlias = Literal["bos_eos", "tokenizer", "once", "none"]
 AHEAD = 2  # pieces queued for the tokenizer, so that it is never idle
+FAR_AHEAD = 8  # pieces, if they are small: the first of them may wait for an engine to load
 
 
 class NumberedDocuments(NamedTuple):
@@ -88,16 +89,27 @@ def encode_stream(
     batches: Iterable[NumberedDocuments],
     tokenizer: PreTrainedTokenizerBase,
     special_tokens: SpecialTokens,
-    ahead: bool = True,
+    ahead: int = AHEAD,
     use: UseOf = no_engine,
 ) -> Iterator[tuple[NumberedDocuments, Labelled]]:
-    """`encode` batch by batch and piece by piece; ``ahead``, a thread tokenizes the next piece meanwhile.
+    """`encode` batch by batch and piece by piece, while a thread tokenizes the next pieces.
+
+    Args:
+        batches: the documents.
+        tokenizer: a fast tokenizer.
+        special_tokens: see `encode`.
+        ahead: pieces that are queued for the thread; 0 for no thread.
+        use: how the texts are tokenized.
 
     Yields:
         The documents of each piece, with the numbers of their rows, and what they became.
     """
     encoder = Encoder.of(tokenizer, special_tokens)
     pending: deque[tuple[NumberedDocuments, Texts, Future[Tokens]]] = deque()
+    queued = 0  # characters
+
+    def tokenize(texts: Texts, before: int) -> Tokens:
+        return encoder.tokenize(texts, use(before))
 
     def finish(source: NumberedDocuments, texts: Texts, tokens: Future[Tokens]) -> Any:
         return source, encoder.label(texts, tokens.result())
@@ -108,9 +120,10 @@ def encode_stream(
             for texts in Texts.pieces_of(documents):
                 end = start + len(texts.texts)
                 source = NumberedDocuments(numbers[start:end], documents[start:end], batch, before)
-                pending.append((source, texts, pool.submit(encoder.tokenize, texts, use(before))))
-                start = end
-                if len(pending) > AHEAD:
+                pending.append((source, texts, pool.submit(tokenize, texts, before)))
+                start, queued = end, queued + sum(map(len, texts.texts))
+                while len(pending) > ahead or (len(pending) > AHEAD and queued > AHEAD * PIECE):
+                    queued -= sum(map(len, pending[0][1].texts))
                     yield finish(*pending.popleft())
         while pending:
             yield finish(*pending.popleft())

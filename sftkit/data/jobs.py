@@ -143,7 +143,7 @@ class Worker:
 
         skipped: list[tuple[int, str]] = []
         builder = ExampleBuilder(
-            self.split, self.tokenizer, self.config, ahead=False, skipped=skipped, made_by=self.made_by
+            self.split, self.tokenizer, self.config, ahead=0, skipped=skipped, made_by=self.made_by
         )
         order = {number: at for at, number in enumerate(job.numbers.tolist())}
 
@@ -237,7 +237,7 @@ def _fail_here(builder: ExampleBuilder, formatter: Formatter, source: DataSource
     Raises:
         DataError: as the job did, with the place of the row.
     """
-    again = ExampleBuilder(builder.split, builder.tokenizer, builder.config, ahead=False, skipped=[])
+    again = ExampleBuilder(builder.split, builder.tokenizer, builder.config, ahead=0, skipped=[])
     again.bad_rows, again.made_by = builder.bad_rows, builder.made_by
     for _ in again.encoded([(job.numbers, job.columns())], formatter, source.place):
         pass

@@ -19,6 +19,7 @@ from sftkit.data.build import ExampleBuilder
 from sftkit.data.columns import ATTACHED, SOURCES, Examples, rows_of
 from sftkit.data.counts import Counts
 from sftkit.data.dropped import DroppedRow, dropped_rows
+from sftkit.data.encode import FAR_AHEAD
 from sftkit.data.identity import parts_of
 from sftkit.data.jobs import examples_in
 from sftkit.data.length import NOTHING_TRAINED, fit_length
@@ -183,7 +184,7 @@ def prepare(
         entries: dict[str, cache.Entry] = {}
         cached = set()
         for split, parts in sources.items():
-            builder = ExampleBuilder(split, tokenizer, config, plugins, processor, engine=engine)
+            builder = ExampleBuilder(split, tokenizer, config, plugins, processor, engine=engine, ahead=FAR_AHEAD)
             build = functools.partial(_build, parts, builder, pool)
             key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
             if directory is None:

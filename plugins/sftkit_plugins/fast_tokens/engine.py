@@ -30,9 +30,12 @@ class Fastokens(TokenizingEngine):
         import fastokens
         import numpy as np
 
-        parts = json.loads(definition)
-        before = _space_in_front(parts)
-        engine = fastokens.Tokenizer.from_json_str(definition if before is None else json.dumps(parts))
+        before = None
+        if '"Metaspace"' in definition:
+            parts = json.loads(definition)
+            before = _space_in_front(parts)
+            definition = json.dumps(parts)
+        engine = fastokens.Tokenizer.from_json_str(definition)
 
         def tokenize(texts: Sequence[str], special: bool) -> tuple[np.ndarray, np.ndarray]:
             if before:

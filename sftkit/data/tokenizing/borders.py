@@ -10,7 +10,6 @@ Legend: V tokens of the vocabulary, N texts, S tokens in all of them.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -50,11 +49,10 @@ class Borders:
     marker: str
 
     @classmethod
-    def of(cls, definition: str) -> Borders | None:
+    def of(cls, parts: Mapping[str, Any]) -> Borders | None:
         """Of a tokenizer, by its ``tokenizer.json``; None if the bytes of its tokens are not known."""
         import numpy as np
 
-        parts = json.loads(definition)
         style = _style(parts)
         if style is None:
             return None

@@ -147,14 +147,15 @@ def prepare_engine(
         definition: its ``tokenizer.json``.
         where: the plugin that made the engine.
     """
-    if json.loads(definition)["model"].get("dropout"):
+    parts = json.loads(definition)
+    if parts["model"].get("dropout"):
         return "the tokenizer divides words at random (dropout)"
     backend = tokenizer.backend_tokenizer
     masks = [backend.encode("a", add_special_tokens=special).special_tokens_mask for special in (True, False)]
     prefixes, suffixes = ([_ones(mask) for mask in some] for some in (masks, [mask[::-1] for mask in masks]))
     around = (prefixes[0], prefixes[1]), (suffixes[0], suffixes[1])
     key = proof_key(engine, definition)
-    made = ProvenEngine(engine, definition, where, key, *around, Borders.of(definition))
+    made = ProvenEngine(engine, definition, where, key, *around, Borders.of(parts))
     proof = stored_proof(key)
     if proof is None:
         proof = prove(made, backend)
