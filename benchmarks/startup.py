@@ -150,7 +150,7 @@ def main() -> None:
         taken = measure(commands(directory), directory, *((2, 20.0) if flags.quick else (9, 900.0)))
     took = {name: median(times.wall) for name, times in taken.items()}
     cpu = {name: median(times.cpu) for name, times in taken.items()}
-    peers = {name: PEER for name in (HELP, RUN_HELP, PLUGINS)} | {STEP: PEER_STEP}
+    peers = dict.fromkeys((HELP, RUN_HELP, PLUGINS), PEER) | {STEP: PEER_STEP}
     ratio = {name: round(took[peer] / took[name], 1) for name, peer in peers.items()}
     helps = {"help": HELP, "run_help": RUN_HELP, "plugins": PLUGINS, "first_step": STEP}
     result: dict[str, Any] = {
