@@ -53,6 +53,7 @@ def logits(model):
         return model.eval()(input_ids=IDS).logits
 
 
+@pytest.mark.slow
 def test_an_export_of_a_streamed_run_compares_on_rows_of_its_stream(places, tmp_path):
     made = train(
         places,
@@ -214,6 +215,7 @@ def moved(run, directory, **changes):
     return str(directory)
 
 
+@pytest.mark.slow
 def test_without_the_data_of_the_run_other_rows_are_named_or_read_from_its_samples(run, places, tmp_path):
     wanted = Wanted(moved(run, tmp_path / "run"), tmp_path / "out", merge=True)
     with pytest.raises(ConfigError, match=r"cannot be prepared again: .*gone\.jsonl.* -> name some with --data"):

@@ -284,6 +284,7 @@ def test_the_first_dropped_rows_of_a_stream_are_known_with_their_lines(tmp_path)
     assert data.dropped["train"][0].place == f"data.train, {path}:1"
 
 
+@pytest.mark.slow
 def test_a_stream_shows_the_evaluation_sets_to_filters(tmp_path):
     config = {"train": write(tmp_path / "a.jsonl", ROWS), "streaming": True, "shuffle_buffer": 0}
     config["eval"] = write(tmp_path / "b.jsonl", ROWS[:5])

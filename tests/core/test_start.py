@@ -52,6 +52,7 @@ def rows_file(path, number, end=""):
     return path
 
 
+@pytest.mark.slow
 def test_check_and_preview_of_prepared_data_import_no_large_library(tmp_path):
     def run(*arguments):
         listed = tmp_path / "listed"

@@ -124,6 +124,7 @@ def test_a_directory_without_a_run_is_never_replaced(in_process, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_a_run(in_process, tmp_path):
     rest = ("-o", tmp_path / "run", "train.max_steps=1", "train.logging_steps=1")
     assert in_process("run", *SMALL, "-p", "packing", *rest)[0] == 0

@@ -126,6 +126,7 @@ def test_a_loss_head_is_measured_with_its_error_against_float32(head, name):
         assert found[error] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_error_of_a_wrong_loss_head_is_seen(head, monkeypatch):
     wrong = head._plain()
     monkeypatch.setitem(head.LOSSES, "plain", lambda: lambda *arguments: 1.1 * wrong(*arguments))

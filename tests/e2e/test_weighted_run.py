@@ -95,6 +95,7 @@ def test_weights_make_another_step_than_none(tmp_path):
     assert max((weighted[name] - plain[name]).abs().max() for name in plain) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_weight_of_one_everywhere_is_bitwise_the_run_without(tmp_path):
     rows = [{"prompt": f"question {at} ", "completion": f"answer {at}"} for at in range(8)]
     found = []

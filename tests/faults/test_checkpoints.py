@@ -324,6 +324,7 @@ def test_06_a_disk_that_fills_up_during_a_save_leaves_the_older_checkpoint(start
     assert resumed.wait() == 0, resumed.output
 
 
+@pytest.mark.slow
 def test_06_a_full_disk_that_stops_the_log_is_an_error(start, configure, disk, fault):
     (disk.parent / "full.py").write_text(FULL)
     options = [configure(), "-o", "disk/run", "-p", "full:Full"]
@@ -336,6 +337,7 @@ def test_06_a_full_disk_that_stops_the_log_is_an_error(start, configure, disk, f
     assert resumed.wait() == 0, resumed.output
 
 
+@pytest.mark.slow
 def test_saving_in_the_background_gives_the_same_checkpoints(start, configure, tmp_path):
     config = configure()
     for name, background in (("front", "false"), ("back", "true")):

@@ -127,6 +127,7 @@ def test_gradient_checkpointing_uses_the_compiled_layers(reentrant):
     assert graphs() <= 2
 
 
+@pytest.mark.slow
 def test_adapters_are_compiled_with_their_layers():
     peft = pytest.importorskip("peft")
 
@@ -248,6 +249,7 @@ def test_fullgraph_is_refused_with_flash_attn_on_a_cpu():
     assert "one document at a time" in run_problems(Compile(fullgraph=True), plugins={"flash_attn": {}})[0].what
 
 
+@pytest.mark.slow
 def test_the_number_of_documents_does_not_trigger_recompilation():
     from sftkit_plugins.flash_attn.collate import PaddingFreeCollator
     from sftkit_plugins.flash_attn.model import attending

@@ -160,6 +160,7 @@ def test_adapters_are_added_to_the_chosen_part(part: str, tmp_path: Path) -> Non
     assert not any(".merger." in name for name in trained)  # which is the projector, though inside the vision tower
 
 
+@pytest.mark.slow
 def test_an_adapter_is_saved_with_the_processor_and_trained_further(tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoProcessor

@@ -77,6 +77,7 @@ def test_a_loaded_model_is_trained_in_place(make, weights, same) -> None:
     assert not same(before, weights(model))
 
 
+@pytest.mark.slow
 def test_several_trainers_train_one_model_in_turn(make) -> None:
     model = tiny_model()
     for options in ({}, {"packing": True}, {"neftune_noise_alpha": 5}, {"gradient_checkpointing": True}, {}):

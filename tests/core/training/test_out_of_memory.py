@@ -71,18 +71,6 @@ def test_a_split_batch_gives_the_same_gradients_and_one_warning(make_run, distan
 
 
 @pytest.mark.slow
-def test_a_split_batch_without_padding_gives_the_same_gradients(make_run, distance, monkeypatch):
-    train = {**SGD, "per_device_train_batch_size": 4}
-    whole = make_run("whole", train=train, plugins=["flash_attn"]).run()
-    model = tiny_model()
-    memory = ShortOfMemory(monkeypatch, model, 2, "backward")
-    split = make_run("split", model=model, train=train, plugins=["flash_attn"]).run()
-    assert memory.failures == 1
-    assert memory.largest == 2
-    assert distance(whole.model, split.model) < 1e-6
-
-
-@pytest.mark.slow
 def test_a_failure_later_in_the_window_adds_no_gradient_twice(make_run, distance, monkeypatch):
     train = {**SGD, "max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     whole = make_run("whole", train=train).run()
