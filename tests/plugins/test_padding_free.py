@@ -81,6 +81,7 @@ class Widths(Plugin):
     [
         ([], "llama", {}),
         (["packing"], "llama", {}),
+        ([], "mixtral", {"output_router_logits": True}),
         pytest.param(["peft:r=2"], "llama", {}, marks=pytest.mark.slow),
         pytest.param([], "mistral", {"sliding_window": 6}, marks=pytest.mark.slow),
         pytest.param(["packing"], "mistral", {"sliding_window": 6}, marks=pytest.mark.slow),
