@@ -28,6 +28,7 @@ from sftkit_plugins.distill.divergence import divergence, log_probabilities
 from sftkit_plugins.distill.loss import FromStates, FromTop, Mixture, OnlineLoss
 from sftkit_plugins.flash_attn.collate import PaddingFreeCollator
 
+PADDED = "no:flash_attn"
 TOKENS, STUDENT, TEACHER, WIDTH = 21, 24, 32, 8  # tokens of the tokenizer; logits of both, some of them of padding
 KINDS = [("forward", 0.5), ("reverse", 0.5), ("jsd", 0.5), ("jsd", 0.1)]
 CASES = [(kl, beta, temperature, alpha) for kl, beta in KINDS for temperature, alpha in ((1.0, 1.0), (2.5, 0.3))]
@@ -209,7 +210,7 @@ def dense_of(made, given, targets, weights, kl, beta, temperature, alpha, teache
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plugins", [["packing"], ["flash_attn"], ["packing", "flash_attn"]])
+@pytest.mark.parametrize("plugins", [["packing"], [PADDED], ["packing", PADDED]])
 def test_packed_and_padding_free_batches_have_the_losses_of_padded_ones(make_run, teacher, plugins):
     whole = {"per_device_train_batch_size": 24, "gradient_accumulation_steps": 1, "max_steps": 2}
     options = {"data": {"train": "rows.jsonl", "max_length": 256}}
@@ -217,6 +218,15 @@ def test_packed_and_padding_free_batches_have_the_losses_of_padded_ones(make_run
     plain = make_run("plain", plugins=[{"distill": {"teacher": teacher}}], train=whole, data=options["data"]).run()
     other = make_run("other", plugins=[{"distill": {"teacher": teacher}}, *plugins], train=whole, data=options["data"])
     assert losses(other.run()) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_a_teacher_need_not_keep_the_examples_of_a_padding_free_batch_apart(make_run, tmp_path):
+    teacher = save(tmp_path / "opt", tiny_model("opt", ffn_dim=64, word_embed_proj_dim=32))
+    runs = {name: [{"distill": {"teacher": teacher}}, *more] for name, more in (("free", []), ("padded", [PADDED]))}
+    free, padded = (make_run(name, plugins=plugins, train={"max_steps": 2}).run() for name, plugins in runs.items())
+    assert losses(free) == pytest.approx(losses(padded), rel=1e-5)
+    batches = json.loads((free.directory / "manifest.json").read_text())["batches"]
+    assert batches["flash_attn"].startswith("batches without padding")
 
 
 def write_rows(number):
