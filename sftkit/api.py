@@ -63,7 +63,7 @@ _MODULES = {
     # Training
     "training.loss": "HeadLoss LossResult OutputHead TokenLosses TokenValues at_target chunks minus_target",
     "training.targets": "Targets",
-    "training.frozen": "FrozenModel FrozenStates",
+    "training.frozen": "FrozenModel FrozenStates examples_apart",
     "training.trainer": "TokenLossTrainer",
     "training.completions": "Completion HeldOut complete_prompts",
     "training.documents": "difference_from_alone",

@@ -256,7 +256,11 @@ from sftkit.training.configured import (
 )
 from sftkit.training.documents import difference_from_alone as difference_from_alone
 from sftkit.training.engine import Engine as Engine
-from sftkit.training.frozen import FrozenModel as FrozenModel, FrozenStates as FrozenStates
+from sftkit.training.frozen import (
+    FrozenModel as FrozenModel,
+    FrozenStates as FrozenStates,
+    examples_apart as examples_apart,
+)
 from sftkit.training.groups import WeightGroup as WeightGroup
 from sftkit.training.intercept import replaced_forward as replaced_forward
 from sftkit.training.loss import (

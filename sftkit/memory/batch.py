@@ -36,18 +36,13 @@ def as_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Any other batch is returned unchanged.
     """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
+    from sftkit.training.batches import rows_apart
 
     if "row_lengths" not in batch:
         return dict(batch)
     lengths = batch["row_lengths"].tolist()
     fills = {"input_ids": 0, "labels": -100, "loss_weights": 1}
-    return {
-        name: pad_sequence(list(torch.split(batch[name][0], lengths)), batch_first=True, padding_value=fill)
-        for name, fill in fills.items()
-        if name in batch
-    }
+    return {name: rows_apart(batch[name], lengths, fill) for name, fill in fills.items() if name in batch}
 
 
 def _longest(rows: Any, number: int) -> list[int]:

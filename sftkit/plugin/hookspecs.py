@@ -298,7 +298,7 @@ class Hooks:
         Args:
             model: the model to train, on its device.
             rows: the training rows; None where a trainer of another library has no prepared ones.
-            collator: makes a batch of some rows; None together with ``rows``.
+            collator: makes a batch of some rows, as plugins before it chose; None together with ``rows``.
         """
         raise NotImplementedError
 

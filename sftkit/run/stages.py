@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sftkit.console import stage
 from sftkit.errors import ConfigError, Problem
 from sftkit.plugin.selected import PluginSet
-from sftkit.run.guards.contexts import activation_context, batch_choices, plugin_contexts
+from sftkit.run.guards.contexts import activation_context, plugin_contexts, training_contexts
 from sftkit.run.guards.kernels import patch_kernels
 from sftkit.run.guards.model import require_dtype, require_model, require_rows
 from sftkit.run.guards.training import callbacks_of, require_loss
@@ -292,11 +292,10 @@ class Stages:
             rows: the training rows, if they are prepared ones.
             collator: makes a batch of them.
         """
-        hook, known = self.plugins.hook, {"config": self.config, "rows": rows, "collator": collator}
-        with plugin_contexts("inject_noise", reversed(hook.inject_noise(model=model)), model):
-            contexts = hook.training_context(model=model, **known)
-            with plugin_contexts("training_context", contexts, model) as yielded:
-                yield batch_choices(yielded)
+        hook, noise = self.plugins.hook, reversed(self.plugins.hook.inject_noise(model=model))
+        trying = training_contexts(hook, model, self.config, rows, collator)
+        with plugin_contexts("inject_noise", noise, model), trying as choices:
+            yield choices
 
 
 def reduced_activations(model: Any, prepared: PreparedRun) -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sftkit.data.columns import SOURCES
 from sftkit.errors import ConfigError, Problem, RunError
@@ -87,7 +88,6 @@ class Batch:
     Attributes:
         inputs: arguments of the model's forward.
         targets: the trained tokens.
-        row_lengths: tokens of each example of a padding-free batch (``[R]``); None if each example has a row.
         fraction: part of the collator's batch, if that was split; 0 for a row that fills in; else 1.
         sources_K: the number of the source of each trained token; None if it is not known.
         values: of the trained tokens, by name; empty if the loss needs none.
@@ -95,7 +95,6 @@ class Batch:
 
     inputs: dict[str, Any]
     targets: Targets
-    row_lengths: Tensor | None
     fraction: float
     sources_K: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
@@ -111,13 +110,13 @@ class Batch:
             what = f"the collator gives no labels, only {', '.join(inputs)}"
             raise ConfigError(Problem(what, "collator", "add labels to its batches, with -100 for untrained tokens"))
         inputs = {**inputs, "use_cache": False}  # with a cache, packed documents would attend to each other
-        row_lengths = inputs.pop("row_lengths", None)
         inputs.pop(ROW_SHARES, None)
         values = inputs.pop(VALUES, {})
         fraction, sources_BT = inputs.pop(FRACTION, 1.0), inputs.pop(SOURCES_BT, None)
-        targets = Targets.of(inputs.pop("labels"), inputs.pop("loss_weights", None), inputs.pop(POSITIONS, None))
+        of_targets = ("loss_weights", POSITIONS, "row_lengths")
+        targets = Targets.of(inputs.pop("labels"), *(inputs.pop(name, None) for name in of_targets))
         sources_K = None if sources_BT is None else sources_BT.flatten()[targets.positions_K + 1]
-        return cls(inputs, targets, row_lengths, fraction, sources_K, values)
+        return cls(inputs, targets, fraction, sources_K, values)
 
     @property
     def tokens(self) -> int | Tensor:
@@ -130,13 +129,9 @@ class Batch:
 
     def by_row(self, values_K: Tensor) -> Tensor:
         """The sum over the trained tokens of each example."""
-        rows, columns = self.targets.shape
-        positions_K = self.targets.positions_K.to(values_K.device)
-        if self.row_lengths is None:
-            row_K = positions_K // columns
-        else:
-            ends_R = self.row_lengths.to(values_K.device).cumsum(0)
-            row_K, rows = torch.searchsorted(ends_R, positions_K, right=True), len(self.row_lengths)
+        lengths_R = self.targets.row_lengths
+        rows = self.targets.shape[0] if lengths_R is None else len(lengths_R)
+        row_K = self.targets.rows.to(values_K.device)
         return values_K.new_zeros(rows).index_add(0, row_K, values_K)
 
 
@@ -178,6 +173,11 @@ def window_weight(batches: Iterable[dict[str, Any]], device: torch.device) -> Te
         targets = Batch.of(batch).targets
         total = total + (len(targets.tokens_K) if targets.weights_K is None else targets.weights_K.sum().to(device))
     return total
+
+
+def rows_apart(value_1S: Tensor, lengths: Sequence[int], fill: int) -> Tensor:
+    """A tensor of a padding-free batch with one row for each example (``[R, T]``), filled up on the right."""
+    return pad_sequence(list(value_1S[0].split(list(lengths))), batch_first=True, padding_value=fill)
 
 
 def rows_of(inputs: dict[str, Any]) -> int:

@@ -33,7 +33,7 @@ class Collator(Protocol):
 class BatchChoice:
     """How the batches of a training are made, as a plugin decided when it tried the model.
 
-    A context manager of ``training_context`` yields it.
+    A context manager of ``training_context`` yields it. Those that are entered after it get the chosen collator.
 
     Attributes:
         reason: what was decided, and why; for the log and the run's manifest.
@@ -42,6 +42,31 @@ class BatchChoice:
 
     reason: str
     collator: Collator | None = None
+
+
+@dataclass
+class CurrentCollator:
+    """The collator of the batches, as far as plugins have decided: the run's own until one of them chooses another.
+
+    Attributes:
+        collator: that collator.
+    """
+
+    collator: Collator
+
+    @property
+    def pads_only(self) -> bool:
+        """Whether its batches are the examples and padding, so that they may be made without padding as well."""
+        return bool(getattr(self.collator, "pads_only", False))
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The collator's batch."""
+        return self.collator(examples)
+
+    def follow(self, yielded: Any) -> None:
+        """Take the collator of a `BatchChoice`, if it is one and has one."""
+        if isinstance(yielded, BatchChoice) and yielded.collator is not None:
+            self.collator = yielded.collator
 
 
 @dataclass

@@ -1,27 +1,35 @@
-# ruff: noqa: N803, N815 (suffixes are shapes)
+# ruff: noqa: N803, N806, N815 (suffixes are shapes)
 """A model that is not trained, called on the batches of a training: its logits, a chunk of trained tokens at a time.
 
-Legend: N all positions, K trained positions, k tokens of a chunk, V vocabulary, D hidden size.
+Legend: N all positions, R examples of a padding-free batch, T tokens of the longest, K trained positions, k tokens of a
+chunk, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sftkit.training.batches import CUMULATIVE, rows_apart
 from sftkit.training.head import LossHead
 from sftkit.training.logits import Post
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead, logits_of
 from sftkit.training.targets import Targets
 
+ROW_LENGTHS = "row_lengths"
+#: Where documents of a padding-free batch begin and end; of rows, positions say it.
+BORDERS = (ROW_LENGTHS, *CUMULATIVE, "max_length_q", "max_length_k", "seq_idx")
+
 
 class FrozenModel:
     """A causal language model without gradients. It computes in evaluation mode and in its own type, outside autocast.
+
+    It gets each example of a padding-free batch as a row, so its attention need not keep them apart.
 
     Args:
         model: the model, bare or with adapters, on its device; none of its weights has a gradient afterwards.
@@ -50,6 +58,10 @@ class FrozenModel:
         device, head = weight.device, self._head
         if isinstance(weight, FakeTensor):
             head = _Head(self.model, _States())  # what is found out without values holds for this call alone
+        if (lengths_R := targets.row_lengths) is not None:
+            inputs = examples_apart({**inputs, ROW_LENGTHS: lengths_R})
+            columns = inputs["input_ids"].shape[1]
+            targets = replace(targets, positions_K=_places(targets, columns), shape=(len(lengths_R), columns))
         moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
         with torch.autocast(device.type, enabled=False), head.installed():
             result = head.ask(self.model, moved, targets)[1]
@@ -76,6 +88,38 @@ class FrozenStates:
         """The logits (float32, ``[k, V]``, on the model's device) that predict some of the trained tokens."""
         with torch.autocast(self.hidden_KD.device.type, enabled=False):
             return logits_of(self.hidden_KD[at], self.head, False)[1][:, : self.vocabulary].float()
+
+
+def examples_apart(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A padding-free batch as a `FrozenModel` gets it: with one row for each example, padded on the right.
+
+    Any other batch is returned unchanged.
+
+    Args:
+        batch: of a collator, with or without labels.
+    """
+    if ROW_LENGTHS not in batch:
+        return dict(batch)
+    lengths, shape = batch[ROW_LENGTHS].tolist(), batch["input_ids"].shape
+    made: dict[str, Any] = {}
+    for name, value in batch.items():
+        if name not in BORDERS:
+            made[name] = rows_apart(value, lengths, 0) if torch.is_tensor(value) and value.shape == shape else value
+    ids_RT, positions_RT = made["input_ids"], made.get("position_ids")
+    columns_T = torch.arange(ids_RT.shape[1], device=ids_RT.device)
+    there_RT = columns_T < torch.tensor(lengths, device=ids_RT.device)[:, None]
+    if positions_RT is None or bool((there_RT <= (positions_RT == columns_T)).all()):  # each is one document
+        made.pop("position_ids", None)
+        made["attention_mask"] = there_RT.long()
+    return made
+
+
+def _places(targets: Targets, columns: int) -> Tensor:
+    """The positions of the trained tokens (``[K]``) in rows of one example each."""
+    assert targets.row_lengths is not None
+    lengths_R, row_K = targets.row_lengths.to(targets.positions_K.device), targets.rows
+    starts_R = lengths_R.cumsum(0) - lengths_R
+    return targets.positions_K - starts_R[row_K] + row_K * columns
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +28,9 @@ from sftkit_plugins.distill import Distill
 from sftkit_plugins.distill.divergence import divergence, log_probabilities
 from sftkit_plugins.distill.loss import FromStates, FromTop, Mixture, OnlineLoss
 from sftkit_plugins.flash_attn.collate import PaddingFreeCollator
+from sftkit_plugins.pad import PadCollator
 
+PADDED = "no:flash_attn"
 TOKENS, STUDENT, TEACHER, WIDTH = 21, 24, 32, 8  # tokens of the tokenizer; logits of both, some of them of padding
 KINDS = [("forward", 0.5), ("reverse", 0.5), ("jsd", 0.5), ("jsd", 0.1)]
 CASES = [(kl, beta, temperature, alpha) for kl, beta in KINDS for temperature, alpha in ((1.0, 1.0), (2.5, 0.3))]
@@ -209,7 +212,7 @@ def dense_of(made, given, targets, weights, kl, beta, temperature, alpha, teache
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plugins", [["packing"], ["flash_attn"], ["packing", "flash_attn"]])
+@pytest.mark.parametrize("plugins", [["packing"], [PADDED], ["packing", PADDED]])
 def test_packed_and_padding_free_batches_have_the_losses_of_padded_ones(make_run, teacher, plugins):
     whole = {"per_device_train_batch_size": 24, "gradient_accumulation_steps": 1, "max_steps": 2}
     options = {"data": {"train": "rows.jsonl", "max_length": 256}}
@@ -217,6 +220,20 @@ def test_packed_and_padding_free_batches_have_the_losses_of_padded_ones(make_run
     plain = make_run("plain", plugins=[{"distill": {"teacher": teacher}}], train=whole, data=options["data"]).run()
     other = make_run("other", plugins=[{"distill": {"teacher": teacher}}, *plugins], train=whole, data=options["data"])
     assert losses(other.run()) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_a_teacher_need_not_keep_the_examples_of_a_padding_free_batch_apart():
+    teacher = FrozenModel(tiny_model("opt", ffn_dim=64, word_embed_proj_dim=32), 320)
+    rows = [{"input_ids": [7 + n, *range(20, 20 + length)], "labels": [-100] * 3 + [9] * (length - 2)} for n, length in
+            enumerate((3, 9, 5))]  # fmt: skip
+    states = []
+    for collator in (PaddingFreeCollator(), PadCollator(0)):
+        batch = Batch.of(WithPositions(collator)(rows))
+        states.append(teacher(batch.inputs, batch.targets).hidden_KD)
+    torch.testing.assert_close(*states)
+    data = Dataset.from_list(rows)
+    with OnlineLoss(Mixture("forward", 0.5, 1.0, 0.5, 320), teacher, 3, 16).held(None, data, PaddingFreeCollator()):
+        pass  # it is not refused
 
 
 def write_rows(number):

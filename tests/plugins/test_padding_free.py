@@ -81,6 +81,7 @@ class Widths(Plugin):
     [
         ([], "llama", {}),
         (["packing"], "llama", {}),
+        ([], "mixtral", {"output_router_logits": True}),
         pytest.param(["peft:r=2"], "llama", {}, marks=pytest.mark.slow),
         pytest.param([], "mistral", {"sliding_window": 6}, marks=pytest.mark.slow),
         pytest.param(["packing"], "mistral", {"sliding_window": 6}, marks=pytest.mark.slow),
@@ -94,6 +95,13 @@ def test_a_run_equals_one_with_padded_batches(tmp_path, plugins, model, options)
     assert reason(one) == FREE
     assert reason(other) is None
     assert_same_run(one, other)
+
+
+def test_packing_tries_the_model_on_the_batches_that_are_chosen(tmp_path):
+    """Padding behind the rows would have more positions than the model."""
+    sizes = {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
+    known = {"model": "opt", "options": sizes, "config": {"data": {"max_length": 1024}}}
+    assert reason(run(tmp_path, "packing", train={"max_steps": 1}, **known)) == FREE
 
 
 def test_metrics_of_completions_equal_those_with_padded_batches(tmp_path):

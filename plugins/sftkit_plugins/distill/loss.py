@@ -27,6 +27,7 @@ from sftkit.api import (
     at_target,
     difference_from_alone,
     document_trials,
+    examples_apart,
     minus_target,
 )
 from sftkit_plugins.distill.divergence import FLOOR, divergence, log_probabilities
@@ -169,21 +170,25 @@ class OnlineLoss(HeadLoss):
 
     @contextmanager
     def held(self, model: Any, rows: Any, collator: Any) -> Iterator[None]:
-        """Proves that the teacher keeps the documents of a row apart, if rows have several.
+        """Proves that the teacher keeps the documents of a row apart, if examples have several.
 
         Raises:
             ConfigError: if it does not.
         """
         teacher = self.teacher.model
+
+        def given(examples: list[dict[str, Any]]) -> dict[str, Any]:
+            return examples_apart(collator(examples))
+
         try:
-            trials = document_trials(teacher.config, rows, collator, self.batch_size, self.max_length)
+            trials = document_trials(teacher.config, rows, given, self.batch_size, self.max_length)
         except UnsuitedBatchError as error:
             fix = "use a collator that keeps the rows as they are"
             raise ConfigError(Problem(str(error), "plugin distill", fix)) from error
         several = [trial for trial in trials if "position_ids" in trial.batch]
         if several and (leak := difference_from_alone(teacher, several)) is not None:
             what = f"the teacher (model type {teacher.config.model_type}) does not keep the documents of a row apart"
-            fix = "use no packed rows and no batches without padding, or store its values with `sftkit distill-rows`"
+            fix = "drop packing, or store its values with `sftkit distill-rows`"
             raise ConfigError(Problem(f"{what}: {leak}", "plugin distill, option teacher", fix))
         yield
 

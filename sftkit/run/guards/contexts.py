@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,13 +27,16 @@ FIX_CONTEXT = "put @contextmanager below @hookimpl, or return a context manager"
 
 
 @contextmanager
-def plugin_contexts(hook: str, found: Iterable[tuple[str, Any]], model: Any) -> Iterator[dict[str, Any]]:
+def plugin_contexts(
+    hook: str, found: Iterable[tuple[str, Any]], model: Any, entered: Callable[[Any], None] | None = None
+) -> Iterator[dict[str, Any]]:
     """Inside, the plugins' context managers are held, in their order; yields what each yields, by its plugin.
 
     Args:
         hook: the hook that made them.
         found: ``(plugin name, context manager)`` pairs.
         model: the model, which each of them has to leave as it was.
+        entered: called with what a context manager yields, before the next one is entered.
 
     Raises:
         RunError: if one is no context manager, changes weights when it is entered or left, or leaves hooks, forwards,
@@ -42,7 +45,11 @@ def plugin_contexts(hook: str, found: Iterable[tuple[str, Any]], model: Any) -> 
     """
     watched = _Watched(model)
     with ExitStack() as stack:
-        yielded = {plugin: stack.enter_context(_Guarded(plugin, hook, context, watched)) for plugin, context in found}
+        yielded = {}
+        for plugin, context in found:
+            yielded[plugin] = stack.enter_context(_Guarded(plugin, hook, context, watched))
+            if entered is not None:
+                entered(yielded[plugin])
         watched.forget()
         yield yielded
 
@@ -52,6 +59,26 @@ def activation_context(context: Any, plugins: PluginSet, model: Any) -> Abstract
     hook = "reduce_activations"
     name = context.plugin if isinstance(context, NamedContext) else plugins.first_filler(hook)
     return plugin_contexts(hook, [(name, context)], model)
+
+
+@contextmanager
+def training_contexts(hook: Any, model: Any, config: Any, rows: Any, collator: Any) -> Iterator[dict[str, BatchChoice]]:
+    """The contexts of ``training_context``, held as those of `plugin_contexts`; yields what they decide about batches.
+
+    Args:
+        hook: the hooks of the plugins.
+        model: of the hook, as are the other arguments. A context gets the collator that those before it have chosen.
+        config: the resolved configuration.
+        rows: training rows.
+        collator: makes a batch of them.
+    """
+    from sftkit.training.collate import CurrentCollator
+
+    current = CurrentCollator(collator)
+    known = {"config": config, "rows": rows, "collator": None if collator is None else current}
+    contexts = hook.training_context(model=model, **known)
+    with plugin_contexts("training_context", contexts, model, current.follow) as yielded:
+        yield batch_choices(yielded)
 
 
 def batch_choices(yielded: Mapping[str, Any]) -> dict[str, BatchChoice]:

@@ -23,6 +23,8 @@ _OF_ALL = {
 _OF_WEIGHT = {"_backward_hooks": "a hook on the gradient", "_post_accumulate_grad_hooks": "a hook on the gradient"}
 #: Attributes by which a module computes something else.
 _CALLS = {"forward": "another forward", "_compiled_call_impl": "a compiled forward"}
+#: The module of transformers whose hooks collect router logits and hidden states, once a call has asked for these.
+_CAPTURING = "transformers.utils.output_capturing"
 
 Key = tuple[str, str, int]
 """What, where, and which one of several hooks."""
@@ -45,8 +47,9 @@ def _parts(model: Any) -> Iterator[tuple[Key, Any]]:
         where = name or "the model"
         yield ("another module", where, 0), module
         for attribute, what in _OF_MODULE.items():
-            for number in getattr(module, attribute):
-                yield (what, where, number), True
+            for number, hook in getattr(module, attribute).items():
+                if getattr(hook, "__module__", "") != _CAPTURING:
+                    yield (what, where, number), True
         for attribute, what in _CALLS.items():
             value = vars(module).get(attribute)
             if value is not None and not _is_own(module, attribute, value):
