@@ -38,7 +38,8 @@ _OF_SESSIONS = re.compile(
 )
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")  # the name of a function of the user's, as an option
 
-_used = False
+#: The environment in which the command was started, and not as libraries change it; None while no answer is used.
+_environment: Mapping[str, str] | None = None
 
 
 @contextmanager
@@ -48,18 +49,18 @@ def using_answers() -> Iterator[None]:
     Whatever else a process has done to the libraries, such as to register a model or to replace a function, no key
     could cover.
     """
-    global _used
-    before, _used = _used, "transformers" not in sys.modules
+    global _environment
+    before, _environment = _environment, None if "transformers" in sys.modules else dict(os.environ)
     try:
         yield
     finally:
-        _used = before
+        _environment = before
 
 
 def set_aside() -> None:
     """Recall and keep nothing from now on, in a process that has loaded someone else's code: it may change anything."""
-    global _used
-    _used = False
+    global _environment
+    _environment = None
 
 
 def recall(question: str, parts: Mapping[str, Any]) -> Any:
@@ -180,12 +181,12 @@ def on_disk(path: Path) -> list[Any]:
 
 
 def _path(question: str, parts: Mapping[str, Any]) -> Path | None:
-    if not _used or finders():
+    if _environment is None or finders():
         return None
     import xxhash
 
     try:
-        text = json.dumps([question, parts, _surroundings()], sort_keys=True, default=_plain)
+        text = json.dumps([question, parts, _surroundings(_environment)], sort_keys=True, default=_plain)
         return cache_directory() / ANSWERS / f"{xxhash.xxh3_128_hexdigest(text.encode())}.json"
     except (TypeError, ValueError, OSError, RunError):  # JSON does not have it, a file has gone, or there is no home
         return None
@@ -198,9 +199,9 @@ def _plain(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} has no form that is the same in each process")
 
 
-def _surroundings() -> list[Any]:
+def _surroundings(environment: Mapping[str, str]) -> list[Any]:
     """The machine with its devices, the interpreter, the environment, the installed packages, and sftkit's code."""
-    variables = {name: value for name, value in os.environ.items() if not _OF_SESSIONS.fullmatch(name)}
+    variables = {name: value for name, value in environment.items() if not _OF_SESSIONS.fullmatch(name)}
     return [describe_machine(), variables, _packages(tuple(sys.path)), _code({"sftkit"})]
 
 

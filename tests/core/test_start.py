@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def used(monkeypatch, tmp_path):
     """Answers are kept, in a cache of the test's own, although this process has imported transformers and more."""
     others = [each for each in sys.meta_path if not isinstance(each, DirectoryFinder)]
     monkeypatch.setattr(sys, "meta_path", others)
-    monkeypatch.setattr(answers, "_used", True)
+    monkeypatch.setattr(answers, "_environment", os.environ)
     monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
 
 
@@ -140,7 +141,7 @@ def test_no_answer_is_used_where_a_plugin_of_others_is_selected(used, model, mon
     (tmp_path / "installed_of_others.py").write_text(MINE, encoding="utf-8")
     data = rows_file(tmp_path / "train.jsonl", 3)
     pipeline_from([f"model={model}", f"data={data}"], ["installed_of_others:Mine"]).stages()
-    assert not answers._used
+    assert recall("a question", {}) is None
 
 
 def test_no_answer_is_used_where_a_module_of_the_user_is_imported(used, monkeypatch, tmp_path):
@@ -163,6 +164,18 @@ def test_the_class_of_a_tokenizer_is_chosen_again_when_a_file_of_it_is_replaced(
     file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     load_auto_tokenizer(str(tmp_path / "a" / "model"), None)
     assert len(chosen) == 2
+
+
+def test_what_a_library_adds_to_the_environment_changes_no_key(monkeypatch, tmp_path):
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [each for each in sys.meta_path if not isinstance(each, DirectoryFinder)])
+    with answers.using_answers():
+        monkeypatch.setenv("SET_BY_A_LIBRARY", "1")
+        keep("a question", {}, "yes")
+    monkeypatch.delenv("SET_BY_A_LIBRARY")
+    with answers.using_answers():
+        assert recall("a question", {}) == "yes"
 
 
 def test_warnings_of_several_loggers_are_noted():
