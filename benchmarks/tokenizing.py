@@ -47,12 +47,11 @@ def tokenizers_of(quick: bool) -> Iterator[tuple[str, str, Any]]:
 
 def measure(tokenizer: Any, documents: list[str]) -> dict[str, Any]:
     """The outcome of the proof, and MB/s of the engine beside `tokenizers`."""
+    from sftkit.data.tokenizing.backend import backend_of
     from sftkit.data.tokenizing.use import prepare_engine
     from sftkit_plugins.fast_tokens import FastTokens
 
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    backend = backend_of(tokenizer)
     engine = FastTokens().make_tokenizing(tokenizer, None)
     start = time.perf_counter()
     made = prepare_engine(engine, tokenizer, backend.to_str(), "plugin fast_tokens")

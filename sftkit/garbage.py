@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ def uncollected(freeze: bool = False) -> Iterator[None]:
         yield
     finally:
         gc.freeze()  # moves them out of the youngest generation, which the next collection would go through
-        if not freeze:
+        if freeze:
+            atexit.register(gc.unfreeze)  # modules of triton report what is left at the end as leaks
+        else:
             gc.unfreeze()
         gc.enable()

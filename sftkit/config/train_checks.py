@@ -274,7 +274,7 @@ def _warming_up(config: RunConfig) -> Iterator[Problem]:
 
 
 def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem]:
-    """Fields that do nothing. What is switched off by name may keep its other fields, but no number of steps."""
+    """Fields that do nothing. What is switched off by name may keep its other fields."""
     train = config.train
     configured = train | fields_of(config)
     for key, needed in _NEEDS.items():
@@ -283,7 +283,7 @@ def _without_effect(config: RunConfig, around: Surroundings) -> Iterator[Problem
             yield _problem(key, f"does nothing without train.{needed[0]}", f"set train.{needed[0]}, or remove {key}")
     for kind in ("save", "eval", "logging"):
         key, strategy = f"{kind}_steps", configured.get(f"{kind}_strategy")
-        if train.get(key) is not None and strategy is not None and strategy != "steps":
+        if train.get(key) is not None and strategy not in (None, "steps", "no"):
             fix = f"set train.{kind}_strategy=steps, or remove it, as by train.{key}=null"
             yield _problem(key, f"does nothing with train.{kind}_strategy={strategy}", fix)
     if config.data.streaming and train.get("train_sampling_strategy", "random") not in ("random", "sequential"):

@@ -133,7 +133,7 @@ def get(
 
     place = made("data") / key
     lock, stamp = FileLock(f"{place}.lock"), stamp_of(key)
-    if stamp.awaited(lock) and (entry := _read(place)) is not None:
+    if stamp.awaited(lock) and (entry := _read(place)) is not None and valid(entry.info):
         return entry, True
     with lock:
         try:

@@ -16,6 +16,7 @@ from sftkit.data.columns import IGNORE_INDEX, Examples
 from sftkit.data.documents import Document
 from sftkit.data.regions import PIECE, Texts
 from sftkit.data.threads import SameThread, thread_ahead
+from sftkit.data.tokenizing.backend import backend_of
 from sftkit.data.tokenizing.proof import DiffersError
 from sftkit.data.tokenizing.tokens import EncodedTokens, Tokens
 from sftkit.data.tokenizing.use import Use, UseOf, no_engine
@@ -155,9 +156,7 @@ class Encoder:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens) -> Encoder:
         """For a fast tokenizer, whose own truncation and padding are switched off."""
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
+        backend = backend_of(tokenizer)
         probe = backend.encode("a", add_special_tokens=special_tokens != "none")
         mask = probe.special_tokens_mask
         prefix = tuple(probe.ids[: mask.index(0)]) if 0 in mask else ()

@@ -12,6 +12,7 @@ from sftkit.data.code import code_of
 from sftkit.data.contents import content_of
 from sftkit.data.opening import MAGIC, is_remote
 from sftkit.data.sources import DataSource, StreamSource, named_source, source_labels
+from sftkit.data.tokenizing.backend import backend_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,11 +60,9 @@ def parts_of(
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     import xxhash
 
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    read = "text" if tokenizer.split_special_tokens else ""  # not in the file
     return {
-        "json": xxhash.xxh3_128_hexdigest(backend.to_str().encode()),
+        "json": xxhash.xxh3_128_hexdigest(f"{backend_of(tokenizer).to_str()}{read}".encode()),
         "chat_template": getattr(tokenizer, "chat_template", None),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
     }

@@ -28,7 +28,7 @@ from sftkit.data.sources import DataSource
 from sftkit.data.stats import DatasetStats
 from sftkit.data.tokenizing.proof import Difference
 from sftkit.data.tokenizing.proven import ProvenEngine
-from sftkit.data.tokenizing.use import Use, UseOf
+from sftkit.data.tokenizing.use import Use, UseOf, no_engine
 from sftkit.errors import SftkitError
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ def examples_in(pool: Pool, builder: ExampleBuilder, source: DataSource, first: 
         RunError: if a worker dies.
     """
     read, picked, formatter = builder.begin(source)
-    use = builder.use_of(len(read.rows) if picked is None else len(picked))
-    engine = None if formatter.tokenized else use(0).engine
+    use = no_engine if formatter.tokenized else builder.use_of(len(read.rows) if picked is None else len(picked))
+    engine = use(0).engine
     worker = Worker(builder.split, builder.tokenizer, builder.config, formatter, builder.made_by, engine)
     for job, done in pool.in_order(worker, _jobs(read.rows, picked, source, first, use)):
         if isinstance(done, SftkitError):

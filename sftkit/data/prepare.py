@@ -146,6 +146,12 @@ class PreparedData:
         train = self.splits.get("train")
         return self.formatted.get("train") or list(getattr(train, "columns", ()))
 
+    @property
+    def tokenized(self) -> dict[str, dict[str, int]]:
+        """As ``tokenizing``, for the manifest: with what a stream has read so far."""
+        of_stream = getattr(self.splits.get("train"), "tokenizing", {})
+        return ({"train": of_stream} if of_stream else {}) | self.tokenizing
+
     def summary(self) -> dict[str, dict[str, Any]]:
         """Rows, tokens, trained tokens, a fingerprint and the counts of each split, for the manifest."""
         splits = {name: {**described, **self.counts.by_split[name]} for name, described in self.described.items()}
@@ -177,9 +183,9 @@ def prepare(
     Raises:
         DataError: for a malformed row, or a split with nothing to train on.
     """
-    engine = EngineOfRun(plugins, tokenizer, config)
 
     def entries_of() -> tuple[dict[str, cache.Entry], set[str], Any]:
+        engine = EngineOfRun(plugins, tokenizer, config)
         directory = None if config.data.cache else tempfile.TemporaryDirectory(prefix="sftkit-")
         entries: dict[str, cache.Entry] = {}
         cached = set()
@@ -188,7 +194,7 @@ def prepare(
             build = functools.partial(_build, parts, builder, pool)
             key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
             if directory is None:
-                entries[split], existed = cache.get(cache.key_of(key), key, build, engine.still_proved)
+                entries[split], existed = cache.get(cache.key_of(key), key, build, engine.accepts)
                 cached |= {split} if existed else set()
             else:
                 place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
@@ -197,8 +203,10 @@ def prepare(
         return entries, cached, directory
 
     entries, cached, directory = entries_of()
-    if engine.refuted:  # by a text that came after others, which may differ too
-        entries, cached, directory = entries_of()
+    accepts = EngineOfRun(plugins, tokenizer, config).accepts
+    if not all(accepts(entry.info) for entry in entries.values()):  # a text has differed, and those before may, too
+        entries, again, directory = entries_of()
+        cached &= again
     return PreparedData(
         splits=OpenedLater({split: functools.partial(open_rows, entry.rows) for split, entry in entries.items()}),
         counts=Counts({split: Counter(entry.info["counts"]) for split, entry in entries.items()}),
@@ -256,7 +264,7 @@ def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None
     stats = builder.stats.as_dict() if builder.stats else {}
     info = {"summary": summary, "counts": counts.as_dict()[split], "stats": stats, "columns": builder.columns}
     info["dropped"] = without_secrets([each._asdict() for each in builder.dropped.rows])
-    if builder.engine is not None and builder.tokenizing and not builder.engine.refuted:
+    if builder.engine is not None and builder.tokenizing:
         info |= builder.engine.described(builder.tokenizing, split)
     return {**info, "names": without_secrets([name for source in sources for name in source.names])}
 

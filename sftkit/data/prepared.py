@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from sftkit.data.prepare import PreparedData
 from sftkit.data.shards import MANIFEST, files_of, parse_manifest
 from sftkit.data.stats import DatasetStats
 from sftkit.data.store import checksum, open_rows, open_sources
+from sftkit.data.tokenizing.use import refutation
 from sftkit.errors import ConfigError, DataError, Problem
 from sftkit.redact import without_secrets
 from sftkit.storage import made
@@ -54,7 +55,8 @@ def open_prepared(
     name = str(config.data.prepared)
     manifest = read_manifest(name)
     splits: dict[str, Any] = manifest["splits"]
-    problems = list(_differences(splits, config, tokenizer, plugins, processor))
+    tokenized: dict[str, Any] = manifest.get("tokenizing", {})
+    problems = [*_differences(splits, config, tokenizer, plugins, processor), *_refuted(tokenized.values())]
     if problems:
         raise ConfigError(problems)
     directory = _verified(name, manifest)
@@ -68,6 +70,7 @@ def open_prepared(
         cached=frozenset(splits),
         dropped={split: dropped_rows(found["dropped"]) for split, found in splits.items()},
         sources={split: open_sources(*files) for split, files in paths.items() if SOURCES in splits[split]["summary"]},
+        tokenizing={split: info["tokenizing"] for split, info in tokenized.items()},
     )
 
 
@@ -134,6 +137,13 @@ def _of_parts(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Probl
             where = f"plugin {name}, option {option}"
             yield from _changed(where, before.get(option, MISSING), after.get(option, MISSING))
     _warn_of_versions(then, now)
+
+
+def _refuted(tokenized: Iterable[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Engines that have tokenized splits otherwise than `tokenizers`, as was found out since."""
+    for why in dict.fromkeys(filter(None, map(refutation, tokenized))):
+        what = "the data was tokenized by an engine that does not tokenize as tokenizers does"
+        yield Problem(f"{what}: {why}", WHERE, "prepare the data again with `sftkit prepare`")
 
 
 def _changed(where: str, then: Any, now: Any) -> Iterator[Problem]:

@@ -131,6 +131,11 @@ class Stream(IterableDataset):
         return self._builder.counts
 
     @property
+    def tokenizing(self) -> dict[str, int]:
+        """The texts that an engine has tokenized since the last iteration began, and those that were compared."""
+        return dict(self._builder.tokenizing)
+
+    @property
     def columns(self) -> list[dict[str, Any]]:
         """The columns of the sources since the last iteration began; see `ExampleBuilder`."""
         return self._builder.columns

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sftkit.run.stages import PreparedRun, Stages, Vocabulary
     from sftkit.training.collate import CheckedCollator
 
+MOST = 2000  # rows that are made one by one; later ones are sooner found in prepared data
+
 
 @dataclass(frozen=True)
 class FirstRows:
@@ -59,6 +61,8 @@ def _show_first(stages: Stages, vocabulary: Vocabulary, collator: CheckedCollato
     config, inputs = stages.config, stages.inputs
     given = inputs.train if wanted.split == "train" else inputs.eval
     if given is not None or config.data.prepared is not None or (config.data.streaming and wanted.split == "train"):
+        return
+    if wanted.first + wanted.number > MOST:
         return
     try:
         source = source_from_start(config, wanted.split)

@@ -104,7 +104,7 @@ def _there(to: str) -> dict[str, Any] | None:
 
 
 def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in manifest.items() if name != "created"}
+    return {name: value for name, value in manifest.items() if name not in ("created", "tokenizing")}
 
 
 def _write(data: PreparedData, directory: Path) -> dict[str, Any]:
@@ -119,6 +119,11 @@ def _write(data: PreparedData, directory: Path) -> dict[str, Any]:
         known = {key: entry.info[key] for key in ("summary", "counts", "stats", "columns", "parts", "dropped")}
         splits[split] = {**write_split(entry.rows, directory, name), **known}
     manifest = {"format": FORMAT, "sftkit": sftkit.__version__, "created": time.time(), "splits": splits}
+    manifest["tokenizing"] = {
+        split: {key: entry.info[key] for key in ("tokenizing", "proof")}
+        for split, entry in data.entries.items()
+        if "proof" in entry.info
+    }
     text = json.dumps(manifest, default=str, indent=1)
     (directory / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
     read: dict[str, Any] = json.loads(text)

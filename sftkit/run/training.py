@@ -181,7 +181,7 @@ def train_or_evaluate(
     best = Best.of(trainer)
     ended: dict[str, Any] = {"data": prepared.data.summary(), "columns": prepared.data.columns, "metrics": metrics}
     ended |= {"best": asdict(best) if best else None, "stopped": trainer.best.stopped}
-    ended |= {"tokenizing": prepared.data.tokenizing, "trained": trained_by_source(trainer.state.log_history)}
+    ended |= {"tokenizing": prepared.data.tokenized, "trained": trained_by_source(trainer.state.log_history)}
     record.end(DONE, **ended, skipped_steps=trainer.finite.skipped, saving=trainer.saver.totals)
     return metrics
 

@@ -318,7 +318,8 @@ class TokenLossTrainer(SavingTrainer):
             if self.finite is not None:
                 self.finite.correct(logs)
             if entry := self.measures.log_entry(self.accelerator, self.state.log_history, self.engine.sharing):
-                logs.update(entry, memory=peak_memory(self.accelerator))
+                own = {"loss": logs["loss"]} if self._own_loss else {}
+                logs.update({**entry, **own}, memory=peak_memory(self.accelerator))
         super().log(logs, start_time)
 
     @property

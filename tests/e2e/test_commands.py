@@ -160,7 +160,7 @@ def test_there_must_be_a_run_to_resume(in_process, tmp_path):
 def test_a_slot_that_nothing_fills_is_an_error(in_process, tmp_path):
     code, output = in_process("run", *SMALL, "-p", "no:pad", "-o", tmp_path / "run", "train.max_steps=1")
     assert code == 2
-    assert "no selected plugin fills the slot make_collator" in output
+    assert "no selected plugin makes padded batches -> drop no:pad" in output
 
 
 @pytest.mark.slow

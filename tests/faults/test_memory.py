@@ -39,8 +39,8 @@ def test_10_a_split_batch_gives_the_same_weights_and_is_reported_once(start, con
     (tmp_path / "short_memory.py").write_text(PLUGIN, encoding="utf-8")
     train = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 2, "optim": "sgd"}
     config = configure(train={**train, "learning_rate": 0.1, "max_grad_norm": 0, "save_steps": 9})
-    short = start("run", config, "-o", "short", "-p", "short_memory:Short")
-    whole = start("run", config, "-o", "whole")
+    short = start("run", config, "-o", "short", "-p", "short_memory:Short", "-p", "no:flash_attn")
+    whole = start("run", config, "-o", "whole", "-p", "no:flash_attn")
     assert (short.wait(), whole.wait()) == (0, 0), short.output
     (warning,) = [line for line in short.output.splitlines() if "out of memory" in line]
     assert "with 4 rows of" in warning

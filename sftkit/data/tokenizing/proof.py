@@ -29,7 +29,7 @@ class Difference(NamedTuple):
     """A text that an engine tokenizes otherwise than `tokenizers`.
 
     Attributes:
-        text: the part of the text that differs, as Python writes it.
+        text: the part of the text that differs, as Python writes it; empty if the engine has failed.
         what: what differs.
     """
 
@@ -37,7 +37,7 @@ class Difference(NamedTuple):
     what: str
 
     def __str__(self) -> str:
-        return f"{self.what} in the text {self.text}"
+        return f"{self.what} in the text {self.text}" if self.text else self.what
 
 
 class DiffersError(Exception):
@@ -65,7 +65,7 @@ def compare(text: str, encoding: Any, tokens: Tokens, number: int, characters: S
     right, ids = encoding.ids, tokens.ids_of(number)
     if right != ids:
         at = next((at for at, pair in enumerate(zip(right, ids)) if pair[0] != pair[1]), min(len(right), len(ids)))  # noqa: B905
-        place = max(encoding.offsets[at][0] - SHOWN // 2, 0) if any(encoding.offsets) and at < len(right) else 0
+        place = max(max((start for start, _ in encoding.offsets[: at + 1]), default=0) - SHOWN // 2, 0)
         shown = text[place : place + SHOWN] if len(text) > SHOWN else text
         return Difference(ascii(shown), f"ids {ids[at : at + 4]} instead of {right[at : at + 4]}")
     none = len(right)

@@ -104,12 +104,15 @@ class ProvenEngine:
             all_compared: whether to compare all texts, and not a sample.
 
         Raises:
-            DiffersError: for a text with other tokens.
+            DiffersError: for a text with other tokens, or if the engine fails.
         """
         import numpy as np
 
         owners_M, characters_M = looked_up
-        tokens, known_N = self.trial(texts, special, bool(len(owners_M)))
+        try:
+            tokens, known_N = self.trial(texts, special, bool(len(owners_M)))
+        except Exception as error:  # each engine has its own
+            raise DiffersError(Difference("", f"it fails: {type(error).__name__}: {error}")) from error
         compared = range(len(texts)) if all_compared else _sample(texts)
         unknown = np.unique(owners_M[~known_N[owners_M]]).tolist()
         both = sorted({*compared, *unknown})
@@ -121,7 +124,8 @@ class ProvenEngine:
             inside.setdefault(owner, []).append(character)
         for number, encoding in encodings.items():
             if difference := compare(texts[number], encoding, tokens, number, inside.get(number, ())):
-                raise DiffersError(difference)
+                with_offsets = backend.encode(texts[number], add_special_tokens=special)
+                raise DiffersError(compare(texts[number], with_offsets, tokens, number, ()) or difference)
         tokens.encodings.update((number, encodings[number]) for number in unknown)
         tokens.counts.update({self.engine.name: len(texts), COMPARED_TEXTS: len(both)})
         return tokens
@@ -129,13 +133,16 @@ class ProvenEngine:
     def refuted(self, difference: Difference) -> None:
         """Note that the engine gives other tokens, so that it is not used again: here, and in later runs.
 
+        An engine that has failed is not used again in this run.
+
         Raises:
             DataError: if the run requires the engine.
         """
         if self.difference is not None:
             return
         self.difference = difference
-        store_proof(self.proof, Proof(0, str(difference)))
+        if difference.text:
+            store_proof(self.proof, Proof(0, str(difference)))
         if self.engine.required:
             what = f"{self.engine.name} does not tokenize this data as tokenizers does: {difference}"
             raise DataError(Problem(what, self.where, "let tokenizers do it: deselect the plugin"))

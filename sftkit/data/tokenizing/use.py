@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from sftkit.data.tokenizing.backend import backend_of
 from sftkit.data.tokenizing.borders import Borders
 from sftkit.data.tokenizing.engine import TokenizingEngine
 from sftkit.data.tokenizing.proof import proof_key, prove, store_proof, stored_proof
@@ -56,11 +58,13 @@ class EngineOfRun:
 
     def __init__(self, plugins: Any, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
         self._plugins, self._tokenizer, self._config = plugins, tokenizer, config
+        self._making = threading.Lock()  # the sources of a stream are tokenized in threads of their own
 
     @property
     def refuted(self) -> bool:
         """Whether the engine has tokenized a text otherwise than `tokenizers`."""
-        return "_proved" in self.__dict__ and bool(self._proved and self._proved.difference)
+        made = self.__dict__.get("_made")
+        return made is not None and made.difference is not None
 
     def found(self, rows: int) -> ProvenEngine | None:
         """The engine for a source that has this many rows, or at least these; None if `tokenizers` does the work.
@@ -86,14 +90,16 @@ class EngineOfRun:
 
     @cached_property
     def _definition(self) -> str:
-        backend = self._tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        definition: str = backend.to_str()
+        definition: str = backend_of(self._tokenizer).to_str()
         return definition
 
-    @cached_property
+    @property
     def _proved(self) -> ProvenEngine | None:
+        with self._making:
+            return self._made
+
+    @cached_property
+    def _made(self) -> ProvenEngine | None:
         engine = getattr(self._plugins.hook, HOOK)(tokenizer=self._tokenizer, config=self._config)
         where = self._plugins.responsible(HOOK)
         if engine is None:
@@ -119,19 +125,19 @@ class EngineOfRun:
         """
         assert self._proved is not None
         name = self._proved.engine.name
-        what = "%s: %s tokenized %s texts; %s were compared with tokenizers, and are equal"
-        logger.info(what, split, name, f"{texts[name]:,}", f"{texts[COMPARED_TEXTS]:,}")
+        if not self.refuted:
+            what = "%s: %s tokenized %s texts; %s were compared with tokenizers, and are equal"
+            logger.info(what, split, name, f"{texts[name]:,}", f"{texts[COMPARED_TEXTS]:,}")
         return {"tokenizing": dict(texts), "proof": self._proved.proof}
 
-    @staticmethod
-    def still_proved(info: Mapping[str, Any]) -> bool:
-        """Whether the engine that has tokenized prepared rows, if one has, is still proved.
+    def accepts(self, info: Mapping[str, Any]) -> bool:
+        """Whether prepared rows can be used: not if an engine has tokenized them that was refuted or is deselected.
 
         Args:
             info: the ``info`` of their cache entry.
         """
-        proof = stored_proof(info["proof"]) if "proof" in info else None
-        return proof is None or not proof.failed
+        deselected = not getattr(self._plugins.hook, HOOK).get_hookimpls()
+        return not refutation(info) and not ("proof" in info and deselected)
 
 
 def prepare_engine(
@@ -150,7 +156,9 @@ def prepare_engine(
     parts = json.loads(definition)
     if parts["model"].get("dropout"):
         return "the tokenizer divides words at random (dropout)"
-    backend = tokenizer.backend_tokenizer
+    backend = backend_of(tokenizer)
+    if backend.encode_special_tokens:
+        return "the tokenizer reads special tokens as text (split_special_tokens)"
     masks = [backend.encode("a", add_special_tokens=special).special_tokens_mask for special in (True, False)]
     prefixes, suffixes = ([_ones(mask) for mask in some] for some in (masks, [mask[::-1] for mask in masks]))
     around = (prefixes[0], prefixes[1]), (suffixes[0], suffixes[1])
@@ -159,12 +167,23 @@ def prepare_engine(
     proof = stored_proof(key)
     if proof is None:
         proof = prove(made, backend)
-        store_proof(key, proof)
+        if proof.texts:  # an engine that does not load may be repaired, or be on another machine
+            store_proof(key, proof)
     if proof.failed:
         return proof.failed
     if proof.no_borders:
         made.borders = None
     return made
+
+
+def refutation(info: Mapping[str, Any]) -> str:
+    """Why the engine that has tokenized prepared rows is not used any more; empty if it is, or if none has.
+
+    Args:
+        info: the ``info`` of their cache entry.
+    """
+    proof = stored_proof(info["proof"]) if "proof" in info else None
+    return proof.failed if proof is not None else ""
 
 
 def _ones(mask: list[int]) -> int:

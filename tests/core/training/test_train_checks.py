@@ -55,23 +55,11 @@ REFUSED = {
     "evaluation at the start without data": ({"eval_on_start": True}, {}, "eval_on_start", "no evaluation data"),
     "nothing to do": ({"max_steps": 0}, {}, "max_steps", "nothing to train and nothing to evaluate"),
     "no epoch, nothing to do": ({"max_steps": -1, "num_train_epochs": 0}, {}, "num_train_epochs", "nothing to train"),
-    "steps of saves that are switched off": (
-        {"save_strategy": "no", "save_steps": 5},
-        {},
-        "save_steps",
-        "does nothing with train.save_strategy=no",
-    ),
     "steps of saves at each epoch": (
         {"save_strategy": "epoch", "save_steps": 5},
         {},
         "save_steps",
         "does nothing with train.save_strategy=epoch",
-    ),
-    "steps of evaluations that are switched off": (
-        {"eval_strategy": "no", "eval_steps": 5},
-        ONE,
-        "eval_steps",
-        "does nothing with train.eval_strategy=no",
     ),
     "steps of a log at each epoch": (
         {"logging_strategy": "epoch", "logging_steps": 5},
