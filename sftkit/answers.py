@@ -1,7 +1,7 @@
 """Answers of checks that take seconds, kept in the cache directory under everything that they depend on.
 
-Commands keep and recall them. Only what is the same in each process is kept: never an error, and nothing that code of
-the user or of another distribution takes part in. `sftkit cache clear` removes them.
+Commands keep and recall them. Only what is the same in each process is kept: never an error, and nothing in a process
+that has loaded code of the user or a plugin of another distribution. `sftkit cache clear` removes them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from sftkit import DISTRIBUTION
+from sftkit.errors import RunError
 from sftkit.machine import describe_machine
 from sftkit.ranks import world_size
 from sftkit.storage import ANSWERS, cache_directory
+from sftkit.user_modules import finders
 
 if TYPE_CHECKING:
     from sftkit.config import RunConfig
@@ -36,7 +38,8 @@ _OF_SESSIONS = re.compile(
 )
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")  # the name of a function of the user's, as an option
 
-_used = False
+#: The environment in which the command was started, and not as libraries change it; None while no answer is used.
+_environment: Mapping[str, str] | None = None
 
 
 @contextmanager
@@ -46,12 +49,18 @@ def using_answers() -> Iterator[None]:
     Whatever else a process has done to the libraries, such as to register a model or to replace a function, no key
     could cover.
     """
-    global _used
-    before, _used = _used, "transformers" not in sys.modules
+    global _environment
+    before, _environment = _environment, None if "transformers" in sys.modules else dict(os.environ)
     try:
         yield
     finally:
-        _used = before
+        _environment = before
+
+
+def set_aside() -> None:
+    """Recall and keep nothing from now on, in a process that has loaded someone else's code: it may change anything."""
+    global _environment
+    _environment = None
 
 
 def recall(question: str, parts: Mapping[str, Any]) -> Any:
@@ -109,35 +118,37 @@ def parts_of_run(config: RunConfig, plugins: PluginSet, *paths: str) -> dict[str
         "evaluate": config.evaluate.model_dump(mode="json"),
         "run": config.run.model_dump(mode="json", exclude={"modules"}),
         "plugins": options,
-        "files": [_on_disk(Path(path)) for path in sorted({*_paths(config, plugins), *paths})],
+        "files": [on_disk(Path(path)) for path in sorted({*_paths(config, plugins), *paths})],
         "code": _code({type(item.plugin).__module__.partition(".")[0] for item in plugins.selected}),
     }
 
 
 class Warnings(logging.Handler):
-    """A context that notes whether a logger warns of something, which an answer that is kept would leave out.
+    """A context that notes whether loggers warn of something, which an answer that is kept would leave out.
 
     Args:
-        name: of the logger.
+        names: of the loggers.
 
     Attributes:
-        any: whether it did.
+        any: whether one did.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, *names: str) -> None:
         super().__init__(logging.WARNING)
-        self._logger, self.any = logging.getLogger(name), False
+        self._loggers, self.any = [*map(logging.getLogger, names)], False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Note it."""
         self.any = True
 
     def __enter__(self) -> Warnings:
-        self._logger.addHandler(self)
+        for logger in self._loggers:
+            logger.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._logger.removeHandler(self)
+        for logger in self._loggers:
+            logger.removeHandler(self)
 
 
 def _values(options: Any) -> Iterable[Any]:
@@ -160,8 +171,8 @@ def _paths(config: RunConfig, plugins: PluginSet) -> set[str]:
     return {name for name in named if isinstance(name, str) and Path(name).exists()}
 
 
-def _on_disk(path: Path) -> list[Any]:
-    """What changes when a file is written, or any file in a directory."""
+def on_disk(path: Path) -> list[Any]:
+    """What changes when a file is written, or any file in a directory; for `keep` and `recall`."""
     if not path.exists():
         return [str(path)]
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
@@ -170,14 +181,14 @@ def _on_disk(path: Path) -> list[Any]:
 
 
 def _path(question: str, parts: Mapping[str, Any]) -> Path | None:
-    if not _used:
+    if _environment is None or finders():
         return None
     import xxhash
 
     try:
-        text = json.dumps([question, parts, _surroundings()], sort_keys=True, default=_plain)
+        text = json.dumps([question, parts, _surroundings(_environment)], sort_keys=True, default=_plain)
         return cache_directory() / ANSWERS / f"{xxhash.xxh3_128_hexdigest(text.encode())}.json"
-    except (TypeError, ValueError, OSError):  # JSON does not have it, or a file has gone
+    except (TypeError, ValueError, OSError, RunError):  # JSON does not have it, a file has gone, or there is no home
         return None
 
 
@@ -188,9 +199,9 @@ def _plain(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} has no form that is the same in each process")
 
 
-def _surroundings() -> list[Any]:
+def _surroundings(environment: Mapping[str, str]) -> list[Any]:
     """The machine with its devices, the interpreter, the environment, the installed packages, and sftkit's code."""
-    variables = {name: value for name, value in os.environ.items() if not _OF_SESSIONS.fullmatch(name)}
+    variables = {name: value for name, value in environment.items() if not _OF_SESSIONS.fullmatch(name)}
     return [describe_machine(), variables, _packages(tuple(sys.path)), _code({"sftkit"})]
 
 

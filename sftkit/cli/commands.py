@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from sftkit.cli.common import add_common_options
 from sftkit.cli.help import add_help
-from sftkit.errors import ConfigError, Problem
+from sftkit.errors import ConfigError, Interrupted, Problem
 
 GROUP = "sftkit.commands"
 #: What Typer raises for arguments that it cannot read.
@@ -41,9 +41,16 @@ class CommandGroup(TyperGroup):
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the arguments of the command, and call it."""
-        with _usage_errors():
-            return super().invoke(ctx)
+        """Read the arguments of the command, and call it.
+
+        Raises:
+            Interrupted: after Ctrl-C, of which Typer would say nothing.
+        """
+        try:
+            with _usage_errors():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("by Ctrl-C", 130) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read ``--show-completion zsh`` with the shell as a value, which may be left out."""

@@ -13,6 +13,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,9 @@ def clear(older_than: float = 0.0) -> tuple[int, int]:
 
     number = size = 0
     for small in (file for name in ("stamps", ANSWERS, PROOFS) for file in (cache_directory() / name).glob("*")):
-        if time.time() - small.stat().st_mtime >= older_than:
-            small.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # of a process that writes it or removes it
+            if time.time() - small.stat().st_mtime >= older_than:
+                small.unlink()
     for path in sorted([*(cache_directory() / "data").glob("*"), *(cache_directory() / "rows").glob("*")]):
         key = path.name.partition(".")[0]
         if path.name.endswith(".lock") or time.time() - path.stat().st_mtime < older_than:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from sftkit.data.columns import (
     examples_table,
     flatten_column,
 )
+from sftkit.errors import DataError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +159,8 @@ def open_sources(*paths: Path) -> Dataset:
 def _opened(paths: Sequence[Path]) -> Dataset:
     from datasets import Dataset, concatenate_datasets
 
-    files = [Dataset.from_file(str(path)) for path in paths]
+    with _still_there():
+        files = [Dataset.from_file(str(path)) for path in paths]
     return files[0] if len(files) == 1 else concatenate_datasets(files)
 
 
@@ -166,7 +168,20 @@ def map_rows(path: Path) -> pa.Table:
     """The memory-mapped rows of a file that `write_rows` wrote; without `datasets`, which takes long to import."""
     import pyarrow as pa
 
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    with _still_there():
+        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+@contextmanager
+def _still_there() -> Iterator[None]:
+    """Raises:
+    DataError: if the file that is opened was removed since it was prepared.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        what = f"the prepared data was removed before it was used: {error}"
+        raise DataError(Problem(what, "the cache", "run the command again, which prepares the data")) from error
 
 
 class OpenedLater(Mapping[str, "Dataset"]):

@@ -36,7 +36,7 @@ def estimate_run(prepared: PreparedRun) -> MemoryEstimate:
     parts = _parts(prepared)
     if parts is not None and (kept := recall(PEAK, parts)) is not None:
         return MemoryEstimate(kept["items"], _available(kept["device"], prepared.config))
-    with Warnings("sftkit") as warned:
+    with Warnings("sftkit", "transformers") as warned:
         found = _estimated(prepared)
     if parts is not None and not warned.any:
         keep(PEAK, parts, {"items": found.items, "device": "cpu" if found.available.device == "cpu" else ""})

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sftkit.answers import keep, parts_of_run, recall
+from sftkit.answers import Warnings, keep, parts_of_run, recall
 from sftkit.models.adapters import base_of
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ def model_shape(run: PreparedRun) -> ModelShape | None:
         parts["images"] = run.vocabulary.processor is not None
         if (kept := recall(SHAPE, parts)) is not None:
             return ModelShape(**kept)
-    found = _shape(run, base)
-    if parts is not None and found is not None:
+    with Warnings("transformers") as warned:
+        found = _shape(run, base)
+    if parts is not None and found is not None and not warned.any:
         keep(SHAPE, parts, asdict(found))
     return found
 

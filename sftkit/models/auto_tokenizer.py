@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sftkit.answers import Warnings, keep, recall
+from sftkit.answers import Warnings, keep, on_disk, recall
 
 CLASS = "the class of a tokenizer"
 
@@ -23,7 +23,9 @@ def load_auto_tokenizer(name: str, revision: str | None) -> Any:
     import transformers
 
     directory = Path(name)
-    parts = {"files": _files(directory)} if directory.is_dir() else {}
+    # Some classes are chosen by the path, and some by what is in the tokenizer's own files.
+    files = sorted(each for each in directory.iterdir() if each.is_file()) if directory.is_dir() else []
+    parts = {"name": name, "files": [*map(on_disk, files)]} if files else {}
     if parts and (known := recall(CLASS, parts)) is not None:
         return getattr(transformers, known).from_pretrained(name, revision=revision)
     with Warnings("transformers") as warned:
@@ -32,12 +34,3 @@ def load_auto_tokenizer(name: str, revision: str | None) -> Any:
     if parts and not warned.any and getattr(transformers, chosen, None) is type(loaded):
         keep(CLASS, parts, chosen)
     return loaded
-
-
-def _files(directory: Path) -> dict[str, str]:
-    """The names of the files, and the contents of those that the class is chosen by."""
-    chosen_by = ("config.json", "tokenizer_config.json")
-    return {
-        path.name: path.read_text(encoding="utf-8", errors="replace") if path.name in chosen_by else ""
-        for path in sorted(directory.iterdir())
-    } | {"directory": directory.name.lower()}  # a few models are known by their names

@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 import pluggy
 
+from sftkit import DISTRIBUTION
+from sftkit.answers import set_aside
 from sftkit.config.assignments import parse_assignment, split_options
 from sftkit.config.source import ConfigSource, Key, Place
 from sftkit.errors import ConfigError, Problem, nearest
@@ -199,7 +201,10 @@ def _build(
         return None, [_placed(problem, choice, source) for problem in error.problems]
     if problems:
         return None, problems
-    return Selected(choice.name, plugin, *(distribution_of(points[0]) if points else ("", ""))), []
+    distribution, version = distribution_of(points[0]) if points else ("", "")
+    if distribution != DISTRIBUTION:
+        set_aside()
+    return Selected(choice.name, plugin, distribution, version), []
 
 
 def _located(choice: Choice, cls: type[Plugin], source: ConfigSource) -> tuple[dict[str, Any], list[Problem]]:

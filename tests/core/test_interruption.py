@@ -41,3 +41,15 @@ def test_the_handler_of_a_program_stays(usual):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with remembering_interrupts():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_command_says_that_ctrl_c_has_ended_it(flags, in_process, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sftkit.data.cache.entries", interrupted)
+    code, printed = in_process("cache", "list", *flags)
+    assert code == 130
+    assert "interrupted: by Ctrl-C" in printed
+    assert printed.count('{"error": [{"what": "by Ctrl-C"') == len(flags)

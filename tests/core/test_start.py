@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import logging
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from sftkit import answers
-from sftkit.answers import keep, parts_of_run, recall
+from sftkit.answers import Warnings, keep, parts_of_run, recall
 from sftkit.cli.options import pipeline_from
 from sftkit.errors import DataError
 from sftkit.garbage import uncollected
+from sftkit.models.auto_tokenizer import load_auto_tokenizer
 from sftkit.run.first_rows import FirstRows
 from sftkit.testing import CHATML, tiny_model, tiny_tokenizer
+from sftkit.user_modules import DirectoryFinder, import_user_module
 
 LARGE = ("torch", "datasets", "pandas", "peft", "accelerate", "scipy")
 #: Runs a command, and then writes which of the large libraries it has imported to the file that is named first.
@@ -32,8 +37,10 @@ main()
 
 @pytest.fixture
 def used(monkeypatch, tmp_path):
-    """Answers are kept, in a cache of the test's own, although this process has imported transformers."""
-    monkeypatch.setattr(answers, "_used", True)
+    """Answers are kept, in a cache of the test's own, although this process has imported transformers and more."""
+    others = [each for each in sys.meta_path if not isinstance(each, DirectoryFinder)]
+    monkeypatch.setattr(sys, "meta_path", others)
+    monkeypatch.setattr(answers, "_environment", os.environ)
     monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
 
 
@@ -118,6 +125,75 @@ def test_no_answer_is_used_where_transformers_was_imported_before(used, monkeypa
     monkeypatch.setitem(sys.modules, "transformers", sys)
     with answers.using_answers():
         assert recall("a question", {}) is None
+
+
+MINE = """
+from dataclasses import dataclass
+from sftkit import Plugin
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Plugin):
+    "Mine."
+"""
+
+
+def test_no_answer_is_used_where_a_plugin_of_others_is_selected(used, model, monkeypatch, tmp_path):
+    keep("a question", {}, "yes")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "installed_of_others.py").write_text(MINE, encoding="utf-8")
+    data = rows_file(tmp_path / "train.jsonl", 3)
+    pipeline_from([f"model={model}", f"data={data}"], ["installed_of_others:Mine"]).stages()
+    assert recall("a question", {}) is None
+
+
+def test_no_answer_is_used_where_a_module_of_the_user_is_imported(used, monkeypatch, tmp_path):
+    keep("a question", {}, "yes")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "module_of_the_user.py").touch()
+    import_user_module("module_of_the_user")
+    assert recall("a question", {}) is None
+
+
+def test_the_class_of_a_tokenizer_is_chosen_again_when_a_file_of_it_is_replaced(used, tmp_path, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "a" / "model")
+    chosen = []
+    monkeypatch.setattr("sftkit.models.auto_tokenizer.keep", lambda *kept: (chosen.append(kept[-1]), keep(*kept)))
+    for _ in range(2):
+        load_auto_tokenizer(str(tmp_path / "a" / "model"), None)
+    assert len(chosen) == 1
+    file = tmp_path / "a" / "model" / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    load_auto_tokenizer(str(tmp_path / "a" / "model"), None)
+    assert len(chosen) == 2
+
+
+def test_what_a_library_adds_to_the_environment_changes_no_key(monkeypatch, tmp_path):
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [each for each in sys.meta_path if not isinstance(each, DirectoryFinder)])
+    with answers.using_answers():
+        monkeypatch.setenv("SET_BY_A_LIBRARY", "1")
+        keep("a question", {}, "yes")
+    monkeypatch.delenv("SET_BY_A_LIBRARY")
+    with answers.using_answers():
+        assert recall("a question", {}) == "yes"
+
+
+def test_warnings_of_several_loggers_are_noted():
+    with Warnings("sftkit", "transformers") as warned:
+        logging.getLogger("transformers.models").warning("odd")
+    assert warned.any
+
+
+def test_data_removed_after_it_was_prepared_is_an_error_with_a_fix(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
+    data = rows_file(tmp_path / "train.jsonl", 3)
+    prepared = pipeline_from([f"model={model}", "model.init=random", f"data={data}"]).prepare()
+    shutil.rmtree(tmp_path / "cache")
+    for use in (lambda: prepared.data.train, lambda: prepared.data.rows("train", 0, 1)):
+        with pytest.raises(DataError, match=r"removed before it was used.*run the command again"):
+            use()
 
 
 def run_of(*arguments):
