@@ -1,4 +1,4 @@
-"""Imports of large libraries without garbage collection."""
+"""Garbage collections that leave out the objects of large libraries."""
 
 from __future__ import annotations
 
@@ -23,12 +23,28 @@ def uncollected(freeze: bool = False) -> Iterator[None]:
         yield
         return
     gc.disable()
+    frozen = gc.get_freeze_count()
     try:
         yield
     finally:
         gc.freeze()  # moves them out of the youngest generation, which the next collection would go through
         if freeze:
             atexit.register(gc.unfreeze)  # modules of triton report what is left at the end as leaks
-        else:
+        elif not frozen:
             gc.unfreeze()
         gc.enable()
+
+
+@contextmanager
+def without_libraries() -> Iterator[None]:
+    """Collections inside leave out the objects that exist already, such as those of libraries.
+
+    What was frozen before stays so.
+    """
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()

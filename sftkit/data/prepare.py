@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +27,7 @@ from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.store import OpenedLater, Spool, map_rows, open_rows, open_sources, write_rows
 from sftkit.data.tokenizing.use import EngineOfRun
+from sftkit.garbage import without_libraries
 from sftkit.redact import without_secrets
 
 if TYPE_CHECKING:
@@ -228,17 +227,7 @@ def prepare(
     )
 
 
-@contextmanager
-def _libraries_uncollected() -> Iterator[None]:
-    """Exclude the objects of libraries from garbage collection, which a batch's many objects would trigger often."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@_libraries_uncollected()
+@without_libraries()  # which a batch's many objects would trigger often
 def _build(sources: list[DataSource], builder: ExampleBuilder, pool: Pool | None, directory: Path) -> dict[str, Any]:
     """Write the rows of a split into a directory, and return the ``info`` of its cache entry."""
     split, config, counts, path = builder.split, builder.config, builder.counts, directory / cache.ROWS

@@ -57,10 +57,10 @@ def test_what_was_done_to_the_rows_of_each_source_sums_to_the_split(here, in_pro
 def test_the_tables_have_a_row_for_each_source(here, in_process, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, printed = in_process("check", *ARGUMENTS)
-    [long] = [line for line in printed.splitlines() if line.startswith("train: long")]
-    assert "5 rows truncated" in long
-    assert "1 bad rows skipped" in long
-    assert [line for line in printed.splitlines() if line.startswith("train: short")]
+    of_long, _, of_short = printed.partition("train: long")[2].partition("train: short")
+    assert "5 rows truncated" in of_long
+    assert "1 bad rows skipped" in of_long
+    assert of_short
 
 
 def test_dropped_rows_are_counted_by_source(here, in_process):
