@@ -79,7 +79,7 @@ class ProvenEngine:
         ids_S, lengths_N = np.asarray(ids).astype(np.int32, copy=False), np.asarray(lengths).astype(np.int64)
         if ids_S.shape != (lengths_N.sum(),) or lengths_N.shape != (len(texts),):
             raise ValueError(f"{ids_S.shape} ids of {lengths_N.shape} texts, instead of {len(texts)}")
-        tokens = FlatTokens(ids_S, lengths_N, texts, None, {}, {})
+        tokens = FlatTokens(ids_S, lengths_N, texts)
         known_N = np.zeros(len(texts), bool)
         if inside and self.borders is not None:
             around = self.prefixes[not special], self.suffixes[not special]

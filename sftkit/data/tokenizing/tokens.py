@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 (suffixes are shapes)
+# ruff: noqa: N802, N803, N806 (suffixes are shapes)
 """Tokenized texts as flat arrays, with the places of characters among their tokens.
 
 Legend: N texts, S tokens in all of them, M characters that are looked up.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ class Tokens(ABC):
         counts: how the texts were tokenized, if an engine did it.
     """
 
-    def __init__(self, ids_S: np.ndarray, lengths_N: np.ndarray, counts: Mapping[str, int] | None = None) -> None:
+    def __init__(self, ids_S: np.ndarray, lengths_N: np.ndarray) -> None:
         import numpy as np
 
         self.ids_S, self.lengths_N = ids_S, lengths_N
         self.offsets_N1 = np.concatenate([[0], np.cumsum(lengths_N)])
-        self.counts: Counter[str] = Counter(counts or {})
+        self.counts: Counter[str] = Counter()
 
     def ids_of(self, text: int) -> list[int]:
         """The token ids of one text."""
@@ -93,23 +94,27 @@ class FlatTokens(Tokens):
         ids_S: token ids.
         lengths_N: the number of tokens of each text.
         texts: the texts.
+
+    Attributes:
         ends_S: twice the bytes of all texts up to the end of each token; 0 bytes for texts in ``encodings``. None if
             no character is looked up.
         encodings: encodings of `tokenizers`, by the number of the text, of texts whose bytes are not known.
-        counts: how the texts were tokenized.
     """
 
-    def __init__(
-        self,
-        ids_S: np.ndarray,
-        lengths_N: np.ndarray,
-        texts: Sequence[str],
-        ends_S: np.ndarray | None,
-        encodings: Mapping[int, Any],
-        counts: Mapping[str, int],
-    ) -> None:
-        super().__init__(ids_S, lengths_N, counts)
-        self._texts, self.ends_S, self.encodings = texts, ends_S, dict(encodings)
+    def __init__(self, ids_S: np.ndarray, lengths_N: np.ndarray, texts: Sequence[str]) -> None:
+        super().__init__(ids_S, lengths_N)
+        self._texts = texts
+        self.ends_S: np.ndarray | None = None
+        self.encodings: dict[int, Any] = {}
+
+    @cached_property
+    def _begins_N(self) -> np.ndarray:
+        """Twice the bytes before each text."""
+        import numpy as np
+
+        assert self.ends_S is not None
+        begins_N: np.ndarray = np.concatenate([[0], self.ends_S])[self.offsets_N1[:-1]]
+        return begins_N
 
     def first_after(self, texts_M: Sequence[int], characters_M: Sequence[int], none_M: Sequence[int]) -> np.ndarray:
         """By the bytes up to the character."""
@@ -122,8 +127,7 @@ class FlatTokens(Tokens):
         places = zip(texts_M, characters_M, strict=True)
         bytes_M = np.array([at if texts[t].isascii() else len(texts[t][:at].encode()) for t, at in places], np.int64)
         owners_M = np.asarray(texts_M, np.int64)
-        begins_N = np.concatenate([[0], self.ends_S])[self.offsets_N1[:-1]]
-        found_M = np.searchsorted(self.ends_S, begins_N[owners_M] + 2 * bytes_M, side="right")
+        found_M = np.searchsorted(self.ends_S, self._begins_N[owners_M] + 2 * bytes_M, side="right")
         tokens_M = found_M - self.offsets_N1[owners_M]
         none = np.asarray(none_M, np.int64)
         tokens_M = np.where(tokens_M < self.lengths_N[owners_M], tokens_M, none)
