@@ -26,7 +26,7 @@ from sftkit.data.pool import Pool
 from sftkit.data.sources import DataSource, source_labels
 from sftkit.data.stats import DatasetStats
 from sftkit.data.store import OpenedLater, Spool, map_rows, open_rows, open_sources, write_rows
-from sftkit.data.tokenizing.use import EngineOfRun
+from sftkit.data.tokenizing.use import EngineOfRun, accepts
 from sftkit.garbage import without_libraries
 from sftkit.redact import without_secrets
 
@@ -182,6 +182,7 @@ def prepare(
     Raises:
         DataError: for a malformed row, or a split with nothing to train on.
     """
+    usable = functools.partial(accepts, plugins)
 
     def entries_of() -> tuple[dict[str, cache.Entry], set[str], Any]:
         engine = EngineOfRun(plugins, tokenizer, config)
@@ -193,7 +194,7 @@ def prepare(
             build = functools.partial(_build, parts, builder, pool)
             key = parts_of(split, parts, tokenizer, config, plugins, processor) if directory is None or pool else {}
             if directory is None:
-                entries[split], existed = cache.get(cache.key_of(key), key, build, engine.accepts)
+                entries[split], existed = cache.get(cache.key_of(key), key, build, usable)
                 cached |= {split} if existed else set()
             else:
                 place = Path(directory.name, str(len(entries)))  # not the split's name, which may be no file name
@@ -202,8 +203,7 @@ def prepare(
         return entries, cached, directory
 
     entries, cached, directory = entries_of()
-    accepts = EngineOfRun(plugins, tokenizer, config).accepts
-    if not all(accepts(entry.info) for entry in entries.values()):  # a text has differed, and those before may, too
+    if not all(usable(entry.info) for entry in entries.values()):  # a text has differed, and those before may, too
         entries, again, directory = entries_of()
         cached &= again
     return PreparedData(

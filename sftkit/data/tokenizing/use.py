@@ -88,11 +88,6 @@ class EngineOfRun:
 
         return use
 
-    @cached_property
-    def _definition(self) -> str:
-        definition: str = backend_of(self._tokenizer).to_str()
-        return definition
-
     @property
     def _proved(self) -> ProvenEngine | None:
         with self._making:
@@ -107,7 +102,7 @@ class EngineOfRun:
         if not isinstance(engine, TokenizingEngine):
             what = f"it returns an object of type {type(engine).__name__}"
             raise ConfigError(Problem(what, where, "return an object of a class derived from TokenizingEngine"))
-        made = prepare_engine(engine, self._tokenizer, self._definition, where)
+        made = prepare_engine(engine, self._tokenizer, backend_of(self._tokenizer).to_str(), where)
         if isinstance(made, ProvenEngine):
             return made
         if engine.required:
@@ -129,15 +124,6 @@ class EngineOfRun:
             what = "%s: %s tokenized %s texts; %s were compared with tokenizers, and are equal"
             logger.info(what, split, name, f"{texts[name]:,}", f"{texts[COMPARED_TEXTS]:,}")
         return {"tokenizing": dict(texts), "proof": self._proved.proof}
-
-    def accepts(self, info: Mapping[str, Any]) -> bool:
-        """Whether prepared rows can be used: not if an engine has tokenized them that was refuted or is deselected.
-
-        Args:
-            info: the ``info`` of their cache entry.
-        """
-        deselected = not getattr(self._plugins.hook, HOOK).get_hookimpls()
-        return not refutation(info) and not ("proof" in info and deselected)
 
 
 def prepare_engine(
@@ -174,6 +160,17 @@ def prepare_engine(
     if proof.no_borders:
         made.borders = None
     return made
+
+
+def accepts(plugins: Any, info: Mapping[str, Any]) -> bool:
+    """Whether prepared rows can be used: not if an engine has tokenized them that was refuted or is deselected.
+
+    Args:
+        plugins: the selected plugins.
+        info: the ``info`` of their cache entry.
+    """
+    deselected = not getattr(plugins.hook, HOOK).get_hookimpls()
+    return not refutation(info) and not ("proof" in info and deselected)
 
 
 def refutation(info: Mapping[str, Any]) -> str:
