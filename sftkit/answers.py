@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -23,7 +22,7 @@ from sftkit import DISTRIBUTION
 from sftkit.errors import RunError
 from sftkit.machine import describe_machine
 from sftkit.ranks import world_size
-from sftkit.storage import ANSWERS, cache_directory
+from sftkit.storage import ANSWERS, cache_directory, write_json
 from sftkit.user_modules import finders
 
 if TYPE_CHECKING:
@@ -83,14 +82,9 @@ def keep(question: str, parts: Mapping[str, Any], answer: Any) -> None:
     """
     if (path := _path(question, parts)) is None:
         return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
+    with suppress(OSError, TypeError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"question": question, "answer": answer}), encoding="utf-8")
-        partial.replace(path)
-    except (OSError, TypeError, ValueError):
-        with suppress(OSError):
-            partial.unlink()
+        write_json(path, {"question": question, "answer": answer})
 
 
 def parts_of_run(config: RunConfig, plugins: PluginSet, *paths: str) -> dict[str, Any] | None:

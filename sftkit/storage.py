@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sftkit.errors import Problem, RunError
 
@@ -41,3 +45,21 @@ def made(name: str) -> Path:
     except OSError as error:
         what = f"nothing can be written into the cache: {error.strerror or error}"
         raise RunError(Problem(what, str(directory), CACHE_FIX)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data into a file, which is complete or absent whatever happens, and whoever else writes it.
+
+    Raises:
+        OSError: if it cannot be written.
+        TypeError: if JSON does not have the value.
+    """
+    text = json.dumps(value)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise

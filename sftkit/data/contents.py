@@ -11,7 +11,7 @@ from sftkit.data.node import identity_on_disk
 from sftkit.data.opening import cannot_read, filesystem_of, is_remote, suffixes_of
 from sftkit.data.store import checksum
 from sftkit.errors import DataError
-from sftkit.storage import made
+from sftkit.storage import made, write_json
 
 #: What remote systems call a digest of a file's content, or a tag that changes with it.
 TAGS = frozenset({"etag", "md5", "md5hash", "content_md5", "crc32c", "checksum", "sha256", "blob_id"})
@@ -78,9 +78,7 @@ def digest_of(path: Path) -> dict[str, Any]:
         found = {"size": before[0], "digest": checksum(path)}
         settled = identity_on_disk(path) == before and before[1] < begun - SETTLED
         if settled:
-            partial = record.with_suffix(".partial")
-            partial.write_text(json.dumps({"path": str(path.resolve()), "on disk": before, "found": found}))
-            partial.replace(record)
+            write_json(record, {"path": str(path.resolve()), "on disk": before, "found": found})
         return found
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit import errors
 from sftkit.errors import Problem, SftkitError
 from sftkit.ranks import local_rank, world_size
+from sftkit.storage import write_json
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -70,9 +71,7 @@ class Stamp:
             problems = [[each.what, each.where, each.fix] for each in error.problems]
             found["error"] = [type(error).__name__, problems]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        partial.replace(self.path)
+        write_json(self.path, found)
 
     def trusted(self) -> bool:
         """Whether this process can use the files.

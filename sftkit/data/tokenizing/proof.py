@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from sftkit.data.cache import key_of
 from sftkit.data.code import code_of
 from sftkit.data.tokenizing.corpus import SEED, corpus
 from sftkit.data.tokenizing.tokens import token_after
-from sftkit.storage import PROOFS, made
+from sftkit.storage import PROOFS, made, write_json
 
 if TYPE_CHECKING:
     from sftkit.data.tokenizing.engine import TokenizingEngine
@@ -122,10 +121,7 @@ def stored_proof(key: str) -> Proof | None:
 
 def store_proof(key: str, proof: Proof) -> None:
     """Write a proof into the cache."""
-    place = _place(key)
-    new = place.with_name(f"{key}.{os.getpid()}")
-    new.write_text(json.dumps(proof._asdict()), encoding="utf-8")
-    new.replace(place)
+    write_json(_place(key), proof._asdict())
 
 
 def _place(key: str) -> Path:
