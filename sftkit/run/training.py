@@ -220,10 +220,7 @@ def train(
         stack.enter_context(configured_hyperparameters(trainer))
         stack.enter_context(reduced_activations(trainer.model, prepared))
         stack.enter_context(trainer.loss_head.installed())
-        with trainer.engine.callable(trainer.model):
-            choices = stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
-            collator = _make_batches(trainer, choices, record, stack) or prepared.collator
-            stack.enter_context(loss_context(trainer, prepared, collator))
+        _enter_contexts(trainer, stages, prepared, record, stack)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except KeyError as error:
@@ -234,6 +231,14 @@ def train(
         if not trainer.stopping.stopped and not _evaluated(trainer, list(prepared.data.eval)):
             trainer.evaluate()
     return _final_metrics(trainer.state.log_history, saved_step(trainer.args, trainer.state))
+
+
+def _enter_contexts(trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRecord, stack: ExitStack) -> None:
+    """Enter what plugins hold around a training; batches are made as they decide, until the stack is left."""
+    with trainer.engine.callable(trainer.model):
+        choices = stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
+        collator = _make_batches(trainer, choices, record, stack) or prepared.collator
+        stack.enter_context(loss_context(trainer, prepared, collator))
 
 
 def _make_batches(trainer: Any, choices: Mapping[str, BatchChoice], record: RunRecord, stack: ExitStack) -> Any:
@@ -259,10 +264,7 @@ def evaluate(trainer: Any, stages: Stages, prepared: PreparedRun, record: RunRec
     with ExitStack() as stack:
         stack.enter_context(trainer.stopping.interrupting())
         stack.enter_context(trainer.loss_head.installed())
-        with trainer.engine.callable(trainer.model):
-            choices = stack.enter_context(stages.training(trainer.model, prepared.data.train, prepared.collator))
-            collator = _make_batches(trainer, choices, record, stack) or prepared.collator
-            stack.enter_context(loss_context(trainer, prepared, collator))
+        _enter_contexts(trainer, stages, prepared, record, stack)
         call = trainer.callback_handler
         trainer.control = call.on_train_begin(trainer.args, trainer.state, trainer.control)
         trainer.evaluate()
