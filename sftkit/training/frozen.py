@@ -16,12 +16,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sftkit.training.batches import CUMULATIVE, rows_apart
+from sftkit.training.contract import ROW_LENGTHS
 from sftkit.training.head import LossHead
 from sftkit.training.logits import Post
 from sftkit.training.loss import HeadLoss, LossResult, OutputHead, logits_of
 from sftkit.training.targets import Targets
 
-ROW_LENGTHS = "row_lengths"
 #: Where documents of a padding-free batch begin and end; of rows, positions say it.
 BORDERS = (ROW_LENGTHS, *CUMULATIVE, "max_length_q", "max_length_k", "seq_idx")
 

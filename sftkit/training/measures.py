@@ -181,7 +181,7 @@ class Measures:
     def _totals(
         self, trained: float, by_source: Mapping[str, Sequence[float]], history: Sequence[Mapping[str, Any]]
     ) -> dict[str, float]:
-        last: Mapping[str, Any] = next((entry for entry in reversed(history) if TRAINED_TOKENS in entry), {})
+        last = _last_entry(history)
         found: dict[str, float] = {TRAINED_TOKENS: last.get(TRAINED_TOKENS, 0) + int(trained)}
         weights: dict[str, float] = {}
         for name, (_, weight, tokens) in by_source.items():
@@ -250,7 +250,7 @@ def trained_by_source(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         The number of trained ``tokens``, and as ``sources`` that of each source as ``tokens``, with its ``loss`` in the
         last log entry that has one; empty without log entries.
     """
-    last: Mapping[str, Any] = next((entry for entry in reversed(history) if TRAINED_TOKENS in entry), {})
+    last = _last_entry(history)
     if not last:
         return {}
     start, sources = f"{TRAINED_TOKENS}_", {}
@@ -299,3 +299,8 @@ def _either(condition: torch.Tensor, first: Any, second: Any) -> torch.Tensor:
 def or_one(divisor: torch.Tensor) -> torch.Tensor:
     """The divisor, or 1 if it is 0: then nothing is trained, and the dividend is 0 too."""
     return torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+
+def _last_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The last log entry of the training; empty if there is none."""
+    return next((entry for entry in reversed(history) if TRAINED_TOKENS in entry), {})

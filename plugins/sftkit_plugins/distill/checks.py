@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sftkit.api import TokenStore, Verdict, load_tokenizer, tokens_by_id, vocabulary_difference, vocabulary_digest
-from sftkit_plugins.distill.teacher import teacher_config
+from sftkit_plugins.distill.teacher import TEACHER, teacher_config
 
 if TYPE_CHECKING:
     from sftkit.api import PreparedRun
@@ -19,10 +19,9 @@ FIX_ROWS = "write them again with `sftkit distill-rows` and this configuration"
 def teacher_verdict(plugin: Distill, run: PreparedRun) -> Verdict:
     """Whether each id is the same token for the teacher."""
     other = load_tokenizer(teacher_config(plugin, run.config))
-    where = "plugin distill, option teacher"
     if difference := vocabulary_difference(run.tokenizer, other):
-        return Verdict("teacher", "wrong", f"its tokenizer is another one: {difference}", FIX_TOKENIZER, where)
-    return Verdict("teacher", "ok", f"its tokenizer has the same {len(tokens_by_id(other)):,} tokens", where=where)
+        return Verdict("teacher", "wrong", f"its tokenizer is another one: {difference}", FIX_TOKENIZER, TEACHER)
+    return Verdict("teacher", "ok", f"its tokenizer has the same {len(tokens_by_id(other)):,} tokens", where=TEACHER)
 
 
 def stored_verdicts(plugin: Distill, run: PreparedRun) -> Iterator[Verdict]:
